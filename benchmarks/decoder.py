@@ -1,0 +1,55 @@
+"""The decoder against the reference implementation's figures on the spoken digits (README, "Benchmarks").
+
+    python benchmarks/decoder.py PATH/TO/ptDecoder_ctc [--seeds 1] [--threads 1]
+
+Trains with the sizes of the published figures (2 x 128 units, kernel 8, stride 2, batches of 32, 600 updates) and scores
+on `test` at the end. Nothing is selected here, so looking at `test` is allowed; the search never does.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from hpo.decoder.config import DecoderConfig
+from hpo.decoder.data import Data, check, load_for_scoring
+from hpo.decoder.formats import read_sentences
+from hpo.decoder.train import TrainState, evaluate, train
+
+SIZES = {"model.layers": 2, "model.units": 128, "model.kernel": 8, "model.stride": 2, "batch_size": 32, "steps": 600}
+SETTINGS = {  # name: (values, reference's final PER on test, one per seed)
+    "lr 0.005 eps 1e-8": ({"optimizer.lr": 0.005, "optimizer.eps": 1e-8}, (0.088, 0.097, 0.091)),
+    "lr 0.02 eps 0.1": ({"optimizer.lr": 0.02, "optimizer.eps": 0.1}, (0.159, 0.165, 0.156)),
+    "lr 0.02 eps 1e-8": ({"optimizer.lr": 0.02, "optimizer.eps": 1e-8}, (0.447, 0.362)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = DecoderConfig().with_values(SIZES)
+    test = load_for_scoring(arguments.data, "test", sizes.model, device)
+    sentences = read_sentences(arguments.data, "train")
+    check(sentences, sizes.model)
+    every = torch.arange(len(sentences)).numpy()
+    for name, (values, reference) in SETTINGS.items():
+        for seed in range(arguments.seeds):
+            config = sizes.with_values(values | {"seed": seed, "evaluate_every": 10_000})
+            data = Data(sentences, every, every[:1], device)  # trains on all of `train`, as the reference does
+            state, begin, curve = TrainState(config, data), time.perf_counter(), []
+            for progress in train(state, data):
+                if progress.step % 100 == 0 or not progress.finite:
+                    curve.append(evaluate(state.model, test)[0].per if progress.finite else float("nan"))
+            seconds = time.perf_counter() - begin
+            print(f"{name:18} seed {seed}: PER {curve[-1]:.4f}  best {min(curve):.4f}  reference {reference}  "
+                  f"{seconds:.0f} s on {device}  curve {' '.join(f'{per:.3f}' for per in curve)}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

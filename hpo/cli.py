@@ -1,0 +1,243 @@
+"""The commands: parse, call one function, print. Nothing heavy is imported before a command needs it, so --help is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpo import __version__
+from hpo.errors import CallerError, HpoError, MachineError
+
+if TYPE_CHECKING:
+    from hpo.search.spec import StudySpec
+    from hpo.search.study import Study
+
+
+class Commands(click.Group):
+    """An HpoError ends a command with one line on standard error and its exit code, never with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HpoError as error:
+            click.echo(f"hpo: {' '.join(str(error).split())}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            named = f" {error.filename}" if error.filename else ""
+            click.echo(f"hpo:{named} {error.strerror or error}. Free the space or give another place", err=True)
+            ctx.exit(MachineError.exit_code)
+
+
+database_option = click.option("--database", metavar="URL", help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")
+study_option = click.option("--study", required=True, metavar="NAME", help="The study's name, as hpo launch gave it.")
+device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
+data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="A ptDecoder_ctc pickle.")
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__, prog_name="hpo")
+def main() -> None:
+    """Hyperparameter optimization for speech-BCI phoneme decoders.
+
+    Start with: hpo launch --study lr-aug
+    """
+
+
+@main.command()
+@click.option("--study", "space", required=True, metavar="SPACE", help="A search space: a bundled name (lr-aug, lr-only) or a YAML file.")
+@click.option("--name", metavar="NAME", help="The study's name. Default: the space's.")
+@data_option
+@click.option("--profile", metavar="NAME", help="A profile of the space. Default: demo for the bundled recordings, else none.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base, such as model.units=128.")
+@click.option("--trials", type=int, metavar="N", help="The budget: trials completed or stopped by a rule. Default: the space's.")
+@click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
+@device_option
+@database_option
+def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
+           extend: bool, workers: int | None, device: str | None, database: str | None) -> None:  # fmt: skip
+    """Search: make the study or go on with it, run workers here, report.
+
+    Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
+    """
+    from hpo.search.spec import find_space
+    from hpo.search.study import check_name
+
+    path = find_space(space)
+    check_name(name or path.stem)
+    spec = _spec(path, data, profile, settings, trials)
+    from rich.console import Console
+
+    from hpo.display import Display
+    from hpo.search.database import open_database
+    from hpo.search.launch import Launcher, plan_workers
+    from hpo.search.study import Study
+
+    plan = plan_workers(workers, device)
+    facts, notes = _look_at_data(data, spec)
+    opened = open_database(database)
+    study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
+    for line in (f"study      {study.name}: {path}, {spec.budget.trials} trials", f"kept in    {opened}", *notes, f"workers    {plan}"):
+        click.echo(line)
+    console = Console(highlight=False)
+    end = "done"
+    if study.work_left():
+        with Display(console, spec.budget.trials) as display:
+            end = Launcher(study, opened, plan, data).run(display)
+    else:
+        click.echo(f"The budget of {spec.budget.trials} trials is spent. To go on: the same line with --trials N --extend")
+    click.echo()
+    _print_report(study)
+    if end == "interrupted":
+        click.echo("Stopped. The study is kept; the same line goes on with it.")
+
+
+def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None) -> "StudySpec":
+    from hpo.search.spec import DEMO_PROFILE, has_profile, load_spec, parse_settings
+
+    if profile is None and data is None and has_profile(path, DEMO_PROFILE):
+        profile = DEMO_PROFILE
+    return load_spec(path, profile, parse_settings(settings), trials)
+
+
+def _look_at_data(data: Path | None, spec: "StudySpec") -> tuple[dict[str, Any], list[str]]:
+    """Check the data once before any worker does. Returns (what the study stores of them, lines for the user)."""
+    import torch
+
+    from hpo.decoder.data import load_data, share_too_short
+
+    loaded, sentences = load_data(data, spec.base.model, spec.validation.fraction, spec.validation.seed, torch.device("cpu"))
+    facts = {
+        "path": str(data.absolute()) if data else None,
+        "fingerprint": sentences.fingerprint(),
+        "n_features": loaded.n_features,
+        "n_days": loaded.n_days,
+    }
+    model = spec.base.model
+    why = "as given by --data" if data else "no --data given: the bundled spoken-digit recordings (no neural data)"
+    training = f"{spec.base.steps} steps of {spec.base.batch_size} sentences"
+    size = f"{model.layers} x {model.units} units, kernel {model.kernel}, stride {model.stride}, {training}"
+    notes = [
+        f"data       {why}; {len(loaded.train)} sentences train, {len(loaded.validation)} validate, {loaded.n_days} days, "
+        f"{loaded.n_features} features; test is not looked at",
+        f"decoder    {size} (" + (f"profile {spec.profile}" if spec.profile else "the space's base") + ")",
+    ]
+    short = share_too_short(sentences, model)
+    if short:
+        notes.append(f"note       {100 * short:.1f} % of the sentences have more labels than output frames: CTC learns nothing from them")
+    return facts, notes
+
+
+@main.command()
+@study_option
+@data_option
+@device_option
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: PyTorch's own choice.")
+@database_option
+def worker(study: str, data: Path | None, device: str | None, threads: int | None, database: str | None) -> None:
+    """Join a study from this machine and run trials until its budget is spent."""
+    import logging
+
+    from hpo.search.database import open_database
+    from hpo.search.study import Study
+    from hpo.search.worker import StopFlag, choose_device, run_worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    flag = StopFlag()
+    flag.catch_signals()
+    done = run_worker(Study.open(open_database(database), study), data, choose_device(device), threads, flag)
+    click.echo(f"{done} trials came to an end here; {'stopped by a signal' if flag() else 'nothing is left to do'}")
+
+
+@main.command()
+@study_option
+@database_option
+@json_option
+def status(study: str, database: str | None, as_json: bool) -> None:
+    """Show the trials of a study as they are now."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from hpo.display import trial_table
+
+    found = _open(study, database)
+    found.sweep()
+    records = found.records()
+    if as_json:
+        trials = [asdict(record) for record in records]
+        click.echo(json.dumps({"study": found.name, "budget": found.spec.budget.model_dump(), "trials": trials}, indent=2))
+    else:
+        Console(highlight=False).print(trial_table(records, found.spec.budget.trials))
+
+
+@main.command()
+@study_option
+@database_option
+@json_option
+def report(study: str, database: str | None, as_json: bool) -> None:
+    """Report the best PER beside the starts, what was stopped and why, and the compute."""
+    _print_report(_open(study, database), as_json)
+
+
+@main.command()
+@study_option
+@click.option("--trial", default="best", show_default=True, metavar="best|N", help="Which trial.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The YAML file to write.")
+@database_option
+def export(study: str, trial: str, out: Path, database: str | None) -> None:
+    """Write a trial's configuration as YAML, and in the lab's own argument names."""
+    from hpo.evidence.report import export_text
+
+    text = export_text(_open(study, database), trial)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CallerError(f"--out {out}: cannot be written ({error.strerror})") from None
+    click.echo(f"wrote {out}")
+
+
+@main.group()
+def database() -> None:
+    """The embedded Postgres of this HPO_HOME."""
+
+
+@database.command(name="status")
+def database_status() -> None:
+    """Say whether it runs and where its data are."""
+    from hpo.search.database import EmbeddedServer, home
+
+    server = EmbeddedServer(home())
+    url = server.url()
+    click.echo(f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.data}")
+
+
+@database.command(name="stop")
+def database_stop() -> None:
+    """Stop it, for every process that uses it. The next command that needs it starts it again."""
+    from hpo.search.database import EmbeddedServer, home
+
+    click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")
+
+
+def _open(study: str, database: str | None) -> "Study":
+    from hpo.search.database import open_database
+    from hpo.search.study import Study
+
+    return Study.open(open_database(database), study)
+
+
+def _print_report(study: "Study", as_json: bool = False) -> None:
+    from hpo.evidence.report import as_text, build_report, next_command
+
+    report = build_report(study)
+    click.echo(json.dumps(report, indent=2) if as_json else f"{as_text(report)}\nNext: {next_command(report)}")
+
+
+if __name__ == "__main__":
+    main()

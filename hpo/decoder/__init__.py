@@ -1,0 +1,1 @@
+"""Trains and scores ONE model; knows nothing of studies, trials or databases."""

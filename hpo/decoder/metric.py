@@ -1,0 +1,33 @@
+"""Phoneme error rate: greedy CTC decoding and edit distance, kept per sentence so that intervals can be computed later."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rapidfuzz.distance import Levenshtein
+
+BLANK = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Edit errors and reference lengths, one entry per sentence, in the order of the partition."""
+
+    errors: tuple[int, ...]
+    lengths: tuple[int, ...]  # labels
+
+    @property
+    def per(self) -> float:
+        """Total edit distance / total reference length (a ratio of sums, as in neural_seq_decoder)."""
+        return sum(self.errors) / sum(self.lengths)
+
+
+def greedy_decode(logits_FK: torch.Tensor) -> list[int]:
+    """The best class of each frame, repeats merged, blanks dropped. logits_FK: frames x (classes + blank)."""
+    path = torch.unique_consecutive(logits_FK.argmax(dim=-1)).tolist()
+    return [label for label in path if label != BLANK]
+
+
+def edit_distance(reference: Sequence[int], decoded: Sequence[int]) -> int:
+    """Levenshtein distance: insertions, deletions and substitutions count 1 each."""
+    return int(Levenshtein.distance(reference, decoded))

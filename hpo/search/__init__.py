@@ -1,0 +1,1 @@
+"""Runs MANY trainings: the space, the study in Postgres, stopping rules, workers."""

