@@ -112,6 +112,7 @@ class EmbeddedServer:
     """The Postgres of one HPO_HOME."""
 
     def __init__(self, home: Path):
+        self.home = home
         self.account = _unprivileged_account() if os.geteuid() == 0 else None
         self.root = home / "postgres"
         self._lock = FileLock(home / "postgres.lock", timeout=2 * START_SECONDS)

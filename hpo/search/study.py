@@ -214,8 +214,13 @@ class Study:
                 return None
             ledger.take_lease(connection, trial_id, lease, process, dict(record))
         number = self._storage.get_trial_number_from_id(trial_id)
-        self._study.sampler = JointSampler(self.spec, seed_of(self.spec.sampler.seed, number))
-        asked = optuna.Trial(self._study, trial_id)
+        sampler = TPESampler(
+            n_startup_trials=self.spec.sampler.startup_trials,
+            multivariate=True,
+            constant_liar=True,
+            seed=seed_of(self.spec.sampler.seed, number),
+        )
+        asked = optuna.Trial(optuna.Study(self.name, self._storage, sampler), trial_id)  # anew: a Study keeps the trials it saw first
         values: dict[str, Any] = {}
         for name in self.spec.parameters:
             if self.spec.active(name, values):
@@ -371,36 +376,6 @@ def distribution(spec: StudySpec, name: str) -> BaseDistribution:
     if isinstance(spec.base.flat()[name], int):
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-class JointSampler(TPESampler):
-    """Multivariate TPE with constant liar over the whole space, conditional parameters included.
-
-    Optuna's own ways with conditional parameters (independent sampling, or `group=True`) draw them apart from the others,
-    so that lr and eps, which move together here, would be drawn independently. This draws all of them jointly and
-    discards those that do not exist with the others' values; a trial that lacks one counts as having the base's value.
-    """
-
-    def __init__(self, spec: StudySpec, seed: int):
-        super().__init__(n_startup_trials=spec.sampler.startup_trials, multivariate=True, constant_liar=True, seed=seed)
-        self._space = {name: distribution(spec, name) for name in spec.parameters}
-        base = spec.base.flat()
-        self._fill = {name: _inside(found, base[name]) for name, found in self._space.items()}
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {name: found for name, found in self._space.items() if not found.single()}
-
-    def _get_params(self, trial: FrozenTrial, study: optuna.Study) -> dict[str, Any]:
-        params = super()._get_params(trial, study)
-        return self._fill | params if params else params
-
-
-def _inside(found: BaseDistribution, value: Any) -> Any:
-    """`value`, or the nearest that the distribution has."""
-    if isinstance(found, CategoricalDistribution):
-        return value if value in found.choices else found.choices[0]
-    assert isinstance(found, (FloatDistribution, IntDistribution))
-    return min(max(value, found.low), found.high) if value is not None else found.low
 
 
 def _storage(database: Database) -> optuna.storages.RDBStorage:

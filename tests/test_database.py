@@ -1,0 +1,165 @@
+"""The embedded server under the accidents of real life, and URLs of others."""
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import make_url
+
+import hpo
+from hpo.errors import CallerError, DatabaseError
+from hpo.search.database import EmbeddedServer, home, normal_url, open_database
+
+
+@pytest.fixture()
+def fresh(private_folder: Path) -> Iterator[EmbeddedServer]:
+    folder = private_folder / f"home-{os.urandom(4).hex()}"
+    folder.mkdir(mode=0o711)
+    embedded = EmbeddedServer(folder)
+    yield embedded
+    embedded.stop()
+
+
+def postmaster(embedded: EmbeddedServer) -> int:
+    return int((embedded.data / "postmaster.pid").read_text().splitlines()[0])
+
+
+def answers(url: str | None) -> bool:
+    if url is None:
+        return False
+    connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        found = cursor.fetchone()
+    connection.close()
+    return found == (1,)
+
+
+STARTER = "import sys; from pathlib import Path; from hpo.search.database import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"
+
+
+def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", code, str(embedded.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_four_starters_at_once_make_one_server(fresh: EmbeddedServer) -> None:
+    urls = {process.communicate()[0] for process in [starter(fresh) for _ in range(4)]}
+    assert len(urls) == 1
+    assert answers(urls.pop().strip())
+
+
+def test_it_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
+    first = fresh.start()
+    assert fresh.start() == first  # running already
+    assert fresh.stop()
+    assert fresh.url() is None
+    assert not fresh.stop()
+    assert answers(fresh.start())
+
+
+def test_killing_the_starter_leaves_the_server(fresh: EmbeddedServer) -> None:
+    holder = starter(fresh, STARTER + "; sys.stdout.flush(); sys.stdin.read()")
+    assert holder.stdout is not None
+    url = holder.stdout.readline().strip()
+    holder.kill()
+    holder.wait()
+    assert answers(url)
+    assert fresh.start() == url
+
+
+def test_a_killed_postmaster_is_replaced(fresh: EmbeddedServer) -> None:
+    fresh.start()
+    os.kill(postmaster(fresh), signal.SIGKILL)
+    assert answers(fresh.start())
+
+
+@pytest.mark.parametrize("pid", [1, os.getpid(), 4_000_000])
+def test_a_stale_pid_file_is_no_obstacle(fresh: EmbeddedServer, pid: int) -> None:
+    """The pid in it may be nobody's, or another process's by now."""
+    fresh.start()
+    lines = (fresh.data / "postmaster.pid").read_text().splitlines()
+    fresh.stop()
+    stale = fresh.data / "postmaster.pid"
+    stale.write_text("\n".join([str(pid), *lines[1:]]) + "\n")
+    if fresh.account:
+        os.chown(stale, fresh.account.pw_uid, fresh.account.pw_gid)
+    assert answers(fresh.start())
+
+
+def test_an_interrupted_first_start_is_no_obstacle(fresh: EmbeddedServer) -> None:
+    draft = fresh.root / "data.new"
+    draft.mkdir(parents=True)
+    (draft / "half").touch()
+    assert answers(fresh.start())
+
+
+def test_only_the_password_lets_in_and_only_from_here(fresh: EmbeddedServer) -> None:
+    url = make_url(fresh.start()).set(drivername="postgresql")
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(url.set(password="guess").render_as_string(hide_password=False))
+    assert (fresh.root / "password").stat().st_mode & 0o077 == 0
+    connection = psycopg2.connect(url.render_as_string(hide_password=False))
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW listen_addresses")
+        assert cursor.fetchone() == ("127.0.0.1",)
+    connection.close()
+
+
+def python_as_nobody() -> tuple[list[str], dict[str, object]]:
+    """A Python of this version, with this one's packages, that an unprivileged account may run. (command, options)"""
+    paths = os.pathsep.join([str(Path(hpo.__file__).parents[1]), sysconfig.get_path("purelib")])
+    options: dict[str, object] = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/", "env": {"PYTHONPATH": paths, "HOME": "/"}}
+    for python in (sys.executable, "/usr/bin/python3"):
+        try:
+            code = "import hpo.search.database, sys; print(sys.version_info[:2])"
+            done = subprocess.run([python, "-c", code], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+        except OSError:
+            continue
+        if done.stdout.strip() == str(sys.version_info[:2]):
+            return [python], options
+    pytest.skip("no Python here that an unprivileged account may run with these packages")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; as a user, all tests here are this one")
+def test_it_works_as_a_normal_user(private_folder: Path) -> None:
+    command, options = python_as_nobody()
+    folder = private_folder / "normal"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    code = STARTER + "; E(Path(sys.argv[1])).stop()"
+    done = subprocess.run([*command, "-c", code, str(folder)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    assert (folder / "postgres" / "data").stat().st_uid == 65534
+
+
+def test_urls_of_every_spelling() -> None:
+    for given in ("postgresql://u:p@h:5/d", "postgres://u:p@h:5/d", "postgresql+psycopg2://u:p@h:5/d", "postgresql+psycopg://u:p@h:5/d"):
+        assert normal_url(given) == "postgresql+psycopg2://u:p@h:5/d"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://u@h/d", "nonsense", "redis://h"])
+def test_urls_that_are_not_postgres(url: str) -> None:
+    with pytest.raises(CallerError, match="Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE"):
+        open_database(url)
+
+
+def test_a_database_that_is_not_there_is_one_line_without_the_password() -> None:
+    with pytest.raises(DatabaseError, match="Connection refused") as caught:
+        open_database("postgresql://u:secret@127.0.0.1:1/d")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file" / "home", Path("/proc/hpo")):
+        monkeypatch.setenv("HPO_HOME", str(bad))
+        with pytest.raises(DatabaseError, match=f"HPO_HOME {bad}: cannot be written"):
+            home()

@@ -1,0 +1,172 @@
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny_contents
+from hpo.decoder.config import ModelConfig
+from hpo.decoder.data import load_data, load_for_scoring, share_too_short
+from hpo.decoder.formats import read_sentences
+from hpo.errors import DataError
+
+MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)
+Write = Callable[[Any], Path]
+
+
+def load(path: Path) -> None:
+    load_data(path, MODEL, 0.2, 0, torch.device("cpu"))
+
+
+def test_what_is_read(write_data: Write) -> None:
+    contents = tiny_contents(sentences=5, days=3, features=4)
+    sentences = read_sentences(write_data(contents), "train")
+    assert (len(sentences), sentences.n_days, sentences.features_NC.shape[1]) == (15, 3, 4)
+    day = contents["train"][1]
+    start = int(sentences.lengths_S[:5].sum())
+    np.testing.assert_array_equal(sentences.features_NC[start : start + len(day["sentenceDat"][0])], day["sentenceDat"][0])
+    labels = int(sentences.label_lengths_S[:5].sum())
+    assert sentences.labels_L[labels : labels + day["phoneLens"][0]].tolist() == day["phonemes"][0][: day["phoneLens"][0]].tolist()
+    assert sentences.days_S.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_pickle_protocol(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(pickle.dumps(tiny_contents(), protocol=protocol))
+    assert len(read_sentences(path, "train")) == 24
+
+
+def test_pickles_of_numpy_1(tmp_path: Path) -> None:
+    """There the modules were called numpy.core; the public data file is such a one."""
+    path = tmp_path / "data"
+    path.write_bytes(pickle.dumps(tiny_contents(), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert len(read_sentences(path, "train")) == 24
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_pickle(write_data: Write, share: float) -> None:
+    path = write_data(tiny_contents())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match=r"data.pickle: not a whole pickle \([\d,]+ bytes; .*\)\. Copy it again"):
+        load(path)
+
+
+@pytest.mark.parametrize("junk", [b"hello", b"\x89HDF\r\n\x1a\n" + bytes(100), b"\x80\x04K\x01.", os.urandom(1000)])
+def test_something_else(tmp_path: Path, junk: bytes) -> None:
+    path = tmp_path / "junk"
+    path.write_bytes(junk)
+    with pytest.raises(DataError, match="junk"):
+        load(path)
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("it-ran",)
+
+
+def test_a_pickle_that_would_run_code_does_not(write_data: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = tiny_contents() | {"extra": Code()}
+    with pytest.raises(DataError, match=r"asks to load posix.mkdir. Valid: plain containers and numpy arrays; nothing was run"):
+        load(write_data(contents))
+    assert not Path("it-ran").exists()
+
+
+def day(contents: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = contents["train"][1]
+    return found
+
+
+def drop_column(contents: dict[str, Any]) -> None:
+    del day(contents)["phoneLens"]
+
+
+def drop_partition(contents: dict[str, Any]) -> None:
+    del contents["train"]
+
+
+def shorten(contents: dict[str, Any]) -> None:
+    day(contents)["sentenceDat"][3] = day(contents)["sentenceDat"][3][:3]
+
+
+def mislabel(contents: dict[str, Any]) -> None:
+    day(contents)["phonemes"][3][1] = 57
+
+
+def label_blank(contents: dict[str, Any]) -> None:
+    day(contents)["phonemes"][3][0] = 0
+
+
+def empty_day(contents: dict[str, Any]) -> None:
+    for column in day(contents):
+        day(contents)[column] = []
+
+
+def other_width(contents: dict[str, Any]) -> None:
+    day(contents)["sentenceDat"][3] = day(contents)["sentenceDat"][3][:, :2]
+
+
+def not_a_number(contents: dict[str, Any]) -> None:
+    day(contents)["sentenceDat"][3][5, 0] = np.nan
+
+
+def too_many_labels(contents: dict[str, Any]) -> None:
+    day(contents)["phoneLens"][3] = 99
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (drop_column, r"train: day 1 has no 'phoneLens'. Needed: sentenceDat, phonemes, phoneLens"),
+        (drop_partition, r"no list of days under 'train'"),
+        (shorten, r"train: day 1 sentence 3 has 3 bins, fewer than model.kernel 4 \(1 such\)"),
+        (mislabel, r"train: day 1 sentence 3 has label 57 \(1 such\)\. Valid: 1\.\.40"),
+        (label_blank, r"train: day 1 sentence 3 has label 0 \(1 such\)\. Valid: 1\.\.40 \(model.classes; 0 is the CTC blank\)"),
+        (empty_day, r"train: day 1 has no sentences"),
+        (other_width, r"train: day 1 sentence 3: sentenceDat is float32 \(\d+, 2\)"),
+        (not_a_number, r"train: day 1 sentence 3 has NaN or infinite features"),
+        (too_many_labels, r"train: day 1 sentence 3: phoneLens 99 but 20 phonemes"),
+    ],
+)
+def test_what_cannot_be_trained_on(write_data: Write, spoil: Callable[[dict[str, Any]], None], expected: str) -> None:
+    contents = tiny_contents()
+    spoil(contents)
+    with pytest.raises(DataError, match=expected) as caught:
+        load(write_data(contents))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load(tmp_path / "missing")
+    with pytest.raises(DataError, match="no such file"):
+        load(tmp_path)
+
+
+def test_the_fingerprint_tells_sentences_apart(write_data: Write) -> None:
+    contents = tiny_contents()
+    one = read_sentences(write_data(contents), "train").fingerprint()
+    assert read_sentences(write_data(tiny_contents()), "train").fingerprint() == one
+    day(contents)["phonemes"][3][0] += 1
+    assert read_sentences(write_data(contents), "train").fingerprint() != one
+
+
+def test_the_search_does_not_need_the_test_partition(write_data: Write) -> None:
+    contents = tiny_contents()
+    contents["test"] = "nothing that could be read"
+    load(write_data(contents))
+    with pytest.raises(DataError, match="no list of days under 'test'"):
+        load_for_scoring(write_data(contents), "test", MODEL, torch.device("cpu"))
+
+
+def test_share_too_short_for_ctc() -> None:
+    """The figure in the data's README: 42.1 % at kernel 32, stride 4."""
+    sentences = read_sentences(None, "train")
+    assert share_too_short(sentences, ModelConfig(kernel=32, stride=4)) == pytest.approx(0.421, abs=0.0005)
+    assert share_too_short(sentences, ModelConfig(kernel=8, stride=3)) == pytest.approx(0.001, abs=0.0005)
