@@ -6,7 +6,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.evidence.report import best_of, duration, percent
-from hpo.search.launch import seconds_left
 from hpo.search.study import Record
 
 ROWS = 18  # trials shown: those that run, and the last of the others
@@ -39,6 +38,19 @@ def totals(records: list[Record], budget: int) -> str:
     if left is not None:
         parts.append(f"about {duration(left)} to go")
     return ", ".join(parts)
+
+
+def seconds_left(records: list[Record], budget: int) -> float | None:
+    """An estimate of the time to the end of the study, from the pace so far; None before there is any."""
+    steps = sum(record.step for record in records)
+    running = [record for record in records if record.state == "running"]
+    ended = [record for record in records if record.state in ("complete", "stopped")]
+    if not steps or not running:
+        return None
+    typical = sum(record.step for record in ended) / len(ended) if ended else float(running[0].steps)
+    to_come = max(0, budget - len(ended) - len(running)) * typical + sum(record.steps - record.step for record in running)
+    pace = sum(record.seconds for record in records) / steps
+    return to_come * pace / len(running)
 
 
 def _shown(records: list[Record]) -> list[Record]:

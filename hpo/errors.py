@@ -1,13 +1,13 @@
 """Every error that a person is meant to read. The text is one line: what was given, what is valid, what to do.
 
-    HpoError
-    |-- CallerError    exit code 2: something that was asked for is wrong
-    |   |-- SpecError      a study file, a profile, a --set
-    |   |-- DataError      a data set
-    |   `-- StudyError     a study name, a study that differs, a trial that is not there
-    `-- MachineError   exit code 1: the machine or the network failed
-        |-- DatabaseError  no server, no permission, no binaries
-        `-- WorkerError    no worker could go on
+HpoError
+|-- CallerError    exit code 2: something that was asked for is wrong
+|   |-- SpecError      a study file, a profile, a --set
+|   |-- DataError      a data set
+|   `-- StudyError     a study name, a study that differs, a trial that is not there
+`-- MachineError   exit code 1: the machine or the network failed
+    |-- DatabaseError  no server, no permission, no binaries
+    `-- WorkerError    no worker could go on
 """
 
 

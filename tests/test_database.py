@@ -17,7 +17,7 @@ from hpo.errors import CallerError, DatabaseError
 from hpo.search.database import EmbeddedServer, home, normal_url, open_database
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh(private_folder: Path) -> Iterator[EmbeddedServer]:
     folder = private_folder / f"home-{os.urandom(4).hex()}"
     folder.mkdir(mode=0o711)
@@ -38,7 +38,7 @@ def answers(url: str | None) -> bool:
         cursor.execute("SELECT 1")
         found = cursor.fetchone()
     connection.close()
-    return found == (1,)
+    return bool(found == (1,))
 
 
 STARTER = "import sys; from pathlib import Path; from hpo.search.database import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"

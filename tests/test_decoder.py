@@ -23,13 +23,17 @@ def config(**values: object) -> DecoderConfig:
     return DecoderConfig().with_values(SMALL | {name.replace("__", "."): value for name, value in values.items()})
 
 
-@pytest.fixture()
+@pytest.fixture
 def data(tiny_data: Path) -> Data:
     return load_data(tiny_data, config().model, 0.2, 0, CPU)[0]
 
 
 def run(state: TrainState, data: Data) -> list[Progress]:
     return list(train(state, data))
+
+
+def recurrent_weight(state: TrainState) -> torch.Tensor:
+    return dict(state.model.gru.named_parameters())["weight_hh_l0"].detach()
 
 
 # ---- metric
@@ -57,11 +61,11 @@ def test_initialisation_is_the_references() -> None:
     model = GruDecoder(config().model, n_days=3, n_features=5)
     assert torch.equal(model.day_weights, torch.eye(5).repeat(3, 1, 1))
     assert not model.day_bias.any()
-    recurrent = model.gru.weight_hh_l1_reverse
+    recurrent = dict(model.gru.named_parameters())["weight_hh_l1_reverse"]
     gates = recurrent.T @ recurrent  # an orthogonal 24 x 8 matrix has orthonormal columns
     torch.testing.assert_close(gates, torch.eye(8), atol=1e-5, rtol=0)
     bound = math.sqrt(6 / (5 * 4 + 3 * 8))  # Xavier-uniform: sqrt(6 / (in + out))
-    assert bound * 0.8 < model.gru.weight_ih_l0.abs().max() <= bound
+    assert bound * 0.8 < dict(model.gru.named_parameters())["weight_ih_l0"].abs().max() <= bound
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -147,7 +151,7 @@ def test_masks_have_their_probability_and_width() -> None:
     assert 28 <= int(widths.max()) <= 40
     masked = augmented({"feature_masks": 2, "feature_mask_p": 1.0, "feature_mask_width": 12}) == 0
     assert torch.equal(masked[:, 0], masked[:, 100])  # whole features
-    assert 1 <= int(masked[:, 0].sum(dim=1).min())
+    assert int(masked[:, 0].sum(dim=1).min()) >= 1
     assert int(masked[:, 0].sum(dim=1).max()) <= 24
 
 
@@ -221,15 +225,17 @@ def test_a_step_that_is_not_finite_ends_the_training_and_changes_nothing(data: D
     next(steps)
     with torch.no_grad():
         state.model.output.bias[0] = math.nan
-    before = state.model.gru.weight_hh_l0.clone()
+    before = recurrent_weight(state).clone()
     last = next(steps)
     assert (last.step, last.finite, state.step) == (2, False, 1)
-    assert torch.equal(state.model.gru.weight_hh_l0, before)
+    assert torch.equal(recurrent_weight(state), before)
     assert list(steps) == []
 
 
 def test_gradients_are_clipped_to_the_norm(data: Data) -> None:
-    state = TrainState(config(optimizer__grad_clip_norm=1e-3, optimizer__name="sgd", optimizer__momentum=0, optimizer__weight_decay=0), data)
+    state = TrainState(
+        config(optimizer__grad_clip_norm=1e-3, optimizer__name="sgd", optimizer__momentum=0, optimizer__weight_decay=0), data
+    )
     before = [weight.detach().clone() for weight in state.model.parameters()]
     progress = next(train(state, data))
     assert progress.grad_norm > 1e-3
@@ -241,9 +247,9 @@ def test_gradients_are_clipped_to_the_norm(data: Data) -> None:
 def test_weight_decay_is_l2_for_adam_and_decoupled_for_adamw(data: Data, name: str, decoupled: bool) -> None:
     """With a huge eps the gradient step vanishes, so only decoupled decay still shrinks the weights."""
     state = TrainState(config(optimizer__name=name, optimizer__eps=1e9, optimizer__weight_decay=1.0, optimizer__lr=0.01), data)
-    before = state.model.gru.weight_hh_l0.detach().clone()
+    before = recurrent_weight(state).clone()
     next(train(state, data))
-    shrunk = float((state.model.gru.weight_hh_l0 / before).mean())
+    shrunk = float((recurrent_weight(state) / before).mean())
     assert shrunk == pytest.approx(0.99 if decoupled else 1.0, abs=1e-6)
 
 
@@ -269,16 +275,22 @@ def test_plateau_counts_evaluations_and_stops_at_its_floor(data: Data) -> None:
     assert lrs[-1] == pytest.approx(3e-13)
 
 
-OPTIMIZERS = [{"optimizer__name": "adam"}, {"optimizer__name": "adamw"}, {"optimizer__name": "sgd", "optimizer__nesterov": True}]
-SCHEDULES = [{"schedule__name": name} for name in ("constant", "linear", "warmup-cosine")]
+OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
+OPTIMIZERS += [{"optimizer__name": "sgd", "optimizer__nesterov": True}]
+SCHEDULES: list[dict[str, object]] = [{"schedule__name": name} for name in ("constant", "linear", "warmup-cosine")]
 SCHEDULES += [{"schedule__name": "plateau", "schedule__patience": 0}]
 
 
 @settings(max_examples=12, deadline=None)
 @given(optimizer=st.sampled_from(OPTIMIZERS), schedule=st.sampled_from(SCHEDULES), at=st.integers(1, 11), seed=st.integers(0, 99))
 def test_a_resumed_training_is_the_same_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, demo_sentences: Sentences, optimizer: dict[str, object], schedule: dict[str, object], at: int, seed: int
-) -> None:  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory,
+    demo_sentences: Sentences,
+    optimizer: dict[str, object],
+    schedule: dict[str, object],
+    at: int,
+    seed: int,
+) -> None:
     demo = Data(demo_sentences, np.arange(40), np.arange(40, 50), CPU)
     chosen = config(model__kernel=8, augment__time_masks=1, seed=seed, evaluate_every=3, **optimizer, **schedule)
     whole = run(TrainState(chosen, demo), demo)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from conftest import tiny_contents
+
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import load_data, load_for_scoring, share_too_short
 from hpo.decoder.formats import read_sentences

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 from sqlalchemy import text
 
-from conftest import TINY
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
@@ -23,7 +23,7 @@ from hpo.search.database import Database
 from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
-from hpo.search.study import Completed, Failed, Interrupted, Stopped, Study, Trial, in_thin_curve
+from hpo.search.study import Completed, Failed, Interrupted, Outcome, Stopped, Study, Trial, in_thin_curve
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 HERE = Process.this()
@@ -84,7 +84,8 @@ def test_the_budget_is_exact_over_workers_at_once(make_study: Make, database: Da
         kinds = np.random.default_rng(seed)
         done = 0
         while trial := study.claim(HERE, RECORD):
-            outcome = [completed(0.5), DIVERGED, Failed("a bug")][kinds.choice(3, p=[0.5, 0.4, 0.1])]
+            outcomes: list[Outcome] = [completed(0.5), DIVERGED, Failed("a bug")]
+            outcome = outcomes[kinds.choice(3, p=[0.5, 0.4, 0.1])]
             assert study.finish(trial, outcome)
             done += not isinstance(outcome, Failed)
         return done
@@ -233,7 +234,7 @@ def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudyS
 
 @pytest.mark.parametrize("name", ["a/b", "", "-a", "a b", "ä", "x" * 101, "../x"])
 def test_study_names_that_no_folder_or_url_could_hold(make_study: Make, tiny_spec: StudySpec, name: str) -> None:
-    with pytest.raises(StudyError, match="study name .* Valid: letters, digits"):
+    with pytest.raises(StudyError, match=r"study name .* Valid: letters, digits"):
         make_study(tiny_spec, name)
 
 

@@ -5,9 +5,7 @@ import torch
 from hpo.decoder.config import AugmentConfig
 
 
-def augment(
-    x_BTC: torch.Tensor, lengths_B: torch.Tensor, config: AugmentConfig, generator: torch.Generator
-) -> torch.Tensor:
+def augment(x_BTC: torch.Tensor, lengths_B: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """Masks, then white noise, then a constant offset; the padding is zero again afterwards.
 
     x_BTC: features, zero behind each sentence's end. lengths_B: bins, on any device.
@@ -34,9 +32,7 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-def _masked(
-    batch: int, size: int, ends_B: torch.Tensor, spans: tuple[int, float, int], generator: torch.Generator
-) -> torch.Tensor:
+def _masked(batch: int, size: int, ends_B: torch.Tensor, spans: tuple[int, float, int], generator: torch.Generator) -> torch.Tensor:
     """batch x size, True where masked: `count` spans a sentence, each there with probability `p`.
 
     Widths are uniform on 1..max_width, below the sentence's length; starts uniform over the places where it fits.

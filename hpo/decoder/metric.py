@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
 
-import torch
 from rapidfuzz.distance import Levenshtein
+
+if TYPE_CHECKING:  # commands that only read a study should not wait for torch
+    import torch
 
 BLANK = 0
 
@@ -22,10 +26,10 @@ class Score:
         return sum(self.errors) / sum(self.lengths)
 
 
-def greedy_decode(logits_FK: torch.Tensor) -> list[int]:
+def greedy_decode(logits_FK: "torch.Tensor") -> list[int]:
     """The best class of each frame, repeats merged, blanks dropped. logits_FK: frames x (classes + blank)."""
-    path = torch.unique_consecutive(logits_FK.argmax(dim=-1)).tolist()
-    return [label for label in path if label != BLANK]
+    path = logits_FK.argmax(dim=-1).tolist()
+    return [label for label, _ in groupby(path) if label != BLANK]
 
 
 def edit_distance(reference: Sequence[int], decoded: Sequence[int]) -> int:

@@ -135,16 +135,3 @@ class Launcher:
 
 def _in_words(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def seconds_left(records: list[Record], budget: int) -> float | None:
-    """An estimate of the time to the end of the study, from the pace so far; None before there is any."""
-    steps = sum(record.step for record in records)
-    running = [record for record in records if record.state == "running"]
-    ended = [record for record in records if record.state in ("complete", "stopped")]
-    if not steps or not running:
-        return None
-    typical = sum(record.step for record in ended) / len(ended) if ended else float(running[0].steps)
-    to_come = max(0, budget - len(ended) - len(running)) * typical + sum(record.steps - record.step for record in running)
-    pace = sum(record.seconds for record in records) / steps
-    return to_come * pace / len(running)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ARRAY,
@@ -34,7 +34,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.pool import NullPool
 
-from hpo.decoder.train import Progress
+if TYPE_CHECKING:
+    from hpo.decoder.train import Progress
 
 LEASE_SECONDS = 120  # a worker that shows no step for so long has lost its trial
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
@@ -179,7 +180,7 @@ def lost(connection: Connection, running: list[int]) -> list[int]:
     return [trial_id for trial_id in running if gone(rows.get(trial_id))]
 
 
-def add_point(connection: Connection, trial_id: int, since: list[Progress]) -> None:
+def add_point(connection: Connection, trial_id: int, since: "list[Progress]") -> None:
     """One point of the fine curve, at the last of the steps since the point before."""
     last = since[-1]
     assert last.score is not None

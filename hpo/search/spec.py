@@ -187,9 +187,7 @@ def has_profile(path: Path, profile: str) -> bool:
     return profile in _read(path).profiles
 
 
-def load_spec(
-    path: Path, profile: str | None = None, settings: Mapping[str, Any] | None = None, trials: int | None = None
-) -> StudySpec:
+def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any] | None = None, trials: int | None = None) -> StudySpec:
     """Read and check a space; `profile` and `settings` (dotted name -> value) overlay its base, in this order.
 
     trials: overrides the budget's.

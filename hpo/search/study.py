@@ -11,7 +11,7 @@ when a trial is interrupted or its worker is gone: number, parameters and curve 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -23,13 +23,15 @@ from sqlalchemy.engine import Connection, Row
 
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
-from hpo.decoder.train import Progress
 from hpo.errors import StudyError
 from hpo.search import ledger
 from hpo.search.database import CONNECT_ARGUMENTS, Database
 from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Evaluation, Stop
+
+if TYPE_CHECKING:
+    from hpo.decoder.train import Progress
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -265,7 +267,7 @@ class Study:
         with self._engine.begin() as connection:
             return ledger.renew_lease(connection, trial.id, trial.lease, step=step, seconds=ledger.trial_table.c.seconds + seconds)
 
-    def report(self, trial: Trial, since: list[Progress], seconds: float) -> bool:
+    def report(self, trial: Trial, since: "list[Progress]", seconds: float) -> bool:
         """Store an evaluation: since[-1], with the steps since the one before. Returns and renews as `renew`."""
         last = since[-1]
         assert last.score is not None

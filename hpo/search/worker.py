@@ -111,6 +111,7 @@ class Worker:
         score = None
         for progress in train(state, self.data):
             if not progress.finite:
+                self.study.renew(trial, progress.step, clock.lap())
                 what = f"training loss {progress.loss:.3g}, gradient norm {progress.grad_norm:.3g}"
                 return Stopped(non_finite(progress.step, what))
             since.append(progress)
@@ -133,6 +134,7 @@ class Worker:
                 renewed = now
             if self.stop() and not state.finished:
                 save_checkpoint(state, checkpoint)
+                self.study.renew(trial, progress.step, clock.lap())
                 return Interrupted()
         if score is None:  # no steps at all, or resumed at the last one
             score, _ = evaluate(state.model, self.data)

@@ -1,0 +1,100 @@
+"""The house rules: imports go one way, each library has its door, and nothing grows too big."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from hpo.cli import main
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "hpo").rglob("*.py"))
+ORDER = ["errors", "decoder", "search", "evidence", "display", "cli"]  # each may import itself and what is before
+DOORS = {  # library: the places that may import it
+    "optuna": {"search/study.py"},
+    "sqlalchemy": {"search/database.py", "search/ledger.py", "search/study.py"},
+    "psycopg2": {"search/database.py"},
+    "click": {"cli.py"},
+    "rich": {"display.py", "cli.py"},
+    "torch": {"decoder", "search/worker.py", "search/launch.py", "cli.py"},
+    "yaml": {"search/spec.py", "evidence/report.py"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(name: str) -> str:
+    """hpo.search.study -> search"""
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_one_way_and_through_the_doors(file: Path) -> None:
+    place = file.relative_to(ROOT / "hpo")
+    here = place.parts[0].removesuffix(".py")
+    for name in imports(file):
+        if name.startswith("hpo.") and room(name) in ORDER and here in ORDER:
+            assert ORDER.index(room(name)) <= ORDER.index(here), f"{place} imports {name}"
+        doors = DOORS.get(name.split(".")[0])
+        assert doors is None or str(place) in doors or place.parts[0] in doors, f"{place} imports {name}; its doors: {doors}"
+
+
+def test_the_order_names_every_room() -> None:
+    rooms = {file.relative_to(ROOT / "hpo").parts[0].removesuffix(".py") for file in FILES}
+    assert rooms - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_sizes(file: Path) -> None:
+    text = file.read_text()
+    assert len(text.splitlines()) <= 500
+    assert len(file.relative_to(ROOT).parts) <= 3, "one folder level"
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), f"{file}: says nothing about itself"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """`hpo --help` is quick because torch, optuna and the others are not imported for it."""
+    heavy = ["torch", "optuna", "sqlalchemy", "pydantic", "numpy", "rich", "psycopg2"]
+    code = f"import sys, hpo.cli; hpo.cli.main(['--help'], standalone_mode=False); sys.exit(bool(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "launch" in done.stdout
+
+
+def commands(group: click.Group, prefix: str = "hpo") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        path = f"{prefix} {name}"
+        found |= commands(command, path) if isinstance(command, click.Group) else {path: command}
+    return found
+
+
+@pytest.mark.parametrize(("path", "command"), commands(main).items())
+def test_every_command_has_help_and_a_line_in_the_readme(path: str, command: click.Command) -> None:
+    assert command.help
+    for parameter in command.params:
+        assert not isinstance(parameter, click.Option) or parameter.help, f"{path} {parameter.name}"
+    assert f"`{path}" in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_shows_every_file() -> None:
+    text = (ROOT / "README.md").read_text()
+    for file in FILES:
+        assert file.name == "__init__.py" or f" {file.name} " in text, file
