@@ -86,15 +86,17 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
         click.echo(line)
     console = Console(highlight=False)
     end = "done"
-    if study.work_left():
+    over = study.why_over()
+    if over is None:
         with Display(console, spec.budget.trials) as display:
             end = Launcher(study, opened, plan, data).run(display)
     else:
-        click.echo(f"The budget of {spec.budget.trials} trials is spent. To go on: the same line with --trials N --extend")
+        click.echo(f"Nothing is left to do: {over}")
     click.echo()
     _print_report(study)
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
+        raise SystemExit(130)  # as shells say it of Ctrl-C
 
 
 def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None) -> "StudySpec":

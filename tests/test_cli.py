@@ -75,7 +75,7 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
     assert report["gpu_seconds"]["spent"] > 0
 
     again = hpo(*line)
-    assert "The budget of 4 trials is spent" in again.stdout
+    assert "the budget of 4 trials is spent" in again.stdout
     assert report_of("tiny") == report
 
     more = hpo(*line, "--trials", "5")
@@ -157,6 +157,7 @@ def test_ctrl_c_stops_at_the_next_step_and_the_same_line_goes_on(running: Runnin
     running.process.send_signal(signal.SIGINT)
     out, _ = running.process.communicate(timeout=60)
     assert "the same line goes on with it" in out
+    assert running.process.returncode == 130
     before = running.records()
     assert [record.state for record in before] == ["waiting", "waiting"]
     checkpoints = list(Path(os.environ["HPO_HOME"]).glob("studies/tiny-*/trial-*/checkpoint.pt"))
@@ -264,10 +265,7 @@ def test_questions_about_what_is_not_there(database: Database, tmp_path: Path) -
         one_line(hpo(*command, "--study", "nothing"), 2, "no study 'nothing'", "hpo launch makes one")
 
 
-def test_a_full_disk_for_checkpoints_is_a_failed_trial_with_its_cause(
-    database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    """The home's folder of studies is a file: nothing can be written below it."""
+def test_a_home_where_nothing_can_be_written_below(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     home = Path(os.environ["HPO_HOME"])
     home.mkdir()
     (home / "studies").touch()

@@ -44,8 +44,8 @@ def test_per_is_a_ratio_of_sums() -> None:
 
 
 def test_greedy_decoding_merges_repeats_and_drops_blanks() -> None:
-    path = torch.tensor([0, 5, 5, 0, 5, 3, 3, 0])
-    assert greedy_decode(torch.nn.functional.one_hot(path, 6).float()) == [5, 5, 3]
+    paths = torch.tensor([[0, 5, 5, 0, 5, 3, 3, 0], [2, 2, 0, 0, 0, 1, 1, 1]])
+    assert greedy_decode(torch.nn.functional.one_hot(paths, 6).float(), torch.tensor([8, 4])) == [[5, 5, 3], [2]]
 
 
 def test_edit_distance() -> None:

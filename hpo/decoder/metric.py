@@ -26,10 +26,13 @@ class Score:
         return sum(self.errors) / sum(self.lengths)
 
 
-def greedy_decode(logits_FK: "torch.Tensor") -> list[int]:
-    """The best class of each frame, repeats merged, blanks dropped. logits_FK: frames x (classes + blank)."""
-    path = logits_FK.argmax(dim=-1).tolist()
-    return [label for label, _ in groupby(path) if label != BLANK]
+def greedy_decode(logits_BWK: "torch.Tensor", frames_B: "torch.Tensor") -> list[list[int]]:
+    """The best class of each frame, repeats merged, blanks dropped; of sentence b the first frames_B[b] frames count.
+
+    logits_BWK: sentences x frames x (classes + blank).
+    """
+    paths = zip(logits_BWK.argmax(dim=-1).tolist(), frames_B.tolist(), strict=True)
+    return [[label for label, _ in groupby(path[:count]) if label != BLANK] for path, count in paths]
 
 
 def edit_distance(reference: Sequence[int], decoded: Sequence[int]) -> int:

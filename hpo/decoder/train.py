@@ -146,8 +146,8 @@ def evaluate(model: GruDecoder, data: Data) -> tuple[Score, float]:
         batch = data.batch(numbers_B)
         logits_BWK, frames_B = model(batch.x_BTC, batch.lengths_B, batch.days_B)
         total_loss += losses(logits_BWK, frames_B, batch).sum().item()
-        for number, logits_WK, count in zip(numbers_B.tolist(), logits_BWK.cpu(), frames_B.tolist(), strict=True):
-            errors[number] = edit_distance(data.labels(number), greedy_decode(logits_WK[:count]))
+        for number, decoded in zip(numbers_B.tolist(), greedy_decode(logits_BWK, frames_B), strict=True):
+            errors[number] = edit_distance(data.labels(number), decoded)
     numbers = data.validation.tolist()
     score = Score(tuple(errors[number] for number in numbers), tuple(len(data.labels(number)) for number in numbers))
     return score, total_loss / len(numbers)
@@ -201,8 +201,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
 
 def load_checkpoint(state: TrainState, path: Path) -> None:
     """Go on where `save_checkpoint` was. Raises ValueError if it was made by another configuration."""
-    saved = torch.load(path, map_location=state.noise.device, weights_only=True)
+    saved = torch.load(path, map_location="cpu", weights_only=True)  # generators want their states there; the rest is copied over
     if saved["config"] != state.config.model_dump():
         raise ValueError(f"{path} holds another configuration")
-    generators = ("order", "noise", "dropout", "dropout_cuda")
-    state.load_state_dict(saved | {name: saved[name] if saved[name] is None else saved[name].cpu() for name in generators})
+    state.load_state_dict(saved)

@@ -37,7 +37,7 @@ from sqlalchemy.pool import NullPool
 if TYPE_CHECKING:
     from hpo.decoder.train import Progress
 
-LEASE_SECONDS = 120  # a worker that shows no step for so long has lost its trial
+LEASE_SECONDS = 300  # a worker that shows no step for so long has lost its trial
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
 
 metadata = MetaData()

@@ -19,9 +19,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection, Row
 
-from hpo.decoder.config import DecoderConfig
+from hpo.decoder.config import DecoderConfig, explain
 from hpo.decoder.metric import Score
 from hpo.errors import StudyError
 from hpo.search import ledger
@@ -189,7 +190,12 @@ class Study:
     def spec(self) -> StudySpec:
         """As when this object last looked; `refresh` looks again."""
         if self._spec is None:
-            self._spec = StudySpec.model_validate(self._study.user_attrs["spec"])
+            try:
+                self._spec = StudySpec.model_validate(self._study.user_attrs["spec"])
+            except ValidationError as error:
+                raise StudyError(
+                    f"study {self.name} was made by another version of hpo ({explain(error)}). Take --name for a new one"
+                ) from None
         return self._spec
 
     def refresh(self) -> None:
@@ -304,11 +310,14 @@ class Study:
 
     # ---- reading
 
-    def work_left(self) -> bool:
-        """Whether a worker would find a trial to take, now or when one that runs is handed back."""
-        counts = Counter(record.state for record in self.records())
-        ended = counts["complete"] + counts["stopped"]
-        return ended < self.spec.budget.trials and counts["failed"] <= self.spec.budget.failures
+    def why_over(self) -> str | None:
+        """Why no worker would find a trial to take, even if one that runs were handed back; None if one would."""
+        counts, budget = Counter(record.state for record in self.records()), self.spec.budget
+        if counts["complete"] + counts["stopped"] >= budget.trials:
+            return f"the budget of {budget.trials} trials is spent. To go on, add --trials N --extend with a larger N"
+        if counts["failed"] > budget.failures:
+            return f"{counts['failed']} trials failed, more than the budget's {budget.failures}. See below, mend the cause, take --name"
+        return None
 
     def records(self) -> list[Record]:
         trials = self._storage.get_all_trials(self.id, deepcopy=False)

@@ -126,14 +126,14 @@ class Worker:
                 if stop and not state.finished:
                     return Stopped(stop)
                 if now - saved > CHECKPOINT_SECONDS and not state.finished:
-                    save_checkpoint(state, checkpoint)
+                    _save(state, checkpoint)
                     saved = now
             elif now - renewed > RENEW_SECONDS:
                 if not self.study.renew(trial, progress.step, clock.lap()):
                     return None
                 renewed = now
             if self.stop() and not state.finished:
-                save_checkpoint(state, checkpoint)
+                _save(state, checkpoint)
                 self.study.renew(trial, progress.step, clock.lap())
                 return Interrupted()
         if score is None:  # no steps at all, or resumed at the last one
@@ -152,6 +152,14 @@ class Worker:
             return TrainState(trial.config, self.data)
         log.info("trial %d: goes on after step %d", trial.number, state.step)
         return state
+
+
+def _save(state: TrainState, checkpoint: Path) -> None:
+    """A disk that is full costs the checkpoint, not the training."""
+    try:
+        save_checkpoint(state, checkpoint)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+        log.warning("no checkpoint at step %d: %s", state.step, error)
 
 
 class _Clock:

@@ -1,0 +1,132 @@
+"""One worker in this process: outcomes of trainings that go wrong, with a real study and real training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from sqlalchemy import text
+
+from hpo.decoder.data import Data, load_data
+from hpo.search.spec import load_spec
+from hpo.search.study import Completed, Stopped, Study
+from hpo.search.worker import StopFlag, Worker
+
+RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
+
+
+@pytest.fixture
+def data(tiny_data: Path, tiny_space: Path) -> Data:
+    return load_data(tiny_data, load_spec(tiny_space).base.model, 0.2, 0, torch.device("cpu"))[0]
+
+
+def worker_for(study: Study, data: Data, folder: Path, stop: Callable[[], bool] = lambda: False) -> Worker:
+    return Worker(study, data, folder, RECORD, stop)
+
+
+def test_a_trial_completes_with_its_final_score(make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path) -> None:
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    assert worker.run() == 4
+    records = study.records()
+    assert [record.state for record in records] == ["complete"] * 4
+    for record in records:
+        assert study.final_score(record.id).per == record.per == record.last_per
+        assert (record.step, record.steps) == (6, 6)
+        assert record.seconds > 0
+
+
+def test_training_that_is_not_finite_stops_at_its_step(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    """lr 1e30 throws the weights out of the range of float32 in one update; the next evaluation would be far away."""
+    rare = TINY.replace("steps: 6, evaluate_every: 2", "steps: 900, evaluate_every: 900")
+    tiny_space.write_text(
+        rare.replace("high: 5e-2", "high: 1e30").replace("baseline: {}", "wild: {optimizer.lr: 1e30, optimizer.name: sgd}")
+    )
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    outcome = worker.run_trial(trial)
+    assert isinstance(outcome, Stopped)
+    assert outcome.stop.cause == "non-finite"
+    record = study.records()[0]
+    assert (record.state, record.rule, record.cause) == ("stopped", "own-past", "non-finite")
+    assert record.step < 10
+    assert "gradient norm" in record.reason
+
+
+def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    data.n_features = 7  # the model is built for other features than the batches have
+    worker = worker_for(study, data, tmp_path)
+    assert worker.run() == 11  # the budget's ten failures, and the one that is too many
+    assert {record.state for record in study.records()} == {"failed"}
+    assert study.records()[0].reason.startswith("RuntimeError: ")
+
+
+def test_a_raised_flag_hands_the_trial_back_between_steps(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    looks = iter([False, False, False, True])
+    worker = worker_for(study, data, tmp_path, lambda: next(looks, True))
+    assert worker.run() == 0
+    record = study.records()[0]
+    assert (record.state, record.step) == ("waiting", 3)
+    assert (tmp_path / "trial-0" / "checkpoint.pt").exists()
+    assert worker_for(study, data, tmp_path).run() == 4
+    assert not (tmp_path / "trial-0").exists()
+    assert study.records()[0].attempts == 2
+
+
+def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    looks = iter([False, False, False, True])
+    worker_for(study, data, tmp_path, lambda: next(looks, True)).run()
+    checkpoint = tmp_path / "trial-0" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    assert worker_for(study, data, tmp_path).run() == 4
+    assert study.records()[0].state == "complete"
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trial-0").touch()  # a file where the folder should be
+    monkeypatch.setattr("hpo.search.worker.CHECKPOINT_SECONDS", 0)
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    assert isinstance(worker.run_trial(trial), Completed)
+
+
+def test_a_worker_whose_trial_was_taken_writes_nothing(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    with study._engine.begin() as connection:
+        connection.execute(text("UPDATE hpo_trial SET lease = 'another'"))
+    assert worker.run_trial(trial) is None
+    record = study.records()[0]
+    assert (record.state, record.last_per, record.seconds) == ("running", None, 0)
+
+
+def test_the_flag_is_raised_by_a_signal_and_a_second_ctrl_c_ends_at_once() -> None:
+    flag = StopFlag()
+    assert not flag()
+    flag._raise(2, None)
+    assert flag()
+    flag._raise(15, None)
+    with pytest.raises(KeyboardInterrupt):
+        flag._raise(2, None)
