@@ -75,11 +75,11 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
 
     from hpo.display import Display
     from hpo.search.database import open_database
-    from hpo.search.launch import Launcher, plan_workers
+    from hpo.search.launch import Launcher, look_at_data, plan_workers
     from hpo.search.study import Study
 
     plan = plan_workers(workers, device)
-    facts, notes = _look_at_data(data, spec)
+    facts, notes = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
     for line in (f"study      {study.name}: {path}, {spec.budget.trials} trials", f"kept in    {opened}", *notes, f"workers    {plan}"):
@@ -105,34 +105,6 @@ def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[st
     if profile is None and data is None and has_profile(path, DEMO_PROFILE):
         profile = DEMO_PROFILE
     return load_spec(path, profile, parse_settings(settings), trials)
-
-
-def _look_at_data(data: Path | None, spec: "StudySpec") -> tuple[dict[str, Any], list[str]]:
-    """Check the data once before any worker does. Returns (what the study stores of them, lines for the user)."""
-    import torch
-
-    from hpo.decoder.data import load_data, share_too_short
-
-    loaded, sentences = load_data(data, spec.base.model, spec.validation.fraction, spec.validation.seed, torch.device("cpu"))
-    facts = {
-        "path": str(data.absolute()) if data else None,
-        "fingerprint": sentences.fingerprint(),
-        "n_features": loaded.n_features,
-        "n_days": loaded.n_days,
-    }
-    model = spec.base.model
-    why = "as given by --data" if data else "no --data given: the bundled spoken-digit recordings (no neural data)"
-    training = f"{spec.base.steps} steps of {spec.base.batch_size} sentences"
-    size = f"{model.layers} x {model.units} units, kernel {model.kernel}, stride {model.stride}, {training}"
-    notes = [
-        f"data       {why}; {len(loaded.train)} sentences train, {len(loaded.validation)} validate, {loaded.n_days} days, "
-        f"{loaded.n_features} features; test is not looked at",
-        f"decoder    {size} (" + (f"profile {spec.profile}" if spec.profile else "the space's base") + ")",
-    ]
-    short = share_too_short(sentences, model)
-    if short:
-        notes.append(f"note       {100 * short:.1f} % of the sentences have more labels than output frames: CTC learns nothing from them")
-    return facts, notes
 
 
 @main.command()

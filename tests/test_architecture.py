@@ -19,7 +19,7 @@ DOORS = {  # library: the places that may import it
     "psycopg2": {"search/database.py"},
     "click": {"cli.py"},
     "rich": {"display.py", "cli.py"},
-    "torch": {"decoder", "search/worker.py", "search/launch.py", "cli.py"},
+    "torch": {"decoder", "search/worker.py", "search/launch.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},
 }
 

@@ -57,7 +57,7 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
     assert done.returncode == 0, done.stderr
     for part in (
         "study      tiny",
-        "as given by --data",
+        f"data       {tiny_data}",
         "2 workers on cpu",
         "start baseline",
         "4 of 4 trials done",
@@ -101,7 +101,7 @@ def test_the_bundled_recordings_and_their_profile_are_taken_without_data(databas
     done = hpo("launch", "--study", "lr-only", *steps)
     assert done.returncode == 0, done.stderr
     assert "no --data given: the bundled spoken-digit recordings" in done.stdout
-    assert "(profile demo)" in done.stdout
+    assert "profile demo of the space: a small decoder, because the data are the bundled ones" in done.stdout
     assert report_of("lr-only")["profile"] == "demo"
     assert hpo("launch", "--study", "lr-only", *steps, "--set", "model.units=5").returncode == 2  # another digest
 
