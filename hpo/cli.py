@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpo import __version__
-from hpo.errors import CallerError, HpoError, MachineError
+from hpo.errors import CallerError, HpoError, MachineError, WorkerError
 
 if TYPE_CHECKING:
     from hpo.search.spec import StudySpec
@@ -94,6 +94,8 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
     _print_report(study)
+    if end == "done" and not study.budget_spent():
+        raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
         raise SystemExit(130)  # as shells say it of Ctrl-C

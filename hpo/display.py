@@ -24,7 +24,7 @@ def trial_table(records: list[Record], budget: int) -> Group:
             f"{record.step} of {record.steps}" if record.steps else "",
             _per(record.last_per),
             _per(record.best_per),
-            _remark(record),
+            Text(_remark(record)),  # not markup: reasons may have brackets
         )
     return Group(table, Text(totals(records, budget)))
 
@@ -105,6 +105,6 @@ class Display:
                 remark = _remark(record)
                 self._console.print(
                     f"trial {record.number} {record.state}{step}{per}{f' ({remark})' if remark else ''}; {totals(records, self._budget)}",
-                    highlight=False, soft_wrap=True,
+                    highlight=False, markup=False, soft_wrap=True,
                 )  # fmt: skip
             self._seen[record.id] = record.state

@@ -143,7 +143,7 @@ def test_urls_of_every_spelling() -> None:
         assert normal_url(given) == "postgresql+psycopg2://u:p@h:5/d"
 
 
-@pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://u@h/d", "nonsense", "redis://h"])
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://u@h/d", "nonsense", "redis://h", "postgresql://u:p@h:abc/d"])
 def test_urls_that_are_not_postgres(url: str) -> None:
     with pytest.raises(CallerError, match="Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE"):
         open_database(url)
@@ -159,7 +159,7 @@ def test_a_database_that_is_not_there_is_one_line_without_the_password() -> None
 
 def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    for bad in (tmp_path / "file" / "home", Path("/proc/hpo")):
+    for bad in (tmp_path / "file" / "home", Path("/proc/hpo"), Path("~nobody-of-this-name/hpo")):
         monkeypatch.setenv("HPO_HOME", str(bad))
         with pytest.raises(DatabaseError, match=f"HPO_HOME {bad}: cannot be written"):
             home()

@@ -72,6 +72,28 @@ def test_the_number_that_a_person_means(tmp_path: Path) -> None:
     assert spec.base.with_values(parse_settings(("optimizer.weight_decay=1e-3",))).optimizer.weight_decay == 1e-3
 
 
+def test_a_condition_on_a_number_written_as_1e_2(tmp_path: Path) -> None:
+    text = "parameters:\n  optimizer.eps: {choices: [1e-3, 1e-2]}\n  optimizer.lr: {low: 1e-4, high: 1e-2, when: {optimizer.eps: [1e-2]}}"
+    spec = load(tmp_path, text)
+    assert spec.active("optimizer.lr", {"optimizer.eps": 0.01})
+    assert not spec.active("optimizer.lr", {"optimizer.eps": 0.001})
+
+
+@pytest.mark.parametrize("text", ["a: \x07", "a: 2024-13-01", "a: [", "\xff"])
+def test_text_that_is_no_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SpecError, match=r"space.yaml: not "):
+        load_spec(path)
+    with pytest.raises(SpecError, match="is no value"):
+        parse_settings(("optimizer.lr=2024-13-01",))
+
+
+def test_data_are_checked_against_the_largest_kernel_of_the_space(tmp_path: Path) -> None:
+    spec = load(tmp_path, "parameters: {model.kernel: {choices: [4, 40]}}")
+    assert spec.strictest_model().kernel == 40
+
+
 def test_bundled_spaces_load_with_and_without_their_profiles() -> None:
     spaces = sorted(BUNDLED.glob("*.yaml"))
     assert [path.stem for path in spaces] == ["lr-aug", "lr-only"]

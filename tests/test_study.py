@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from conftest import TINY
+from optuna.trial import TrialState
 from sqlalchemy import text
 
 from hpo.decoder.config import DecoderConfig
@@ -117,7 +119,7 @@ def test_an_interrupted_trial_goes_on_under_its_number(make_study: Make, tiny_sp
     assert study.records()[0].state == "waiting"
     again = claim(study)
     assert (again.number, again.config, again.lease != first.lease) == (0, first.config, True)
-    assert [point.per for point in study.resume(again, 2)] == [0.9]
+    assert [point.per for point in study.resume(again, 2) or []] == [0.9]
     record = study.records()[0]
     assert (record.attempts, record.seconds, record.last_per) == (2, 4.0, 0.9)
     assert study.resume(again, 1) == []  # from a checkpoint before that evaluation
@@ -159,6 +161,66 @@ def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: St
     study = make_study(tiny_spec)
     study._study.ask()
     assert claim(study).number == 0
+
+
+def test_a_trial_that_kills_its_workers_fails_in_the_end(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    assert [claim(study, ended_process()).number for _ in range(5)] == [0, 0, 0, 0, 1]
+    assert (study.records()[0].state, study.records()[0].reason) == ("failed", "its worker died or fell silent 4 times")
+
+
+def test_interruptions_are_no_losses(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    for _ in range(6):
+        trial = claim(study)
+        assert trial.number == 0
+        study.finish(trial, Interrupted())
+
+
+def test_a_draw_that_is_no_valid_configuration_fails_and_the_next_is_taken(make_study: Make, tiny_space: Path) -> None:
+    """Nesterov needs momentum; the space allows them apart."""
+    tiny_space.write_text(
+        "base: {optimizer.name: sgd}\nparameters:\n  optimizer.momentum: {choices: [0.0, 0.9]}\n"
+        "  optimizer.nesterov: {choices: [false, true]}\nbudget: {trials: 12, failures: 12}"
+    )
+    study = make_study(load_spec(tiny_space))
+    while trial := study.claim(HERE, RECORD):
+        study.finish(trial, completed(0.5))
+    failed = [record for record in study.records() if record.state == "failed"]
+    assert failed
+    assert all("optimizer.nesterov needs optimizer.momentum above 0" in record.reason for record in failed)
+    assert study.budget_spent()
+
+
+def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    slow = claim(study, ended_process())
+    taker = claim(study)
+    study.report(taker, evaluated(2, 0.9), 1.0)
+    assert study.resume(slow, 0) is None
+    assert [point.step for point in study.resume(taker, 2) or []] == [2]
+
+
+def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    trial = claim(study)
+    study._study.tell(trial.number, state=TrialState.FAIL)
+    assert not study.report(trial, evaluated(2, 0.9), 1.0)
+    assert not study.finish(trial, completed(0.5))
+    assert study.records()[0].state == "failed"
+
+
+def test_a_study_that_hpo_did_not_make_is_left_alone(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
+    other = optuna.create_study(storage=database.url, study_name="theirs", direction="maximize")
+    other.add_trial(optuna.trial.create_trial(value=1.0))
+    with pytest.raises(StudyError, match="not made by hpo"):
+        make_study(tiny_spec, "theirs")
+    assert other.user_attrs == {}
+
+
+def test_two_starts_of_equal_values_are_both_tried(make_study: Make, tiny_space: Path) -> None:
+    tiny_space.write_text(TINY.replace("  slow:", "  ours: {}\n  slow:"))
+    assert [record.start for record in make_study(load_spec(tiny_space)).records()] == ["baseline", "ours", "slow"]
 
 
 def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:

@@ -86,15 +86,14 @@ def _from_days(days: Sequence[Any], source: str) -> Sentences:
         missing = [column for column in COLUMNS if not isinstance(day, dict) or column not in day]
         if missing:
             raise DataError(f"{source}: day {number} has no {missing[0]!r}. Needed: {', '.join(COLUMNS)}")
-        for sentence, (x_TC, phonemes, count) in enumerate(zip(*(day[column] for column in COLUMNS), strict=False)):
-            place = f"{source}: day {number} sentence {sentence}"
-            x_TC = np.asarray(x_TC)
-            if x_TC.ndim != 2 or x_TC.dtype.kind not in "fiu" or (features and x_TC.shape[1] != features[0].shape[1]):
-                raise DataError(f"{place}: sentenceDat is {x_TC.dtype} {x_TC.shape}. Valid: numbers, bins x features, features alike")
-            if not 0 <= int(count) <= len(phonemes):
-                raise DataError(f"{place}: phoneLens {count} but {len(phonemes)} phonemes. Valid: 0..{len(phonemes)}")
-            features.append(x_TC.astype(np.float32, copy=False))
-            labels.append(np.asarray(phonemes[: int(count)], dtype=np.int64))
+        for sentence, row in enumerate(_rows(day, f"{source}: day {number}")):
+            x_TC, labels_L = _sentence(row, f"{source}: day {number} sentence {sentence}")
+            if features and x_TC.shape[1] != features[0].shape[1]:
+                raise DataError(
+                    f"{source}: day {number} sentence {sentence} has {x_TC.shape[1]} features, the first {features[0].shape[1]}"
+                )
+            features.append(x_TC)
+            labels.append(labels_L)
             day_numbers.append(number)
     if not features:
         raise DataError(f"{source}: no sentences at all")
@@ -107,6 +106,41 @@ def _from_days(days: Sequence[Any], source: str) -> Sentences:
         n_days=len(days),
         source=source,
     )
+
+
+def _rows(day: dict[str, Any], place: str) -> list[tuple[Any, ...]]:
+    try:
+        return list(zip(*(day[column] for column in COLUMNS), strict=True))
+    except (TypeError, ValueError):  # a column that is no list, or columns of unequal length
+        raise DataError(f"{place}: the columns {', '.join(COLUMNS)} are not lists of one length, an entry a sentence") from None
+
+
+def _sentence(row: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(features, labels) of one row. Raises DataError for anything but bins x features of numbers and whole-numbered labels."""
+    try:
+        x_TC, labels, count = np.asarray(row[0]), np.asarray(row[1]), int(row[2])
+    except (TypeError, ValueError):
+        raise DataError(f"{place}: sentenceDat, phonemes or phoneLens {row[2]} is no array of numbers") from None
+    if x_TC.ndim != 2 or x_TC.dtype.kind not in "fiu":
+        raise DataError(f"{place}: sentenceDat is {x_TC.dtype} {x_TC.shape}. Valid: numbers, bins x features")
+    if labels.ndim != 1 or labels.dtype.kind not in "fiu" or not 0 <= count <= len(labels):
+        raise DataError(
+            f"{place}: phoneLens {count} and phonemes {labels.dtype} {labels.shape}. Valid: numbers, at least phoneLens of them"
+        )
+    if not np.array_equal(labels[:count], labels[:count].astype(np.int64)):
+        raise DataError(f"{place}: phonemes that are no whole numbers")
+    return x_TC.astype(np.float32, copy=False), labels[:count].astype(np.int64)
+
+
+class _Ndarray:
+    """Stands for numpy.ndarray in a pickle. The real one, called with a buffer, would make pointers of the file's bytes."""
+
+
+def _empty_array(kind: Any, shape: Any, dtype: Any) -> NDArray[Any]:
+    """What numpy's `_reconstruct` makes before the array's state is set."""
+    if kind is not _Ndarray:
+        raise DataError(f"asks for an array of {kind}. Valid: plain numpy arrays; nothing was run")
+    return np.empty(0, dtype=np.int8)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -124,7 +158,8 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
             raise DataError(f"asks to load {module}.{name}. Valid: plain containers and numpy arrays; nothing was run")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        replaced = {"ndarray": _Ndarray, "_reconstruct": _empty_array}.get(name)
+        return replaced or super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def _unpickle(path: Path) -> Any:

@@ -123,7 +123,7 @@ def _compute_line(report: dict[str, Any]) -> str:
 def next_command(report: dict[str, Any]) -> str:
     """What to type after reading the report."""
     if report["best"] is None:
-        return f"hpo launch --study {report['space']} --name {report['study']}"
+        return f"hpo status --study {report['study']}"
     return f"hpo export --study {report['study']} --trial best --out {report['study']}-best.yaml"
 
 

@@ -25,7 +25,7 @@ import psycopg2
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, ProgrammingError
 
 from hpo.errors import CallerError, DatabaseError
 
@@ -39,10 +39,13 @@ max_connections = 200
 """
 
 
+TRANSLATED = (OperationalError, InterfaceError, ProgrammingError)  # lost or refused, the driver's, no right to do it
+
+
 @event.listens_for(Engine, "handle_error")
 def _translate(context: ExceptionContext) -> None:
-    """Every lost or refused connection, of Optuna's statements and ours, is a DatabaseError with one line."""
-    if isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError) and not context.is_pre_ping:
+    """What the server refuses, to Optuna's statements and ours, is a DatabaseError with one line."""
+    if isinstance(context.sqlalchemy_exception, TRANSLATED) and not context.is_pre_ping:
         first = (str(context.original_exception).strip() or "no reason given").splitlines()[0]
         raise DatabaseError(f"database: {first}. Nothing stored is lost: when it answers again, type the same line")
 
@@ -59,14 +62,16 @@ class Database:
 
 def home() -> Path:
     """HPO_HOME, or the platform's folder for user data. Made if missing; raises DatabaseError if that fails."""
-    folder = Path(os.environ.get("HPO_HOME") or platformdirs.user_data_path("hpo")).expanduser().absolute()
+    wanted = Path(os.environ.get("HPO_HOME") or platformdirs.user_data_path("hpo"))
     try:
+        folder = wanted.expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (folder / ".writable").open("w"):
             pass
         (folder / ".writable").unlink(missing_ok=True)
-    except OSError as error:
-        raise DatabaseError(f"HPO_HOME {folder}: cannot be written ({error.strerror}). Set HPO_HOME to a folder that can") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~NAME of nobody
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DatabaseError(f"HPO_HOME {wanted}: cannot be written ({why}). Set HPO_HOME to a folder that can") from None
     return folder
 
 
@@ -90,7 +95,7 @@ def normal_url(url: str) -> str:
     """Any spelling of a Postgres URL as the one that SQLAlchemy 2.1 sends to psycopg2."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise CallerError("--database: not a URL. Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
         raise CallerError(f"--database: {parsed.get_backend_name()} is not supported. Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
@@ -172,7 +177,7 @@ class EmbeddedServer:
         if self.account:
             os.chown(self.root, self.account.pw_uid, self.account.pw_gid)
             self.root.parent.chmod(self.root.parent.stat().st_mode | 0o011)
-        if not self._password.exists():
+        if not (self._password.exists() and self._password.read_text()):  # empty: the disk was full
             self._password.touch(mode=0o600)
             self._password.write_text(secrets.token_urlsafe(24))
             if self.account:

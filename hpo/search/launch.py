@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from hpo.decoder.data import load_data, share_too_short
-from hpo.errors import CallerError, WorkerError
+from hpo.errors import CallerError, DatabaseError, WorkerError
 from hpo.search.database import Database
 from hpo.search.spec import DEMO_PROFILE, StudySpec
 from hpo.search.study import Record, Study
@@ -35,7 +36,7 @@ def look_at_data(path: Path | None, spec: StudySpec) -> tuple[dict[str, Any], li
     Raises DataError.
     """
     validation, model, base = spec.validation, spec.base.model, spec.base
-    data, sentences = load_data(path, model, validation.fraction, validation.seed, torch.device("cpu"))
+    data, sentences = load_data(path, spec.strictest_model(), validation.fraction, validation.seed, torch.device("cpu"))
     facts = {
         "path": str(path.absolute()) if path else None,
         "fingerprint": sentences.fingerprint(),
@@ -110,7 +111,8 @@ class Launcher:
                 self._start(index)
             while self._running:
                 self._look_after()
-                show(self.study.records())
+                with suppress(DatabaseError):  # the workers will tell whether it is more than a moment
+                    show(self.study.records())
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
         finally:
@@ -123,6 +125,8 @@ class Launcher:
         return study_folder(self.study) / "logs" / f"worker-{os.getpid()}-{index}.log"
 
     def _start(self, index: int) -> None:
+        if self._asked_to_stop:
+            return
         command = [sys.executable, "-m", "hpo.cli", "worker", "--study", self.study.name]
         command += ["--device", self.plan.devices[index], "--threads", str(self.plan.threads)]
         if self.data_path:
@@ -134,6 +138,8 @@ class Launcher:
             self._running[index] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
             )
+        if self._asked_to_stop:  # between the look above and here
+            self._running[index].terminate()
 
     def _look_after(self) -> None:
         """Take note of workers that left; start those again that died. A worker that died comes back to its own trial."""

@@ -37,7 +37,7 @@ from sqlalchemy.pool import NullPool
 if TYPE_CHECKING:
     from hpo.decoder.train import Progress
 
-LEASE_SECONDS = 300  # a worker that shows no step for so long has lost its trial
+LEASE_SECONDS = 600  # a worker that shows no step for so long has lost its trial
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
 
 metadata = MetaData()
@@ -57,6 +57,7 @@ trial_table = Table(
     Column("data", String),  # fingerprint
     Column("config", JSON),  # dotted name -> value
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("losses", Integer, nullable=False, server_default="0"),  # holders that died or fell silent
     Column("step", Integer, nullable=False, server_default="0"),
     Column("seconds", Double, nullable=False, server_default="0"),  # over all attempts
     Column("errors", ARRAY(Integer)),  # of the final score, a sentence each
@@ -89,12 +90,14 @@ class Process:
 
 
 def _host() -> str:
-    """Host name; in a container with its process-id namespace, where pids mean something else."""
+    """Host name, with what tells cloned machines of one name apart (the kernel's boot) and containers (the process-id
+    namespace): a pid means something in one boot and one namespace only.
+    """
     try:
-        space = Path("/proc/self/ns/pid").readlink().name
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink().name}"
     except OSError:
-        space = ""
-    return f"{socket.gethostname()} {space}".strip()
+        return socket.gethostname()
 
 
 def _start_time(pid: int) -> str | None:
@@ -161,6 +164,14 @@ def renew_lease(connection: Connection, trial_id: int, lease: str, **values: Any
 
 def drop_lease(connection: Connection, trial_id: int) -> None:
     connection.execute(update(trial_table).where(trial_table.c.trial_id == trial_id).values(lease=None, lease_until=None))
+
+
+def count_loss(connection: Connection, trial_id: int) -> int:
+    """The holder is gone: nobody has the trial now. Returns how often that has happened to it."""
+    table = trial_table.c
+    values = {"lease": None, "lease_until": None, "losses": table.losses + 1}
+    statement = update(trial_table).where(table.trial_id == trial_id).values(values).returning(table.losses)
+    return int(connection.execute(statement).scalar() or 1)
 
 
 def lost(connection: Connection, running: list[int]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from hpo.decoder.config import Count, DecoderConfig, Flag, Real, Settings, Whole, check_field, explain, unknown
+from hpo.decoder.config import Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
 from hpo.errors import SpecError
 from hpo.search.stopping import OwnPast
 
@@ -127,6 +127,14 @@ class StudySpec(Settings):
         """Changes with anything that changes results or budget; not with the question's wording."""
         text = json.dumps(self.model_dump(mode="json", exclude={"question"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def strictest_model(self) -> ModelConfig:
+        """The base's model with the largest kernel and the fewest classes of the space: data that fit it fit every trial."""
+        extremes: dict[str, Any] = {}
+        for name, pick in (("model.kernel", max), ("model.classes", min)):
+            if parameter := self.parameters.get(name):
+                extremes[name] = pick(parameter.choices or [parameter.low, parameter.high])
+        return self.base.with_values(extremes).model
 
     def active(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether parameter `name` exists, given the values of those before it."""
@@ -243,7 +251,7 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
             raise SpecError(f"--set {setting}: no value. Valid: --set {name}=VALUE")
         try:
             values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # PyYAML raises ValueError for a date that is none
             raise SpecError(f"--set {setting}: {text!r} is no value. Valid: a number, true, false, null or a name") from None
     return values
 
@@ -267,9 +275,6 @@ def _read(path: Path) -> SpaceFile:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise SpecError(f"{path}: not a text file in UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SpecError(f"{path}: not valid YAML{line}: {error.problem}") from None
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
@@ -277,6 +282,9 @@ def _read(path: Path) -> SpaceFile:
             level = {0: SpaceFile, 2: Profile if above[:1] == ["profiles"] else Parameter}.get(len(above), OwnPast)
             raise SpecError(unknown(key, tuple(level.model_fields), ".".join([f"{path}: {'.'.join(above)}".rstrip(": ")]))) from None
         raise SpecError(explain(error, f"{path}: ")) from None
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for a date that is none
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        raise SpecError(f"{path}: not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {problem}") from None
 
 
 def _checked(path: Path, file: SpaceFile, base: DecoderConfig, name: str) -> Parameter:
@@ -285,27 +293,31 @@ def _checked(path: Path, file: SpaceFile, base: DecoderConfig, name: str) -> Par
     check_field(name, place)
     parameter = file.parameters[name]
     declared = list(file.parameters)
-    parents: dict[str, Any] = {}
+    when: dict[str, list[Any]] = {}
     for parent, allowed in parameter.when.items():
         earlier = {other: file.parameters[other].choices for other in declared[: declared.index(name)]}
-        choices = earlier.get(parent)
-        if choices is None:
+        if earlier.get(parent) is None:
             with_choices = tuple(other for other, found in earlier.items() if found is not None)
             raise SpecError(unknown(parent, with_choices, f"{place}.when (a parameter with choices, declared before)"))
-        strange = [value for value in allowed if value not in choices]
+        choices, when[parent] = (
+            [base.with_values({parent: value}, f"{place}.when: ").flat()[parent] for value in values]
+            for values in (earlier[parent] or [], allowed)
+        )
+        strange = [value for value in when[parent] if value not in choices]
         if strange or not allowed:
             raise SpecError(f"{place}.when.{parent}: {strange or allowed} among its choices? Valid: {choices}")
-        parents[parent] = allowed[0]
+    parents = {parent: allowed[0] for parent, allowed in when.items()}
 
     def as_field(value: Any, what: str) -> Any:
         return base.with_values(parents | {name: value}, f"{place} {what}: ").flat()[name]
 
     if parameter.choices is not None:
-        return parameter.model_copy(update={"choices": [as_field(value, f"choice {value}") for value in parameter.choices]})
+        choices = [as_field(value, f"choice {value}") for value in parameter.choices]
+        return parameter.model_copy(update={"choices": choices, "when": when})
     for what in ("low", "high"):
         if isinstance(as_field(getattr(parameter, what), what), bool | str | None):
             raise SpecError(f"{place}: a range for a field that is no number. Valid: choices")
-    return parameter
+    return parameter.model_copy(update={"when": when})
 
 
 def _checked_start(path: Path, spec: StudySpec, start: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
@@ -24,7 +25,7 @@ from sqlalchemy.engine import Connection, Row
 
 from hpo.decoder.config import DecoderConfig, explain
 from hpo.decoder.metric import Score
-from hpo.errors import StudyError
+from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
 from hpo.search.database import CONNECT_ARGUMENTS, Database
 from hpo.search.ledger import Process
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+MOST_LOSSES = 3  # a trial whose worker is lost more often fails
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 NAME_LENGTH = 100
 
@@ -140,10 +142,7 @@ class Study:
         with ledger.locked(storage.engine, 0):
             study = cls(optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize"), storage)
             if "spec" not in study._study.user_attrs:  # new, or its maker died before it was whole
-                study._study.set_user_attr("unique", uuid4().hex[:8])
-                for start in spec.starts:
-                    study._study.enqueue_trial(spec.start_values(start), user_attrs={"start": start}, skip_if_exists=True)
-                study._store(spec, data)
+                study._make(spec, data)
             elif study.data["fingerprint"] != data["fingerprint"]:
                 raise StudyError(f"study {name} was made on other data ({study.data['path'] or 'the bundled recordings'}, fingerprint "
                                  f"{study.data['fingerprint']}; given {data['fingerprint']}). Take --name for a new study")  # fmt: skip
@@ -169,6 +168,16 @@ class Study:
     def unique(self) -> str:
         """Tells this study from others of its name, in other databases or deleted before."""
         return str(self._study.user_attrs["unique"])
+
+    def _make(self, spec: StudySpec, data: Mapping[str, Any]) -> None:
+        there = [trial.user_attrs.get("start") for trial in self._study.get_trials(deepcopy=False)]
+        if None in there:
+            raise StudyError(f"study {self.name} is there already and was not made by hpo. Take --name for a new one")
+        self._study.set_user_attr("unique", uuid4().hex[:8])
+        for start in spec.starts:
+            if start not in there:
+                self._study.enqueue_trial(spec.start_values(start), user_attrs={"start": start})
+        self._store(spec, data)
 
     def _store(self, spec: StudySpec, data: Mapping[str, Any]) -> None:
         self._study.set_user_attr("data", dict(data))
@@ -211,17 +220,30 @@ class Study:
     def claim(self, process: Process, record: Mapping[str, str]) -> Trial | None:
         """Take a trial that waits, or a new one if the budget allows; None if there is nothing to do.
 
-        record: device, code_version and data of the worker. Sampling, which can be slow, comes after the lock.
+        record: device, code_version and data of the worker. Sampling, which can be slow, comes after the lock. A draw that
+        makes no valid configuration (two parameters that exclude each other) is a failed trial, and the next one is taken.
         """
-        self.refresh()
-        lease = uuid4().hex
-        with ledger.locked(self._engine, self.id) as connection:
-            self._sweep(connection)
-            trial_id = self._take()
-            if trial_id is None:
-                return None
-            ledger.take_lease(connection, trial_id, lease, process, dict(record))
-        number = self._storage.get_trial_number_from_id(trial_id)
+        while True:
+            self.refresh()
+            lease = uuid4().hex
+            with ledger.locked(self._engine, self.id) as connection:
+                self._sweep(connection)
+                trial_id = self._take()
+                if trial_id is None:
+                    return None
+                ledger.take_lease(connection, trial_id, lease, process, dict(record))
+            number = self._storage.get_trial_number_from_id(trial_id)
+            try:
+                config, start = self._configure(trial_id, number)
+            except (SpecError, ValueError) as error:
+                self.finish(Trial(trial_id, number, self.spec.base, lease, None), Failed(str(error)))
+                continue
+            with self._engine.begin() as connection:
+                if ledger.renew_lease(connection, trial_id, lease, config=config.flat()):
+                    return Trial(trial_id, number, config, lease, start)
+
+    def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
+        """The trial's configuration, drawn or as it was, and the name of the start that it is."""
         sampler = TPESampler(
             n_startup_trials=self.spec.sampler.startup_trials,
             multivariate=True,
@@ -234,9 +256,7 @@ class Study:
             if self.spec.active(name, values):
                 values[name] = asked._suggest(name, distribution(self.spec, name))
         config = self.spec.base.with_values(values | {"seed": self.spec.base.seed + number})
-        with self._engine.begin() as connection:
-            ledger.renew_lease(connection, trial_id, lease, config=config.flat())
-        return Trial(trial_id, number, config, lease, asked.user_attrs.get("start"))
+        return config, asked.user_attrs.get("start")
 
     def _take(self) -> int | None:
         """The id of a trial that is RUNNING for us now. The caller holds the study's lock."""
@@ -251,19 +271,27 @@ class Study:
         return self._storage.create_new_trial(self.id)
 
     def _sweep(self, connection: Connection) -> None:
-        """Set the trials that nobody works on to wait. The caller holds the study's lock."""
+        """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
+        workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
+        """
         running = self._storage.get_all_trials(self.id, deepcopy=False, states=(TrialState.RUNNING,))
         for trial_id in ledger.lost(connection, [trial._trial_id for trial in running]):
-            ledger.drop_lease(connection, trial_id)
-            self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            losses = ledger.count_loss(connection, trial_id)
+            if losses > MOST_LOSSES:
+                self._storage.set_trial_user_attr(trial_id, "reason", f"its worker died or fell silent {losses} times")
+                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            else:
+                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def sweep(self) -> None:
         with ledger.locked(self._engine, self.id) as connection:
             self._sweep(connection)
 
-    def resume(self, trial: Trial, step: int) -> list[Evaluation]:
-        """The trial goes on after `step`: forget the curve behind it, and give what is before."""
+    def resume(self, trial: Trial, step: int) -> list[Evaluation] | None:
+        """The trial goes on after `step`: forget the curve behind it, and give what is before. None: it is another's now."""
         with self._engine.begin() as connection:
+            if not ledger.renew_lease(connection, trial.id, trial.lease, step=step):
+                return None
             ledger.forget_curve_after(connection, trial.id, step)
             rows = ledger.curves_of(connection, [trial.id])[trial.id]
         return [Evaluation(row.step, row.per, row.validation_loss) for row in rows]
@@ -281,14 +309,19 @@ class Study:
             if not ledger.renew_lease(connection, trial.id, trial.lease, step=last.step, seconds=ledger.trial_table.c.seconds + seconds):
                 return False
             ledger.add_point(connection, trial.id, since)
-        if in_thin_curve(last.step, trial.config):
-            self._storage.set_trial_intermediate_value(trial.id, last.step, last.score.per)
+        try:
+            if in_thin_curve(last.step, trial.config):
+                self._storage.set_trial_intermediate_value(trial.id, last.step, last.score.per)
+        except UpdateFinishedTrialError:  # ended by hand in optuna-dashboard
+            return False
         return True
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
         """Write the outcome. False: the trial is another's now, nothing was written."""
         with ledger.locked(self._engine, self.id) as connection:
             if not ledger.renew_lease(connection, trial.id, trial.lease, seconds=ledger.trial_table.c.seconds + seconds):
+                return False
+            if self._storage.get_trial(trial.id).state != TrialState.RUNNING:  # ended by hand in optuna-dashboard
                 return False
             state: TrialState = TrialState.WAITING  # where an Interrupted one goes
             value: list[float] | None = None
@@ -310,10 +343,13 @@ class Study:
 
     # ---- reading
 
+    def budget_spent(self) -> bool:
+        return sum(record.state in ("complete", "stopped") for record in self.records()) >= self.spec.budget.trials
+
     def why_over(self) -> str | None:
         """Why no worker would find a trial to take, even if one that runs were handed back; None if one would."""
         counts, budget = Counter(record.state for record in self.records()), self.spec.budget
-        if counts["complete"] + counts["stopped"] >= budget.trials:
+        if self.budget_spent():
             return f"the budget of {budget.trials} trials is spent. To go on, add --trials N --extend with a larger N"
         if counts["failed"] > budget.failures:
             return f"{counts['failed']} trials failed, more than the budget's {budget.failures}. See below, mend the cause, take --name"

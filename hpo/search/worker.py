@@ -18,7 +18,7 @@ import torch
 from hpo import __version__
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import Progress, TrainState, evaluate, load_checkpoint, save_checkpoint, train
-from hpo.errors import CallerError, DatabaseError, DataError, MachineError
+from hpo.errors import CallerError, DatabaseError, DataError, MachineError, WorkerError
 from hpo.search.database import home
 from hpo.search.ledger import Process
 from hpo.search.stopping import Evaluation, non_finite
@@ -95,6 +95,7 @@ class Worker:
             raise  # no outcome can be written; the lease runs out and the trial goes on elsewhere
         except Exception as error:
             log.exception("trial %d", trial.number)
+            self._check_device()
             outcome = Failed(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
         if outcome is None or not self.study.finish(trial, outcome, clock.lap()):
             log.warning("trial %d: its lease was lost; another worker has it", trial.number)
@@ -103,9 +104,19 @@ class Worker:
             shutil.rmtree(checkpoint.parent, ignore_errors=True)
         return outcome
 
+    def _check_device(self) -> None:
+        """After some errors a process can use its GPU no more. It must end then, or it would fail trial after trial."""
+        if self.data.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.data.device)
+            except RuntimeError as error:
+                raise WorkerError(f"{self.data.device} cannot be used any more ({str(error).splitlines()[0]})") from None
+
     def _train(self, trial: Trial, checkpoint: Path, clock: "_Clock") -> Outcome | None:
         state = self._state(trial, checkpoint)
         curve = self.study.resume(trial, state.step)
+        if curve is None:
+            return None
         since: list[Progress] = []
         saved = renewed = time.monotonic()
         score = None
