@@ -260,6 +260,17 @@ def test_what_the_machine_lacks(database: Database, tiny_space: Path, tiny_data:
     one_line(launch_with(tiny_space, tiny_data), 1, "HPO_HOME /proc/hpo: cannot be written")
 
 
+def test_a_study_that_fails_too_often_says_so(database: Database, tiny_data: Path, tmp_path: Path) -> None:
+    """Nesterov needs momentum; the space allows them apart, so some draws are no valid configuration."""
+    space = tmp_path / "odd.yaml"
+    sizes = TINY.splitlines()[1].replace("base: {", "base: {optimizer.name: sgd, ")
+    choices = "  optimizer.momentum: {choices: [0.0, 0.9]}\n  optimizer.nesterov: {choices: [false, true]}"
+    space.write_text(f"{sizes}\nparameters:\n{choices}\nbudget: {{trials: 40, failures: 0}}\n")
+    done = launch_with(space, tiny_data, "--workers", "1")
+    one_line(done, 1, "study odd is not done: 1 trials failed, more than the budget's 0")
+    assert "optimizer.nesterov needs optimizer.momentum above 0" in done.stdout
+
+
 def test_questions_about_what_is_not_there(database: Database, tmp_path: Path) -> None:
     for command in (("status",), ("report",), ("export", "--out", tmp_path / "x"), ("worker",)):
         one_line(hpo(*command, "--study", "nothing"), 2, "no study 'nothing'", "hpo launch makes one")

@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import TPESampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection, Row
@@ -250,13 +250,17 @@ class Study:
             constant_liar=True,
             seed=seed_of(self.spec.sampler.seed, number),
         )
-        asked = optuna.Trial(optuna.Study(self.name, self._storage, sampler), trial_id)  # anew: a Study keeps the trials it saw first
+        asked = self._asked(trial_id, sampler)
         values: dict[str, Any] = {}
         for name in self.spec.parameters:
             if self.spec.active(name, values):
                 values[name] = asked._suggest(name, distribution(self.spec, name))
         config = self.spec.base.with_values(values | {"seed": self.spec.base.seed + number})
         return config, asked.user_attrs.get("start")
+
+    def _asked(self, trial_id: int, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
+        """Optuna's trial, on a Study made anew because one keeps the trials that it saw first. `sampler` is asked at once."""
+        return optuna.Trial(optuna.Study(self.name, self._storage, sampler), trial_id)
 
     def _take(self) -> int | None:
         """The id of a trial that is RUNNING for us now. The caller holds the study's lock."""
@@ -332,7 +336,7 @@ class Study:
                 case Stopped(stop):
                     for key, text in (("rule", stop.rule), ("cause", stop.cause), ("reason", stop.reason)):
                         self._storage.set_trial_user_attr(trial.id, key, text)
-                    optuna.Trial(self._study, trial.id).set_constraint("diverged", 1.0)
+                    self._asked(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
                     state = TrialState.PRUNED
                 case Failed(cause):
                     self._storage.set_trial_user_attr(trial.id, "reason", cause)
