@@ -93,7 +93,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     else:
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
-    _print_report(study)
+    _print_report(study, database)
     if end == "done" and not study.budget_spent():
         raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
     if end == "interrupted":
@@ -158,7 +158,7 @@ def status(study: str, database: str | None, as_json: bool) -> None:
 @json_option
 def report(study: str, database: str | None, as_json: bool) -> None:
     """Report the best PER beside the starts, what was stopped and why, and the compute."""
-    _print_report(_open(study, database), as_json)
+    _print_report(_open(study, database), database, as_json)
 
 
 @main.command()
@@ -208,11 +208,11 @@ def _open(study: str, database: str | None) -> "Study":
     return Study.open(open_database(database), study)
 
 
-def _print_report(study: "Study", as_json: bool = False) -> None:
+def _print_report(study: "Study", database: str | None, as_json: bool = False) -> None:
     from hpo.evidence.report import as_text, build_report, next_command
 
     report = build_report(study)
-    click.echo(json.dumps(report, indent=2) if as_json else f"{as_text(report)}\nNext: {next_command(report)}")
+    click.echo(json.dumps(report, indent=2) if as_json else f"{as_text(report)}\nNext: {next_command(report, database)}")
 
 
 if __name__ == "__main__":

@@ -120,11 +120,12 @@ def _compute_line(report: dict[str, Any]) -> str:
     return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}"
 
 
-def next_command(report: dict[str, Any]) -> str:
-    """What to type after reading the report."""
+def next_command(report: dict[str, Any], database: str | None) -> str:
+    """What to type after reading the report. database: as given on the command line, if it was."""
+    where = f"--study {report['study']}" + (" --database URL" if database else "")
     if report["best"] is None:
-        return f"hpo status --study {report['study']}"
-    return f"hpo export --study {report['study']} --trial best --out {report['study']}-best.yaml"
+        return f"hpo status {where}"
+    return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
 
 
 def percent(per: float) -> str:
