@@ -95,7 +95,10 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     click.echo()
     _print_report(study, database)
     if end == "done" and not study.budget_spent():
-        raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
+        if study.runs_elsewhere():
+            click.echo("The last trials run under another launch or worker.")
+        else:
+            raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
         raise SystemExit(130)  # as shells say it of Ctrl-C

@@ -58,7 +58,7 @@ def server(private_folder: Path) -> Iterator[EmbeddedServer]:
 def template(server: EmbeddedServer) -> str:
     """The name of a database with all tables in it; copying it takes 0.1 s, making them 2 s."""
     name = "hpo_template"
-    _execute(server, f"CREATE DATABASE {name}")
+    execute(server, f"CREATE DATABASE {name}")
     from hpo.search.study import _storage
 
     storage = _storage(Database(_url(server, name), None))
@@ -70,12 +70,12 @@ def template(server: EmbeddedServer) -> str:
 def database(server: EmbeddedServer, template: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Database]:
     """A fresh database, which is also the one that commands take, and a fresh HPO_HOME."""
     name = f"test_{os.urandom(4).hex()}"
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     fresh = Database(_url(server, name), None)
     monkeypatch.setenv("HPO_DATABASE_URL", fresh.url)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     yield fresh
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _url(server: EmbeddedServer, name: str) -> str:
@@ -84,7 +84,7 @@ def _url(server: EmbeddedServer, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
-def _execute(server: EmbeddedServer, statement: str) -> None:
+def execute(server: EmbeddedServer, statement: str) -> None:
     url = server.url()
     assert url is not None
     connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))

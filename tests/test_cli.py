@@ -120,6 +120,18 @@ def test_a_worker_joins_by_hand(database: Database, tiny_space: Path, tiny_data:
     assert re.search(r"other: fingerprint \w+, but study by-hand was made on \w+", wrong.stderr)
 
 
+def test_two_launches_at_once_share_the_budget(database: Database, tiny_space: Path, tiny_data: Path) -> None:
+    line = ("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu")
+    both = [start(*line) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        assert "Trials: " in out
+    records = Study.open(database, "tiny").records()
+    assert len(records) == 4
+    assert all(record.state in ("complete", "stopped") for record in records)
+
+
 # ---- stopped and killed
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, execute
 from sqlalchemy import text
 
 from hpo.decoder.data import Data, load_data
+from hpo.decoder.train import TrainState, load_checkpoint
+from hpo.errors import DatabaseError
+from hpo.search.database import EmbeddedServer
 from hpo.search.spec import load_spec
 from hpo.search.study import Completed, Stopped, Study
 from hpo.search.worker import StopFlag, Worker
@@ -120,6 +123,28 @@ def test_a_worker_whose_trial_was_taken_writes_nothing(
     assert worker.run_trial(trial) is None
     record = study.records()[0]
     assert (record.state, record.last_per, record.seconds) == ("running", None, 0)
+
+
+def test_a_lost_database_costs_no_step(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer
+) -> None:
+    """The connection breaks before the second evaluation is stored; the next worker goes on after that step."""
+    tiny_space.write_text(TINY.replace("evaluate_every: 2", "evaluate_every: 3"))
+    study = make_study(load_spec(tiny_space))
+    steps = iter(range(10))
+
+    def stop() -> bool:
+        if next(steps) == 4:  # after step 4: cut every connection, and let none in
+            execute(server, f"ALTER DATABASE {study._engine.url.database} ALLOW_CONNECTIONS false")
+            execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{study._engine.url.database}'")
+        return False
+
+    with pytest.raises(DatabaseError, match="Nothing stored is lost"):
+        worker_for(study, data, tmp_path, stop).run()
+    execute(server, f"ALTER DATABASE {study._engine.url.database} ALLOW_CONNECTIONS true")
+    state = TrainState(study.spec.base, data)
+    load_checkpoint(state, tmp_path / "trial-0" / "checkpoint.pt")
+    assert state.step == 6
 
 
 def test_the_flag_is_raised_by_a_signal_and_a_second_ctrl_c_ends_at_once() -> None:

@@ -350,6 +350,11 @@ class Study:
     def budget_spent(self) -> bool:
         return sum(record.state in ("complete", "stopped") for record in self.records()) >= self.spec.budget.trials
 
+    def runs_elsewhere(self) -> bool:
+        """Whether trials run; asked by one whose own workers have left."""
+        self.sweep()
+        return any(record.state == "running" for record in self.records())
+
     def why_over(self) -> str | None:
         """Why no worker would find a trial to take, even if one that runs were handed back; None if one would."""
         counts, budget = Counter(record.state for record in self.records()), self.spec.budget

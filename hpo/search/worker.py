@@ -117,6 +117,13 @@ class Worker:
         curve = self.study.resume(trial, state.step)
         if curve is None:
             return None
+        try:
+            return self._steps(trial, state, curve, checkpoint, clock)
+        except DatabaseError:
+            _save(state, checkpoint)  # what was computed is not lost with the database
+            raise
+
+    def _steps(self, trial: Trial, state: TrainState, curve: list[Evaluation], checkpoint: Path, clock: "_Clock") -> Outcome | None:
         since: list[Progress] = []
         saved = renewed = time.monotonic()
         score = None
