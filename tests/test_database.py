@@ -1,6 +1,7 @@
 """The embedded server under the accidents of real life, and URLs of others."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,26 @@ def test_it_works_as_a_normal_user(private_folder: Path) -> None:
     done = subprocess.run([*command, "-c", code, str(folder)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     assert (folder / "postgres" / "data").stat().st_uid == 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a home that its Postgres cannot reach")
+def test_as_root_with_a_private_home_it_lies_elsewhere_and_a_new_home_is_empty(private_folder: Path) -> None:
+    folder = private_folder / "private"
+    places = set()
+    for _ in range(2):
+        folder.mkdir(mode=0o700)
+        embedded = EmbeddedServer(folder)
+        try:
+            assert answers(embedded.start())
+            assert EmbeddedServer(folder).url() == embedded.url()
+            assert not embedded.root.is_relative_to(folder)
+            assert (embedded.root / "password").stat().st_mode & 0o077 == 0
+            places.add(embedded.root)
+        finally:
+            embedded.stop()
+            shutil.rmtree(embedded.root, ignore_errors=True)
+            shutil.rmtree(folder)
+    assert len(places) == 2
 
 
 def test_urls_of_every_spelling() -> None:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,13 +118,25 @@ class EmbeddedServer:
     def __init__(self, home: Path):
         self.home = home
         self.account = _unprivileged_account() if os.geteuid() == 0 else None
-        self.root = home / "postgres"
         self._lock = FileLock(home / "postgres.lock", timeout=2 * START_SECONDS)
-        if self.account and not self._reachable(home):
-            self.root = ROOT_FOLDER / sha256(str(home).encode()).hexdigest()[:12]
-        self.data = self.root / "data"
-        self.log = self.root / "log"
-        self._password = self.root / "password"
+        self._pointer = home / "postgres.location"  # as root: where it is, if the account cannot reach the home
+
+    @property
+    def root(self) -> Path:
+        """The folder of this server; a new home has a new one, even under an old name."""
+        return Path(self._pointer.read_text()) if self._pointer.exists() else self.home / "postgres"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def _password(self) -> Path:
+        return self.root / "password"
 
     def start(self) -> str:
         """Bring the server up if it is down. Returns its URL. Raises DatabaseError."""
@@ -171,6 +182,10 @@ class EmbeddedServer:
 
     def _create(self) -> None:
         """initdb into a temporary folder, renamed when whole."""
+        if self.account and not self._pointer.exists() and not self._reachable(self.home):
+            draft = self._pointer.with_suffix(".new")
+            draft.write_text(str(ROOT_FOLDER / secrets.token_hex(6)))
+            draft.rename(self._pointer)
         if (self.data / "PG_VERSION").exists():
             return
         self.root.mkdir(parents=True, exist_ok=True)
