@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_contents
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hpo.decoder.config import ModelConfig
-from hpo.decoder.data import load_data, load_for_scoring, share_too_short
-from hpo.decoder.formats import read_sentences
+from hpo.decoder.data import load_data, load_for_scoring, share_too_short, too_short
+from hpo.decoder.formats import COLUMNS, Sentences, read_sentences
 from hpo.errors import DataError
 
 MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)
@@ -188,11 +190,40 @@ def test_what_cannot_be_trained_on(write_data: Write, spoil: Callable[[dict[str,
     assert "\n" not in str(caught.value)
 
 
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+VALID = "ptDecoder_ctc pickle.*competition folder.*Brain-to-Text '25 folder.*store of hpo data convert"
+
+
+def test_what_is_none_of_the_formats(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"missing: no such file or folder. Give .*{VALID}"):
         load(tmp_path / "missing")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=f"a folder with nothing. Valid: .*{VALID}"):
         load(tmp_path)
+    for name in ("train", "b.txt", "c", "d"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=rf"a folder with b.txt, c, d, \.\.\.. Valid: .*{VALID}"):
+        load(tmp_path)
+
+
+def test_the_competition_partition_of_a_pickle_names_no_days(write_data: Write) -> None:
+    with pytest.raises(DataError, match=r"competition cannot be read: the file does not say which days it has .* Valid: train, test"):
+        read_sentences(write_data(tiny_contents()), "competition")
+    with pytest.raises(DataError, match=r"bundled recordings: competition cannot be read: it is not there. Valid: train, test"):
+        read_sentences(None, "competition")
+
+
+def test_a_test_partition_with_other_days_than_train(write_data: Write) -> None:
+    contents = tiny_contents()
+    contents["test"].pop()
+    with pytest.raises(DataError, match="test: 1 days, but train has 2, so their positions are not day numbers"):
+        read_sentences(write_data(contents), "test")
+
+
+def test_a_partition_that_is_scored_may_lack_a_day(write_data: Write) -> None:
+    contents = tiny_contents()
+    for column in COLUMNS:
+        contents["test"][0][column] = []
+    data = load_for_scoring(write_data(contents), "test", MODEL, torch.device("cpu"))
+    assert (len(data.validation), data.n_days) == (12, 2)
 
 
 def test_the_fingerprint_tells_sentences_apart(write_data: Write) -> None:
@@ -209,6 +240,28 @@ def test_the_search_does_not_need_the_test_partition(write_data: Write) -> None:
     load(write_data(contents))
     with pytest.raises(DataError, match="no list of days under 'test'"):
         load_for_scoring(write_data(contents), "test", MODEL, torch.device("cpu"))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=8), st.integers(0, 12), st.integers(1, 3), st.integers(0, 2))
+def test_too_short_is_where_pytorchs_ctc_loss_is_infinite(labels: list[int], frames: int, stride: int, extra: int) -> None:
+    """Next to a sentence whose labels end and begin with the same label: repeats count within sentences only."""
+    model = ModelConfig(kernel=4, stride=stride)
+    bins = 4 + frames * stride + extra % stride
+    both = Sentences(
+        features_NC=np.zeros((bins + 100, 1), dtype=np.float32),
+        lengths_S=np.array([bins, 100]),
+        labels_L=np.array([*labels, labels[-1]]),
+        label_lengths_S=np.array([len(labels), 1]),
+        days_S=np.zeros(2, dtype=np.int64),
+        n_days=1,
+        source="two",
+    )
+    log_probs = torch.zeros(max(frames, 1), 1, 4).log_softmax(2)
+    loss = torch.nn.functional.ctc_loss(
+        log_probs, torch.tensor([labels]), torch.tensor([frames]), torch.tensor([len(labels)]), reduction="none"
+    )
+    assert too_short(both, model).tolist() == [bool(loss.isinf()), False]
 
 
 def test_share_too_short_for_ctc() -> None:

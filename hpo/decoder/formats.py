@@ -1,111 +1,110 @@
-"""Readers of data files: the ptDecoder_ctc pickle of neural_seq_decoder and the recordings bundled with this package.
+"""Which format a path is, and the readers of the ptDecoder_ctc pickle of neural_seq_decoder and of the bundled recordings.
 
-Every reader gives Sentences. Files come from other people, so nothing in them is run: pickles go through an unpickler
-that knows plain containers and numpy arrays only.
+Files come from other people, so nothing in them is run: pickles go through an unpickler that knows plain containers and
+numpy arrays only. The readers of the other formats are imported where there is a file for them.
 """
 
-import hashlib
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.decoder.sentences import Partition, Row, Sentences, Source, Stream
 from hpo.errors import DataError
 
-Partition = Literal["train", "test"]
+__all__ = ["DEMO_FILE", "FORMATS", "Partition", "Sentences", "open_source", "read_sentences"]
+
 DEMO_FILE = Path(__file__).parent / "demo" / "spoken_digits.npz"
 COLUMNS = ("sentenceDat", "phonemes", "phoneLens")
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """One partition. N bins in all, S sentences, L labels in all, C features."""
-
-    features_NC: NDArray[np.float32]
-    lengths_S: NDArray[np.int64]  # bins
-    labels_L: NDArray[np.int64]  # 1..classes
-    label_lengths_S: NDArray[np.int64]
-    days_S: NDArray[np.int64]  # 0..n_days - 1
-    n_days: int
-    source: str  # what messages call this
-
-    def __len__(self) -> int:
-        return len(self.lengths_S)
-
-    def fingerprint(self) -> str:
-        """The same for the same sentences, whatever file they came from."""
-        digest = hashlib.sha256()
-        for array in (self.features_NC, self.lengths_S, self.labels_L, self.label_lengths_S, self.days_S):
-            digest.update(str(array.shape).encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:16]
-
-    def name_of(self, sentence: int) -> str:
-        """`day 3 sentence 17`, both counted from 0 as in the file."""
-        day = self.days_S[sentence]
-        first = int(np.flatnonzero(self.days_S == day)[0])
-        return f"{self.source}: day {day} sentence {sentence - first}"
+FORMATS = (
+    "a ptDecoder_ctc pickle of neural_seq_decoder, a competition folder (train/*.mat), a Brain-to-Text '25 folder "
+    "(SESSION/data_train.hdf5), a store of hpo data convert"
+)
 
 
 def read_sentences(path: Path | None, partition: Partition) -> Sentences:
     """Read one partition; `path` None is the bundled demo. Raises DataError."""
+    source = open_source(path)
+    if partition not in source.partitions:
+        reason = source.absent.get(partition, "it is not there")
+        raise DataError(f"{source.name}: {partition} cannot be read: {reason}. Valid: {', '.join(source.partitions)}")
+    return source.sentences(partition)
+
+
+def open_source(path: Path | None) -> Source:
+    """The data set at `path`; None is the bundled demo. Raises DataError if it is none of FORMATS."""
     if path is None:
-        return _read_demo(partition)
-    if not path.is_file():
-        raise DataError(f"--data {path}: no such file. Give a ptDecoder_ctc pickle of neural_seq_decoder")
-    contents = _unpickle(path)
-    days = contents.get(partition) if isinstance(contents, dict) else None
-    if not isinstance(days, list) or not days:
-        raise DataError(f"{path}: no list of days under {partition!r}. Valid: a dict with 'train', 'test', 'competition'")
-    return _from_days(days, f"{path.name}, {partition}")
+        return Demo()
+    if path.is_file():
+        return Pickle(path)
+    if (path / "store.json").is_file():
+        from hpo.decoder.store import Store
+
+        return Store(path)
+    if any(path.glob("train/*.mat")):
+        from hpo.decoder.mat import MatFolder
+
+        return MatFolder(path)
+    for folder in (path, path / "hdf5_data_final"):  # as it comes out of the archive
+        if any(folder.glob("*/data_train.hdf5")):
+            from hpo.decoder.hdf5 import Hdf5Folder
+
+            return Hdf5Folder(folder)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder. Give {FORMATS}")
+    found = sorted(entry.name for entry in path.iterdir())
+    raise DataError(f"{path}: a folder with {', '.join(found[:3]) or 'nothing'}{', ...' * (len(found) > 3)}. Valid: {FORMATS}")
 
 
-def _read_demo(partition: Partition) -> Sentences:
-    with np.load(DEMO_FILE, allow_pickle=False) as arrays:
-        part = {name: arrays[f"{partition}_{name}"] for name in ("features", "lengths", "labels", "label_lengths", "days")}
-    return Sentences(
-        features_NC=part["features"].astype(np.float32),
-        lengths_S=part["lengths"].astype(np.int64),
-        labels_L=part["labels"].astype(np.int64),
-        label_lengths_S=part["label_lengths"].astype(np.int64),
-        days_S=part["days"].astype(np.int64),
-        n_days=int(part["days"].max()) + 1,
-        source=f"bundled recordings, {partition}",
-    )
+class Demo(Source):
+    name = "bundled recordings"
+    partitions = ("train", "test")
+    n_days = 4
+
+    def sentences(self, partition: Partition) -> Sentences:
+        with np.load(DEMO_FILE, allow_pickle=False) as arrays:
+            part = {name: arrays[f"{partition}_{name}"] for name in ("features", "lengths", "labels", "label_lengths", "days")}
+        return Sentences(
+            features_NC=part["features"].astype(np.float32),
+            lengths_S=part["lengths"].astype(np.int64),
+            labels_L=part["labels"].astype(np.int64),
+            label_lengths_S=part["label_lengths"].astype(np.int64),
+            days_S=part["days"].astype(np.int64),
+            n_days=self.n_days,
+            source=f"{self.name}, {partition}",
+        )
 
 
-def _from_days(days: Sequence[Any], source: str) -> Sentences:
-    features: list[NDArray[np.float32]] = []
-    labels: list[NDArray[np.int64]] = []
-    day_numbers: list[int] = []
-    for number, day in enumerate(days):
-        missing = [column for column in COLUMNS if not isinstance(day, dict) or column not in day]
-        if missing:
-            raise DataError(f"{source}: day {number} has no {missing[0]!r}. Needed: {', '.join(COLUMNS)}")
-        for sentence, row in enumerate(_rows(day, f"{source}: day {number}")):
-            x_TC, labels_L = _sentence(row, f"{source}: day {number} sentence {sentence}")
-            if features and x_TC.shape[1] != features[0].shape[1]:
-                raise DataError(
-                    f"{source}: day {number} sentence {sentence} has {x_TC.shape[1]} features, the first {features[0].shape[1]}"
-                )
-            features.append(x_TC)
-            labels.append(labels_L)
-            day_numbers.append(number)
-    if not features:
-        raise DataError(f"{source}: no sentences at all")
-    return Sentences(
-        features_NC=np.concatenate(features),
-        lengths_S=np.array([len(x) for x in features], dtype=np.int64),
-        labels_L=np.concatenate(labels),
-        label_lengths_S=np.array([len(x) for x in labels], dtype=np.int64),
-        days_S=np.array(day_numbers, dtype=np.int64),
-        n_days=len(days),
-        source=source,
-    )
+class Pickle(Stream):
+    absent = {"competition": "the file does not say which days it has (positions in its list are not day numbers)"}
+
+    def __init__(self, path: Path):
+        self.name = path.name
+        self._path = path
+        self._contents = unpickle(path)
+        self.n_days = len(self._days("train"))
+        self.partitions = ("train", "test") if "test" in self._contents else ("train",)
+
+    def _days(self, partition: Partition) -> list[Any]:
+        days = self._contents.get(partition) if isinstance(self._contents, dict) else None
+        if not isinstance(days, list) or not days:
+            raise DataError(f"{self._path}: no list of days under {partition!r}. Valid: a dict with 'train', 'test', 'competition'")
+        return days
+
+    def rows(self, partition: Partition) -> Iterator[Row]:
+        days, source = self._days(partition), f"{self.name}, {partition}"
+        if len(days) != self.n_days:
+            raise DataError(f"{source}: {len(days)} days, but train has {self.n_days}, so their positions are not day numbers. "
+                            f"Valid: the days of train")  # fmt: skip
+        for number, day in enumerate(days):
+            missing = [column for column in COLUMNS if not isinstance(day, dict) or column not in day]
+            if missing:
+                raise DataError(f"{source}: day {number} has no {missing[0]!r}. Needed: {', '.join(COLUMNS)}")
+            for sentence, row in enumerate(_rows(day, f"{source}: day {number}")):
+                yield Row(number, *_sentence(row, f"{source}: day {number} sentence {sentence}"))
 
 
 def _rows(day: dict[str, Any], place: str) -> list[tuple[Any, ...]]:
@@ -162,7 +161,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return replaced or super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _unpickle(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
     file: BinaryIO
     try:
         with path.open("rb") as file:
