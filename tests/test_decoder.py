@@ -4,16 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from reference_model import Reference
 
+from hpo.decoder.artifact import reference_weights
 from hpo.decoder.augment import augment
 from hpo.decoder.config import AugmentConfig, DecoderConfig, ModelConfig
 from hpo.decoder.data import Data, by_length, frames, load_data, split
 from hpo.decoder.formats import Sentences, read_sentences
-from hpo.decoder.metric import Score, edit_distance, greedy_decode
+from hpo.decoder.lab import lab_arguments
+from hpo.decoder.metric import Score, edit_distances, greedy_decode
 from hpo.decoder.model import GruDecoder, gaussian_kernel, smooth
-from hpo.decoder.train import Progress, TrainState, evaluate, load_checkpoint, lr_factor, save_checkpoint, train
+from hpo.decoder.train import POOL, Progress, TrainState, _next_batch, evaluate, lr_factor, train
 
 CPU = torch.device("cpu")
 SMALL = {"model.layers": 2, "model.units": 8, "model.kernel": 4, "model.stride": 2, "batch_size": 4, "steps": 12, "evaluate_every": 5}
@@ -33,7 +36,7 @@ def run(state: TrainState, data: Data) -> list[Progress]:
 
 
 def recurrent_weight(state: TrainState) -> torch.Tensor:
-    return dict(state.model.gru.named_parameters())["weight_hh_l0"].detach()
+    return dict(state.model.gru.named_parameters())["0.weight_hh_l0"].detach()
 
 
 # ---- metric
@@ -48,10 +51,12 @@ def test_greedy_decoding_merges_repeats_and_drops_blanks() -> None:
     assert greedy_decode(torch.nn.functional.one_hot(paths, 6).float(), torch.tensor([8, 4])) == [[5, 5, 3], [2]]
 
 
-def test_edit_distance() -> None:
-    assert edit_distance([1, 2, 3], [1, 3]) == 1
-    assert edit_distance([1, 2, 3], [1, 4, 3, 3]) == 2
-    assert edit_distance([], [1]) == 1
+def test_greedy_decoding_of_nothing() -> None:
+    assert greedy_decode(torch.nn.functional.one_hot(torch.zeros(2, 3, dtype=torch.long), 6).float(), torch.tensor([3, 0])) == [[], []]
+
+
+def test_edit_distances() -> None:
+    assert edit_distances([[1, 2, 3], [1, 2, 3], [], [300, 1]], [[1, 3], [1, 4, 3, 3], [1], []]) == [1, 2, 1, 2]
 
 
 # ---- model
@@ -61,11 +66,11 @@ def test_initialisation_is_the_references() -> None:
     model = GruDecoder(config().model, n_days=3, n_features=5)
     assert torch.equal(model.day_weights, torch.eye(5).repeat(3, 1, 1))
     assert not model.day_bias.any()
-    recurrent = dict(model.gru.named_parameters())["weight_hh_l1_reverse"]
+    recurrent = dict(model.gru.named_parameters())["1.weight_hh_l0_reverse"]
     gates = recurrent.T @ recurrent  # an orthogonal 24 x 8 matrix has orthonormal columns
     torch.testing.assert_close(gates, torch.eye(8), atol=1e-5, rtol=0)
     bound = math.sqrt(6 / (5 * 4 + 3 * 8))  # Xavier-uniform: sqrt(6 / (in + out))
-    assert bound * 0.8 < dict(model.gru.named_parameters())["weight_ih_l0"].abs().max() <= bound
+    assert bound * 0.8 < dict(model.gru.named_parameters())["0.weight_ih_l0"].abs().max() <= bound
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -99,6 +104,39 @@ def test_scores_do_not_depend_on_the_scoring_batch(demo_sentences: Sentences, mo
     assert len(set(score.errors)) > 3  # it says something, so that batches could matter
     monkeypatch.setattr("hpo.decoder.train.SCORING_BATCH", size)
     assert evaluate(learnt.model, demo)[0] == score
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_our_gru_for_the_cpu_is_pytorchs(bidirectional: bool) -> None:
+    """Values and every gradient, over sentences of unequal length. `_packed` is what CUDA runs."""
+    torch.manual_seed(0)
+    model = GruDecoder(ModelConfig(layers=3, units=16, kernel=2, stride=1, dropout=0, bidirectional=bidirectional), 1, 5).double().float()
+    x = torch.randn(6, 20, 10, requires_grad=True)
+    windows = torch.tensor([20, 3, 1, 11, 20, 7])
+    inside = torch.arange(20) < windows[:, None]
+    weights = torch.randn(6, 20, 32 if bidirectional else 16) * inside[..., None]
+    found = []
+    for run_gru in (model._packed, model._padded):
+        out = run_gru(x, windows)
+        wanted = [x, *model.gru.parameters()]
+        found.append([out * inside[..., None], *torch.autograd.grad((out * weights).sum(), wanted)])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_reference_reads_the_padding_as_the_reference_does(data: Data) -> None:
+    """Against a model written here from DESIGN 2: its logits for a padded batch, and they differ from a sentence's alone."""
+    torch.manual_seed(0)
+    model = GruDecoder(config(model__padding="reference", model__units=16).model, data.n_days, data.n_features).eval()
+    batch = data.batch(data.lengths_S.argsort()[[0, -1]])
+    noisy = augment(batch.x_BTC, batch.lengths_B, AugmentConfig(), torch.Generator().manual_seed(0), "reference")
+    assert noisy[0, int(batch.lengths_B[0]) :].any()
+    theirs = Reference(lab_arguments(config(model__units=16), data.n_features, data.n_days), data.n_days).eval()
+    theirs.load_state_dict(reference_weights(model))
+    torch.testing.assert_close(model(noisy, batch.lengths_B, batch.days_B)[0], theirs(noisy, batch.days_B), atol=1e-5, rtol=1e-5)
+    count = int(batch.lengths_B[0])
+    alone = model(noisy[:1, :count], batch.lengths_B[:1], batch.days_B[:1])[0]
+    assert not torch.allclose(alone[0, :3], theirs(noisy, batch.days_B)[0, :3], atol=1e-4)
 
 
 def test_smoothing_is_a_normalised_gaussian_that_keeps_the_length() -> None:
@@ -210,7 +248,7 @@ def test_it_learns(data: Data) -> None:
     learner = config(steps=200, evaluate_every=50, optimizer__eps=1e-8, optimizer__lr=0.01, model__layers=1, model__units=32, **still)
     scores = [progress.score.per for progress in run(TrainState(learner, data), data) if progress.score]
     assert len(scores) == 4
-    assert scores[-1] < 0.4
+    assert scores[-1] < 0.5  # 1 when it says nothing; 0.3 or 0.4 over eight seeds
 
 
 def test_it_evaluates_every_so_often_and_at_the_end(data: Data) -> None:
@@ -275,43 +313,70 @@ def test_plateau_counts_evaluations_and_stops_at_its_floor(data: Data) -> None:
     assert lrs[-1] == pytest.approx(3e-13)
 
 
-OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
-OPTIMIZERS += [{"optimizer__name": "sgd", "optimizer__nesterov": True}]
-SCHEDULES: list[dict[str, object]] = [{"schedule__name": name} for name in ("constant", "linear", "warmup-cosine")]
-SCHEDULES += [{"schedule__name": "plateau", "schedule__patience": 0}]
+def test_similar_batches_hold_the_sentences_of_random_ones_and_less_padding(demo_sentences: Sentences) -> None:
+    demo = Data(demo_sentences, np.arange(1000), np.arange(1000, 1010), CPU)
+    pools = {}
+    for kind in ("random", "similar"):
+        state = TrainState(config(batches=kind, model__kernel=8, batch_size=16), demo)
+        pools[kind] = [_next_batch(state, demo) for _ in range(POOL)]
+    drawn = {kind: torch.cat(pool).sort().values for kind, pool in pools.items()}
+    assert torch.equal(drawn["random"], drawn["similar"])
+    padded = {kind: sum(int(demo.lengths_S[numbers].max()) * len(numbers) for numbers in pool) for kind, pool in pools.items()}
+    bins = int(demo.lengths_S[drawn["random"]].sum())
+    assert padded["similar"] < 1.1 * bins < 1.3 * bins < padded["random"]
+    longest = [int(demo.lengths_S[numbers].max()) for numbers in pools["similar"]]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
 
 
-@settings(max_examples=12, deadline=None)
-@given(optimizer=st.sampled_from(OPTIMIZERS), schedule=st.sampled_from(SCHEDULES), at=st.integers(1, 11), seed=st.integers(0, 99))
-def test_a_resumed_training_is_the_same_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory,
-    demo_sentences: Sentences,
-    optimizer: dict[str, object],
-    schedule: dict[str, object],
-    at: int,
-    seed: int,
-) -> None:
-    demo = Data(demo_sentences, np.arange(40), np.arange(40, 50), CPU)
-    chosen = config(model__kernel=8, augment__time_masks=1, seed=seed, evaluate_every=3, **optimizer, **schedule)
-    whole = run(TrainState(chosen, demo), demo)
-    state = TrainState(chosen, demo)
-    steps = train(state, demo)
-    first = [next(steps) for _ in range(at)]
-    path = tmp_path_factory.mktemp("resume") / "deep" / "checkpoint.pt"
-    save_checkpoint(state, path)
-    torch.manual_seed(12345)  # a new process has other global generators
-    resumed = TrainState(chosen, demo)
-    load_checkpoint(resumed, path)
-    again = first + run(resumed, demo)
-
-    def facts(p: Progress) -> tuple[object, ...]:
-        return p.step, p.loss, p.grad_norm, p.lr, p.score, p.validation_loss
-
-    assert [facts(p) for p in again] == [facts(p) for p in whole]
-    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+def test_accumulated_batches_give_the_gradient_of_one_large_one(data: Data) -> None:
+    """Without dropout and noise, two batches of 4 in one step are one batch of the same 8 sentences."""
+    still = {"model__dropout": 0, "augment__white_noise_sd": 0, "augment__constant_offset_sd": 0, "batches": "random", "steps": 3}
+    halves = TrainState(config(batch_size=4, accumulation=2, **still), data)
+    whole = TrainState(config(batch_size=8, **still), data)
+    drawn = [torch.randperm(len(data.train))[:8] for _ in range(3)]
+    halves.drawn = [part for numbers in reversed(drawn) for part in (numbers[4:], numbers[:4])]
+    whole.drawn = list(reversed(drawn))
+    for one, other in zip(run(halves, data), run(whole, data), strict=True):
+        assert (one.step, one.lr) == (other.step, other.lr)
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, data: Data) -> None:
-    save_checkpoint(TrainState(config(), data), tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="another configuration"):
-        load_checkpoint(TrainState(config(optimizer__lr=0.01), data), tmp_path / "c.pt")
+def test_averaged_weights_are_scored_and_follow_the_weights(data: Data) -> None:
+    state = TrainState(config(optimizer__ema_decay=0.5, steps=2), data)
+    seen = [recurrent_weight(state).clone() for _ in train(state, data)]
+    assert state.averaged is not None
+    averaged = dict(state.scored.gru.named_parameters())["0.weight_hh_l0"]
+    torch.testing.assert_close(averaged.detach(), 0.5 * seen[0] + 0.5 * seen[1])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_looking_at_the_losses_less_often_changes_nothing(data: Data, name: str) -> None:
+    """What CUDA does: several updates between two looks; evaluations stay where they are."""
+    chosen = config(steps=11, evaluate_every=4, optimizer__name=name, schedule__name="linear")
+    often, seldom = (list(train(TrainState(chosen, data), data, unseen_steps=n)) for n in (1, 3))
+    assert [p.step for p in seldom] == [3, 4, 7, 8, 11]
+    assert [p.steps for p in seldom] == [3, 1, 3, 1, 3]
+    assert [p.score for p in seldom if p.score] == [p.score for p in often if p.score]
+    assert seldom[0].loss == pytest.approx(sum(p.loss for p in often[:3]) / 3)
+    assert seldom[0].grad_norm == max(p.grad_norm for p in often[:3])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_no_weight_moves_after_a_step_that_is_not_finite(data: Data, name: str) -> None:
+    """Also when several updates run before anyone looks."""
+    state = TrainState(config(optimizer__name=name, steps=9), data)
+    next(train(state, data))
+    with torch.no_grad():
+        state.model.output.bias[0] = math.nan
+    before = recurrent_weight(state).clone()
+    last = next(train(state, data, unseen_steps=4))
+    assert (last.step, last.finite, state.step) == (2, False, 1)
+    assert torch.equal(recurrent_weight(state), before)
+
+
+def test_bf16_trains_and_scores_about_the_same(data: Data) -> None:
+    """Autocast runs on the CPU too, so that the code of CUDA is tried here."""
+    first = {precision: next(train(TrainState(config(precision=precision), data), data)) for precision in ("fp32", "bf16")}
+    assert first["bf16"].loss == pytest.approx(first["fp32"].loss, rel=0.05)
+    assert first["bf16"].loss != first["fp32"].loss

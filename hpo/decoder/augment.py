@@ -5,25 +5,31 @@ import torch
 from hpo.decoder.config import AugmentConfig
 
 
-def augment(x_BTC: torch.Tensor, lengths_B: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    x_BTC: torch.Tensor, lengths_B: torch.Tensor, config: AugmentConfig, generator: torch.Generator, padding: str = "masked"
+) -> torch.Tensor:
     """Masks, then white noise, then a constant offset; the padding is zero again afterwards.
 
-    x_BTC: features, zero behind each sentence's end. lengths_B: bins, on any device.
+    x_BTC: features, zero behind each sentence's end. lengths_B: bins, on any device. padding: as `model.padding`.
     The order is that of the lab's trainer (masks when a sentence is read, noise on the GPU), so masked spans hold
-    noise around 0. Departure from neural_seq_decoder: its padding holds noise too, which its smoothing and its backward
-    GRU read.
+    noise around 0. Departure from neural_seq_decoder, unless padding is "reference": its padding holds noise too, which
+    its smoothing and its backward GRU read.
     """
     batch, bins, features = x_BTC.shape
     device = x_BTC.device
-    ends_B = lengths_B.to(device)
-    spans = (config.time_masks, config.time_mask_p, config.time_mask_width)
-    x_BTC = x_BTC * ~_masked(batch, bins, ends_B, spans, generator)[:, :, None]
-    spans = (config.feature_masks, config.feature_mask_p, config.feature_mask_width)
-    x_BTC = x_BTC * ~_masked(batch, features, torch.full_like(ends_B, features), spans, generator)[:, None, :]
+    ends_B = lengths_B.to(device, non_blocking=True)
+    if config.time_masks:
+        spans = (config.time_masks, config.time_mask_p, config.time_mask_width)
+        x_BTC = x_BTC * ~_masked(batch, bins, ends_B, spans, generator)[:, :, None]
+    if config.feature_masks:
+        spans = (config.feature_masks, config.feature_mask_p, config.feature_mask_width)
+        x_BTC = x_BTC * ~_masked(batch, features, torch.full_like(ends_B, features), spans, generator)[:, None, :]
     if config.white_noise_sd > 0:
         x_BTC = x_BTC + config.white_noise_sd * _normal((batch, bins, features), generator)
     if config.constant_offset_sd > 0:
         x_BTC = x_BTC + config.constant_offset_sd * _normal((batch, 1, features), generator)
+    if padding == "reference":
+        return x_BTC
     inside_BT = torch.arange(bins, device=device) < ends_B[:, None]
     return x_BTC * inside_BT[:, :, None]
 

@@ -53,6 +53,9 @@ class ModelConfig(Settings):
     smoothing_width: NotNegative = 2.0  # standard deviation in bins; 0 = no smoothing
     smoothing_kernel: Count = 20  # bins
     classes: Count = 40  # 39 ARPAbet phonemes + SIL, labelled 1..40; 0 is the CTC blank
+    # masked: a sentence scores the same alone and in any batch. reference: noise, smoothing and GRU run into the padding, as
+    # in neural_seq_decoder, whose scores move with the batch
+    padding: Literal["masked", "reference"] = "masked"
 
 
 class OptimizerConfig(Settings):
@@ -65,6 +68,7 @@ class OptimizerConfig(Settings):
     nesterov: Flag = False  # sgd
     weight_decay: NotNegative = 1e-5  # L2 in the gradient for adam and sgd, decoupled for adamw
     grad_clip_norm: Positive | None = None
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)] | None = None  # score exponentially averaged weights; null: the weights
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -102,6 +106,11 @@ class DecoderConfig(Settings):
     augment: AugmentConfig = AugmentConfig()
     steps: Whole = Field(default=10_000, ge=0)  # optimizer updates
     batch_size: Count = 64  # sentences
+    accumulation: Count = 1  # batches per update; their gradients are averaged
+    # random: neural_seq_decoder's order. similar: the sentences of POOL such batches, regrouped by length (train.py)
+    batches: Literal["similar", "random"] = "similar"
+    # of matrix products on CUDA: fp32; tf32; bf16 is autocast over tf32. neural_seq_decoder has tf32 in its GRU
+    precision: Literal["tf32", "fp32", "bf16"] = "tf32"
     evaluate_every: Count = 100  # steps
     seed: Whole = Field(default=0, ge=0)
 

@@ -1,22 +1,25 @@
 """The GRU decoder of neural_seq_decoder: features to CTC logits.
 
-Shape suffixes: B sentences, T bins, C features, W windows (GRU inputs), H hidden, K classes + blank.
+Shape suffixes: B sentences, T bins, C features, W windows (GRU inputs), H hidden, I inputs of a layer, K classes + blank.
 
 Departures from the reference, all of them:
-- Sentences are packed, so that the backward GRU starts at a sentence's own end; the reference lets it read padding, and
-  its scores move with the batch (.0886 at batch size 1, .0875 at 240, on the spoken digits).
-- Padding is zero when smoothing (the reference has noise there), which equals a sentence smoothed alone.
+- Sentences end where they end: the backward GRU starts at a sentence's own end, and beyond it smoothing reads zeros. The
+  reference lets both read padding, and its scores move with the batch (.0886 at batch size 1, .0875 at 240, on the spoken
+  digits). `padding: reference` does as it does.
 - smoothing_width 0 means no smoothing (the reference raises).
+- The GRU is a list of one-layer GRUs with dropout between, so that all randomness is PyTorch's own generator, which a
+  checkpoint holds; cuDNN's own dropout keeps its state to itself. Same weights, same function.
 - The unused per-day `inpLayer` of the reference is not there.
 """
 
 import torch
 from torch import nn
-from torch.nn.functional import conv1d, pad, softsign
+from torch.nn.functional import conv1d, dropout, pad, softsign
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import frames
+from hpo.decoder.gru import reversal, run_layer
 
 
 class GruDecoder(nn.Module):
@@ -36,20 +39,15 @@ class GruDecoder(nn.Module):
         self.day_bias = nn.Parameter(torch.zeros(n_days, 1, n_features))
         self.layer_norm = nn.LayerNorm(n_features) if config.layer_norm else nn.Identity()
         self.input_dropout = nn.Dropout(config.input_dropout)
-        self.gru = nn.GRU(
-            n_features * config.kernel,
-            config.units,
-            config.layers,
-            batch_first=True,
-            dropout=config.dropout if config.layers > 1 else 0.0,
-            bidirectional=config.bidirectional,
-        )
+        width = config.units * (2 if config.bidirectional else 1)
+        inputs = [n_features * config.kernel] + [width] * (config.layers - 1)
+        self.gru = nn.ModuleList(nn.GRU(size, config.units, batch_first=True, bidirectional=config.bidirectional) for size in inputs)
         for name, weight in self.gru.named_parameters():
             if "weight_hh" in name:
                 nn.init.orthogonal_(weight)
             if "weight_ih" in name:
                 nn.init.xavier_uniform_(weight)
-        self.output = nn.Linear(config.units * (2 if config.bidirectional else 1), config.classes + 1)
+        self.output = nn.Linear(width, config.classes + 1)
 
     def forward(self, x_BTC: torch.Tensor, lengths_B: torch.Tensor, days_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x_BTC: zero behind each sentence's end. lengths_B: bins, on the CPU, each >= kernel. days_B: day numbers.
@@ -62,11 +60,28 @@ class GruDecoder(nn.Module):
         x_BTC = self.input_dropout(self.layer_norm(x_BTC))
         x_BWI = x_BTC.unfold(1, config.kernel, config.stride).flatten(start_dim=2)  # I: feature-major, as in nn.Unfold
         frames_B = frames(lengths_B, config)
-        packed = pack_padded_sequence(x_BWI, frames_B + 1, batch_first=True, enforce_sorted=False)
-        hidden, _ = self.gru(packed)
-        logits = PackedSequence(self.output(hidden.data), hidden.batch_sizes, hidden.sorted_indices, hidden.unsorted_indices)
-        logits_BWK, _ = pad_packed_sequence(logits, batch_first=True)
-        return logits_BWK, frames_B
+        windows_B = frames_B + 1 if config.padding == "masked" else torch.full_like(frames_B, x_BWI.shape[1])
+        run = self._packed if x_BWI.is_cuda else self._padded
+        return self.output(run(x_BWI, windows_B)), frames_B
+
+    def _packed(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
+        """The GRU by cuDNN, which skips what is behind a sentence's end."""
+        packed = pack_padded_sequence(x_BWI, windows_B, batch_first=True, enforce_sorted=False)
+        for number, layer in enumerate(self.gru):
+            if number:
+                dropped = dropout(packed.data, self.config.dropout, self.training)
+                packed = PackedSequence(dropped, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+            packed, _ = layer(packed)
+        return pad_packed_sequence(packed, batch_first=True)[0]
+
+    def _padded(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
+        """The same by our own GRU for the CPU (gru.py)."""
+        x_WBI = x_BWI.transpose(0, 1)
+        turned = reversal(len(x_WBI), windows_B)
+        for number, layer in enumerate(self.gru):
+            assert isinstance(layer, nn.GRU)
+            x_WBI = run_layer(layer, dropout(x_WBI, self.config.dropout, self.training and number > 0), turned)
+        return x_WBI.transpose(0, 1)
 
 
 def gaussian_kernel(size: int, width: float) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""The reference's model by its description (DESIGN 2), with its parameter names: what our exported weights must fit."""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import conv1d, softsign, unfold
+
+
+class Reference(torch.nn.Module):
+    """Built from `args` as its loadModel does."""
+
+    def __init__(self, args: dict[str, Any], days: int):
+        super().__init__()
+        features = args["nInputFeatures"]
+        self.kernel, self.stride = args["kernelLen"], args["strideLen"]
+        self.gaussianSmoother = torch.nn.Module()
+        self.gaussianSmoother.register_buffer("weight", torch.empty(features, 1, 20))
+        self.dayWeights = torch.nn.Parameter(torch.empty(days, features, features))
+        self.dayBias = torch.nn.Parameter(torch.empty(days, 1, features))
+        if args.get("use_layer_norm"):
+            self.ln = torch.nn.LayerNorm(features)
+        directions = 2 if args["bidirectional"] else 1
+        self.gru_decoder = torch.nn.GRU(
+            features * self.kernel, args["nUnits"], args["nLayers"], batch_first=True, bidirectional=args["bidirectional"]
+        )
+        for day in range(days):
+            self.add_module(f"inpLayer{day}", torch.nn.Linear(features, features))
+        self.fc_decoder_out = torch.nn.Linear(args["nUnits"] * directions, args["nClasses"] + 1)
+
+    def forward(self, x_BTC: torch.Tensor, days_B: torch.Tensor) -> torch.Tensor:
+        x_BCT = x_BTC.transpose(1, 2)
+        smoother = self.gaussianSmoother.get_buffer("weight")
+        x_BTC = conv1d(x_BCT, smoother, groups=x_BCT.shape[1], padding="same").transpose(1, 2)
+        x_BTC = torch.einsum("btc,bcd->btd", x_BTC, self.dayWeights[days_B]) + self.dayBias[days_B]
+        x_BTC = softsign(x_BTC)
+        if hasattr(self, "ln"):
+            x_BTC = self.ln(x_BTC)
+        windows = unfold(x_BTC.transpose(1, 2)[..., None], (self.kernel, 1), stride=self.stride)
+        logits: torch.Tensor = self.fc_decoder_out(self.gru_decoder(windows.transpose(1, 2))[0])
+        return logits
