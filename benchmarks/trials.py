@@ -89,7 +89,7 @@ def by_hand(study: Study, count: int = 100) -> None:
 
     for _ in range(count):
         trial = timed("claim", study.claim, process, RECORD)
-        timed("report", study.report, trial, [Progress(1, 1.0, 1.0, 0.1, 0.1, score, 0.1, 1.0)], 0.1)
+        timed("report", study.report, trial, [Progress(1, 1, 1.0, 1.0, 0.1, 0.1, score, 0.1, 1.0)], 0.1)
         timed("renew", study.renew, trial, 1, 0.1)
         timed("finish", study.finish, trial, Completed(score))
     for name, values in times.items():

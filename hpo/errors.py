@@ -8,6 +8,7 @@ HpoError
 `-- MachineError   exit code 1: the machine or the network failed
     |-- DatabaseError  no server, no permission, no binaries
     `-- WorkerError    no worker could go on
+        `-- MemoryShortError   exit code 3: the trials of this device need more memory than it has; fewer at once may do
 """
 
 
@@ -41,3 +42,7 @@ class DatabaseError(MachineError):
 
 class WorkerError(MachineError):
     pass
+
+
+class MemoryShortError(WorkerError):
+    exit_code = 3

@@ -142,8 +142,8 @@ def tiny_spec(tiny_space: Path) -> StudySpec:
 
 @pytest.fixture
 def make_study(database: Database) -> Callable[..., Study]:
-    def make(spec: StudySpec, name: str = "s", fingerprint: str = "f", extend: bool = False) -> Study:
-        data = {"path": None, "fingerprint": fingerprint, "n_features": 3, "n_days": 2}
+    def make(spec: StudySpec, name: str = "s", fingerprint: str = "f", extend: bool = False, path: str | None = None) -> Study:
+        data = {"path": path, "fingerprint": fingerprint, "n_features": 3, "n_days": 2}
         return Study.create_or_open(database, name, spec, data, extend)
 
     return make

@@ -44,7 +44,7 @@ def completed(per: float) -> Completed:
 
 
 def evaluated(step: int, per: float) -> list[Progress]:
-    return [Progress(step, 1.0, 2.0, 0.1, 0.5, Score((round(per * 100),), (100,)), 0.1, 1.5)]
+    return [Progress(step, 1, 1.0, 2.0, 0.1, 0.5, Score((round(per * 100),), (100,)), 0.1, 1.5)]
 
 
 def ended_process() -> Process:
@@ -166,7 +166,7 @@ def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: St
 def test_a_trial_that_kills_its_workers_fails_in_the_end(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     assert [claim(study, ended_process()).number for _ in range(5)] == [0, 0, 0, 0, 1]
-    assert (study.records()[0].state, study.records()[0].reason) == ("failed", "its worker died or fell silent 4 times")
+    assert (study.records()[0].state, study.records()[0].reason) == ("failed", "its worker died or fell silent; lost 4 times")
 
 
 def test_interruptions_are_no_losses(make_study: Make, tiny_spec: StudySpec) -> None:

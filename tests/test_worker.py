@@ -8,9 +8,10 @@ import torch
 from conftest import TINY, execute
 from sqlalchemy import text
 
+from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
-from hpo.decoder.train import TrainState, load_checkpoint
-from hpo.errors import DatabaseError
+from hpo.decoder.train import TrainState
+from hpo.errors import DatabaseError, MemoryShortError
 from hpo.search.database import EmbeddedServer
 from hpo.search.spec import load_spec
 from hpo.search.study import Completed, Stopped, Study
@@ -81,21 +82,40 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
     assert worker.run() == 0
     record = study.records()[0]
     assert (record.state, record.step) == ("waiting", 3)
-    assert (tmp_path / "trial-0" / "checkpoint.pt").exists()
+    assert len(checkpoints(tmp_path / "trial-0")) == 1
     assert worker_for(study, data, tmp_path).run() == 4
-    assert not (tmp_path / "trial-0").exists()
+    assert not checkpoints(tmp_path / "trial-0")
     assert study.records()[0].attempts == 2
 
 
-def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
+def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
     make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    """Real: no machine has the petabytes for these weights. A trial to which this happens too often fails."""
+    tiny_space.write_text(TINY.replace("model.units: 8", "model.units: 10_000_000").replace("trials: 4", "trials: 4, failures: 0"))
+    study = make_study(load_spec(tiny_space))
+    for attempt in range(1, 5):
+        with pytest.raises(MemoryShortError, match=r"trial 0: cpu ran out of memory; it waits to go on. Take fewer workers") as raised:
+            worker_for(study, data, tmp_path).run()
+        assert raised.value.exit_code == 3
+        record = study.records()[0]
+        assert (record.state, record.attempts) == ("waiting" if attempt < 4 else "failed", attempt)
+    assert record.reason == "cpu ran out of memory; lost 4 times"
+    assert worker_for(study, data, tmp_path).run() == 0
+
+
+def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study(load_spec(tiny_space))
     looks = iter([False, False, False, True])
     worker_for(study, data, tmp_path, lambda: next(looks, True)).run()
-    checkpoint = tmp_path / "trial-0" / "checkpoint.pt"
+    checkpoint = checkpoints(tmp_path / "trial-0")[0]
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    assert worker_for(study, data, tmp_path).run() == 4
+    with caplog.at_level("INFO"):
+        assert worker_for(study, data, tmp_path).run() == 4
+    assert "trial 0: a checkpoint cannot be used: checkpoint-00000003-" in caplog.text
+    assert "trial 0: no checkpoint of its earlier attempt is here; it begins again at step 0" in caplog.text
     assert study.records()[0].state == "complete"
 
 
@@ -143,7 +163,7 @@ def test_a_lost_database_costs_no_step(
         worker_for(study, data, tmp_path, stop).run()
     execute(server, f"ALTER DATABASE {study._engine.url.database} ALLOW_CONNECTIONS true")
     state = TrainState(study.spec.base, data)
-    load_checkpoint(state, tmp_path / "trial-0" / "checkpoint.pt")
+    load_checkpoint(state, tmp_path / "trial-0")
     assert state.step == 6
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from hpo.decoder.artifact import lab_arguments
 from hpo.decoder.config import DecoderConfig
+from hpo.decoder.lab import lab_arguments
 from hpo.errors import StudyError
 from hpo.search.study import Record, Study
 

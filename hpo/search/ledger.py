@@ -100,6 +100,11 @@ def _host() -> str:
         return socket.gethostname()
 
 
+def this_host() -> str:
+    """As trials record it."""
+    return socket.gethostname()
+
+
 def _start_time(pid: int) -> str | None:
     """Clock ticks since boot when `pid` started; None if it is not there or a zombie; empty where there is no /proc."""
     if not Path("/proc/self/stat").exists():
@@ -148,12 +153,12 @@ def create_tables(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
-def take_lease(connection: Connection, trial_id: int, lease: str, process: Process, values: dict[str, Any]) -> None:
-    """Make `process` the holder, whoever held the trial before."""
+def take_lease(connection: Connection, trial_id: int, lease: str, process: Process, values: dict[str, Any]) -> int:
+    """Make `process` the holder, whoever held the trial before. Returns which attempt this is, from 1."""
     row = {"lease": lease, "lease_until": _lease_end(), "host": process.host, "process": process.identity, **values}
     statement = insert(trial_table).values(trial_id=trial_id, attempts=1, **row)
     statement = statement.on_conflict_do_update(index_elements=["trial_id"], set_={**row, "attempts": trial_table.c.attempts + 1})
-    connection.execute(statement)
+    return int(connection.execute(statement.returning(trial_table.c.attempts)).scalar_one())
 
 
 def renew_lease(connection: Connection, trial_id: int, lease: str, **values: Any) -> bool:
@@ -193,15 +198,15 @@ def lost(connection: Connection, running: list[int]) -> list[int]:
 
 def add_point(connection: Connection, trial_id: int, since: "list[Progress]") -> None:
     """One point of the fine curve, at the last of the steps since the point before."""
-    last = since[-1]
+    last, steps = since[-1], sum(progress.steps for progress in since)
     assert last.score is not None
     values = {
         "per": last.score.per,
         "validation_loss": last.validation_loss,
-        "loss": sum(progress.loss for progress in since) / len(since),
+        "loss": sum(progress.loss * progress.steps for progress in since) / steps,
         "grad_norm": max(progress.grad_norm for progress in since),
         "lr": last.lr,
-        "step_seconds": sum(progress.seconds for progress in since) / len(since),
+        "step_seconds": sum(progress.seconds * progress.steps for progress in since) / steps,
     }
     statement = insert(curve_table).values(trial_id=trial_id, step=last.step, **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "step"], set_=values))

@@ -11,6 +11,7 @@ when a trial is interrupted or its worker is gone: number, parameters and curve 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -67,7 +68,9 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Ended by a signal; to go on later."""
+    """Ended by a signal, to go on later; or by `trouble` of the machine, which is counted like the loss of a worker."""
+
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Trial:
     config: DecoderConfig
     lease: str
     start: str | None
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,11 @@ class Study:
         """`path` (None: bundled) and `fingerprint`."""
         return dict(self._study.user_attrs["data"])
 
+    @property
+    def data_path(self) -> Path | None:
+        """Where the data were when the study was made; None: the bundled recordings."""
+        return Path(self.data["path"]) if self.data["path"] else None
+
     # ---- the life of a trial
 
     def claim(self, process: Process, record: Mapping[str, str]) -> Trial | None:
@@ -231,7 +240,7 @@ class Study:
                 trial_id = self._take()
                 if trial_id is None:
                     return None
-                ledger.take_lease(connection, trial_id, lease, process, dict(record))
+                attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record))
             number = self._storage.get_trial_number_from_id(trial_id)
             try:
                 config, start = self._configure(trial_id, number)
@@ -240,7 +249,7 @@ class Study:
                 continue
             with self._engine.begin() as connection:
                 if ledger.renew_lease(connection, trial_id, lease, config=config.flat()):
-                    return Trial(trial_id, number, config, lease, start)
+                    return Trial(trial_id, number, config, lease, start, attempt)
 
     def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
         """The trial's configuration, drawn or as it was, and the name of the start that it is."""
@@ -280,12 +289,13 @@ class Study:
         """
         running = self._storage.get_all_trials(self.id, deepcopy=False, states=(TrialState.RUNNING,))
         for trial_id in ledger.lost(connection, [trial._trial_id for trial in running]):
-            losses = ledger.count_loss(connection, trial_id)
-            if losses > MOST_LOSSES:
-                self._storage.set_trial_user_attr(trial_id, "reason", f"its worker died or fell silent {losses} times")
-                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            else:
-                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            self._lose(connection, trial_id, "its worker died or fell silent")
+
+    def _lose(self, connection: Connection, trial_id: int, trouble: str) -> None:
+        losses = ledger.count_loss(connection, trial_id)
+        if losses > MOST_LOSSES:
+            self._storage.set_trial_user_attr(trial_id, "reason", f"{trouble}; lost {losses} times")
+        self._storage.set_trial_state_values(trial_id, TrialState.FAIL if losses > MOST_LOSSES else TrialState.WAITING)
 
     def sweep(self) -> None:
         with ledger.locked(self._engine, self.id) as connection:
@@ -327,9 +337,12 @@ class Study:
                 return False
             if self._storage.get_trial(trial.id).state != TrialState.RUNNING:  # ended by hand in optuna-dashboard
                 return False
-            state: TrialState = TrialState.WAITING  # where an Interrupted one goes
+            state: TrialState = TrialState.WAITING  # where one goes that a signal interrupted
             value: list[float] | None = None
             match outcome:
+                case Interrupted(trouble) if trouble:
+                    self._lose(connection, trial.id, trouble)
+                    return True
                 case Completed(score):
                     ledger.renew_lease(connection, trial.id, trial.lease, errors=list(score.errors), lengths=list(score.lengths))
                     state, value = TrialState.COMPLETE, [score.per]

@@ -16,9 +16,11 @@ from types import FrameType
 import torch
 
 from hpo import __version__
+from hpo.decoder.artifact import save_decoder
+from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, save_checkpoint
 from hpo.decoder.data import Data, load_data
-from hpo.decoder.train import Progress, TrainState, evaluate, load_checkpoint, save_checkpoint, train
-from hpo.errors import CallerError, DatabaseError, DataError, MachineError, WorkerError
+from hpo.decoder.train import Progress, TrainState, evaluate, train
+from hpo.errors import CallerError, DatabaseError, DataError, MachineError, MemoryShortError, WorkerError
 from hpo.search.database import home
 from hpo.search.ledger import Process
 from hpo.search.stopping import Evaluation, non_finite
@@ -86,22 +88,33 @@ class Worker:
         return done
 
     def run_trial(self, trial: Trial) -> Outcome | None:
-        """Train one trial to its outcome and store it. None: the trial was taken from us."""
-        checkpoint = self.folder / f"trial-{trial.number}" / "checkpoint.pt"
-        clock = _Clock()
+        """Train one trial to its outcome and store it. None: the trial was taken from us.
+
+        Raises MemoryShortError, with the trial handed back, if the device's memory was not enough.
+        """
+        run = _Run(self, trial, trial_folder(self.folder, trial.number))
+        outcome: Outcome | None
         try:
-            outcome = self._train(trial, checkpoint, clock)
+            outcome = run.to_its_end()
         except DatabaseError:
             raise  # no outcome can be written; the lease runs out and the trial goes on elsewhere
         except Exception as error:
-            log.exception("trial %d", trial.number)
-            self._check_device()
-            outcome = Failed(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
-        if outcome is None or not self.study.finish(trial, outcome, clock.lap()):
+            if is_memory_short(error):
+                outcome = Interrupted(f"{self.data.device} ran out of memory")
+            else:
+                log.exception("trial %d", trial.number)
+                self._check_device()
+                outcome = Failed(f"{type(error).__name__}: {_first_line(error)}")
+        finally:
+            run.writer.close()
+        if outcome is None or not self.study.finish(trial, outcome, run.clock.lap()):
             log.warning("trial %d: its lease was lost; another worker has it", trial.number)
             return None
-        if not isinstance(outcome, Interrupted):
-            shutil.rmtree(checkpoint.parent, ignore_errors=True)
+        if isinstance(outcome, Interrupted) and outcome.trouble:
+            raise MemoryShortError(f"trial {trial.number}: {outcome.trouble}; it waits to go on. Take fewer workers on this device, a "
+                                   f"smaller batch_size with more accumulation, or another device")  # fmt: skip
+        if isinstance(outcome, (Stopped, Failed)):
+            shutil.rmtree(run.folder, ignore_errors=True)
         return outcome
 
     def _check_device(self) -> None:
@@ -110,26 +123,47 @@ class Worker:
             try:
                 torch.cuda.synchronize(self.data.device)
             except RuntimeError as error:
-                raise WorkerError(f"{self.data.device} cannot be used any more ({str(error).splitlines()[0]})") from None
+                raise WorkerError(f"{self.data.device} cannot be used any more ({_first_line(error)})") from None
 
-    def _train(self, trial: Trial, checkpoint: Path, clock: "_Clock") -> Outcome | None:
-        state = self._state(trial, checkpoint)
-        curve = self.study.resume(trial, state.step)
+
+class _Run:
+    """One attempt at a trial: its state, its curve and its files."""
+
+    def __init__(self, worker: Worker, trial: Trial, folder: Path):
+        self.worker, self.study, self.data = worker, worker.study, worker.data
+        self.trial, self.folder = trial, folder
+        self.clock, self.writer = _Clock(), Writer(self._write_fault)
+
+    def to_its_end(self) -> Outcome | None:
+        state = TrainState(self.trial.config, self.data)
+        for fault in load_checkpoint(state, self.folder):
+            log.warning("trial %d: a checkpoint cannot be used: %s", self.trial.number, fault)
+        if state.step:
+            log.info("trial %d: goes on after step %d", self.trial.number, state.step)
+        elif self.trial.attempt > 1:
+            log.info("trial %d: no checkpoint of its earlier attempt is here; it begins again at step 0", self.trial.number)
+        curve = self.study.resume(self.trial, state.step)
         if curve is None:
             return None
         try:
-            return self._steps(trial, state, curve, checkpoint, clock)
+            outcome = self._steps(state, curve)
         except DatabaseError:
-            _save(state, checkpoint)  # what was computed is not lost with the database
+            self._checkpoint(state, wait=True)  # what was computed is not lost with the database
             raise
+        if isinstance(outcome, Completed):
+            self._keep(state, "last", outcome.score.per)
+            self.writer.wait()
+            for path in checkpoints(self.folder):
+                path.unlink(missing_ok=True)
+        return outcome
 
-    def _steps(self, trial: Trial, state: TrainState, curve: list[Evaluation], checkpoint: Path, clock: "_Clock") -> Outcome | None:
+    def _steps(self, state: TrainState, curve: list[Evaluation]) -> Outcome | None:
         since: list[Progress] = []
         saved = renewed = time.monotonic()
         score = None
         for progress in train(state, self.data):
             if not progress.finite:
-                self.study.renew(trial, progress.step, clock.lap())
+                self.study.renew(self.trial, progress.step, self.clock.lap())
                 what = f"training loss {progress.loss:.3g}, gradient norm {progress.grad_norm:.3g}"
                 return Stopped(non_finite(progress.step, what))
             since.append(progress)
@@ -137,47 +171,54 @@ class Worker:
             if progress.score is not None and progress.validation_loss is not None:
                 score = progress.score
                 curve.append(Evaluation(progress.step, score.per, progress.validation_loss))
-                if not self.study.report(trial, since, clock.lap()):
+                if not self.study.report(self.trial, since, self.clock.lap()):
                     return None
                 since, renewed = [], now
                 stop = self.study.spec.stopping.judge(curve) if self.study.spec.stopping else None
                 if stop and not state.finished:
                     return Stopped(stop)
-                if now - saved > CHECKPOINT_SECONDS and not state.finished:
-                    _save(state, checkpoint)
+                if score.per <= min(point.per for point in curve):
+                    self._keep(state, "best", score.per)
+                if now - saved > CHECKPOINT_SECONDS and not state.finished and not self.writer.busy:
+                    self._checkpoint(state)
                     saved = now
             elif now - renewed > RENEW_SECONDS:
-                if not self.study.renew(trial, progress.step, clock.lap()):
+                if not self.study.renew(self.trial, progress.step, self.clock.lap()):
                     return None
                 renewed = now
-            if self.stop() and not state.finished:
-                _save(state, checkpoint)
-                self.study.renew(trial, progress.step, clock.lap())
+            if self.worker.stop() and not state.finished:
+                self._checkpoint(state, wait=True)
+                self.study.renew(self.trial, progress.step, self.clock.lap())
                 return Interrupted()
         if score is None:  # no steps at all, or resumed at the last one
-            score, _ = evaluate(state.model, self.data)
+            score, _ = evaluate(state.scored, self.data, state.config.precision)
         return Completed(score)
 
-    def _state(self, trial: Trial, checkpoint: Path) -> TrainState:
-        """Where an earlier worker left the trial, if its checkpoint is here and whole; else step 0."""
-        if not checkpoint.exists():
-            return TrainState(trial.config, self.data)
-        state = TrainState(trial.config, self.data)
-        try:
-            load_checkpoint(state, checkpoint)
-        except Exception as error:  # a damaged file can raise nearly anything
-            log.warning("trial %d: %s cannot be used (%s); it begins again at step 0", trial.number, checkpoint, error)
-            return TrainState(trial.config, self.data)
-        log.info("trial %d: goes on after step %d", trial.number, state.step)
-        return state
+    def _checkpoint(self, state: TrainState, wait: bool = False) -> None:
+        self.writer.submit(f"the checkpoint at step {state.step}", save_checkpoint, state.state_dict(), self.folder)
+        if wait:
+            self.writer.wait()
+
+    def _keep(self, state: TrainState, which: str, per: float) -> None:
+        """The weights that were scored, `best` along the curve or `last`."""
+        facts = {"study": self.study.name, "trial": self.trial.number, "weights": which, "step": state.step, "per": per,
+                 "partition": "validation", **self.worker.record}  # fmt: skip
+        path = self.folder / f"{which}.safetensors"
+        self.writer.submit(f"the {which} weights", save_decoder, path, state.scored.state_dict(), state.config, facts)
+
+    def _write_fault(self, what: str, error: Exception) -> None:
+        """A disk that is full costs the file, not the training."""
+        log.warning("trial %d: %s could not be written: %s", self.trial.number, what, _first_line(error))
 
 
-def _save(state: TrainState, checkpoint: Path) -> None:
-    """A disk that is full costs the checkpoint, not the training."""
-    try:
-        save_checkpoint(state, checkpoint)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-        log.warning("no checkpoint at step %d: %s", state.step, error)
+def is_memory_short(error: BaseException) -> bool:
+    """Whether PyTorch, on a GPU or the CPU, or Python did not get the memory that they asked for."""
+    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 class _Clock:
@@ -200,7 +241,7 @@ def run_worker(study: Study, data_path: Path | None, device: torch.device, threa
     if threads:
         torch.set_num_threads(threads)
     spec = study.spec
-    path = data_path or (Path(study.data["path"]) if study.data["path"] else None)
+    path = data_path or study.data_path
     data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
     fingerprint = sentences.fingerprint()
     if fingerprint != study.data["fingerprint"]:
@@ -211,8 +252,12 @@ def run_worker(study: Study, data_path: Path | None, device: torch.device, threa
 
 
 def study_folder(study: Study) -> Path:
-    """Checkpoints and logs on this machine. The unique part keeps studies of one name in two databases apart."""
+    """Checkpoints, weights and logs on this machine. The unique part keeps studies of one name in two databases apart."""
     return home() / "studies" / f"{study.name}-{study.unique}"
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    return folder / f"trial-{number}"
 
 
 def code_version() -> str:
