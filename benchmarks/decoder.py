@@ -1,6 +1,6 @@
 """The decoder against the reference implementation's figures on the spoken digits (README, "Benchmarks").
 
-    python benchmarks/decoder.py PATH/TO/ptDecoder_ctc [--seeds 1] [--threads 1]
+    python benchmarks/decoder.py PATH/TO/ptDecoder_ctc [--seeds 1] [--threads 1] [--only TEXT] [--set batches=random]
 
 Trains with the sizes of the published figures (2 x 128 units, kernel 8, stride 2, batches of 32, 600 updates) and scores
 on `test` at the end. Nothing is selected here, so looking at `test` is allowed; the search never does.
@@ -16,6 +16,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, check, load_for_scoring
 from hpo.decoder.formats import read_sentences
 from hpo.decoder.train import TrainState, evaluate, train
+from hpo.search.spec import parse_settings
 
 SIZES = {"model.layers": 2, "model.units": 128, "model.kernel": 8, "model.stride": 2, "batch_size": 32, "steps": 600}
 SETTINGS = {  # name: (values, reference's final PER on test, one per seed)
@@ -30,22 +31,24 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="settings with this text in their name")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the configuration")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = DecoderConfig().with_values(SIZES)
+    sizes = DecoderConfig().with_values(SIZES | parse_settings(tuple(arguments.set)))
     test = load_for_scoring(arguments.data, "test", sizes.model, device)
     sentences = read_sentences(arguments.data, "train")
     check(sentences, sizes.model)
     every = torch.arange(len(sentences)).numpy()
     for name, (values, reference) in SETTINGS.items():
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.seeds if arguments.only in name else 0):
             config = sizes.with_values(values | {"seed": seed, "evaluate_every": 10_000})
             data = Data(sentences, every, every[:1], device)  # trains on all of `train`, as the reference does
             state, begin, curve = TrainState(config, data), time.perf_counter(), []
             for progress in train(state, data):
                 if progress.step % 100 == 0 or not progress.finite:
-                    curve.append(evaluate(state.model, test)[0].per if progress.finite else float("nan"))
+                    curve.append(evaluate(state.scored, test)[0].per if progress.finite else float("nan"))
             seconds = time.perf_counter() - begin
             print(f"{name:18} seed {seed}: PER {curve[-1]:.4f}  best {min(curve):.4f}  reference {reference}  "
                   f"{seconds:.0f} s on {device}  curve {' '.join(f'{per:.3f}' for per in curve)}", flush=True)  # fmt: skip

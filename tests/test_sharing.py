@@ -74,7 +74,7 @@ def test_plans() -> None:
 def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How many it settles on is the machine's affair; that a second was tried, and that every trial was handed back, is ours."""
+    """How many pay is the machine's affair; that a second was tried and measured, and every trial handed back, is ours."""
     monkeypatch.setattr(sharing, "WINDOW_SECONDS", 3.0)
     tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 1_000_000, evaluate_every: 1_000_000"))
     spec = load_spec(tiny_space)
@@ -86,14 +86,14 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     def show(records: list[Record]) -> None:
         nonlocal most
         most = max(most, len(launcher._running))
-        if launcher._sharing["cpu"].settled and not launcher._asked_to_stop:
+        if len(launcher._sharing["cpu"].rates) == 2 and not launcher._asked_to_stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert launcher.run(show) == "interrupted"
     found = launcher._sharing["cpu"]
-    assert len(found.rates) >= 2 and all(rate > 0 for rate in found.rates)
-    assert most == len(found.rates) >= found.count
+    assert len(found.rates) == 2 and all(rate > 0 for rate in found.rates)
+    assert most >= 2
     records = study.records()
     assert {record.state for record in records} == {"waiting"}
-    assert sum(record.step > 0 for record in records) == most
+    assert sum(record.step > 0 for record in records) >= 2
     assert 0 < free_memory("cpu") < 2**50

@@ -33,12 +33,13 @@ class Sharing:
         Returns how many trainings to add (1) or to end (-1), or 0.
         """
         now = time.monotonic() if now is None else now
-        if self.settled or running < self.count:
-            self._since = None
+        if self.settled:
             return 0
         if self._since is None:
-            self._since = now, steps
-        begin, before = self._since
+            if running >= self.count:
+                self._since = now, steps
+            return 0
+        begin, before = self._since  # a trial that ends meanwhile, and the claim of the next one, are part of the pace
         if now - begin < WINDOW_SECONDS:
             return 0
         self._since = None
