@@ -131,6 +131,9 @@ def torch_bytes(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+ODD = {"dayWeights": torch.zeros(2, 0, 0), "gru_decoder.weight_hh_l0": torch.zeros(3), "gaussianSmoother.weight": torch.zeros(3)}
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -139,7 +142,9 @@ def torch_bytes(value: Any) -> bytes:
         ("args", b"", "args: not a whole pickle"),
         ("modelWeights", b"PK", "modelWeights: not a state dict of torch"),
         ("modelWeights", torch_bytes({"dayWeights": torch.zeros(2, 3, 3)}), "not the weights of neural_seq_decoder's model"),
-        ("modelWeights", torch_bytes([1]), "not the weights of neural_seq_decoder's model"),
+        ("modelWeights", torch_bytes([1]), "modelWeights: a list, not a state dict"),
+        ("modelWeights", torch_bytes(torch.zeros(3)), "modelWeights: a Tensor, not a state dict"),
+        ("modelWeights", torch_bytes(ODD), "not the weights of neural_seq_decoder's model"),
     ],
 )
 def test_a_folder_that_is_no_decoder(

@@ -152,3 +152,11 @@ def test_a_write_that_fails_is_told_and_the_next_is_tried(tmp_path: Path) -> Non
     writer.close()
     assert told == ["first: FileExistsError"]
     assert len(checkpoints(tmp_path / "folder")) == 1
+
+
+def test_a_stale_checkpoint_of_a_later_step_does_not_push_out_new_ones(data: Data, tmp_path: Path) -> None:
+    """Of another version of hpo, say: it cannot be used, and its step is the highest."""
+    state = TrainState(config(), data)
+    for step in (25, 5, 10):
+        save_checkpoint(state.state_dict() | {"step": step}, tmp_path)
+    assert [path.name.split("-")[1] for path in checkpoints(tmp_path)] == ["00000010", "00000005"]

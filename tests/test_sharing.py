@@ -53,6 +53,14 @@ def test_nothing_is_measured_before_all_have_shown_a_step() -> None:
     assert found.rates == [10.0]
 
 
+def test_a_training_that_goes_back_begins_the_measurement_anew() -> None:
+    found = Sharing(free_alone=80 * GIB)
+    assert [found.look(1, steps, 70 * GIB, float(second)) for second, steps in ((0, 500), (30, 800), (61, 100), (62, 100))] == [0] * 4
+    assert found.rates == []
+    assert found.look(1, 700, 70 * GIB, 123.0) == 1
+    assert found.rates == [pytest.approx(600 / 61)]
+
+
 def test_out_of_memory_ends_the_growth() -> None:
     found = Sharing(free_alone=80 * GIB, count=3)
     found.out_of_memory()

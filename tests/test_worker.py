@@ -15,7 +15,7 @@ from hpo.errors import DatabaseError, MemoryShortError
 from hpo.search.database import EmbeddedServer
 from hpo.search.spec import load_spec
 from hpo.search.study import Completed, Stopped, Study
-from hpo.search.worker import StopFlag, Worker
+from hpo.search.worker import StopFlag, Worker, _Run
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 
@@ -117,6 +117,38 @@ def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
     assert "trial 0: a checkpoint cannot be used: checkpoint-00000003-" in caplog.text
     assert "trial 0: no checkpoint of its earlier attempt is here; it begins again at step 0" in caplog.text
     assert study.records()[0].state == "complete"
+
+
+def test_a_trial_that_only_gets_better_is_checkpointed_too(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its best weights are being written at every evaluation."""
+    monkeypatch.setattr("hpo.search.worker.CHECKPOINT_SECONDS", 0)
+    seen: list[int] = []
+
+    def stop() -> bool:
+        seen.append(len(checkpoints(tmp_path / "trial-0")))
+        return len(seen) == 5
+
+    worker_for(make_study(load_spec(tiny_space)), data, tmp_path, stop).run()
+    assert seen[-1] > 0
+
+
+def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    """The trial is taken at its last step: the next attempt has nothing to train any more."""
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    run = _Run(worker, trial, tmp_path / "trial-0")
+    assert isinstance(run.to_its_end(), Completed)
+    state = TrainState(trial.config, data)
+    load_checkpoint(state, tmp_path / "trial-0")
+    assert state.finished
+    run.tidy()
+    assert [path.name for path in (tmp_path / "trial-0").iterdir() if path.suffix != ".safetensors"] == []
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(

@@ -128,6 +128,8 @@ def _load_reference(folder: Path) -> Decoder:
         theirs = torch.load(folder / "modelWeights", map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise nearly anything
         raise DataError(f"{folder / 'modelWeights'}: not a state dict of torch ({type(error).__name__}). Copy it again") from None
+    if not isinstance(theirs, dict):
+        raise DataError(f"{folder / 'modelWeights'}: a {type(theirs).__name__}, not a state dict. Copy it again")
     if not isinstance(arguments, dict) or "strideLen" not in arguments:
         raise DataError(f"{folder / 'args'}: no pickled dict with strideLen")
     try:
@@ -151,7 +153,7 @@ def _load_reference(folder: Path) -> Decoder:
         weights = {name: theirs[reference_name(name)] for name in ours if name != "smoothing_K"}
     except SpecError as error:
         raise DataError(str(error)) from None
-    except (KeyError, AttributeError, ValueError, TypeError) as error:
+    except (LookupError, AttributeError, ValueError, TypeError, ArithmeticError) as error:
         raise DataError(f"{folder / 'modelWeights'}: not the weights of neural_seq_decoder's model (missing or odd: {error})") from None
     return Decoder(_built(folder, config, weights | {"smoothing_K": smoothing_K}), config, {"step": None, "per": None})
 

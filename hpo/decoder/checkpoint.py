@@ -70,7 +70,8 @@ def save_checkpoint(saved: dict[str, Any], folder: Path) -> None:
         draft.replace(folder / f"checkpoint-{saved['step']:08d}-{_digest(draft)}.pt")
     finally:
         draft.unlink(missing_ok=True)
-    for old in checkpoints(folder)[KEPT:]:
+    by_age = sorted(checkpoints(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for old in by_age[KEPT:]:  # not by step: one that this version cannot use may be of a later step
         old.unlink(missing_ok=True)
 
 

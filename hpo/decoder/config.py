@@ -110,7 +110,7 @@ class DecoderConfig(Settings):
     # random: neural_seq_decoder's order. similar: the sentences of POOL such batches, regrouped by length (train.py)
     batches: Literal["similar", "random"] = "similar"
     # of matrix products on CUDA: fp32; tf32; bf16 is autocast over tf32. neural_seq_decoder has tf32 in its GRU
-    precision: Literal["tf32", "fp32", "bf16"] = "tf32"
+    precision: Literal["tf32", "fp32", "bf16"] = "tf32"  # of CUDA; bf16: all but the GRU, which stays in tf32
     evaluate_every: Count = 100  # steps
     seed: Whole = Field(default=0, ge=0)
 

@@ -66,13 +66,15 @@ class GruDecoder(nn.Module):
 
     def _packed(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
         """The GRU by cuDNN, which skips what is behind a sentence's end."""
-        packed = pack_padded_sequence(x_BWI, windows_B, batch_first=True, enforce_sorted=False)
-        for number, layer in enumerate(self.gru):
-            if number:
-                dropped = dropout(packed.data, self.config.dropout, self.training)
-                packed = PackedSequence(dropped, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-            packed, _ = layer(packed)
-        return pad_packed_sequence(packed, batch_first=True)[0]
+        order_B = windows_B.argsort(descending=True, stable=True)  # sorted here: PyTorch's own sorting waits for the GPU
+        with torch.autocast(x_BWI.device.type, enabled=False):  # autocast would give cuDNN fp16, whose gradients underflow
+            x_BWI = x_BWI.float()[order_B.to(x_BWI.device, non_blocking=True)]
+            packed = pack_padded_sequence(x_BWI, windows_B[order_B], batch_first=True)
+            for number, layer in enumerate(self.gru):
+                if number:
+                    packed = PackedSequence(dropout(packed.data, self.config.dropout, self.training), packed.batch_sizes)
+                packed, _ = layer(packed)
+        return pad_packed_sequence(packed, batch_first=True)[0][order_B.argsort().to(x_BWI.device, non_blocking=True)]
 
     def _padded(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
         """The same by our own GRU for the CPU (gru.py)."""

@@ -6,13 +6,13 @@ No database, no signals, no logging here. A step is one optimizer update, in sch
 import math
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import ctc_loss
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpo.decoder.augment import augment
 from hpo.decoder.config import DecoderConfig, OptimizerConfig
@@ -51,8 +51,10 @@ class TrainState:
         self.config = config
         torch.manual_seed(config.seed)  # initial weights; afterwards the global generators draw dropout
         self.model = GruDecoder(config.model, data.n_days, data.n_features).to(data.device)
-        decay = config.optimizer.ema_decay
-        self.averaged = None if decay is None else AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        self.averaged = None if config.optimizer.ema_decay is None else deepcopy(self.model)
+        if self.averaged is not None:
+            for layer in self.averaged.gru:
+                layer.flatten_parameters()  # type: ignore[operator]  # a copy is not, and cuDNN would do it at every call
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.schedule = make_schedule(self.optimizer, config)
         self.step = 0
@@ -68,9 +70,7 @@ class TrainState:
     @property
     def scored(self) -> GruDecoder:
         """The model that evaluations score and that is kept: the averaged one, if there is one."""
-        model = self.model if self.averaged is None else self.averaged.module
-        assert isinstance(model, GruDecoder)
-        return model
+        return self.model if self.averaged is None else self.averaged
 
     def state_dict(self) -> dict[str, Any]:
         device = self.noise.device
@@ -157,8 +157,10 @@ def _update(state: TrainState, data: Data) -> torch.Tensor:
     state.broken.clamp_(min=(~facts.isfinite().all()).float())
     optimizer.found_inf = state.broken  # type: ignore[attr-defined]  # the fused optimizers skip the update where it is 1
     optimizer.step()
-    if state.averaged is not None:
-        state.averaged.update_parameters(state.model)
+    if state.averaged is not None and config.optimizer.ema_decay is not None:
+        weight = 1 - config.optimizer.ema_decay if state.step else 1.0  # the average begins with the first update's weights
+        with torch.no_grad():
+            torch._foreach_lerp_(list(state.averaged.parameters()), list(state.model.parameters()), weight)
     state.step += 1
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
@@ -169,11 +171,12 @@ def _next_batch(state: TrainState, data: Data) -> torch.Tensor:
     """Positions in data.train. Each batch is drawn from all sentences without replacement, as in neural_seq_decoder.
 
     With `batches: similar`, POOL such draws are made at once, sorted by length and cut into batches, which come in random
-    order: the same sentences within POOL batches, and little padding.
+    order: the same sentences within POOL batches, and little padding. A sentence that two of the draws share can then be
+    in one batch twice; with few sentences fewer draws are pooled, so that this stays rare.
     """
     if not state.drawn:
         size = min(state.config.batch_size, len(data.train))
-        pool = POOL if state.config.batches == "similar" else 1
+        pool = max(1, min(POOL, len(data.train) // (4 * size))) if state.config.batches == "similar" else 1
         state.drawn = [torch.randperm(len(data.train), generator=state.order)[:size] for _ in range(pool)]
         if pool > 1:
             all_drawn = torch.cat(state.drawn)
@@ -235,7 +238,7 @@ def make_optimizer(model: GruDecoder, config: OptimizerConfig) -> torch.optim.Op
 def make_schedule(optimizer: torch.optim.Optimizer, config: DecoderConfig) -> LRScheduler:
     schedule = config.schedule
     if schedule.name == "plateau":
-        return ReduceLROnPlateau(optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr)
+        return ReduceLROnPlateau(optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr, eps=0)
     return LambdaLR(optimizer, lambda step: lr_factor(config, step))
 
 

@@ -154,10 +154,12 @@ class Launcher:
         for device, sharing in self._sharing.items():
             here = [record for record in records if record.host == this_host() and record.device.split(" ")[0] == device]
             training = sum(record.state == "running" and record.step > 0 for record in here)
+            if len(self._on(device)) < sharing.count:
+                sharing.restart()
             change = sharing.look(training, sum(record.step for record in here), free_memory(device))
             if change > 0:
                 self._start(self._new(device))
-            elif change < 0 and (ours := self._on(device)):
+            elif change < 0 and len(ours := self._on(device)) > sharing.count:
                 self._running[max(ours)].terminate()  # it hands its trial back
 
     def shared(self) -> list[str]:

@@ -40,6 +40,8 @@ class Sharing:
                 self._since = now, steps
             return 0
         begin, before = self._since  # a trial that ends meanwhile, and the claim of the next one, are part of the pace
+        if steps < before:  # one began again at an earlier step
+            return self.restart()
         if now - begin < WINDOW_SECONDS:
             return 0
         self._since = None
@@ -52,6 +54,11 @@ class Sharing:
             return self._settle(self.count)
         self.count += 1
         return 1
+
+    def restart(self) -> int:
+        """Begin the measurement anew: a training left or went back meanwhile, which says nothing about sharing."""
+        self._since = None
+        return 0
 
     def out_of_memory(self) -> None:
         """One training left because its device had no more memory."""

@@ -28,6 +28,7 @@ from hpo.search.study import Completed, Failed, Interrupted, Outcome, Stopped, S
 
 RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost with a killed worker, rounded up to an evaluation
+MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 log = logging.getLogger(__name__)
 
 
@@ -113,6 +114,8 @@ class Worker:
         if isinstance(outcome, Interrupted) and outcome.trouble:
             raise MemoryShortError(f"trial {trial.number}: {outcome.trouble}; it waits to go on. Take fewer workers on this device, a "
                                    f"smaller batch_size with more accumulation, or another device")  # fmt: skip
+        if isinstance(outcome, Completed):
+            run.tidy()
         if isinstance(outcome, (Stopped, Failed)):
             shutil.rmtree(run.folder, ignore_errors=True)
         return outcome
@@ -133,6 +136,7 @@ class _Run:
         self.worker, self.study, self.data = worker, worker.study, worker.data
         self.trial, self.folder = trial, folder
         self.clock, self.writer = _Clock(), Writer(self._write_fault)
+        self.diverged: Stopped | None = None
 
     def to_its_end(self) -> Outcome | None:
         state = TrainState(self.trial.config, self.data)
@@ -148,14 +152,19 @@ class _Run:
         try:
             outcome = self._steps(state, curve)
         except DatabaseError:
-            self._checkpoint(state, wait=True)  # what was computed is not lost with the database
+            if self.diverged is None:  # else the state is behind a batch that it could not learn from
+                self._checkpoint(state, wait=True)  # what was computed is not lost with the database
             raise
         if isinstance(outcome, Completed):
             self._keep(state, "last", outcome.score.per)
-            self.writer.wait()
-            for path in checkpoints(self.folder):
-                path.unlink(missing_ok=True)
+            self._checkpoint(state, wait=True)  # until the outcome is stored
         return outcome
+
+    def tidy(self) -> None:
+        """After the outcome is stored: no checkpoint is needed any more, unless the weights could not be written."""
+        if (self.folder / "last.safetensors").exists():
+            for path in (*checkpoints(self.folder), *self.folder.glob("*.tmp")):
+                path.unlink(missing_ok=True)
 
     def _steps(self, state: TrainState, curve: list[Evaluation]) -> Outcome | None:
         since: list[Progress] = []
@@ -163,9 +172,10 @@ class _Run:
         score = None
         for progress in train(state, self.data):
             if not progress.finite:
-                self.study.renew(self.trial, progress.step, self.clock.lap())
                 what = f"training loss {progress.loss:.3g}, gradient norm {progress.grad_norm:.3g}"
-                return Stopped(non_finite(progress.step, what))
+                self.diverged = Stopped(non_finite(progress.step, what))
+                self.study.renew(self.trial, progress.step, self.clock.lap())
+                return self.diverged
             since.append(progress)
             now = time.monotonic()
             if progress.score is not None and progress.validation_loss is not None:
@@ -177,11 +187,11 @@ class _Run:
                 stop = self.study.spec.stopping.judge(curve) if self.study.spec.stopping else None
                 if stop and not state.finished:
                     return Stopped(stop)
-                if score.per <= min(point.per for point in curve):
-                    self._keep(state, "best", score.per)
                 if now - saved > CHECKPOINT_SECONDS and not state.finished and not self.writer.busy:
                     self._checkpoint(state)
                     saved = now
+                if score.per <= min(point.per for point in curve):
+                    self._keep(state, "best", score.per)
             elif now - renewed > RENEW_SECONDS:
                 if not self.study.renew(self.trial, progress.step, self.clock.lap()):
                     return None
@@ -213,8 +223,8 @@ class _Run:
 
 def is_memory_short(error: BaseException) -> bool:
     """Whether PyTorch, on a GPU or the CPU, or Python did not get the memory that they asked for."""
-    cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    return cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_SHORT)
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _first_line(error: BaseException) -> str:
@@ -242,7 +252,14 @@ def run_worker(study: Study, data_path: Path | None, device: torch.device, threa
         torch.set_num_threads(threads)
     spec = study.spec
     path = data_path or study.data_path
-    data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
+    try:
+        data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
+    except (RuntimeError, MemoryError) as error:
+        if is_memory_short(error):
+            raise MemoryShortError(
+                f"{path or 'the bundled recordings'}: no room on {device} for the data. Take fewer workers on it"
+            ) from None
+        raise
     fingerprint = sentences.fingerprint()
     if fingerprint != study.data["fingerprint"]:
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
