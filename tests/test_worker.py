@@ -128,10 +128,10 @@ def test_a_trial_that_only_gets_better_is_checkpointed_too(
 
     def stop() -> bool:
         seen.append(len(checkpoints(tmp_path / "trial-0")))
-        return len(seen) == 5
+        return len(seen) >= 5
 
     worker_for(make_study(load_spec(tiny_space)), data, tmp_path, stop).run()
-    assert seen[-1] > 0
+    assert seen[4] > 0
 
 
 def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
