@@ -7,8 +7,10 @@ HpoError
 |   `-- StudyError     a study name, a study that differs, a trial that is not there
 `-- MachineError   exit code 1: the machine or the network failed
     |-- DatabaseError  no server, no permission, no binaries
+    |   `-- DatabaseAwayError  it may answer again: asked again later
     `-- WorkerError    no worker could go on
-        `-- MemoryShortError   exit code 3: the trials of this device need more memory than it has; fewer at once may do
+        |-- MemoryShortError   exit code 3: the trials of this device need more memory than it has; fewer at once may do
+        `-- BadNodeError       exit code 4: trials fail on this host that other hosts bring to their end
 """
 
 
@@ -40,9 +42,17 @@ class DatabaseError(MachineError):
     pass
 
 
+class DatabaseAwayError(DatabaseError):
+    pass
+
+
 class WorkerError(MachineError):
     pass
 
 
 class MemoryShortError(WorkerError):
     exit_code = 3
+
+
+class BadNodeError(WorkerError):
+    exit_code = 4

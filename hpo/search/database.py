@@ -24,13 +24,22 @@ import psycopg2
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, ProgrammingError
 
-from hpo.errors import CallerError, DatabaseError
+from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
 
 START_SECONDS = 60
 ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
-CONNECT_ARGUMENTS = {"connect_timeout": 10, "application_name": "hpo", "options": "-c statement_timeout=120s"}  # nothing waits for ever
+CONNECT_ARGUMENTS = {  # nothing waits for ever: neither we for a network that is gone, nor the server for one of us that is
+    "application_name": f"hpo {socket.gethostname()} {os.getpid()}"[:63],
+    "connect_timeout": 10,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "options": "-c statement_timeout=120s -c idle_in_transaction_session_timeout=30s "
+    "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+}
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -38,7 +47,8 @@ max_connections = 200
 """
 
 
-TRANSLATED = (OperationalError, InterfaceError, ProgrammingError)  # lost or refused, the driver's, no right to do it
+AWAY = (OperationalError, InterfaceError, InternalError)  # lost, full or restarting; the driver's; a standby that is not yet the primary
+TRANSLATED = (*AWAY, ProgrammingError)  # no right to do it
 
 
 @event.listens_for(Engine, "handle_error")
@@ -46,7 +56,8 @@ def _translate(context: ExceptionContext) -> None:
     """What the server refuses, to Optuna's statements and ours, is a DatabaseError with one line."""
     if isinstance(context.sqlalchemy_exception, TRANSLATED) and not context.is_pre_ping:
         first = (str(context.original_exception).strip() or "no reason given").splitlines()[0]
-        raise DatabaseError(f"database: {first}. Nothing stored is lost: when it answers again, type the same line")
+        kind = DatabaseAwayError if isinstance(context.sqlalchemy_exception, AWAY) else DatabaseError
+        raise kind(f"database: {first}. Nothing stored is lost: when it answers again, type the same line")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
-"""Our two tables beside Optuna's, and the locks: who holds which trial, what it is, and its fine curve.
+"""Our tables beside Optuna's, and the locks: who holds which trial, its attempts, and its fine curve.
 
 A worker holds a lease on its trial and renews it while steps advance. An expired lease may be taken by anyone; so may
-that of a process which is known to be dead because it ran on this host.
+that of a process which is known to be dead because it ran on this host. What a worker writes of its trial, to Optuna's
+tables too, it writes in transactions that begin with a look at its lease (`fenced`).
 """
 
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +23,17 @@ from sqlalchemy import (
     Double,
     Engine,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
+    case,
+    cast,
     create_engine,
+    event,
     func,
+    inspect,
     select,
     text,
     update,
@@ -37,17 +45,23 @@ from sqlalchemy.pool import NullPool
 if TYPE_CHECKING:
     from hpo.decoder.train import Progress
 
-LEASE_SECONDS = 600  # a worker that shows no step for so long has lost its trial
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
+LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
+Point = dict[str, float]  # of the fine curve, by column
 
 metadata = MetaData()
-Table("trials", metadata, Column("trial_id", Integer, primary_key=True))  # Optuna's, for the foreign keys
-_gone_with_trial = ForeignKey("trials.trial_id", ondelete="CASCADE")
+optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
+                      Column("study_id", Integer), Column("state", String))  # fmt: skip
+
+
+def _trial() -> ForeignKey:
+    return ForeignKey("trials.trial_id", ondelete="CASCADE")
+
 
 trial_table = Table(
     "hpo_trial",
     metadata,
-    Column("trial_id", Integer, _gone_with_trial, primary_key=True),
+    Column("trial_id", Integer, _trial(), primary_key=True),
     Column("lease", String),  # the holder's token; null: nobody
     Column("lease_until", DateTime(timezone=True)),
     Column("host", String),
@@ -57,17 +71,36 @@ trial_table = Table(
     Column("data", String),  # fingerprint
     Column("config", JSON),  # dotted name -> value
     Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("losses", Integer, nullable=False, server_default="0"),  # holders that died or fell silent
     Column("step", Integer, nullable=False, server_default="0"),
     Column("seconds", Double, nullable=False, server_default="0"),  # over all attempts
+    Column("seconds_before", Double, nullable=False, server_default="0"),  # this attempt
+    Column("gpu_seconds", Double, nullable=False, server_default="0"),  # seconds / trainings on the GPU, summed up
     Column("errors", ARRAY(Integer)),  # of the final score, a sentence each
     Column("lengths", ARRAY(Integer)),
+)
+Index("hpo_trial_held", trial_table.c.host, trial_table.c.device, postgresql_where=trial_table.c.lease.is_not(None))
+attempt_table = Table(
+    "hpo_attempt",
+    metadata,
+    Column("trial_id", Integer, _trial(), primary_key=True),
+    Column("attempt", Integer, primary_key=True),  # from 1
+    Column("host", String, nullable=False),
+    Column("process", String, nullable=False),
+    Column("device", String, nullable=False),
+    Column("code_version", String, nullable=False),
+    Column("begun", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("first_step", Integer),  # after which it went on; null: it did not come so far
+    Column("last_step", Integer),
+    Column("ended", DateTime(timezone=True)),
+    Column("outcome", String),  # complete, stopped, or a Cause
+    Column("reason", String),
 )
 curve_table = Table(
     "hpo_curve",
     metadata,
-    Column("trial_id", Integer, ForeignKey("trials.trial_id", ondelete="CASCADE"), primary_key=True),
+    Column("trial_id", Integer, _trial(), primary_key=True),
     Column("step", Integer, primary_key=True),
+    Column("attempt", Integer),  # that measured it
     Column("per", Double, nullable=False),
     Column("validation_loss", Double, nullable=False),
     Column("loss", Double, nullable=False),  # training, mean since the last point
@@ -75,6 +108,31 @@ curve_table = Table(
     Column("lr", Double, nullable=False),
     Column("step_seconds", Double, nullable=False),  # mean since the last point, evaluation not included
 )
+
+
+class LeaseLostError(Exception):
+    """The trial is another's by now. Nothing was written."""
+
+
+_fence: ContextVar[tuple[int, str] | None] = ContextVar("_fence", default=None)
+
+
+@contextmanager
+def fenced(trial_id: int, lease: str) -> Iterator[None]:
+    """Every transaction that begins meanwhile (Optuna's) holds the lease's row until it ends, or raises LeaseLostError."""
+    token = _fence.set((trial_id, lease))
+    try:
+        yield
+    finally:
+        _fence.reset(token)
+
+
+@event.listens_for(Engine, "begin")
+def _check_fence(connection: Connection) -> None:
+    if (held := _fence.get()) is not None:
+        statement = select(trial_table.c.trial_id).where(_held(*held)).with_for_update()
+        if connection.execute(statement).first() is None:
+            raise LeaseLostError
 
 
 @dataclass(frozen=True)
@@ -130,13 +188,16 @@ def locked(engine: Engine, study_id: int) -> Iterator[Connection]:
     ever for a row that an open transaction of ours has touched.
     """
     keys = (LOCK_CLASS, study_id)
+    idle = text("SELECT set_config('idle_session_timeout', :value, false)")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(idle, {"value": LOCK_IDLE})
         connection.execute(select(func.pg_advisory_lock(*keys)))
         try:
             yield connection
         finally:
             if not connection.invalidated:
                 connection.execute(select(func.pg_advisory_unlock(*keys)))
+                connection.execute(idle, {"value": "0"})
 
 
 @contextmanager
@@ -150,57 +211,172 @@ def alone(url: str, connect_arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def create_tables(connection: Connection) -> None:
+    """What is missing: tables, and columns that tables of an earlier version lack."""
     metadata.create_all(connection)
+    there = inspect(connection)
+    for table in (trial_table, attempt_table, curve_table):
+        names = {column["name"] for column in there.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in names:
+                default = f" NOT NULL DEFAULT {column.server_default.arg}" if not column.nullable else ""  # type: ignore[union-attr]
+                connection.execute(
+                    text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(connection.dialect)}{default}")
+                )
 
 
-def take_lease(connection: Connection, trial_id: int, lease: str, process: Process, values: dict[str, Any]) -> int:
-    """Make `process` the holder, whoever held the trial before. Returns which attempt this is, from 1."""
-    row = {"lease": lease, "lease_until": _lease_end(), "host": process.host, "process": process.identity, **values}
-    statement = insert(trial_table).values(trial_id=trial_id, attempts=1, **row)
-    statement = statement.on_conflict_do_update(index_elements=["trial_id"], set_={**row, "attempts": trial_table.c.attempts + 1})
-    return int(connection.execute(statement.returning(trial_table.c.attempts)).scalar_one())
+# ---- leases
 
 
-def renew_lease(connection: Connection, trial_id: int, lease: str, **values: Any) -> bool:
-    """Renew, and write `values` with it. False: the trial is another's by now, nothing was written."""
-    held = (trial_table.c.trial_id == trial_id) & (trial_table.c.lease == lease)
-    return connection.execute(update(trial_table).where(held).values(lease_until=_lease_end(), **values)).rowcount == 1
+def _held(trial_id: int, lease: str) -> Any:
+    return (trial_table.c.trial_id == trial_id) & (trial_table.c.lease == lease)
 
 
-def drop_lease(connection: Connection, trial_id: int) -> None:
-    connection.execute(update(trial_table).where(trial_table.c.trial_id == trial_id).values(lease=None, lease_until=None))
+def _lease_end(seconds: float) -> Any:
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
-def count_loss(connection: Connection, trial_id: int) -> int:
-    """The holder is gone: nobody has the trial now. Returns how often that has happened to it."""
+def take_lease(connection: Connection, trial_id: int, lease: str, process: Process, record: dict[str, Any], seconds: float) -> int:
+    """Make `process` the holder for `seconds`. Returns which attempt this is, from 1."""
     table = trial_table.c
-    values = {"lease": None, "lease_until": None, "losses": table.losses + 1}
-    statement = update(trial_table).where(table.trial_id == trial_id).values(values).returning(table.losses)
-    return int(connection.execute(statement).scalar() or 1)
+    row = {"lease": lease, "lease_until": _lease_end(seconds), "host": process.host, "process": process.identity, **record}
+    statement = insert(trial_table).values(trial_id=trial_id, attempts=1, **row)
+    again = {**row, "attempts": table.attempts + 1, "seconds_before": table.seconds}
+    statement = statement.on_conflict_do_update(index_elements=["trial_id"], set_=again)
+    attempt = int(connection.execute(statement.returning(table.attempts)).scalar_one())
+    made_by = {"host": process.host, "process": process.identity, "device": record["device"], "code_version": record["code_version"]}
+    connection.execute(insert(attempt_table).values(trial_id=trial_id, attempt=attempt, **made_by))
+    return attempt
 
 
-def lost(connection: Connection, running: list[int]) -> list[int]:
-    """Those of the running trials (ids) that nobody works on: no lease, an expired one, a dead holder.
+def renew_lease(connection: Connection, trial_id: int, lease: str, seconds: float, worked: float | None = None, **values: Any) -> bool:
+    """Renew for `seconds`, and write `values` with it. False: the trial is another's by now, nothing was written.
 
-    The caller holds the study's lock. A claim writes Optuna's row and ours under it, so a trial without a lease here was
-    claimed by a process that died in between.
+    worked: seconds of this attempt so far. Told again they count once; trainings that share a GPU share its time.
     """
     table = trial_table.c
+    if worked is not None:
+        other = trial_table.alias()
+        beside = select(func.count()).where(other.c.host == table.host, other.c.device == table.device, other.c.lease.is_not(None),
+                                            other.c.lease_until > func.now()).scalar_subquery()  # fmt: skip
+        share = case((table.device.like("cuda%"), func.greatest(1, beside)), else_=1)
+        total = func.greatest(table.seconds, table.seconds_before + worked)
+        values |= {"seconds": total, "gpu_seconds": table.gpu_seconds + (total - table.seconds) / share}
+    statement = update(trial_table).where(_held(trial_id, lease)).values(lease_until=_lease_end(seconds), **values)
+    return connection.execute(statement).rowcount == 1
+
+
+def drop_lease(connection: Connection, trial_id: int, lease: str) -> int | None:
+    """Nobody holds the trial now. Returns which attempt that ends; None: another holds it."""
+    gone = update(trial_table).where(_held(trial_id, lease)).values(lease=None, lease_until=None)
+    return connection.execute(gone.returning(trial_table.c.attempts)).scalar()
+
+
+def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: str, reason: str) -> None:
+    """outcome: complete, stopped, or a Cause. The last word counts."""
+    step = select(trial_table.c.step).where(trial_table.c.trial_id == trial_id).scalar_subquery()
+    mine = (attempt_table.c.trial_id == trial_id) & (attempt_table.c.attempt == attempt)
+    ended = {"ended": func.now(), "last_step": step, "outcome": outcome, "reason": reason}
+    connection.execute(update(attempt_table).where(mine).values(ended))
+
+
+def begin_attempt(connection: Connection, trial_id: int, attempt: int, step: int) -> None:
+    """It goes on after `step`."""
+    mine = (attempt_table.c.trial_id == trial_id) & (attempt_table.c.attempt == attempt)
+    connection.execute(update(attempt_table).where(mine).values(first_step=step))
+
+
+def orphans(connection: Connection, study_id: int, process: Process) -> list[tuple[int, str | None]]:
+    """(id, lease) of the study's running trials that nobody works on: without a lease, with an expired one, of a dead holder.
+
+    process: of the caller, who works on none. The caller holds the study's lock. A claim writes Optuna's row and ours under
+    it, so a trial without a lease here was claimed by a process that died in between.
+    """
+    table, trials = trial_table.c, optuna_trials.c
     late = (table.lease_until < func.now()).label("late")
-    statement = select(table.trial_id, table.lease, table.host, table.process, late).where(table.trial_id.in_(running))
-    rows = {row.trial_id: row for row in connection.execute(statement)}
+    statement = select(trials.trial_id, table.lease, table.host, table.process, late)
+    statement = statement.join_from(optuna_trials, trial_table, trials.trial_id == table.trial_id, isouter=True)
 
-    def gone(row: Row[Any] | None) -> bool:
-        return row is None or row.lease is None or row.late or known_dead(row.host, row.process)
+    def gone(row: Row[Any]) -> bool:
+        return row.lease is None or row.late or known_dead(row.host, row.process) or Process(row.host, row.process) == process
 
-    return [trial_id for trial_id in running if gone(rows.get(trial_id))]
+    rows = connection.execute(statement.where(trials.study_id == study_id, cast(trials.state, String) == "RUNNING"))
+    return [(row.trial_id, row.lease) for row in rows if gone(row)]
 
 
-def add_point(connection: Connection, trial_id: int, since: "list[Progress]") -> None:
-    """One point of the fine curve, at the last of the steps since the point before."""
+# ---- where a study stands
+
+
+def counts(connection: Connection, study_id: int) -> dict[str, int]:
+    """Trials by Optuna's name of their state."""
+    state = cast(optuna_trials.c.state, String)
+    statement = select(state, func.count()).where(optuna_trials.c.study_id == study_id).group_by(state)
+    return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def gpu_time(connection: Connection, study_id: int) -> tuple[float, float, float | None]:
+    """GPU-seconds: of all trials; that the running ones will still take; of a complete trial on average (None: of none)."""
+    table, state = trial_table.c, cast(optuna_trials.c.state, String)
+    of_study = optuna_trials.join(trial_table, optuna_trials.c.trial_id == table.trial_id)
+    mine = optuna_trials.c.study_id == study_id
+    complete = func.avg(table.gpu_seconds).filter(state == "COMPLETE")
+    spent, typical = connection.execute(
+        select(func.coalesce(func.sum(table.gpu_seconds), 0), complete).select_from(of_study).where(mine)
+    ).one()
+    left = func.sum(func.greatest(0, (typical or 0.0) - table.gpu_seconds))
+    promised = connection.execute(select(func.coalesce(left, 0)).select_from(of_study).where(mine, state == "RUNNING")).scalar_one()
+    return spent, promised, typical
+
+
+def now(connection: Connection) -> datetime:
+    found: datetime = connection.execute(select(func.now())).scalar_one()
+    return found
+
+
+def waiting(connection: Connection, study_id: int) -> list[Row[Any]]:
+    """Trials that wait, in order: trial_id, gpu_seconds so far, and outcome and host of the last attempt (None: there was none)."""
+    table, trials, attempt = trial_table.c, optuna_trials.c, attempt_table.c
+    last = (attempt.trial_id == table.trial_id) & (attempt.attempt == table.attempts)
+    joined = optuna_trials.outerjoin(trial_table, trials.trial_id == table.trial_id).outerjoin(attempt_table, last)
+    statement = select(trials.trial_id, func.coalesce(table.gpu_seconds, 0).label("gpu_seconds"), attempt.outcome, attempt.host)
+    statement = statement.select_from(joined).where(trials.study_id == study_id, cast(trials.state, String) == "WAITING")
+    return list(connection.execute(statement.order_by(trials.number)))
+
+
+def works_elsewhere(connection: Connection, study_id: int, host: str) -> bool:
+    """Whether another host holds a trial of the study now."""
+    table, trials = trial_table.c, optuna_trials.c
+    statement = select(table.trial_id).join(optuna_trials, trials.trial_id == table.trial_id)
+    statement = statement.where(trials.study_id == study_id, table.host != host, table.lease.is_not(None), table.lease_until > func.now())
+    return connection.execute(statement.limit(1)).first() is not None
+
+
+def outcomes(connection: Connection, study_id: int, host: str, here: bool, limit: int) -> list[str]:
+    """Of the last attempts that ended on `host`, or on all others; the newest first."""
+    attempt, trials = attempt_table.c, optuna_trials.c
+    place = attempt.host == host if here else attempt.host != host
+    statement = select(attempt.outcome).join(optuna_trials, trials.trial_id == attempt.trial_id)
+    statement = statement.where(trials.study_id == study_id, place, attempt.outcome.is_not(None)).order_by(attempt.ended.desc())
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
+def attempts_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Row[Any]]]:
+    """In order."""
+    statement = select(attempt_table).where(attempt_table.c.trial_id.in_(trial_ids))
+    found: dict[int, list[Row[Any]]] = {trial_id: [] for trial_id in trial_ids}
+    for row in connection.execute(statement.order_by(attempt_table.c.trial_id, attempt_table.c.attempt)):
+        found[row.trial_id].append(row)
+    return found
+
+
+# ---- curves
+
+
+def point_of(since: "list[Progress]") -> Point:
+    """A point of the fine curve, at the last of the steps since the point before; the last one has a score."""
     last, steps = since[-1], sum(progress.steps for progress in since)
-    assert last.score is not None
-    values = {
+    assert last.score is not None and last.validation_loss is not None
+    return {
+        "step": last.step,
         "per": last.score.per,
         "validation_loss": last.validation_loss,
         "loss": sum(progress.loss * progress.steps for progress in since) / steps,
@@ -208,8 +384,13 @@ def add_point(connection: Connection, trial_id: int, since: "list[Progress]") ->
         "lr": last.lr,
         "step_seconds": sum(progress.seconds * progress.steps for progress in since) / steps,
     }
-    statement = insert(curve_table).values(trial_id=trial_id, step=last.step, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "step"], set_=values))
+
+
+def add_points(connection: Connection, trial_id: int, attempt: int, points: list[Point]) -> None:
+    """Those that are there are kept."""
+    if points:
+        statement = insert(curve_table).values([{"trial_id": trial_id, "attempt": attempt, **point} for point in points])
+        connection.execute(statement.on_conflict_do_nothing(index_elements=["trial_id", "step"]))
 
 
 def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None:
@@ -218,8 +399,10 @@ def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None
 
 
 def rows_of(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
-    statement = select(trial_table).where(trial_table.c.trial_id.in_(trial_ids))
-    return {row.trial_id: row for row in connection.execute(statement)}
+    """Of hpo_trial, with outcome and reason of the last attempt."""
+    last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
+    statement = select(trial_table, attempt_table.c.outcome, attempt_table.c.reason).select_from(trial_table.outerjoin(attempt_table, last))
+    return {row.trial_id: row for row in connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))}
 
 
 def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Row[Any]]]:
@@ -228,7 +411,3 @@ def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Ro
     for row in connection.execute(statement):
         curves[row.trial_id].append(row)
     return curves
-
-
-def _lease_end() -> Any:
-    return func.now() + text(f"interval '{LEASE_SECONDS} seconds'")

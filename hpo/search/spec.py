@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from hpo.decoder.config import Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
 from hpo.errors import SpecError
+from hpo.search.budget import Budget
 from hpo.search.stopping import OwnPast
 
 DEMO_PROFILE = "demo"  # taken when the bundled recordings are the data
@@ -69,9 +70,9 @@ class Parameter(Settings):
         return f"{self.low:g}..{self.high:g}{' (log)' if self.log else ''}"
 
 
-class Budget(Settings):
-    trials: Whole = Field(default=100, ge=0)  # completed or stopped by a rule
-    failures: Whole = Field(default=10, ge=0)  # failed trials are replaced, at most this many
+class Attempts(Settings):
+    max_attempts: Count = 3  # ended by a lost worker, missing memory or an error; after that many the trial fails
+    lease_seconds: Annotated[Real, Field(gt=0)] = 600.0  # a worker that shows no step for so long has lost its trial
 
 
 class SamplerSettings(Settings):
@@ -84,7 +85,7 @@ class Validation(Settings):
     seed: Whole = Field(default=0, ge=0)
 
 
-Section = TypeVar("Section", Budget, SamplerSettings, Validation)
+Section = TypeVar("Section", Attempts, Budget, SamplerSettings, Validation)
 
 
 class Profile(Settings):
@@ -103,6 +104,7 @@ class SpaceFile(Settings):
     parameters: dict[str, Parameter] = Field(min_length=1)
     starts: dict[str, dict[str, Any]] = {}
     budget: dict[str, Any] = {}
+    attempts: dict[str, Any] = {}
     sampler: dict[str, Any] = {}
     validation: dict[str, Any] = {}
     stopping: OwnPast | None = OwnPast()  # null: only what is not finite stops
@@ -119,6 +121,7 @@ class StudySpec(Settings):
     parameters: dict[str, Parameter]
     starts: dict[str, dict[str, Any]]
     budget: Budget
+    attempts: Attempts = Attempts()
     sampler: SamplerSettings
     validation: Validation
     stopping: OwnPast | None
@@ -160,8 +163,7 @@ class StudySpec(Settings):
         same = {"budget", "parameters", "question"}
         return (
             self.model_dump(exclude=same) == other.model_dump(exclude=same)
-            and self.budget.trials >= other.budget.trials
-            and self.budget.failures >= other.budget.failures
+            and self.budget.covers(other.budget)
             and list(self.parameters) == list(other.parameters)
             and all(self.parameters[name].covers(old) for name, old in other.parameters.items())
         )
@@ -223,6 +225,7 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         parameters={name: _checked(path, file, base, name) for name in file.parameters},
         starts=file.starts | overlay.starts,
         budget=_section(path, Budget, "budget", file.budget | overlay.budget | ({} if trials is None else {"trials": trials})),
+        attempts=_section(path, Attempts, "attempts", file.attempts),
         sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
         validation=_section(path, Validation, "validation", file.validation | overlay.validation),
         stopping=file.stopping,

@@ -1,18 +1,18 @@
-"""Study, Trial, Outcome: the only door to Optuna.
+"""Study: the only door to Optuna.
 
 Optuna's tables hold parameters, states and a thin curve (samplers, pruners and the dashboard reread those all the time);
-the ledger's tables beside them hold leases, full records and the fine curve. Trials are claimed and finished under a lock
-of the study, so a budget is exact over any number of workers, and a worker that lost its lease cannot write.
+the ledger's tables beside them hold leases, attempts, full records and the fine curve. Trials are claimed under a lock of
+the study, so a budget is exact over any number of workers; what a worker writes of its trial is fenced by its lease.
 
 States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) | FAIL; RUNNING -> WAITING
-when a trial is interrupted or its worker is gone: number, parameters and curve stay, the next claim goes on with it.
+when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -28,21 +28,18 @@ from hpo.decoder.config import DecoderConfig, explain
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
+from hpo.search.budget import Budget, Spent, over, refusal
 from hpo.search.database import CONNECT_ARGUMENTS, Database
-from hpo.search.ledger import Process
+from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.spec import StudySpec
-from hpo.search.stopping import Evaluation, Stop
-
-if TYPE_CHECKING:
-    from hpo.decoder.train import Progress
+from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, State, Stopped, Trial, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-MOST_LOSSES = 3  # a trial whose worker is lost more often fails
+BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 NAME_LENGTH = 100
 
-State = Literal["waiting", "running", "complete", "stopped", "failed"]
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
@@ -50,79 +47,6 @@ STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",
 }
-
-
-@dataclass(frozen=True)
-class Completed:
-    """Trained to its last step. The trial's value is the PER there, not the lowest along the curve."""
-
-    score: Score
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Ended early by a rule. Diverging is a result: the sampler learns from it, and it is never best."""
-
-    stop: Stop
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """Ended by a signal, to go on later; or by `trouble` of the machine, which is counted like the loss of a worker."""
-
-    trouble: str = ""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Ended by an error; another trial takes its place in the budget."""
-
-    cause: str
-
-
-Outcome = Completed | Stopped | Interrupted | Failed
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A claimed trial: what its worker needs to run it."""
-
-    id: int
-    number: int
-    config: DecoderConfig
-    lease: str
-    start: str | None
-    attempt: int = 1
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a trial, for displays and reports."""
-
-    id: int
-    number: int
-    state: State
-    start: str | None
-    params: dict[str, Any]
-    config: dict[str, Any]  # dotted name -> value; empty before a worker took it
-    per: float | None  # at the end of the training; None unless complete
-    last_per: float | None  # of the thin curve
-    best_per: float | None  # lowest of the thin curve
-    best_step: int | None
-    step: int
-    seconds: float  # training and evaluation, over all attempts
-    attempts: int
-    rule: str  # that stopped it
-    cause: str  # by which of its limits
-    reason: str  # why it was stopped or failed, for people
-    host: str
-    device: str
-    code_version: str
-    data: str  # fingerprint
-
-    @property
-    def steps(self) -> int:
-        return int(self.config.get("steps", 0))
 
 
 class Study:
@@ -185,6 +109,7 @@ class Study:
 
     def _store(self, spec: StudySpec, data: Mapping[str, Any]) -> None:
         self._study.set_user_attr("data", dict(data))
+        self._study.set_user_attr("budget", spec.budget.model_dump(mode="json"))
         self._study.set_user_attr("digest", spec.digest())
         self._study.set_user_attr("spec", spec.model_dump(mode="json"))
         self._spec = spec
@@ -197,7 +122,26 @@ class Study:
         if not extend:
             raise StudyError(f"study {self.name} exists with a smaller spec (grown: {places}). Take --extend to go on with it, or --name "
                              f"for a new study")  # fmt: skip
+        budget = {name: value for name, value in spec.budget if value != getattr(self.spec.budget, name)}
+        live = self.budget.changed(budget)  # what `hpo budget` has changed since stays so
         self._store(spec, data)
+        self._study.set_user_attr("budget", live.model_dump(mode="json"))
+
+    @property
+    def budget(self) -> Budget:
+        """As it is now: the spec's, with what `hpo budget` has changed."""
+        return Budget.model_validate(self._study.user_attrs.get("budget") or self.spec.budget)
+
+    def set_budget(self, changes: Mapping[str, Any]) -> tuple[Budget, Budget]:
+        """Raise or lower it while workers run, which notice within ten seconds. Returns (before, now). Raises StudyError."""
+        with ledger.locked(self._engine, self.id):
+            before = self.budget
+            try:
+                budget = before.changed(dict(changes))
+            except ValidationError as error:
+                raise StudyError(explain(error, "budget.")) from None
+            self._study.set_user_attr("budget", budget.model_dump(mode="json"))
+        return before, budget
 
     @property
     def spec(self) -> StudySpec:
@@ -236,20 +180,27 @@ class Study:
             self.refresh()
             lease = uuid4().hex
             with ledger.locked(self._engine, self.id) as connection:
-                self._sweep(connection)
-                trial_id = self._take()
+                self._sweep(connection, process)
+                trial_id = self._take(connection, process.host)
                 if trial_id is None:
                     return None
-                attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record))
+                attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
             number = self._storage.get_trial_number_from_id(trial_id)
             try:
-                config, start = self._configure(trial_id, number)
+                with ledger.fenced(trial_id, lease):
+                    config, start = self._configure(trial_id, number)
+            except LeaseLostError:
+                continue
             except (SpecError, ValueError) as error:
-                self.finish(Trial(trial_id, number, self.spec.base, lease, None), Failed(str(error)))
+                self.finish(Trial(trial_id, number, self.spec.base, lease, None, attempt), Failed(str(error), Cause.BAD_CONFIGURATION))
                 continue
             with self._engine.begin() as connection:
-                if ledger.renew_lease(connection, trial_id, lease, config=config.flat()):
+                if ledger.renew_lease(connection, trial_id, lease, self._lease_seconds, config=config.flat()):
                     return Trial(trial_id, number, config, lease, start, attempt)
+
+    @property
+    def _lease_seconds(self) -> float:
+        return self.spec.attempts.lease_seconds
 
     def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
         """The trial's configuration, drawn or as it was, and the name of the start that it is."""
@@ -271,111 +222,156 @@ class Study:
         """Optuna's trial, on a Study made anew because one keeps the trials that it saw first. `sampler` is asked at once."""
         return optuna.Trial(optuna.Study(self.name, self._storage, sampler), trial_id)
 
-    def _take(self) -> int | None:
-        """The id of a trial that is RUNNING for us now. The caller holds the study's lock."""
-        trials = self._storage.get_all_trials(self.id, deepcopy=False)
-        count = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-        spent = count[TrialState.COMPLETE] + count[TrialState.PRUNED] + count[TrialState.RUNNING]
-        if spent >= self.spec.budget.trials or count[TrialState.FAIL] > self.spec.budget.failures:
-            return None
-        for trial in trials:
-            if trial.state == TrialState.WAITING and self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                return trial._trial_id
-        return self._storage.create_new_trial(self.id)
+    def _take(self, connection: Connection, host: str) -> int | None:
+        """The id of a trial that is RUNNING for us now. The caller holds the study's lock.
 
-    def _sweep(self, connection: Connection) -> None:
+        One that an error on this host has ended is left to another host, if there is one that works.
+        """
+        budget, spent = self.budget, self._spent(connection)
+        waiting = ledger.waiting(connection, self.id)
+        bad_here = [row for row in waiting if (row.outcome, row.host) == (Cause.CODE_ERROR, host)]
+        elsewhere = bool(bad_here) and ledger.works_elsewhere(connection, self.id, host)
+        for row in waiting:
+            if not (elsewhere and row in bad_here) and refusal(budget, spent, row.gpu_seconds) is None:
+                if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
+                    return int(row.trial_id)
+        return self._storage.create_new_trial(self.id) if refusal(budget, spent) is None else None
+
+    def _spent(self, connection: Connection) -> Spent:
+        count = Counter(ledger.counts(connection, self.id))
+        spent, promised, typical = ledger.gpu_time(connection, self.id)
+        ended = count["COMPLETE"] + count["PRUNED"]
+        return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
+
+    def _sweep(self, connection: Connection, process: Process) -> None:
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
         workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
         """
-        running = self._storage.get_all_trials(self.id, deepcopy=False, states=(TrialState.RUNNING,))
-        for trial_id in ledger.lost(connection, [trial._trial_id for trial in running]):
-            self._lose(connection, trial_id, "its worker died or fell silent")
-
-    def _lose(self, connection: Connection, trial_id: int, trouble: str) -> None:
-        losses = ledger.count_loss(connection, trial_id)
-        if losses > MOST_LOSSES:
-            self._storage.set_trial_user_attr(trial_id, "reason", f"{trouble}; lost {losses} times")
-        self._storage.set_trial_state_values(trial_id, TrialState.FAIL if losses > MOST_LOSSES else TrialState.WAITING)
+        for trial_id, lease in ledger.orphans(connection, self.id, process):
+            if lease is None:
+                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            elif attempt := ledger.drop_lease(connection, trial_id, lease):
+                reason = "its worker died or fell silent"
+                ledger.end_attempt(connection, trial_id, attempt, Cause.LOST, reason)
+                state = self._after_trouble(connection, trial_id)
+                self._end(trial_id, state, {"reason": reason} if state == TrialState.FAIL else {})
 
     def sweep(self) -> None:
         with ledger.locked(self._engine, self.id) as connection:
-            self._sweep(connection)
+            self._sweep(connection, Process("", ""))
 
-    def resume(self, trial: Trial, step: int) -> list[Evaluation] | None:
-        """The trial goes on after `step`: forget the curve behind it, and give what is before. None: it is another's now."""
+    def resume(self, trial: Trial, step: int, curve: list[Point]) -> bool:
+        """The trial goes on after `step` with the points of `curve` behind it; others are forgotten. False: it is another's now."""
         with self._engine.begin() as connection:
-            if not ledger.renew_lease(connection, trial.id, trial.lease, step=step):
-                return None
-            ledger.forget_curve_after(connection, trial.id, step)
-            rows = ledger.curves_of(connection, [trial.id])[trial.id]
-        return [Evaluation(row.step, row.per, row.validation_loss) for row in rows]
-
-    def renew(self, trial: Trial, step: int, seconds: float) -> bool:
-        """Renew the lease; `seconds` of work came since the last time. False: the trial is another's now."""
-        with self._engine.begin() as connection:
-            return ledger.renew_lease(connection, trial.id, trial.lease, step=step, seconds=ledger.trial_table.c.seconds + seconds)
-
-    def report(self, trial: Trial, since: "list[Progress]", seconds: float) -> bool:
-        """Store an evaluation: since[-1], with the steps since the one before. Returns and renews as `renew`."""
-        last = since[-1]
-        assert last.score is not None
-        with self._engine.begin() as connection:
-            if not ledger.renew_lease(connection, trial.id, trial.lease, step=last.step, seconds=ledger.trial_table.c.seconds + seconds):
+            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, step=step):
                 return False
-            ledger.add_point(connection, trial.id, since)
+            ledger.begin_attempt(connection, trial.id, trial.attempt, step)
+            ledger.forget_curve_after(connection, trial.id, step)
+        there = self._storage.get_trial(trial.id).intermediate_values
+        return self.deliver(trial, [point for point in curve if point["step"] not in there], step, 0.0)
+
+    def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float) -> bool:
+        """Renew the lease after `seconds` of this attempt, and add points to the curve. Told twice it is written once.
+
+        False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
+        """
+        with self._engine.begin() as connection:
+            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, step=step):
+                return False
+            ledger.add_points(connection, trial.id, trial.attempt, points)
         try:
-            if in_thin_curve(last.step, trial.config):
-                self._storage.set_trial_intermediate_value(trial.id, last.step, last.score.per)
-        except UpdateFinishedTrialError:  # ended by hand in optuna-dashboard
+            with ledger.fenced(trial.id, trial.lease):
+                for point in points:
+                    if in_thin_curve(int(point["step"]), trial.config):
+                        self._storage.set_trial_intermediate_value(trial.id, int(point["step"]), point["per"])
+        except (UpdateFinishedTrialError, LeaseLostError):
             return False
         return True
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
-        """Write the outcome. False: the trial is another's now, nothing was written."""
-        with ledger.locked(self._engine, self.id) as connection:
-            if not ledger.renew_lease(connection, trial.id, trial.lease, seconds=ledger.trial_table.c.seconds + seconds):
+        """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""
+        values = {"errors": list(outcome.score.errors), "lengths": list(outcome.score.lengths)} if isinstance(outcome, Completed) else {}
+        word, reason = _in_words(outcome)
+        with self._engine.begin() as connection:
+            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, **values):
                 return False
-            if self._storage.get_trial(trial.id).state != TrialState.RUNNING:  # ended by hand in optuna-dashboard
-                return False
-            state: TrialState = TrialState.WAITING  # where one goes that a signal interrupted
-            value: list[float] | None = None
-            match outcome:
-                case Interrupted(trouble) if trouble:
-                    self._lose(connection, trial.id, trouble)
-                    return True
-                case Completed(score):
-                    ledger.renew_lease(connection, trial.id, trial.lease, errors=list(score.errors), lengths=list(score.lengths))
-                    state, value = TrialState.COMPLETE, [score.per]
-                case Stopped(stop):
-                    for key, text in (("rule", stop.rule), ("cause", stop.cause), ("reason", stop.reason)):
-                        self._storage.set_trial_user_attr(trial.id, key, text)
-                    self._asked(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
-                    state = TrialState.PRUNED
-                case Failed(cause):
-                    self._storage.set_trial_user_attr(trial.id, "reason", cause)
-                    state = TrialState.FAIL
-            self._storage.set_trial_state_values(trial.id, state, value)
-            ledger.drop_lease(connection, trial.id)
+            ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
+            state = self._state_after(connection, trial.id, outcome)
+        attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
+        if isinstance(outcome, Stopped):
+            attributes |= {"rule": outcome.stop.rule, "cause": outcome.stop.cause}
+        try:
+            with ledger.fenced(trial.id, trial.lease):
+                if self._storage.get_trial(trial.id).state != state:  # else an attempt to write it did, and was not told so
+                    if isinstance(outcome, Stopped):
+                        self._asked(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
+                    self._end(trial.id, state, attributes, [outcome.score.per] if isinstance(outcome, Completed) else None)
+        except (UpdateFinishedTrialError, LeaseLostError):
+            return False
+        with self._engine.begin() as connection:
+            ledger.drop_lease(connection, trial.id, trial.lease)
         return True
+
+    def _state_after(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialState:
+        match outcome:
+            case Completed():
+                return TrialState.COMPLETE
+            case Stopped():
+                return TrialState.PRUNED
+            case Interrupted():
+                return TrialState.WAITING
+            case Failed():
+                return self._after_trouble(connection, trial_id)
+
+    def _after_trouble(self, connection: Connection, trial_id: int) -> TrialState:
+        """WAITING, or FAIL if the attempts at the trial were too many."""
+        attempts = ledger.attempts_of(connection, [trial_id])[trial_id]
+        causes = [Cause(row.outcome) for row in attempts if row.outcome in set(Cause)]
+        return TrialState.FAIL if is_over(causes, self.spec.attempts.max_attempts) else TrialState.WAITING
+
+    def _end(self, trial_id: int, state: TrialState, attributes: Mapping[str, str], values: list[float] | None = None) -> None:
+        for key, value in attributes.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
+        self._storage.set_trial_state_values(trial_id, state, values)
+
+    def over(self) -> str | None:
+        """Why trials that run should be handed back: the GPU-hours are spent, or the deadline has passed."""
+        budget = self.budget
+        if budget.gpu_hours is None and budget.deadline is None:
+            return None
+        with self._engine.begin() as connection:
+            return over(budget, self._spent(connection))
+
+    def bad_host(self, host: str) -> bool:
+        """Whether the last attempts on `host` ended with an error, while other hosts bring trials to their end."""
+        with self._engine.begin() as connection:
+            here = ledger.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
+            others = ledger.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
+        return here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))
 
     # ---- reading
 
     def budget_spent(self) -> bool:
-        return sum(record.state in ("complete", "stopped") for record in self.records()) >= self.spec.budget.trials
+        return self._standing().ended >= self.budget.trials
 
     def runs_elsewhere(self) -> bool:
         """Whether trials run; asked by one whose own workers have left."""
         self.sweep()
-        return any(record.state == "running" for record in self.records())
+        return self._standing().running > 0
+
+    def _standing(self) -> Spent:
+        with self._engine.begin() as connection:
+            return self._spent(connection)
 
     def why_over(self) -> str | None:
         """Why no worker would find a trial to take, even if one that runs were handed back; None if one would."""
-        counts, budget = Counter(record.state for record in self.records()), self.spec.budget
-        if self.budget_spent():
-            return f"the budget of {budget.trials} trials is spent. To go on, add --trials N --extend with a larger N"
-        if counts["failed"] > budget.failures:
-            return f"{counts['failed']} trials failed, more than the budget's {budget.failures}. See below, mend the cause, take --name"
-        return None
+        with self._engine.begin() as connection:
+            spent, waiting = self._spent(connection), ledger.waiting(connection, self.id)
+        idle = replace(spent, promised=0.0, running=0)
+        reason = refusal(self.budget, idle, max((row.gpu_seconds for row in waiting), default=0.0))
+        if reason and spent.failed > self.budget.failures:
+            return f"{reason}. See below, mend the cause, take --name"
+        return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None
 
     def records(self) -> list[Record]:
         trials = self._storage.get_all_trials(self.id, deepcopy=False)
@@ -390,10 +386,24 @@ class Study:
         return Score(tuple(row.errors), tuple(row.lengths))
 
 
+def _in_words(outcome: Outcome) -> tuple[str, str]:
+    """What an attempt ended with, and why."""
+    match outcome:
+        case Completed():
+            return "complete", ""
+        case Stopped(stop):
+            return "stopped", stop.reason
+        case Interrupted(reason):
+            return Cause.INTERRUPTED, reason
+        case Failed(reason, cause):
+            return cause, reason
+
+
 def _record(trial: FrozenTrial, row: Row[Any] | None) -> Record:
     attributes = trial.user_attrs
     curve = trial.intermediate_values
     best_step = min(curve, key=lambda step: curve[step]) if curve else None
+    troubled = row is not None and trial.state in (TrialState.WAITING, TrialState.FAIL)
     return Record(
         id=trial._trial_id,
         number=trial.number,
@@ -407,10 +417,11 @@ def _record(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         best_step=best_step,
         step=row.step if row else 0,
         seconds=row.seconds if row else 0.0,
+        gpu_seconds=row.gpu_seconds if row else 0.0,
         attempts=row.attempts if row else 0,
         rule=attributes.get("rule", ""),
-        cause=attributes.get("cause", ""),
-        reason=attributes.get("reason", ""),
+        cause=(row.outcome if troubled and row else "") or attributes.get("cause", ""),
+        reason=(row.reason if troubled and row else "") or attributes.get("reason", ""),
         host=(row.host or "").split()[0] if row and row.host else "",
         device=(row.device if row else "") or "",
         code_version=(row.code_version if row else "") or "",

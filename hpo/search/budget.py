@@ -1,0 +1,86 @@
+"""What a study may cost, and whether it can afford a trial: pure functions, asked under the study's lock before a trial starts.
+
+Trials are counted exactly. GPU-hours and the deadline are kept twice: a trial starts only if what trials have taken so far
+says that it will end in time, and those that run all the same when the budget is spent are handed back with a checkpoint.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from hpo.decoder.config import Real, Settings, Whole
+
+HOUR = 3600.0
+
+
+def _with_zone(moment: datetime) -> datetime:
+    """Without a time zone, this machine's is meant."""
+    return moment.astimezone(UTC)
+
+
+class Budget(Settings):
+    trials: Whole = Field(default=100, ge=0)  # completed or stopped by a rule
+    failures: Whole = Field(default=10, ge=0)  # failed trials are replaced, at most this many
+    gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # of all workers; trainings that share a GPU share its hours
+    deadline: Annotated[datetime, AfterValidator(_with_zone)] | None = None
+
+    def covers(self, other: "Budget") -> bool:
+        """Whether this is no smaller in anything."""
+        hours, late = self.gpu_hours, self.deadline
+        return (
+            self.trials >= other.trials
+            and self.failures >= other.failures
+            and (hours is None or (other.gpu_hours is not None and hours >= other.gpu_hours))
+            and (late is None or (other.deadline is not None and late >= other.deadline))
+        )
+
+    def changed(self, values: dict[str, Any]) -> "Budget":
+        """Raises pydantic's ValidationError."""
+        return Budget.model_validate(self.model_dump() | values)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Where a study stands, by the database's clock."""
+
+    now: datetime
+    ended: int  # complete or stopped
+    running: int
+    failed: int
+    gpu_seconds: float  # of all trials
+    promised: float  # GPU-seconds that the running trials will still take
+    typical: float | None  # GPU-seconds of a complete trial, on average; None: there is none yet
+
+
+def over(budget: Budget, spent: Spent) -> str | None:
+    """Why the study is over now, whoever still runs; None if it is not. Running trials are handed back then."""
+    if budget.gpu_hours is not None and spent.gpu_seconds >= budget.gpu_hours * HOUR:
+        return f"{spent.gpu_seconds / HOUR:.3g} of {budget.gpu_hours:g} GPU-hours are spent"
+    if budget.deadline is not None and spent.now >= budget.deadline:
+        return f"the deadline {local(budget.deadline)} has passed"
+    return None
+
+
+def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
+    """Why no trial may start now; None if one may. done: GPU-seconds that were put into the trial before."""
+    if spent.ended + spent.running >= budget.trials:
+        return f"the budget of {budget.trials} trials is {'taken' if spent.running else 'spent'}"
+    if spent.failed > budget.failures:
+        return f"{spent.failed} trials failed, more than the budget's {budget.failures}"
+    if reason := over(budget, spent):
+        return reason
+    cost = max(0.0, spent.typical - done) if spent.typical is not None else 0.0
+    if budget.gpu_hours is not None and spent.gpu_seconds + spent.promised + cost > budget.gpu_hours * HOUR:
+        left = budget.gpu_hours * HOUR - spent.gpu_seconds - spent.promised
+        return (
+            f"of {budget.gpu_hours:g} GPU-hours {max(0.0, left) / HOUR:.3g} are not spent or promised, and a trial takes {cost / HOUR:.3g}"
+        )
+    if budget.deadline is not None and spent.now + timedelta(seconds=cost) > budget.deadline:
+        return f"a trial takes {cost / HOUR:.3g} hours and would not end before the deadline {local(budget.deadline)}"
+    return None
+
+
+def local(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"

@@ -1,0 +1,122 @@
+"""A trial's progress on its way to the database, in a thread of its own, so that a database that is slow or away costs no step.
+
+What could not be delivered is owed: kept, and delivered when the database answers again. The lease is renewed only when
+steps have advanced, so a worker whose GPU hangs loses its trial.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from hpo.errors import DatabaseAwayError
+from hpo.search.ledger import Point
+from hpo.search.study import Study
+from hpo.search.trial import Trial
+
+RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
+LOOK_SECONDS = 10.0  # how long a spent budget or a passed deadline may stay unnoticed
+OUTAGE_SECONDS = 3600.0  # a worker waits so long for a database that is away, with nothing else to do
+Found = TypeVar("Found")
+
+
+class Backoff:
+    """Waiting times between attempts: doubled up to half a minute, each by chance between a half and the whole of that."""
+
+    def __init__(self) -> None:
+        self._next = 0.5
+
+    def seconds(self) -> float:
+        self._next = min(30.0, 2 * self._next)
+        return self._next * random.uniform(0.5, 1.0)  # noqa: S311  (jitter, no secret)
+
+
+def persistently(
+    ask: Callable[[], Found], given_up: Callable[[], bool], say: Callable[[str], None], limit: float = OUTAGE_SECONDS
+) -> Found:
+    """ask(), again and again while the database is away; raises DatabaseAwayError after `limit` seconds or when `given_up`."""
+    backoff, begin, last = Backoff(), time.monotonic(), ""
+    while True:
+        try:
+            return ask()
+        except DatabaseAwayError as error:
+            if given_up() or time.monotonic() - begin > limit:
+                raise
+            if str(error) != last:
+                say(f"{error}; trying again for up to {limit / 60:.0f} minutes")
+                last = str(error)
+            until = time.monotonic() + backoff.seconds()
+            while time.monotonic() < until and not given_up():
+                time.sleep(0.1)
+
+
+class Reporter:
+    """Of one attempt. The training says where it is; `lost` and `spent` tell it to end."""
+
+    def __init__(self, study: Study, trial: Trial, say: Callable[[str], None]):
+        self.study, self.trial = study, trial
+        self.lost = False  # the trial is another's now
+        self.spent = ""  # why the study's budget is spent, once it is
+        self._say = say
+        self._owed: list[Point] = []
+        self._step = self._told = 0
+        self._begin = time.monotonic()
+        self._seconds = 0.0
+        self._confirmed = time.monotonic()  # the lease is ours for its length from here
+        self._away = False
+        self._looked = time.monotonic()  # at the budget
+        self._fault: Exception | None = None
+        self._wake, self._end = threading.Event(), False
+        self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
+        self._thread.start()
+
+    def at(self, step: int, point: Point | None = None) -> None:
+        """A step is done, and with it perhaps an evaluation. Raises what ended the thread, if something did."""
+        if self._fault:
+            raise self._fault
+        self._step, self._seconds = step, time.monotonic() - self._begin
+        if point is not None:
+            self._owed.append(point)
+            self._wake.set()
+
+    def may_write(self) -> bool:
+        """Whether files of the trial are ours to write: a process that was halted for longer than its lease must ask first."""
+        held = time.monotonic() - self._confirmed < self.study.spec.attempts.lease_seconds
+        return not self.lost and (held or self._away)
+
+    def close(self) -> float:
+        """End the thread, which may leave points owed. Returns the seconds of this attempt."""
+        self._end = True
+        self._wake.set()
+        self._thread.join()
+        return time.monotonic() - self._begin
+
+    def deliver(self) -> None:
+        """Once, now; raises DatabaseAwayError with everything still owed."""
+        step, points, asked = self._step, list(self._owed), time.monotonic()
+        held = self.study.deliver(self.trial, points, step, self._seconds)
+        self._confirmed, self._told, self._away = asked, step, False
+        del self._owed[: len(points)]
+        self.lost = self.lost or not held
+        if held and asked - self._looked > LOOK_SECONDS:
+            self._looked, self.spent = asked, self.study.over() or ""
+
+    def _work(self) -> None:
+        backoff = Backoff()
+        pause = RENEW_SECONDS
+        while not self._end and not self.lost:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._end or not (self._owed or self._step != self._told):
+                continue
+            try:
+                self.deliver()
+                backoff, pause = Backoff(), RENEW_SECONDS
+            except DatabaseAwayError as error:
+                if not self._away:
+                    self._say(f"trial {self.trial.number}: {error}; it trains on")
+                self._away, pause = True, backoff.seconds()
+            except Exception as error:  # the training must hear of it
+                self._fault = error
+                return
