@@ -23,9 +23,10 @@ from hpo.decoder.formats import read_sentences
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
 from hpo.search.database import open_database
-from hpo.search.ledger import Process
+from hpo.search.ledger import Process, point_of
 from hpo.search.spec import find_space, load_spec
-from hpo.search.study import Completed, Study
+from hpo.search.study import Study
+from hpo.search.trial import Completed
 
 SIZES = {"model.layers": 1, "model.units": 4, "model.kernel": 4, "model.stride": 2, "steps": 0}
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}
@@ -89,8 +90,8 @@ def by_hand(study: Study, count: int = 100) -> None:
 
     for _ in range(count):
         trial = timed("claim", study.claim, process, RECORD)
-        timed("report", study.report, trial, [Progress(1, 1, 1.0, 1.0, 0.1, 0.1, score, 0.1, 1.0)], 0.1)
-        timed("renew", study.renew, trial, 1, 0.1)
+        timed("report", study.deliver, trial, [point_of([Progress(1, 1, 1.0, 1.0, 0.1, 0.1, score, 0.1, 1.0)])], 1, 0.1)
+        timed("renew", study.deliver, trial, [], 1, 0.2)
         timed("finish", study.finish, trial, Completed(score))
     for name, values in times.items():
         print(f"{name:7} median {statistics.median(values):6.1f} ms, 95th percentile {sorted(values)[int(0.95 * count)]:6.1f} ms")

@@ -41,6 +41,10 @@ data_option = click.option("--data", type=click.Path(path_type=Path), metavar="P
                                 "or a store of hpo data convert.")  # fmt: skip
 weights_option = click.option("--weights", type=click.Choice(["last", "best"]), default="last", show_default=True,
                               help="At the end of the training (what the PER is of), or at the curve's lowest PER.")  # fmt: skip
+artifacts_option = click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+                                help="A folder that all machines of the study see, for checkpoints, weights and logs. "
+                                     "Default: the study's, else under HPO_HOME.")  # fmt: skip
+code_option = click.option("--allow-different-code", is_flag=True, help="Join though the study was made with other code.")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
@@ -64,9 +68,12 @@ def main() -> None:
 @click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
 @click.option("--per-gpu", metavar="auto|N", help="Workers on each GPU. auto: more join while the total step rate grows by 10 %.")
 @device_option
+@artifacts_option
+@code_option
 @database_option
 def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
-           extend: bool, workers: int | None, per_gpu: str | None, device: str | None, database: str | None) -> None:  # fmt: skip
+           extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
+           allow_different_code: bool, database: str | None) -> None:  # fmt: skip
     """Search: make the study or go on with it, run workers here, report.
 
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
@@ -83,19 +90,21 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, look_at_data, plan_workers
     from hpo.search.study import Study
+    from hpo.search.worker import code_version
 
     plan = plan_workers(workers, device, per_gpu)
     facts, notes = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
-    for line in (f"study      {study.name}: {path}, {spec.budget.trials} trials", f"kept in    {opened}", *notes, f"workers    {plan}"):
+    study.settle(_made(artifacts), code_version())
+    for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *notes, f"workers    {plan}"):
         click.echo(line)
     console = Console(highlight=False)
     end = "done"
     over = study.why_over()
     if over is None:
-        with Display(console, spec.budget.trials) as display:
-            launcher = Launcher(study, opened, plan, data)
+        with Display(console) as display:
+            launcher = Launcher(study, opened, plan, data, allow_different_code)
             end = launcher.run(display)
         for line in launcher.shared():
             click.echo(line)
@@ -126,19 +135,24 @@ def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[st
 @data_option
 @device_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: PyTorch's own choice.")
+@artifacts_option
+@code_option
 @database_option
-def worker(study: str, data: Path | None, device: str | None, threads: int | None, database: str | None) -> None:
+def worker(study: str, data: Path | None, device: str | None, threads: int | None, artifacts: Path | None,
+           allow_different_code: bool, database: str | None) -> None:  # fmt: skip
     """Join a study from this machine and run trials until its budget is spent."""
     import logging
 
     from hpo.search.database import open_database
+    from hpo.search.reporter import persistently
     from hpo.search.study import Study
     from hpo.search.worker import StopFlag, choose_device, run_worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     flag = StopFlag()
     flag.catch_signals()
-    done = run_worker(Study.open(open_database(database), study), data, choose_device(device), threads, flag)
+    opened = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
+    done = run_worker(opened, data, choose_device(device), threads, flag, _made(artifacts), allow_different_code)
     click.echo(f"{done} trials came to an end here; {'stopped by a signal' if flag() else 'nothing is left to do'}")
 
 
@@ -159,9 +173,35 @@ def status(study: str, database: str | None, as_json: bool) -> None:
     records = found.records()
     if as_json:
         trials = [asdict(record) for record in records]
-        click.echo(json.dumps({"study": found.name, "budget": found.spec.budget.model_dump(), "trials": trials}, indent=2))
+        budget = found.budget.model_dump(mode="json")
+        click.echo(json.dumps({"study": found.name, "budget": budget, "trials": trials}, indent=2))
     else:
-        Console(highlight=False).print(trial_table(records, found.spec.budget.trials))
+        Console(highlight=False).print(trial_table(records, found.budget.trials))
+
+
+@main.command()
+@study_option
+@click.option("--trials", metavar="N|+N", help="Completed or stopped by a rule.")
+@click.option("--failures", metavar="N|+N", help="Failed trials that are replaced.")
+@click.option("--gpu-hours", metavar="H|+H|none", help="Of all workers; trainings that share a GPU share its hours.")
+@click.option("--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone.")
+@database_option
+def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None,
+           database: str | None) -> None:  # fmt: skip
+    """Show a study's budget and what of it is spent; raise or lower it, also while it runs.
+
+    -N lowers by N, +N raises by N. Workers notice within ten seconds; trials that a lower number of trials would cut are
+    finished, those that are beyond the GPU-hours or the deadline are handed back with a checkpoint.
+    """
+    found = _open(study, database)
+    given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes:
+        before, now = found.change_budget(changes)
+        click.echo(f"was {before}\nnow {now}")
+    else:
+        click.echo(f"budget {found.budget}")
+    click.echo(f"spent  {found.standing()}")
 
 
 @main.command()
@@ -299,6 +339,15 @@ def database_stop() -> None:
     from hpo.search.database import EmbeddedServer, home
 
     click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")
+
+
+def _made(folder: Path | None) -> Path | None:
+    if folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CallerError(f"--artifacts {folder}: cannot be made ({error.strerror})") from None
+    return folder
 
 
 def _open(study: str, database: str | None) -> "Study":

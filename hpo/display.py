@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
 from hpo.evidence.report import best_of, duration, percent
-from hpo.search.study import Record
+from hpo.search.trial import Record
 
 ROWS = 18  # trials shown: those that run, and the last of the others
 STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
@@ -75,9 +75,8 @@ def _remark(record: Record) -> str:
 class Display:
     """Shows records again and again: a live table on a terminal, else a line whenever a trial's state changes."""
 
-    def __init__(self, console: Console, budget: int):
+    def __init__(self, console: Console):
         self._console = console
-        self._budget = budget
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._seen: dict[int, str] | None = None
 
@@ -90,16 +89,16 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def __call__(self, records: list[Record]) -> None:
+    def __call__(self, records: list[Record], budget: int) -> None:
         try:
             if self._live:
-                self._live.update(trial_table(records, self._budget), refresh=True)
+                self._live.update(trial_table(records, budget), refresh=True)
             else:
-                self._print_changes(records)
+                self._print_changes(records, budget)
         except OSError:
             self._live = None  # the terminal was closed; the study goes on
 
-    def _print_changes(self, records: list[Record]) -> None:
+    def _print_changes(self, records: list[Record], budget: int) -> None:
         if self._seen is None:  # what had ended before is no news
             self._seen = {record.id: record.state for record in records if record.state not in ("running", "waiting")}
         for record in records:
@@ -108,7 +107,7 @@ class Display:
                 step = f" at step {record.step} of {record.steps}" if record.steps else ""
                 remark = _remark(record)
                 self._console.print(
-                    f"trial {record.number} {record.state}{step}{per}{f' ({remark})' if remark else ''}; {totals(records, self._budget)}",
+                    f"trial {record.number} {record.state}{step}{per}{f' ({remark})' if remark else ''}; {totals(records, budget)}",
                     highlight=False, markup=False, soft_wrap=True,
                 )  # fmt: skip
             self._seen[record.id] = record.state

@@ -58,10 +58,10 @@ def test_a_resumed_training_is_the_same_bit_for_bit(
     steps = train(state, demo)
     first = [next(steps) for _ in range(at)]
     folder = tmp_path_factory.mktemp("resume") / "deep"
-    save_checkpoint(state.state_dict(), folder)
+    save_checkpoint(state.state_dict(), folder, {"kept": "beside"})
     torch.manual_seed(12345)  # a new process has other global generators
     resumed = TrainState(chosen, demo)
-    assert load_checkpoint(resumed, folder) == []
+    assert load_checkpoint(resumed, folder) == ([], {"kept": "beside"})
     again = first + run(resumed, demo)
     assert [facts(p) for p in again] == [facts(p) for p in whole]
     for one, other in zip(resumed.scored.parameters(), undisturbed.scored.parameters(), strict=True):
@@ -73,7 +73,7 @@ def saved_at(data: Data, folder: Path, steps: tuple[int, ...]) -> TrainState:
     state = TrainState(config(), data)
     for progress in train(state, data):
         if progress.step in steps:
-            save_checkpoint(state.state_dict(), folder)
+            save_checkpoint(state.state_dict(), folder, {"kept": "beside"})
     return state
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Data, tmp_path:
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     newest.write_bytes({"cut": whole[:middle], "one bit": flipped, "empty": b"", "other bytes": b"hello"}[damage])
     state = TrainState(config(), data)
-    faults = load_checkpoint(state, tmp_path)
+    faults, _ = load_checkpoint(state, tmp_path)
     assert state.step == 3
     assert len(faults) == 1 and newest.name in faults[0] and "not those that were written" in faults[0]
     assert not newest.exists()
@@ -100,17 +100,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Data, tmp_path:
 def test_without_a_whole_one_the_state_stays_as_it_is(data: Data, tmp_path: Path) -> None:
     state = TrainState(config(), data)
     before = recurrent_weight(state).clone()
-    assert load_checkpoint(state, tmp_path / "nothing") == []
+    assert load_checkpoint(state, tmp_path / "nothing") == ([], None)
     saved_at(data, tmp_path, (3,))
     checkpoints(tmp_path)[0].write_bytes(b"")
-    assert len(load_checkpoint(state, tmp_path)) == 1
+    assert len(load_checkpoint(state, tmp_path)[0]) == 1
     assert state.step == 0 and torch.equal(recurrent_weight(state), before)
 
 
 def test_a_checkpoint_of_another_configuration_is_not_used(data: Data, tmp_path: Path) -> None:
     saved_at(data, tmp_path, (3,))
     state = TrainState(config(optimizer__lr=0.01), data)
-    assert "of another configuration" in load_checkpoint(state, tmp_path)[0]
+    assert "of another configuration" in load_checkpoint(state, tmp_path)[0][0]
     assert state.step == 0
     assert len(checkpoints(tmp_path)) == 1
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_version_is_not_used(data: Data, tmp_path: Path)
     del saved["drawn"]
     save_checkpoint(saved | {"step": 5}, tmp_path)
     state = TrainState(config(), data)
-    assert "another version" in load_checkpoint(state, tmp_path)[0]
+    assert "another version" in load_checkpoint(state, tmp_path)[0][0]
     assert state.step == 0
 
 
@@ -152,6 +152,11 @@ def test_a_write_that_fails_is_told_and_the_next_is_tried(tmp_path: Path) -> Non
     writer.close()
     assert told == ["first: FileExistsError"]
     assert len(checkpoints(tmp_path / "folder")) == 1
+
+
+def test_a_process_that_lost_its_trial_while_it_wrote_leaves_no_checkpoint(data: Data, tmp_path: Path) -> None:
+    save_checkpoint(TrainState(config(), data).state_dict(), tmp_path / "trial", None, lambda: False)
+    assert list((tmp_path / "trial").iterdir()) == []
 
 
 def test_a_stale_checkpoint_of_a_later_step_does_not_push_out_new_ones(data: Data, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy import make_url
 
 from hpo.decoder.config import DecoderConfig
 from hpo.search.database import Database
-from hpo.search.study import Record, Study
+from hpo.search.study import Study
+from hpo.search.trial import Record
 
 Done = subprocess.CompletedProcess[str]
 LONG = (

@@ -14,7 +14,8 @@ from hpo.search.database import Database
 from hpo.search.launch import Launcher, look_at_data, plan_workers
 from hpo.search.sharing import Sharing, free_memory
 from hpo.search.spec import load_spec
-from hpo.search.study import Record, Study
+from hpo.search.study import Study
+from hpo.search.trial import Record
 
 GIB = 2**30
 
@@ -91,7 +92,7 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     launcher = Launcher(study, database, plan_workers(None, "cpu", "auto"), tiny_data)
     most = 0
 
-    def show(records: list[Record]) -> None:
+    def show(records: list[Record], budget: int) -> None:
         nonlocal most
         most = max(most, len(launcher._running))
         if len(launcher._sharing["cpu"].rates) == 2 and not launcher._asked_to_stop:

@@ -18,14 +18,15 @@ from sqlalchemy import text
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
-from hpo.errors import StudyError
+from hpo.errors import DatabaseAwayError, StudyError
 from hpo.evidence.report import best_of, build_report
 from hpo.search import ledger
 from hpo.search.database import Database
-from hpo.search.ledger import Process
+from hpo.search.ledger import Process, point_of
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
-from hpo.search.study import Completed, Failed, Interrupted, Outcome, Stopped, Study, Trial, in_thin_curve
+from hpo.search.study import Study, in_thin_curve
+from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial, is_over
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 HERE = Process.this()
@@ -43,8 +44,18 @@ def completed(per: float) -> Completed:
     return Completed(Score((round(per * 1000),), (1000,)))
 
 
-def evaluated(step: int, per: float) -> list[Progress]:
-    return [Progress(step, 1, 1.0, 2.0, 0.1, 0.5, Score((round(per * 100),), (100,)), 0.1, 1.5)]
+def evaluated(step: int, per: float) -> Progress:
+    return Progress(step, 1, 1.0, 2.0, 0.1, 0.5, Score((round(per * 100),), (100,)), 0.1, 1.5)
+
+
+def report(study: Study, trial: Trial, step: int, per: float, seconds: float) -> bool:
+    return study.deliver(trial, [point_of([evaluated(step, per)])], step, seconds)
+
+
+def curve(study: Study, trial: Trial) -> list[tuple[int, float, int]]:
+    """(step, PER, attempt) of each point."""
+    with study._engine.begin() as connection:
+        return [(row.step, row.per, row.attempt) for row in ledger.curves_of(connection, [trial.id])[trial.id]]
 
 
 def ended_process() -> Process:
@@ -86,7 +97,7 @@ def test_the_budget_is_exact_over_workers_at_once(make_study: Make, database: Da
         kinds = np.random.default_rng(seed)
         done = 0
         while trial := study.claim(HERE, RECORD):
-            outcomes: list[Outcome] = [completed(0.5), DIVERGED, Failed("a bug")]
+            outcomes: list[Outcome] = [completed(0.5), DIVERGED, Failed("a bug", Cause.BAD_CONFIGURATION)]
             outcome = outcomes[kinds.choice(3, p=[0.5, 0.4, 0.1])]
             assert study.finish(trial, outcome)
             done += not isinstance(outcome, Failed)
@@ -94,9 +105,9 @@ def test_the_budget_is_exact_over_workers_at_once(make_study: Make, database: Da
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(work, range(6))) == 13
-    report = build_report(Study.open(database, "s"))
-    assert report["trials"]["complete"] + report["trials"]["stopped"] == 13
-    assert report["trials"]["running"] == report["trials"]["waiting"] == 0
+    found = build_report(Study.open(database, "s"))
+    assert found["trials"]["complete"] + found["trials"]["stopped"] == 13
+    assert found["trials"]["running"] == found["trials"]["waiting"] == 0
 
 
 def test_failures_are_replaced_up_to_their_cap(make_study: Make, tiny_space: Path) -> None:
@@ -106,7 +117,7 @@ def test_failures_are_replaced_up_to_their_cap(make_study: Make, tiny_space: Pat
     while trial := study.claim(HERE, RECORD):
         study.finish(trial, Failed("ValueError: a bug"))
         failed += 1
-    assert failed == 3
+    assert failed == 6  # each is tried twice
     assert "3 trials failed, more than the budget's 2" in str(study.why_over())
     assert build_report(study)["failed_because"] == {"ValueError: a bug": 3}
 
@@ -114,15 +125,30 @@ def test_failures_are_replaced_up_to_their_cap(make_study: Make, tiny_space: Pat
 def test_an_interrupted_trial_goes_on_under_its_number(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     first = claim(study)
-    study.report(first, evaluated(2, 0.9), 3.0)
-    assert study.finish(first, Interrupted(), 1.0)
-    assert study.records()[0].state == "waiting"
+    report(study, first, 2, 0.9, 3.0)
+    assert study.finish(first, Interrupted(), 4.0)
+    assert (study.records()[0].state, study.records()[0].cause, study.records()[0].reason) == ("waiting", "interrupted", "a signal")
     again = claim(study)
     assert (again.number, again.config, again.lease != first.lease) == (0, first.config, True)
-    assert [point.per for point in study.resume(again, 2) or []] == [0.9]
+    assert study.resume(again, 2, [point_of([evaluated(2, 0.9)])])
     record = study.records()[0]
     assert (record.attempts, record.seconds, record.last_per) == (2, 4.0, 0.9)
-    assert study.resume(again, 1) == []  # from a checkpoint before that evaluation
+    report(study, again, 4, 0.8, 1.5)
+    assert curve(study, again) == [(2, 0.9, 1), (4, 0.8, 2)]
+    assert study.records()[0].seconds == 5.5
+    assert study.resume(again, 1, [])  # from a checkpoint before that evaluation
+    assert curve(study, again) == []
+
+
+def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny_spec: StudySpec) -> None:
+    """The database was away when the first worker evaluated; its checkpoint has the curve."""
+    study = make_study(tiny_spec)
+    claim(study, ended_process())
+    taker = claim(study)
+    points = [point_of([evaluated(2, 0.9)]), point_of([evaluated(4, 0.7)])]
+    assert study.resume(taker, 4, points)
+    assert curve(study, taker) == [(2, 0.9, 2), (4, 0.7, 2)]
+    assert study._study.get_trials()[0].intermediate_values == {2: 0.9, 4: 0.7}
 
 
 def test_a_dead_workers_trial_is_taken_at_once(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -147,8 +173,8 @@ def test_an_expired_lease_is_taken_and_its_holder_cannot_write(make_study: Make,
         connection.execute(text("UPDATE hpo_trial SET lease_until = now() - interval '1 second'"))
     taker = claim(study)
     assert taker.number == slow.number
-    assert not study.renew(slow, 5, 1.0)
-    assert not study.report(slow, evaluated(2, 0.1), 1.0)
+    assert not study.deliver(slow, [], 5, 1.0)
+    assert not report(study, slow, 2, 0.1, 1.0)
     assert not study.finish(slow, completed(0.1))
     record = study.records()[0]
     assert (record.state, record.step, record.last_per, record.seconds) == ("running", 0, None, 0.0)
@@ -165,8 +191,18 @@ def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: St
 
 def test_a_trial_that_kills_its_workers_fails_in_the_end(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
-    assert [claim(study, ended_process()).number for _ in range(5)] == [0, 0, 0, 0, 1]
-    assert (study.records()[0].state, study.records()[0].reason) == ("failed", "its worker died or fell silent; lost 4 times")
+    assert [claim(study, ended_process()).number for _ in range(4)] == [0, 0, 0, 1]
+    record = study.records()[0]
+    assert (record.state, record.cause, record.reason) == ("failed", "lost", "its worker died or fell silent")
+
+
+def test_how_often_a_trial_is_tried_depends_on_the_cause() -> None:
+    lost, code, short, cut, bad = Cause.LOST, Cause.CODE_ERROR, Cause.OUT_OF_MEMORY, Cause.INTERRUPTED, Cause.BAD_CONFIGURATION
+    for causes in ([cut] * 50, [lost, lost], [code], [short, lost], [lost, cut, cut, lost], [lost, lost, code, cut]):
+        assert not is_over(causes, 3), causes
+    for causes in ([bad], [code, code], [lost, lost, lost], [lost, code, short], [lost, cut, lost, lost], [code, lost, code]):
+        assert is_over(causes, 3), causes
+    assert not is_over([lost] * 4, 5)
 
 
 def test_interruptions_are_no_losses(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -196,16 +232,16 @@ def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(make_study: Make, 
     study = make_study(tiny_spec)
     slow = claim(study, ended_process())
     taker = claim(study)
-    study.report(taker, evaluated(2, 0.9), 1.0)
-    assert study.resume(slow, 0) is None
-    assert [point.step for point in study.resume(taker, 2) or []] == [2]
+    report(study, taker, 2, 0.9, 1.0)
+    assert not study.resume(slow, 0, [])
+    assert curve(study, taker) == [(2, 0.9, 2)]
 
 
 def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
     study._study.tell(trial.number, state=TrialState.FAIL)
-    assert not study.report(trial, evaluated(2, 0.9), 1.0)
+    assert not report(study, trial, 2, 0.9, 1.0)
     assert not study.finish(trial, completed(0.5))
     assert study.records()[0].state == "failed"
 
@@ -223,24 +259,85 @@ def test_two_starts_of_equal_values_are_both_tried(make_study: Make, tiny_space:
     assert [record.start for record in make_study(load_spec(tiny_space)).records()] == ["baseline", "ours", "slow"]
 
 
+def test_a_host_on_which_all_fails_is_left_to_those_that_work(make_study: Make, tiny_spec: StudySpec) -> None:
+    study, bad, good = make_study(tiny_spec), Process("bad", "1:1"), Process("good", "1:1")
+    assert study.finish(claim(study, good), completed(0.5))
+    held = claim(study, good)
+    assert held.number == 1
+    for number in (2, 3):
+        assert not study.bad_host("bad")
+        trial = claim(study, bad)
+        assert trial.number == number  # not the one that failed here: another host may take that
+        study.finish(trial, Failed("RuntimeError: CUDA error"))
+    assert study.bad_host("bad")
+    assert not study.bad_host("good")
+    assert [record.state for record in study.records()[2:]] == ["waiting", "waiting"]
+    assert claim(study, good).number == 2
+
+
+def test_without_another_host_the_failed_trial_is_tried_here_again(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    for _ in range(2):
+        trial = claim(study)
+        assert trial.number == 0
+        study.finish(trial, Failed("RuntimeError: odd"))
+    assert not study.bad_host(HERE.host)
+    record = study.records()[0]
+    assert (record.state, record.cause, record.reason) == ("failed", "code error", "RuntimeError: odd")
+
+
+def test_an_outcome_that_is_told_twice_is_written_once(make_study: Make, tiny_spec: StudySpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection broke after Optuna's part was written: the worker tries again."""
+    study = make_study(tiny_spec)
+    trial = claim(study)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        with pytest.raises(DatabaseAwayError):
+            study.finish(trial, DIVERGED, 3.0)
+    assert study.finish(trial, DIVERGED, 3.0)
+    record = study.records()[0]
+    assert (record.state, record.reason, record.seconds) == ("stopped", "PER rose", 3.0)
+    assert not study.finish(trial, DIVERGED, 3.0)  # now the lease is gone
+
+
+def test_a_claim_whose_answer_was_lost_is_given_again(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    assert claim(study).number == 0
+    again = study.claim(HERE, RECORD, idle=True)
+    assert again is not None and again.number == 0
+
+
+def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Make, tiny_spec: StudySpec) -> None:
+    """It passed the look at its lease, then stood still while another took the trial; then Optuna's tables are next."""
+    study = make_study(tiny_spec)
+    slow = claim(study, ended_process())
+    taker = claim(study)
+    with pytest.raises(ledger.LeaseLostError), ledger.fenced(slow.id, slow.lease):
+        study._end(slow.id, TrialState.COMPLETE, {}, [0.1])
+    assert study.records()[0].state == "running"
+    with ledger.fenced(taker.id, taker.lease):
+        study._end(taker.id, TrialState.COMPLETE, {}, [0.1])
+    assert study.records()[0].per == 0.1
+
+
 def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     done, gone, odd = claim(study), claim(study), claim(study)
-    study.report(done, evaluated(2, 0.3), 1.0)
-    study.report(done, evaluated(6, 0.5), 1.0)
-    assert study.finish(done, Completed(Score((2, 3), (5, 5))), 0.5)
-    study.report(gone, evaluated(2, 0.01), 1.0)  # the lowest PER of all, then it diverges
-    assert study.finish(gone, DIVERGED)
-    assert study.finish(odd, Failed("RuntimeError: odd"))
-    report = build_report(study)
-    assert report["best"] | {"params": 0, "config": 0} == {
+    report(study, done, 2, 0.3, 1.0)
+    report(study, done, 6, 0.5, 2.0)
+    assert study.finish(done, Completed(Score((2, 3), (5, 5))), 2.5)
+    report(study, gone, 2, 0.01, 1.0)  # the lowest PER of all, then it diverges
+    assert study.finish(gone, DIVERGED, 1.0)
+    assert study.finish(odd, Failed("RuntimeError: odd", Cause.BAD_CONFIGURATION))
+    found = build_report(study)
+    assert found["best"] | {"params": 0, "config": 0} == {
         "trial": 0, "per": 0.5, "partition": "validation", "sentences": 2, "params": 0, "config": 0
     }  # fmt: skip
-    assert report["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
-    assert report["stopped_by"] == {"own-past": 1}
-    assert report["starts"]["baseline"]["points_above_best"] == 0
-    assert (report["starts"]["slow"]["per"], report["starts"]["slow"]["state"]) == (None, "stopped")
-    assert report["gpu_seconds"] == {"spent": 3.5, "saved": 2.0}  # 2 of 6 steps took 1 s
+    assert found["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
+    assert found["stopped_by"] == {"own-past": 1}
+    assert found["starts"]["baseline"]["points_above_best"] == 0
+    assert (found["starts"]["slow"]["per"], found["starts"]["slow"]["state"]) == (None, "stopped")
+    assert found["gpu_seconds"] == {"spent": 3.5, "saved": 2.0}  # 2 of 6 steps took 1 s
     assert study.final_score(done.id) == Score((2, 3), (5, 5))
     best = best_of(study.records())
     assert best is not None
@@ -251,11 +348,11 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
 def test_the_fine_curve_is_kept(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
-    study.report(trial, [replace(evaluated(1, 0.9)[0], loss=3.0, grad_norm=9.0, score=None), *evaluated(2, 0.9)], 1.0)
+    study.deliver(trial, [point_of([replace(evaluated(1, 0.9), loss=3.0, grad_norm=9.0, score=None), evaluated(2, 0.9)])], 2, 1.0)
     with study._engine.begin() as connection:
         (point,) = ledger.curves_of(connection, [trial.id])[trial.id]
     assert point._asdict() == {"trial_id": trial.id, "step": 2, "per": 0.9, "validation_loss": 1.5, "loss": 2.0, "grad_norm": 9.0,
-                               "lr": 0.1, "step_seconds": 0.5}  # fmt: skip
+                               "lr": 0.1, "step_seconds": 0.5, "attempt": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10_000, 100), (400, 20), (6, 2), (7, 2), (100, 1000), (10_001, 100)])
@@ -338,7 +435,7 @@ def draws_above(study: Study, bound: float, outcome_above: Stopped | Failed) -> 
 def test_the_sampler_draws_clearly_less_where_runs_diverged(make_study: Make, tmp_path: Path) -> None:
     """Above lr 0.005, 37 % of the range, everything diverges. Told as failures (Optuna's own way), it would learn less."""
     learned = draws_above(make_study(lr_spec(tmp_path), "stopped"), 0.005, DIVERGED)
-    failing = draws_above(make_study(lr_spec(tmp_path), "failed"), 0.005, Failed("NaN"))
+    failing = draws_above(make_study(lr_spec(tmp_path), "failed"), 0.005, Failed("NaN", Cause.BAD_CONFIGURATION))
     assert learned < 0.37 / 2
     assert learned < failing
 

@@ -50,6 +50,12 @@ class Writer:
         self._pool.shutdown()
 
 
+def remove_drafts(folder: Path) -> None:
+    """Half-written files of processes that were killed. For the only process that writes there."""
+    for draft in folder.glob("*.tmp"):
+        draft.unlink(missing_ok=True)
+
+
 def _copied(value: Any) -> Any:
     """The same with every tensor copied to the CPU, which the training does not change any more."""
     if isinstance(value, torch.Tensor):
@@ -61,12 +67,17 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def save_checkpoint(saved: dict[str, Any], folder: Path) -> None:
-    """saved: of TrainState.state_dict(). Written under a temporary name, then renamed; older ones but one are removed."""
+def save_checkpoint(saved: dict[str, Any], folder: Path, beside: Any = None, still: Callable[[], bool] = lambda: True) -> None:
+    """saved: of TrainState.state_dict(); beside: plain values that are kept with it.
+
+    Written under a temporary name, then renamed if `still` it should be; older ones but one are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"checkpoint.{os.getpid()}.tmp"
     try:
-        torch.save(saved, draft)
+        torch.save(saved | {"beside": beside}, draft)
+        if not still():
+            return
         draft.replace(folder / f"checkpoint-{saved['step']:08d}-{_digest(draft)}.pt")
     finally:
         draft.unlink(missing_ok=True)
@@ -80,11 +91,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
 
 
-def load_checkpoint(state: TrainState, folder: Path) -> list[str]:
+def load_checkpoint(state: TrainState, folder: Path) -> tuple[list[str], Any]:
     """Go on where the newest whole checkpoint was; without one, `state` stays as it is.
 
-    Returns a line for each checkpoint that could not be used: damaged (such a file is removed), unreadable, of another
-    configuration or another version.
+    Returns a line for each checkpoint that could not be used (damaged: such a file is removed; unreadable; of another
+    configuration or another version), and what was kept beside the one that was used.
     """
     faults: list[str] = []
     for path in checkpoints(folder):
@@ -97,12 +108,13 @@ def load_checkpoint(state: TrainState, folder: Path) -> list[str]:
         except OSError as error:
             faults.append(f"{path.name}: cannot be read ({error.strerror})")
             continue
+        beside = saved.pop("beside", None)
         if saved.keys() != state.state_dict().keys() or saved["config"] != state.config.model_dump():
             faults.append(f"{path.name}: of another configuration, or of another version of hpo")
             continue
         state.load_state_dict(saved)
-        break
-    return faults
+        return faults, beside
+    return faults, None
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,8 @@ import yaml
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import lab_arguments
 from hpo.errors import StudyError
-from hpo.search.study import Record, Study
+from hpo.search.study import Study
+from hpo.search.trial import Record
 
 PARTITION = "validation"
 
@@ -45,12 +46,12 @@ def build_report(study: Study) -> dict[str, Any]:
         },
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
         "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
-        "budget": study.spec.budget.model_dump(),
+        "budget": study.budget.model_dump(mode="json"),
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
         "failed_because": dict(Counter(record.reason for record in records if record.state == "failed")),
         "gpu_seconds": {
-            "spent": sum(record.seconds for record in records),
+            "spent": sum(record.gpu_seconds for record in records),
             "saved": sum(_saved(record) for record in stopped),
         },
     }  # fmt: skip

@@ -4,6 +4,7 @@ Trials are counted exactly. GPU-hours and the deadline are kept twice: a trial s
 says that it will end in time, and those that run all the same when the budget is spent are handed back with a checkpoint.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -36,9 +37,27 @@ class Budget(Settings):
             and (late is None or (other.deadline is not None and late >= other.deadline))
         )
 
-    def changed(self, values: dict[str, Any]) -> "Budget":
-        """Raises pydantic's ValidationError."""
+    def changed(self, given: Mapping[str, str]) -> "Budget":
+        """With fields as a person gives them: a value, +5 or -5 for a change, none. Raises pydantic's ValidationError."""
+        values: dict[str, Any] = {}
+        for name, text in given.items():
+            values[name] = None if text.lower() == "none" else text
+            if text[:1] in "+-" and (by := _number(text)) is not None:
+                values[name] = (getattr(self, name) or 0) + by
         return Budget.model_validate(self.model_dump() | values)
+
+    def __str__(self) -> str:
+        parts = [f"{self.trials} trials"]
+        parts += [f"{self.gpu_hours:g} GPU-hours"] * (self.gpu_hours is not None)
+        parts += [f"until {local(self.deadline)}"] if self.deadline else []
+        return ", ".join(parts)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,10 @@ class Spent:
     gpu_seconds: float  # of all trials
     promised: float  # GPU-seconds that the running trials will still take
     typical: float | None  # GPU-seconds of a complete trial, on average; None: there is none yet
+
+    def __str__(self) -> str:
+        typical = f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
+        return f"{self.ended} trials, {self.running} more run; {self.gpu_seconds / HOUR:.3g} GPU-hours{typical}"
 
 
 def over(budget: Budget, spent: Spent) -> str | None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +65,12 @@ class Database:
     url: str  # SQLAlchemy's, with the password
     embedded_in: Path | None  # the data folder of the embedded server
 
+    def revive(self) -> None:
+        """Start the embedded server again if it crashed. One that `hpo database stop` has stopped stays down."""
+        if self.embedded_in and (self.embedded_in / "postmaster.pid").exists():
+            with suppress(DatabaseError):
+                EmbeddedServer(home()).start()
+
     def __str__(self) -> str:
         shown = make_url(self.url).render_as_string(hide_password=True)
         return f"embedded Postgres in {self.embedded_in}" if self.embedded_in else shown
@@ -97,7 +103,7 @@ def open_database(url: str | None = None) -> Database:
     database = Database(normal_url(url), None)
     problem = _problem(database.url)
     if problem:
-        raise DatabaseError(f"--database {database}: {problem}. Does the server run? Are host, port, user and database right?")
+        raise DatabaseAwayError(f"--database {database}: {problem}. Does the server run? Are host, port, user and database right?")
     return database
 
 
@@ -227,10 +233,22 @@ class EmbeddedServer:
         if self.url():
             return
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a crash: its pid may be a zombie or another's by now
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = self._free_port()
         self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", f"-p {port}", "-t", str(START_SECONDS), "-w", "start")
+
+    def _free_port(self) -> int:
+        """The one of the last start if it is still free: workers that survived a crash of the server find it there again."""
+        note = self.root / "port"
+        for port in (int(note.read_text()) if note.exists() else 0, 0):
+            with socket.socket() as free:
+                free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    free.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                note.write_text(str(free.getsockname()[1]))
+                return int(free.getsockname()[1])
+        raise DatabaseError("embedded Postgres: no free port on 127.0.0.1")
 
     def _processes(self) -> list[int]:
         """Live processes that work in the data folder: postmaster and backends. Empty where there is no /proc."""

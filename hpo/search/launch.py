@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,12 +18,13 @@ from typing import Any, Literal
 import torch
 
 from hpo.decoder.data import load_data, share_too_short
-from hpo.errors import CallerError, DatabaseError, MemoryShortError, WorkerError
+from hpo.errors import BadNodeError, CallerError, DatabaseError, MemoryShortError, WorkerError
 from hpo.search.database import Database
 from hpo.search.ledger import this_host
 from hpo.search.sharing import Sharing, free_memory
 from hpo.search.spec import DEMO_PROFILE, StudySpec
-from hpo.search.study import Record, Study
+from hpo.search.study import Study
+from hpo.search.trial import Record
 from hpo.search.worker import choose_device, study_folder
 
 POLL_SECONDS = 0.5
@@ -106,14 +106,15 @@ class Launcher:
     database: Database
     plan: Plan
     data_path: Path | None
+    allow_different_code: bool = False
     _devices: list[str] = field(default_factory=list)  # of each worker that was ever started here
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[list[Record]], None]) -> End:
-        """Start the workers, `show` the trials twice a second, return when all have left.
+    def run(self, show: Callable[[list[Record], int], None]) -> End:
+        """Start the workers, `show` the trials and how many the budget has twice a second, return when all have left.
 
         Raises WorkerError if workers died and work is left that none of them does.
         """
@@ -127,10 +128,12 @@ class Launcher:
                 self._start(self._new(device))
             while self._running:
                 self._look_after()
-                with suppress(DatabaseError):  # the workers will tell whether it is more than a moment
+                try:
                     records = self.study.records()
-                    show(records)
+                    show(records, self.study.budget.trials)
                     self._share(records)
+                except DatabaseError:  # the workers train on, and will tell if it is more than a moment
+                    self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
         finally:
@@ -171,6 +174,8 @@ class Launcher:
             return
         command = [sys.executable, "-m", "hpo.cli", "worker", "--study", self.study.name]
         command += ["--device", self._devices[index], "--threads", str(self.plan.threads)]
+        if self.allow_different_code:
+            command += ["--allow-different-code"]
         if self.data_path:
             command += ["--data", str(self.data_path)]
         environment = os.environ | {"HPO_DATABASE_URL": self.database.url, "OMP_NUM_THREADS": str(self.plan.threads)}
@@ -196,7 +201,9 @@ class Launcher:
                 if sharing := self._sharing.get(self._devices[index]):
                     sharing.out_of_memory()
                 continue
-            if code == CallerError.exit_code or self._restarts >= RESTARTS:
+            if code == BadNodeError.exit_code and self._running:
+                continue
+            if code in (CallerError.exit_code, BadNodeError.exit_code) or self._restarts >= RESTARTS:
                 self._stop_workers()
                 raise WorkerError(f"worker {index} ended with {_in_words(code)}: {self._last_line(index)} (log: {self.log_of(index)}). "
                                   f"Nothing finished is lost: the same line goes on")  # fmt: skip

@@ -279,16 +279,24 @@ def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: st
     connection.execute(update(attempt_table).where(mine).values(ended))
 
 
+def beside(connection: Connection, trial_id: int) -> int:
+    """How many other trials are being trained on the trial's device."""
+    table, other = trial_table.c, trial_table.alias().c
+    same = (other.host == table.host) & (other.device == table.device) & (other.trial_id != trial_id)
+    held = other.lease.is_not(None) & (other.lease_until > func.now())
+    return int(connection.execute(select(func.count()).where(table.trial_id == trial_id, same, held)).scalar_one())
+
+
 def begin_attempt(connection: Connection, trial_id: int, attempt: int, step: int) -> None:
     """It goes on after `step`."""
     mine = (attempt_table.c.trial_id == trial_id) & (attempt_table.c.attempt == attempt)
     connection.execute(update(attempt_table).where(mine).values(first_step=step))
 
 
-def orphans(connection: Connection, study_id: int, process: Process) -> list[tuple[int, str | None]]:
+def orphans(connection: Connection, study_id: int, idle: Process | None) -> list[tuple[int, str | None]]:
     """(id, lease) of the study's running trials that nobody works on: without a lease, with an expired one, of a dead holder.
 
-    process: of the caller, who works on none. The caller holds the study's lock. A claim writes Optuna's row and ours under
+    idle: a process that works on none. The caller holds the study's lock. A claim writes Optuna's row and ours under
     it, so a trial without a lease here was claimed by a process that died in between.
     """
     table, trials = trial_table.c, optuna_trials.c
@@ -297,7 +305,7 @@ def orphans(connection: Connection, study_id: int, process: Process) -> list[tup
     statement = statement.join_from(optuna_trials, trial_table, trials.trial_id == table.trial_id, isouter=True)
 
     def gone(row: Row[Any]) -> bool:
-        return row.lease is None or row.late or known_dead(row.host, row.process) or Process(row.host, row.process) == process
+        return row.lease is None or row.late or known_dead(row.host, row.process) or Process(row.host, row.process) == idle
 
     rows = connection.execute(statement.where(trials.study_id == study_id, cast(trials.state, String) == "RUNNING"))
     return [(row.trial_id, row.lease) for row in rows if gone(row)]

@@ -65,6 +65,7 @@ class Reporter:
         self._seconds = 0.0
         self._confirmed = time.monotonic()  # the lease is ours for its length from here
         self._away = False
+        self._lease_seconds = study.spec.attempts.lease_seconds
         self._looked = time.monotonic()  # at the budget
         self._fault: Exception | None = None
         self._wake, self._end = threading.Event(), False
@@ -82,7 +83,7 @@ class Reporter:
 
     def may_write(self) -> bool:
         """Whether files of the trial are ours to write: a process that was halted for longer than its lease must ask first."""
-        held = time.monotonic() - self._confirmed < self.study.spec.attempts.lease_seconds
+        held = time.monotonic() - self._confirmed < self._lease_seconds
         return not self.lost and (held or self._away)
 
     def close(self) -> float:

@@ -73,6 +73,7 @@ class Parameter(Settings):
 class Attempts(Settings):
     max_attempts: Count = 3  # ended by a lost worker, missing memory or an error; after that many the trial fails
     lease_seconds: Annotated[Real, Field(gt=0)] = 600.0  # a worker that shows no step for so long has lost its trial
+    checkpoint_seconds: Annotated[Real, Field(ge=0)] = 30.0  # the most work that a killed worker loses, rounded up to an evaluation
 
 
 class SamplerSettings(Settings):

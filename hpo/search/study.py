@@ -123,7 +123,7 @@ class Study:
             raise StudyError(f"study {self.name} exists with a smaller spec (grown: {places}). Take --extend to go on with it, or --name "
                              f"for a new study")  # fmt: skip
         budget = {name: value for name, value in spec.budget if value != getattr(self.spec.budget, name)}
-        live = self.budget.changed(budget)  # what `hpo budget` has changed since stays so
+        live = self.budget.model_copy(update=budget)  # what `hpo budget` has changed since stays so
         self._store(spec, data)
         self._study.set_user_attr("budget", live.model_dump(mode="json"))
 
@@ -132,16 +132,34 @@ class Study:
         """As it is now: the spec's, with what `hpo budget` has changed."""
         return Budget.model_validate(self._study.user_attrs.get("budget") or self.spec.budget)
 
-    def set_budget(self, changes: Mapping[str, Any]) -> tuple[Budget, Budget]:
-        """Raise or lower it while workers run, which notice within ten seconds. Returns (before, now). Raises StudyError."""
+    def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:
+        """Raise or lower it while workers run, as Budget.changed reads it. Returns (before, now). Raises StudyError."""
         with ledger.locked(self._engine, self.id):
             before = self.budget
             try:
-                budget = before.changed(dict(changes))
+                budget = before.changed(changes)
             except ValidationError as error:
-                raise StudyError(explain(error, "budget.")) from None
+                raise StudyError(explain(error, "budget ")) from None
             self._study.set_user_attr("budget", budget.model_dump(mode="json"))
         return before, budget
+
+    @property
+    def artifacts(self) -> Path | None:
+        """The folder that all machines of the study see, if it has one."""
+        path = self._study.user_attrs.get("artifacts")
+        return Path(path) if path else None
+
+    @property
+    def code(self) -> str:
+        """The version of the code that it was made with."""
+        return str(self._study.user_attrs.get("code", ""))
+
+    def settle(self, artifacts: Path | None, code: str) -> None:
+        """Remember where the files of trials go, and the first time the version of the code."""
+        if artifacts:
+            self._study.set_user_attr("artifacts", str(artifacts.absolute()))
+        if not self.code:
+            self._study.set_user_attr("code", code)
 
     @property
     def spec(self) -> StudySpec:
@@ -170,17 +188,18 @@ class Study:
 
     # ---- the life of a trial
 
-    def claim(self, process: Process, record: Mapping[str, str]) -> Trial | None:
+    def claim(self, process: Process, record: Mapping[str, str], idle: bool = False) -> Trial | None:
         """Take a trial that waits, or a new one if the budget allows; None if there is nothing to do.
 
-        record: device, code_version and data of the worker. Sampling, which can be slow, comes after the lock. A draw that
+        record: device, code_version and data of the worker. idle: what `process` seems to hold is of a claim whose answer was
+        lost. Sampling, which can be slow, comes after the lock. A draw that
         makes no valid configuration (two parameters that exclude each other) is a failed trial, and the next one is taken.
         """
         while True:
             self.refresh()
             lease = uuid4().hex
             with ledger.locked(self._engine, self.id) as connection:
-                self._sweep(connection, process)
+                self._sweep(connection, process if idle else None)
                 trial_id = self._take(connection, process.host)
                 if trial_id is None:
                     return None
@@ -210,6 +229,7 @@ class Study:
             constant_liar=True,
             seed=seed_of(self.spec.sampler.seed, number),
         )
+        self._storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
         asked = self._asked(trial_id, sampler)
         values: dict[str, Any] = {}
         for name in self.spec.parameters:
@@ -232,9 +252,10 @@ class Study:
         bad_here = [row for row in waiting if (row.outcome, row.host) == (Cause.CODE_ERROR, host)]
         elsewhere = bool(bad_here) and ledger.works_elsewhere(connection, self.id, host)
         for row in waiting:
-            if not (elsewhere and row in bad_here) and refusal(budget, spent, row.gpu_seconds) is None:
-                if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
-                    return int(row.trial_id)
+            if (elsewhere and row in bad_here) or refusal(budget, spent, row.gpu_seconds) is not None:
+                continue
+            if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
+                return int(row.trial_id)
         return self._storage.create_new_trial(self.id) if refusal(budget, spent) is None else None
 
     def _spent(self, connection: Connection) -> Spent:
@@ -243,11 +264,11 @@ class Study:
         ended = count["COMPLETE"] + count["PRUNED"]
         return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
 
-    def _sweep(self, connection: Connection, process: Process) -> None:
+    def _sweep(self, connection: Connection, idle: Process | None = None) -> None:
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
         workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
         """
-        for trial_id, lease in ledger.orphans(connection, self.id, process):
+        for trial_id, lease in ledger.orphans(connection, self.id, idle):
             if lease is None:
                 self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
             elif attempt := ledger.drop_lease(connection, trial_id, lease):
@@ -258,7 +279,7 @@ class Study:
 
     def sweep(self) -> None:
         with ledger.locked(self._engine, self.id) as connection:
-            self._sweep(connection, Process("", ""))
+            self._sweep(connection)
 
     def resume(self, trial: Trial, step: int, curve: list[Point]) -> bool:
         """The trial goes on after `step` with the points of `curve` behind it; others are forgotten. False: it is another's now."""
@@ -342,6 +363,11 @@ class Study:
         with self._engine.begin() as connection:
             return over(budget, self._spent(connection))
 
+    def shares_device(self, trial: Trial) -> bool:
+        """Whether other trials of any study run on the trial's device."""
+        with self._engine.begin() as connection:
+            return ledger.beside(connection, trial.id) > 0
+
     def bad_host(self, host: str) -> bool:
         """Whether the last attempts on `host` ended with an error, while other hosts bring trials to their end."""
         with self._engine.begin() as connection:
@@ -352,14 +378,15 @@ class Study:
     # ---- reading
 
     def budget_spent(self) -> bool:
-        return self._standing().ended >= self.budget.trials
+        return self.standing().ended >= self.budget.trials
 
     def runs_elsewhere(self) -> bool:
         """Whether trials run; asked by one whose own workers have left."""
         self.sweep()
-        return self._standing().running > 0
+        return self.standing().running > 0
 
-    def _standing(self) -> Spent:
+    def standing(self) -> Spent:
+        """What of the budget is spent."""
         with self._engine.begin() as connection:
             return self._spent(connection)
 

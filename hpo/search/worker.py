@@ -3,13 +3,14 @@
 Everything that a signal does is set a flag, which is read between steps.
 """
 
+import hashlib
 import logging
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 
@@ -17,34 +18,43 @@ import torch
 
 from hpo import __version__
 from hpo.decoder.artifact import save_decoder
-from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, save_checkpoint
+from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, remove_drafts, save_checkpoint
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import Progress, TrainState, evaluate, train
-from hpo.errors import CallerError, DatabaseError, DataError, MachineError, MemoryShortError, WorkerError
+from hpo.errors import (
+    BadNodeError,
+    CallerError,
+    DatabaseAwayError,
+    DatabaseError,
+    DataError,
+    MachineError,
+    MemoryShortError,
+    StudyError,
+    WorkerError,
+)
 from hpo.search.database import home
-from hpo.search.ledger import Process
+from hpo.search.ledger import Point, Process, point_of
+from hpo.search.reporter import Reporter, persistently
 from hpo.search.stopping import Evaluation, non_finite
-from hpo.search.study import Completed, Failed, Interrupted, Outcome, Stopped, Study, Trial
+from hpo.search.study import Study
+from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial
 
-RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
-CHECKPOINT_SECONDS = 30.0  # at most this much work is lost with a killed worker, rounded up to an evaluation
+HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
 MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class StopFlag:
-    """Set by a signal, read between steps."""
+    """Set by a signal, read between steps. The handler does nothing else."""
 
     raised: bool = False
 
     def catch_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._raise)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self.raised and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C ends at once
         self.raised = True
 
     def __call__(self) -> bool:
@@ -79,46 +89,85 @@ class Worker:
     process: Process = field(default_factory=Process.this)
 
     def run(self) -> int:
-        """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here."""
+        """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here.
+
+        Raises MemoryShortError or BadNodeError, with the trial handed back, DatabaseAwayError after an hour without it.
+        """
         done = 0
-        while not self.stop() and (trial := self.study.claim(self.process, self.record)):
+        while not self.stop() and (trial := self._claim()):
             log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
             outcome = self.run_trial(trial)
             log.info("trial %d: %s", trial.number, outcome if outcome is None else type(outcome).__name__.lower())
             done += isinstance(outcome, (Completed, Stopped, Failed))
+            if isinstance(outcome, Failed) and self.study.bad_host(self.process.host):
+                raise BadNodeError(f"the last trials failed on this host ({outcome.reason}), while other hosts bring theirs to an end. "
+                                   f"Nothing is lost: they go on elsewhere. Look at this machine")  # fmt: skip
         return done
 
-    def run_trial(self, trial: Trial) -> Outcome | None:
-        """Train one trial to its outcome and store it. None: the trial was taken from us.
+    def _claim(self) -> Trial | None:
+        try:
+            return persistently(lambda: self.study.claim(self.process, self.record, idle=True), self.stop, log.warning)
+        except DatabaseAwayError:
+            if self.stop():
+                return None
+            raise
 
-        Raises MemoryShortError, with the trial handed back, if the device's memory was not enough.
-        """
+    def run_trial(self, trial: Trial) -> Outcome | None:
+        """Train one trial to its outcome and store it. None: the trial was taken from us, or the database stayed away."""
         run = _Run(self, trial, trial_folder(self.folder, trial.number))
         outcome: Outcome | None
         try:
             outcome = run.to_its_end()
-        except DatabaseError:
-            raise  # no outcome can be written; the lease runs out and the trial goes on elsewhere
+        except DatabaseError as error:  # no outcome can be written; the lease runs out and the trial goes on elsewhere
+            if not (self.stop() and isinstance(error, DatabaseAwayError)):
+                raise
+            outcome = None
         except Exception as error:
             if is_memory_short(error):
-                outcome = Interrupted(f"{self.data.device} ran out of memory")
+                run.short_of_memory = True
+                outcome = self._short_of_memory(trial)
             else:
                 log.exception("trial %d", trial.number)
                 self._check_device()
                 outcome = Failed(f"{type(error).__name__}: {_first_line(error)}")
         finally:
             run.writer.close()
-        if outcome is None or not self.study.finish(trial, outcome, run.clock.lap()):
-            log.warning("trial %d: its lease was lost; another worker has it", trial.number)
+            seconds = run.reporter.close()
+        if outcome is None or not self._finish(run, outcome, seconds):
+            log.warning("trial %d: not ours any more; nothing was written", trial.number)
             return None
-        if isinstance(outcome, Interrupted) and outcome.trouble:
-            raise MemoryShortError(f"trial {trial.number}: {outcome.trouble}; it waits to go on. Take fewer workers on this device, a "
-                                   f"smaller batch_size with more accumulation, or another device")  # fmt: skip
         if isinstance(outcome, Completed):
             run.tidy()
-        if isinstance(outcome, (Stopped, Failed)):
+        if run.short_of_memory:
+            raise MemoryShortError(f"trial {trial.number}: {self.data.device} ran out of memory; it waits to go on. Take fewer workers on "
+                                   f"this device, a smaller batch_size with more accumulation, or another device")  # fmt: skip
+        if isinstance(outcome, Stopped):
             shutil.rmtree(run.folder, ignore_errors=True)
         return outcome
+
+    def _finish(self, run: "_Run", outcome: Outcome, seconds: float) -> bool:
+        """Deliver what is owed and the outcome, as long as it takes; after a signal, for what is left of its 30 seconds."""
+        raised = time.monotonic()
+
+        def deliver() -> bool:
+            run.reporter.deliver()
+            return not run.reporter.lost and self.study.finish(run.trial, outcome, seconds)
+
+        def given_up() -> bool:
+            return self.stop() and time.monotonic() - raised > HAND_BACK_SECONDS
+
+        try:
+            return persistently(deliver, given_up, log.warning)
+        except DatabaseAwayError:
+            if self.stop():  # its checkpoint lies in its folder; the lease runs out and the trial goes on from there
+                return False
+            raise
+
+    def _short_of_memory(self, trial: Trial) -> Outcome:
+        """Beside others it is no fault of the trial."""
+        what = f"{self.data.device} ran out of memory"
+        shared = persistently(lambda: self.study.shares_device(trial), self.stop, log.warning)
+        return Interrupted(f"{what} beside other trainings") if shared else Failed(what, Cause.OUT_OF_MEMORY)
 
     def _check_device(self) -> None:
         """After some errors a process can use its GPU no more. It must end then, or it would fail trial after trial."""
@@ -135,79 +184,83 @@ class _Run:
     def __init__(self, worker: Worker, trial: Trial, folder: Path):
         self.worker, self.study, self.data = worker, worker.study, worker.data
         self.trial, self.folder = trial, folder
-        self.clock, self.writer = _Clock(), Writer(self._write_fault)
-        self.diverged: Stopped | None = None
+        self.writer = Writer(self._write_fault)
+        self.reporter = Reporter(worker.study, trial, log.warning)
+        self.curve: list[Point] = []
+        self.short_of_memory = False
 
     def to_its_end(self) -> Outcome | None:
         state = TrainState(self.trial.config, self.data)
-        for fault in load_checkpoint(state, self.folder):
+        faults, curve = load_checkpoint(state, self.folder)
+        for fault in faults:
             log.warning("trial %d: a checkpoint cannot be used: %s", self.trial.number, fault)
         if state.step:
+            self.curve = curve
             log.info("trial %d: goes on after step %d", self.trial.number, state.step)
         elif self.trial.attempt > 1:
             log.info("trial %d: no checkpoint of its earlier attempt is here; it begins again at step 0", self.trial.number)
-        curve = self.study.resume(self.trial, state.step)
-        if curve is None:
+        resume = partial(self.study.resume, self.trial, state.step, self.curve)
+        if not persistently(resume, self.worker.stop, log.warning):
             return None
-        try:
-            outcome = self._steps(state, curve)
-        except DatabaseError:
-            if self.diverged is None:  # else the state is behind a batch that it could not learn from
-                self._checkpoint(state, wait=True)  # what was computed is not lost with the database
-            raise
+        remove_drafts(self.folder)
+        outcome = self._steps(state)
         if isinstance(outcome, Completed):
             self._keep(state, "last", outcome.score.per)
-            self._checkpoint(state, wait=True)  # until the outcome is stored
+        if isinstance(outcome, (Completed, Interrupted)):
+            self._checkpoint(state)  # of a complete one until the outcome is stored
+        self.writer.wait()
         return outcome
 
     def tidy(self) -> None:
         """After the outcome is stored: no checkpoint is needed any more, unless the weights could not be written."""
         if (self.folder / "last.safetensors").exists():
-            for path in (*checkpoints(self.folder), *self.folder.glob("*.tmp")):
+            for path in checkpoints(self.folder):
                 path.unlink(missing_ok=True)
 
-    def _steps(self, state: TrainState, curve: list[Evaluation]) -> Outcome | None:
+    def _steps(self, state: TrainState) -> Outcome | None:
         since: list[Progress] = []
-        saved = renewed = time.monotonic()
+        saved = time.monotonic()
         score = None
         for progress in train(state, self.data):
             if not progress.finite:
+                self.reporter.at(progress.step)
                 what = f"training loss {progress.loss:.3g}, gradient norm {progress.grad_norm:.3g}"
-                self.diverged = Stopped(non_finite(progress.step, what))
-                self.study.renew(self.trial, progress.step, self.clock.lap())
-                return self.diverged
+                return Stopped(non_finite(progress.step, what))
             since.append(progress)
-            now = time.monotonic()
-            if progress.score is not None and progress.validation_loss is not None:
-                score = progress.score
-                curve.append(Evaluation(progress.step, score.per, progress.validation_loss))
-                if not self.study.report(self.trial, since, self.clock.lap()):
-                    return None
-                since, renewed = [], now
-                stop = self.study.spec.stopping.judge(curve) if self.study.spec.stopping else None
+            if progress.score is not None:
+                score, since = progress.score, self._evaluated(since)
+                stop = self.study.spec.stopping.judge(self._evaluations()) if self.study.spec.stopping else None
                 if stop and not state.finished:
                     return Stopped(stop)
-                if now - saved > CHECKPOINT_SECONDS and not state.finished and not self.writer.busy:
+                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds
+                if due and not state.finished and not self.writer.busy:
                     self._checkpoint(state)
-                    saved = now
-                if score.per <= min(point.per for point in curve):
+                    saved = time.monotonic()
+                if score.per <= min(point["per"] for point in self.curve):
                     self._keep(state, "best", score.per)
-            elif now - renewed > RENEW_SECONDS:
-                if not self.study.renew(self.trial, progress.step, self.clock.lap()):
-                    return None
-                renewed = now
-            if self.worker.stop() and not state.finished:
-                self._checkpoint(state, wait=True)
-                self.study.renew(self.trial, progress.step, self.clock.lap())
-                return Interrupted()
+            else:
+                self.reporter.at(progress.step)
+            if self.reporter.lost:
+                return None
+            if (why := "a signal" if self.worker.stop() else self.reporter.spent) and not state.finished:
+                return Interrupted(why)
         if score is None:  # no steps at all, or resumed at the last one
             score, _ = evaluate(state.scored, self.data, state.config.precision)
         return Completed(score)
 
-    def _checkpoint(self, state: TrainState, wait: bool = False) -> None:
-        self.writer.submit(f"the checkpoint at step {state.step}", save_checkpoint, state.state_dict(), self.folder)
-        if wait:
-            self.writer.wait()
+    def _evaluated(self, since: list[Progress]) -> list[Progress]:
+        """A point of the curve. Returns the steps since it: none."""
+        point = point_of(since)
+        self.curve.append(point)
+        self.reporter.at(since[-1].step, point)
+        return []
+
+    def _evaluations(self) -> list[Evaluation]:
+        return [Evaluation(int(point["step"]), point["per"], point["validation_loss"]) for point in self.curve]
+
+    def _checkpoint(self, state: TrainState) -> None:
+        self.writer.submit(f"the checkpoint at step {state.step}", save_checkpoint, state.state_dict(), self.folder, self.curve,
+                           self.reporter.may_write)  # fmt: skip
 
     def _keep(self, state: TrainState, which: str, per: float) -> None:
         """The weights that were scored, `best` along the curve or `last`."""
@@ -231,60 +284,61 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
-class _Clock:
-    """Seconds since the last look."""
+def run_worker(
+    study: Study,
+    data_path: Path | None,
+    device: torch.device,
+    threads: int | None,
+    stop: Callable[[], bool],
+    artifacts: Path | None = None,
+    allow_different_code: bool = False,
+) -> int:
+    """Join a study: load its data, check that they and the code are the study's, run trials. Returns how many ended here.
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def lap(self) -> float:
-        last, self._last = self._last, time.monotonic()
-        return self._last - last
-
-
-def run_worker(study: Study, data_path: Path | None, device: torch.device, threads: int | None, stop: Callable[[], bool]) -> int:
-    """Join a study: load its data, check that they are the study's, run trials. Returns how many ended here.
-
-    data_path: where the data are on this machine; None takes the path that the study was made with.
-    Raises DataError if the data differ from the study's.
+    data_path: where the data are on this machine; None takes the path that the study was made with. artifacts: the same
+    for the study's shared folder. Raises DataError, StudyError if data or code differ from the study's.
     """
     if threads:
         torch.set_num_threads(threads)
-    spec = study.spec
+    spec, code = study.spec, code_version()
+    if study.code not in ("", code) and not allow_different_code:
+        raise StudyError(f"study {study.name} was made with hpo {study.code}; here is {code}. Install that, or take --allow-different-code")
     path = data_path or study.data_path
     try:
         data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
-            raise MemoryShortError(
-                f"{path or 'the bundled recordings'}: no room on {device} for the data. Take fewer workers on it"
-            ) from None
+            raise MemoryShortError(f"{path or 'the bundled recordings'}: no room on {device} for it. Take fewer workers there") from None
         raise
     fingerprint = sentences.fingerprint()
     if fingerprint != study.data["fingerprint"]:
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
                         f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
-    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
-    return Worker(study, data, study_folder(study), record, stop).run()
+    record = {"device": device_name(device), "code_version": code, "data": fingerprint}
+    return Worker(study, data, study_folder(study, artifacts), record, stop).run()
 
 
-def study_folder(study: Study) -> Path:
-    """Checkpoints, weights and logs on this machine. The unique part keeps studies of one name in two databases apart."""
-    return home() / "studies" / f"{study.name}-{study.unique}"
+def study_folder(study: Study, artifacts: Path | None = None) -> Path:
+    """Checkpoints, weights and logs: in the study's shared folder, else on this machine.
+
+    The unique part keeps studies of one name in two databases apart.
+    """
+    shared = artifacts or study.artifacts
+    if shared and not shared.is_dir():
+        log.warning("%s: not there on this machine. Checkpoints stay here, and trials that go on elsewhere begin again", shared)
+        shared = None
+    return (shared or home() / "studies") / f"{study.name}-{study.unique}"
 
 
 def trial_folder(folder: Path, number: int) -> Path:
     return folder / f"trial-{number}"
 
 
+@cache
 def code_version() -> str:
-    """The package's version, and the commit if it runs from a git checkout."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
-        return __version__
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        described = ""
-    return f"{__version__} {described}".strip()
+    """The package's version, and a digest of the source files that shape results."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted([*package.glob("decoder/*.py"), *package.glob("search/*.py")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return f"{__version__} {digest.hexdigest()[:8]}"
