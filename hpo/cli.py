@@ -33,7 +33,18 @@ class Commands(click.Group):
             ctx.exit(MachineError.exit_code)
 
 
-database_option = click.option("--database", metavar="URL", help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")
+def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    if url:
+        from hpo.search.database import has_password
+
+        if has_password(url):
+            click.echo("hpo: warning: other users of this machine can read the password of --database in `ps`. Set HPO_DATABASE_URL "
+                       "instead, or leave the password out of the URL and put it into ~/.pgpass", err=True)  # fmt: skip
+    return url
+
+
+database_option = click.option("--database", metavar="URL", callback=_warn_of_password,
+                               help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")  # fmt: skip
 study_option = click.option("--study", required=True, metavar="NAME", help="The study's name, as hpo launch gave it.")
 device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
 data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH",
