@@ -234,6 +234,28 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
     click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
 
 
+@main.command()
+@click.option("--study", metavar="NAME", help="Compare code and data with those of this study's workers too.")
+@data_option
+@click.option("--artifacts", type=click.Path(path_type=Path), metavar="DIR",
+              help="The folder that the machines share. Default: $HPO_HOME/studies.")  # fmt: skip
+@database_option
+@json_option
+def doctor(study: str | None, data: Path | None, artifacts: Path | None, database: str | None, as_json: bool) -> None:
+    """Look at what a worker on this machine needs: GPUs, database, clock, TLS, folders, the study's code and data.
+
+    Exit code 1 if something is missing.
+    """
+    from dataclasses import asdict
+
+    from hpo.search.doctor import as_text, examine
+
+    findings = examine(study, database, data, artifacts)
+    click.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else as_text(findings))
+    if any(finding.level == "fail" for finding in findings):
+        raise SystemExit(MachineError.exit_code)
+
+
 @main.group()
 def data() -> None:
     """Look at data sets, and make them quick to open."""

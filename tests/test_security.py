@@ -1,6 +1,7 @@
 """A known password is looked for wherever other people could read it; TLS options reach libpq; the embedded server's files."""
 
 import os
+import re
 import shutil
 import string
 import subprocess
@@ -70,7 +71,7 @@ def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_
     of = ("--study", "tiny")
     processes = [start(*line) for line in (
         ("status", *of), ("status", *of, "--json"), ("report", *of), ("report", *of, "--json"), ("worker", *of),
-        ("export", *of, "--out", tmp_path / "best.yaml"), ("status", "--study", "no-such"),
+        ("export", *of, "--out", tmp_path / "best.yaml"), ("doctor", *of, "--json"), ("status", "--study", "no-such"),
     )]  # fmt: skip
     outputs = [out, *("".join(process.communicate(timeout=120)) for process in processes)]
     assert "Next: hpo export" in outputs[3]
@@ -198,7 +199,7 @@ def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
     server.stop()
 
 
-def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path) -> None:
+def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, certificate = tls_server
     for mode in ("require", "verify-ca", "verify-full"):
         opened = open_database(f"{url}?sslmode={mode}&sslrootcert={certificate}")
@@ -214,6 +215,14 @@ def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path) -
         open_database(f"{url}?sslmode=verify-ca&sslrootcert={other}")
     with pytest.raises(DatabaseError, match='root certificate file "/nowhere" does not exist'):
         open_database(f"{url}?sslmode=verify-ca&sslrootcert=/nowhere")
+
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
+    for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not checked: sslmode=verify-full does"),
+                           ("disable", "ok +TLS +not in use: nothing leaves this machine")):  # fmt: skip
+        monkeypatch.setenv("HPO_DATABASE_URL", f"{url}?sslmode={mode}&sslrootcert={certificate}")
+        done = hpo("doctor")
+        assert done.returncode == 0
+        assert re.search(expected, done.stdout), done.stdout
 
 
 def test_sslmode_disable_works_where_there_is_no_tls(secret: str) -> None:
