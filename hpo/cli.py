@@ -33,7 +33,18 @@ class Commands(click.Group):
             ctx.exit(MachineError.exit_code)
 
 
-database_option = click.option("--database", metavar="URL", help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")
+def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    if url:
+        from hpo.search.database import has_password
+
+        if has_password(url):
+            click.echo("hpo: warning: other users of this machine can read the password of --database in `ps`. Set HPO_DATABASE_URL "
+                       "instead, or leave the password out of the URL and put it into ~/.pgpass", err=True)  # fmt: skip
+    return url
+
+
+database_option = click.option("--database", metavar="URL", callback=_warn_of_password,
+                               help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")  # fmt: skip
 study_option = click.option("--study", required=True, metavar="NAME", help="The study's name, as hpo launch gave it.")
 device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
 data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH",
@@ -261,6 +272,28 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
         path, data = weights_of(trained, model, weights), data or trained.data_path
     found = score(path, data, partition, device, padding)
     click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
+
+
+@main.command()
+@click.option("--study", metavar="NAME", help="Compare code and data with those of this study's workers too.")
+@data_option
+@click.option("--artifacts", type=click.Path(path_type=Path), metavar="DIR",
+              help="The folder that the machines share. Default: $HPO_HOME/studies.")  # fmt: skip
+@database_option
+@json_option
+def doctor(study: str | None, data: Path | None, artifacts: Path | None, database: str | None, as_json: bool) -> None:
+    """Look at what a worker on this machine needs: GPUs, database, clock, TLS, folders, the study's code and data.
+
+    Exit code 1 if something is missing.
+    """
+    from dataclasses import asdict
+
+    from hpo.search.doctor import as_text, examine
+
+    findings = examine(study, database, data, artifacts)
+    click.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else as_text(findings))
+    if any(finding.level == "fail" for finding in findings):
+        raise SystemExit(MachineError.exit_code)
 
 
 @main.group()

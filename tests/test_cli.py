@@ -264,9 +264,12 @@ def test_mistakes_in_files(database: Database, tiny_space: Path, tiny_data: Path
 
 def test_what_the_machine_lacks(database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = make_url(database.url).set(port=1).render_as_string(hide_password=False)
-    one_line(launch_with(tiny_space, tiny_data, "--database", gone), 1, "Connection refused")
+    monkeypatch.setenv("HPO_DATABASE_URL", gone)
+    one_line(launch_with(tiny_space, tiny_data), 1, "Connection refused")
     missing = make_url(database.url).set(database="nowhere").render_as_string(hide_password=False)
-    one_line(launch_with(tiny_space, tiny_data, "--database", missing), 1, 'database "nowhere" does not exist')
+    monkeypatch.setenv("HPO_DATABASE_URL", missing)
+    one_line(launch_with(tiny_space, tiny_data), 1, 'database "nowhere" does not exist')
+    monkeypatch.setenv("HPO_DATABASE_URL", database.url)
     one_line(hpo("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7"), 1, "cuda:7", "CUDA devices")
     monkeypatch.delenv("HPO_DATABASE_URL")
     monkeypatch.setenv("HPO_HOME", "/proc/hpo")

@@ -48,7 +48,7 @@ class Budget(Settings):
 
     def __str__(self) -> str:
         parts = [f"{self.trials} trials"]
-        parts += [f"{self.gpu_hours:g} GPU-hours"] * (self.gpu_hours is not None)
+        parts += [f"{self.gpu_hours:g} GPU-hours"] if self.gpu_hours is not None else []
         parts += [f"until {local(self.deadline)}"] if self.deadline else []
         return ", ".join(parts)
 

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, Operati
 from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
 
 START_SECONDS = 60
+URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
 CONNECT_ARGUMENTS = {  # nothing waits for ever: neither we for a network that is gone, nor the server for one of us that is
     "application_name": f"hpo {socket.gethostname()} {os.getpid()}"[:63],
@@ -62,7 +63,7 @@ def _translate(context: ExceptionContext) -> None:
 
 @dataclass(frozen=True)
 class Database:
-    url: str  # SQLAlchemy's, with the password
+    url: str = field(repr=False)  # SQLAlchemy's, with the password
     embedded_in: Path | None  # the data folder of the embedded server
 
     def revive(self) -> None:
@@ -72,8 +73,9 @@ class Database:
                 EmbeddedServer(home()).start()
 
     def __str__(self) -> str:
-        shown = make_url(self.url).render_as_string(hide_password=True)
-        return f"embedded Postgres in {self.embedded_in}" if self.embedded_in else shown
+        if self.embedded_in:
+            return f"embedded Postgres in {self.embedded_in}"
+        return make_url(self.url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)  # sslpassword is in the query
 
 
 def home() -> Path:
@@ -96,36 +98,57 @@ def open_database(url: str | None = None) -> Database:
 
     Raises CallerError for a URL that is none of Postgres's, DatabaseError if no server answers.
     """
-    url = url or os.environ.get("HPO_DATABASE_URL")
-    if not url:
+    given, source = (url, "--database") if url else (os.environ.get("HPO_DATABASE_URL"), "HPO_DATABASE_URL")
+    if not given:
         server = EmbeddedServer(home())
         return Database(server.start(), server.data)
-    database = Database(normal_url(url), None)
+    database = Database(normal_url(given, source), None)
     problem = _problem(database.url)
     if problem:
-        raise DatabaseAwayError(f"--database {database}: {problem}. Does the server run? Are host, port, user and database right?")
+        raise DatabaseAwayError(f"{source} {database}: {problem}. Does the server run? Are host, port, user, database and sslmode right?")
     return database
 
 
-def normal_url(url: str) -> str:
-    """Any spelling of a Postgres URL as the one that SQLAlchemy 2.1 sends to psycopg2."""
+def normal_url(url: str, source: str = "--database") -> str:
+    """Any spelling of a Postgres URL as the one that SQLAlchemy 2.1 sends to psycopg2.
+
+    Raises CallerError. It does not show `url`: any part of it may be a piece of a password that was not encoded.
+    """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise CallerError("--database: not a URL. Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
+        raise CallerError(f"{source}: not a URL. Valid: {URL_FORM}") from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
-        raise CallerError(f"--database: {parsed.get_backend_name()} is not supported. Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        raise CallerError(f"{source}: {parsed.get_backend_name()} is not supported. Valid: {URL_FORM}")
+    if url.count("@") > 1 or "%00" in url:
+        raise CallerError(f"{source}: {'more than one @' if '%00' not in url else '%00'}. Valid: {URL_FORM}; in a password write "
+                          f"@ as %40, / as %2F, : as %3A, ? as %3F, # as %23, % as %25")  # fmt: skip
+    if "password" in parsed.query:  # where libpq takes it too, but where it would be shown
+        parsed = parsed.set(password=str(parsed.query["password"])).difference_update_query(["password"])
     return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
-def _problem(url: str) -> str | None:
-    """Why the server at `url` does not let us in; None if it does."""
-    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+def has_password(url: str) -> bool:
+    """Whether a URL, as a person typed it, may hold a password."""
     try:
-        psycopg2.connect(plain, **CONNECT_ARGUMENTS).close()
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return "@" in url
+    return bool(parsed.password or {"password", "sslpassword"} & set(parsed.query))
+
+
+def _problem(url: str) -> str | None:
+    """Why the server at `url` does not let us in; None if it does. Raises CallerError for an option that libpq does not know."""
+    parsed = make_url(url)
+    _, arguments = parsed.get_dialect()().create_connect_args(parsed)  # in pieces: some of libpq's messages quote a whole URL
+    try:
+        psycopg2.connect(**{**arguments, **CONNECT_ARGUMENTS}).close()
     except psycopg2.Error as error:
         lines = str(error).strip().splitlines()
-        return lines[0].rstrip(".") if lines else type(error).__name__
+        line = lines[0].rstrip(".") if lines else type(error).__name__
+        if isinstance(error, psycopg2.ProgrammingError):
+            raise CallerError(f"database URL: {line}. Valid after the '?': libpq's options, such as sslmode=verify-full") from None
+        return line
     return None
 
 
@@ -203,12 +226,13 @@ class EmbeddedServer:
             draft = self._pointer.with_suffix(".new")
             draft.write_text(str(ROOT_FOLDER / secrets.token_hex(6)))
             draft.rename(self._pointer)
-        if (self.data / "PG_VERSION").exists():
-            return
         self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
         if self.account:
             os.chown(self.root, self.account.pw_uid, self.account.pw_gid)
             self.root.parent.chmod(self.root.parent.stat().st_mode | 0o011)
+        if (self.data / "PG_VERSION").exists():
+            return
         if not (self._password.exists() and self._password.read_text()):  # empty: the disk was full
             self._password.touch(mode=0o600)
             self._password.write_text(secrets.token_urlsafe(24))
@@ -270,6 +294,7 @@ class EmbeddedServer:
 
     def _run(self, program: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         """Run a Postgres program as the right account; its output must be a file, since a server would keep a pipe open."""
+        (self.root / "output").touch(mode=0o600)
         with (self.root / "output").open("w+") as output:
             command = [str(self._binaries() / program), *map(str, arguments)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.root, **self._as_account())

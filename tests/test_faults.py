@@ -1,0 +1,262 @@
+"""A worker whose database, GPU or allocation goes away. Real training, real Postgres, real signals."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg2
+import pytest
+import torch
+from conftest import TINY, execute
+from sqlalchemy import make_url
+from test_cli import until
+from test_study import curve
+
+from hpo.decoder.checkpoint import checkpoints, load_checkpoint
+from hpo.decoder.data import Data, load_data
+from hpo.decoder.train import TrainState
+from hpo.errors import BadNodeError, StudyError
+from hpo.search.database import Database, EmbeddedServer
+from hpo.search.ledger import Process
+from hpo.search.spec import load_spec
+from hpo.search.study import Study
+from hpo.search.trial import Completed, Interrupted
+from hpo.search.worker import Worker, code_version, run_worker
+
+RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
+Make = Callable[..., Study]
+
+
+@pytest.fixture
+def data(tiny_data: Path, tiny_space: Path) -> Data:
+    return load_data(tiny_data, load_spec(tiny_space).base.model, 0.2, 0, torch.device("cpu"))[0]
+
+
+def state_after_sweep(study: Study) -> str:
+    study.sweep()
+    return study.records()[0].state
+
+
+class Outage:
+    """Nobody gets into the database, and who was in is thrown out."""
+
+    def __init__(self, server: EmbeddedServer, study: Study):
+        self.server, self.name = server, study._engine.url.database
+
+    def begin(self) -> None:
+        execute(self.server, f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
+        execute(self.server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'")
+
+    def end(self) -> None:
+        execute(self.server, f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS true")
+
+
+def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards(
+    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    outage, looks = Outage(server, study), iter(range(100))
+
+    def stop() -> bool:
+        if next(looks) == 1:
+            outage.begin()
+        return False
+
+    def end_when_trained() -> None:
+        state = TrainState(study.spec.base, data)
+        until(lambda: bool(checkpoints(tmp_path / "trial-0")))  # the one of its last step
+        load_checkpoint(state, tmp_path / "trial-0")
+        reached.append(state.step)
+        outage.end()
+
+    worker, reached = Worker(study, data, tmp_path, RECORD, stop), list[int]()
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    helper = threading.Thread(target=end_when_trained)
+    helper.start()
+    with caplog.at_level("WARNING"):
+        outcome = worker.run_trial(trial)
+    helper.join()
+    assert reached == [6]
+    assert isinstance(outcome, Completed)
+    assert [step for step, _, _ in curve(study, trial)] == [2, 4, 6]
+    record = study.records()[0]
+    assert (record.state, record.step, record.last_per) == ("complete", 6, record.per)
+    assert "trying again" in caplog.text
+
+
+def test_a_signal_while_the_database_is_away_keeps_the_work(
+    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt brings the curve of the steps that the first one could not tell."""
+    monkeypatch.setattr("hpo.search.worker.HAND_BACK_SECONDS", 1.0)
+    tiny_space.write_text(TINY + "attempts: {lease_seconds: 1}")
+    study = make_study(load_spec(tiny_space))
+    outage, looks = Outage(server, study), iter(range(100))
+
+    def stop() -> bool:
+        look = next(looks)
+        if look == 1:
+            outage.begin()
+        return look >= 5
+
+    worker = Worker(study, data, tmp_path, RECORD, stop)
+    assert worker.run() == 0  # and no error: a signal ends a worker well
+    outage.end()
+    assert study.records()[0].state == "running"
+    until(lambda: state_after_sweep(study) == "waiting")
+    assert Worker(study, data, tmp_path, RECORD).run() == 4
+    record = study.records()[0]
+    trial = study._study.get_trials()[0]
+    with study._engine.begin():
+        assert list(trial.intermediate_values) == [2, 4, 6]
+    assert (record.state, record.attempts) == ("complete", 2)
+
+
+def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
+    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    tiny_space.write_text(TINY + "attempts: {lease_seconds: 0.5, checkpoint_seconds: 0}")
+    study = make_study(load_spec(tiny_space))
+    taken: list[int] = []
+
+    def stop() -> bool:
+        """After step 2 it hangs, until another worker has its trial."""
+        if checkpoints(tmp_path / "trial-0") and not taken:
+            until(lambda: state_after_sweep(study) == "waiting")
+            other = study.claim(Process("another-host", "1:1"), RECORD)
+            assert other is not None
+            taken.append(other.number)
+        return False
+
+    worker = Worker(study, data, tmp_path, RECORD, stop)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    assert worker.run_trial(trial) is None
+    assert taken == [0]
+    assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path / "trial-0")] == [2]
+    assert [step for step, _, _ in curve(study, trial)] == [2]
+    assert study.records()[0].state == "running"
+
+
+def test_a_worker_leaves_a_host_on_which_everything_fails(make_study: Make, tiny_space: Path, data: Data, tmp_path: Path) -> None:
+    study, good = make_study(load_spec(tiny_space)), Process("good", "1:1")
+    first, held = study.claim(good, RECORD), study.claim(good, RECORD)
+    assert first and held
+    assert Worker(study, data, tmp_path, RECORD, process=good).run_trial(first)
+    data.n_features = 7  # the model is built for other features than the batches have
+    with pytest.raises(BadNodeError, match=r"the last trials failed on this host \(RuntimeError: .*while other hosts") as raised:
+        Worker(study, data, tmp_path, RECORD).run()
+    assert raised.value.exit_code == 4
+    assert [record.state for record in study.records()] == ["complete", "running", "waiting", "waiting"]
+
+
+def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
+    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.search.reporter.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.search.reporter.RENEW_SECONDS", 0.05)
+    tiny_space.write_text(TINY.replace("steps: 6", "steps: 100000").replace("trials: 4", "trials: 4, gpu_hours: 0.00005"))  # 0.18 s
+    study = make_study(load_spec(tiny_space))
+    worker = Worker(study, data, tmp_path, RECORD)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    outcome = worker.run_trial(trial)
+    assert isinstance(outcome, Interrupted) and "GPU-hours are spent" in outcome.reason
+    assert study.records()[0].state == "waiting"
+    assert checkpoints(tmp_path / "trial-0")
+    assert worker.run() == 0
+
+
+def test_a_worker_with_other_code_is_refused(make_study: Make, tiny_space: Path, tiny_data: Path) -> None:
+    study = make_study(load_spec(tiny_space), path=str(tiny_data))
+    study.settle(None, "0.0 elsewhere")
+    with pytest.raises(StudyError, match=rf"made with hpo 0.0 elsewhere; here is {code_version()}. Install that, or take --allow-diff"):
+        run_worker(study, tiny_data, torch.device("cpu"), None, lambda: True)
+
+
+# ---- processes
+
+
+class WorkerProcess:
+    """`hpo worker` on a trial without end."""
+
+    def __init__(self, study: Study, data: Path, log: Path):
+        command = [sys.executable, "-m", "hpo.cli", "worker", "--study", study.name, "--data", str(data), "--device", "cpu"]
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen([*command, "--threads", "1"], stdout=output, stderr=output)
+        until(lambda: study.records()[0].step > 20)
+
+
+@pytest.fixture
+def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
+    tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 1_000_000, evaluate_every: 1_000"))
+    spec = load_spec(tiny_space)
+    sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
+    return make_study(spec, fingerprint=sentences.fingerprint(), path=str(tiny_data))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_each_signal_hands_the_trial_back_and_ends_well(endless: Study, tiny_data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    running = WorkerProcess(endless, tiny_data, tmp_path / "log")
+    running.process.send_signal(number)
+    assert running.process.wait(30) == 0
+    record = endless.records()[0]
+    assert (record.state, record.cause, record.reason) == ("waiting", "interrupted", "a signal")
+    folder = Path(os.environ["HPO_HOME"]) / "studies" / f"s-{endless.unique}" / "trial-0"
+    assert int(checkpoints(folder)[0].name.split("-")[1]) == record.step
+
+
+def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
+    endless: Study, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two homes stand for two machines."""
+    for shared in (True, False):
+        if shared:
+            (tmp_path / "shared").mkdir()
+            endless.settle(tmp_path / "shared", "")
+        else:
+            endless._study.set_user_attr("artifacts", str(tmp_path / "not-mounted"))
+        monkeypatch.setenv("HPO_HOME", str(tmp_path / f"one-{shared}"))
+        first = WorkerProcess(endless, tiny_data, tmp_path / "log")
+        first.process.terminate()
+        first.process.wait(30)
+        left = endless.records()[0].step
+        monkeypatch.setenv("HPO_HOME", str(tmp_path / f"other-{shared}"))
+        log = tmp_path / "second"
+        with log.open("w") as output:
+            command = [sys.executable, "-m", "hpo.cli", "worker", "--study", "s", "--data", str(tiny_data), "--device", "cpu"]
+            second = subprocess.Popen(command, stdout=output, stderr=output)
+        said = f"goes on after step {left}" if shared else "it begins again at step 0"
+        until(lambda log=log, said=said: said in log.read_text())  # type: ignore[misc]
+        second.terminate()
+        second.wait(30)
+        assert ("not there on this machine" in log.read_text()) == (not shared)
+    assert endless.records()[0].number == 0
+
+
+def test_a_worker_needs_two_connections_and_says_whose_they_are(
+    endless: Study, tiny_data: Path, tmp_path: Path, database: Database
+) -> None:
+    running = WorkerProcess(endless, tiny_data, tmp_path / "log")
+    url = make_url(database.url)
+    counts = []
+    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    begin = time.monotonic()
+    with connection.cursor() as cursor:
+        while time.monotonic() < begin + 5:  # over some renewals of the lease
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name ~ %s", (rf"^hpo \S+ {running.process.pid}$",))
+            counts.append(cursor.fetchone()[0])
+            connection.rollback()
+    connection.close()
+    running.process.kill()
+    running.process.wait()
+    assert 1 <= max(counts) <= 2
+    assert not re.search("Traceback", running.log.read_text())
