@@ -1,100 +1,196 @@
-"""What the service itself costs: 200 trials of no steps through 2 workers, and one claim, report and finish.
+"""What the service itself costs: trials of no steps by many workers, beside plain Optuna in the same run on the same server.
 
-    python benchmarks/trials.py [--trials 200] [--workers 2]
+    python benchmarks/trials.py [--workers 64] [--sizes 0 1000 10000] [--seconds 20]
 
+Both sides: the lr-aug space (19 parameters), the same TPE sampler, Postgres, one report a trial. Ours: claim, report,
+finish. Optuna: ask and suggest, report and should_prune (its default pruner), tell; its RDBStorage as it comes. Workers are
+forked processes that have read the finished trials before the clock starts. `size`: finished trials of the study, 40 real
+ones multiplied in the database. The last table is one worker alone: what of a claim is the sampler, and what is ours.
 Uses the database of HPO_DATABASE_URL, else the embedded one; its studies are named `bench-...` and stay there.
 """
 
 import argparse
-import pickle
+import multiprocessing
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
+import optuna
+from optuna.samplers import TPESampler
+from sqlalchemy import create_engine, text
 
-from hpo.decoder.formats import read_sentences
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
-from hpo.search.database import open_database
+from hpo.search.database import Database, open_database
 from hpo.search.ledger import Process, point_of
-from hpo.search.spec import find_space, load_spec
-from hpo.search.study import Study
+from hpo.search.spec import StudySpec, find_space, load_spec
+from hpo.search.study import Study, distribution
 from hpo.search.trial import Completed
 
-SIZES = {"model.layers": 1, "model.units": 4, "model.kernel": 4, "model.stride": 2, "steps": 0}
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}
+REAL = 40
+POINT = point_of([Progress(1, 1, 1.0, 1.0, 0.1, 0.1, Score((1,), (10,)), 0.1, 1.0)])
+Times = dict[str, list[float]]
+MULTIPLY = """
+INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
+SELECT t.number + :real * copy, t.study_id, t.state, t.datetime_start, t.datetime_complete
+FROM generate_series(1, :copies) copy, trials t WHERE t.study_id = :study AND t.number < :real ORDER BY 1;
+INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
+SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json FROM twins n JOIN trial_params p ON p.trial_id = n.of;
+INSERT INTO trial_values (trial_id, objective, value, value_type)
+SELECT n.trial_id, v.objective, v.value, v.value_type FROM twins n JOIN trial_values v ON v.trial_id = n.of;
+INSERT INTO hpo_trial (trial_id, host, process, device, attempts, seconds, gpu_seconds)
+SELECT n.trial_id, h.host, h.process, h.device, 1, 1, 1 FROM twins n JOIN hpo_trial h ON h.trial_id = n.of;
+INSERT INTO hpo_attempt (trial_id, attempt, host, process, device, code_version, ended, outcome)
+SELECT n.trial_id, 1, a.host, a.process, a.device, a.code_version, a.ended, a.outcome FROM twins n JOIN hpo_attempt a ON a.trial_id = n.of;
+ANALYZE;
+"""
+TWINS = """CREATE TEMP VIEW twins AS SELECT n.trial_id, t.trial_id AS of FROM trials n JOIN trials t
+ON t.study_id = n.study_id AND t.number = n.number % {real} WHERE n.study_id = {study} AND n.number >= {real}"""
 
 
-def tiny_data(folder: Path) -> Path:
-    """Four sentences: scoring them costs nothing."""
-    bins = [np.random.default_rng(i).normal(size=(20, 2)).astype(np.float32) for i in range(4)]
-    day = {"sentenceDat": bins, "phonemes": [np.ones(3, dtype=np.int32)] * 4, "phoneLens": [3] * 4}
-    path = folder / "data"
-    path.write_bytes(pickle.dumps({"train": [day], "test": [], "competition": []}))
-    return path
+class Timer:
+    def __init__(self) -> None:
+        self.times: Times = {}
+
+    def __call__(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        begin = time.perf_counter()
+        result = call(*arguments)
+        self.times.setdefault(name, []).append(time.perf_counter() - begin)
+        return result
+
+
+def ours(study: Study, timer: Timer) -> None:
+    trial = timer("claim", study.claim, Process.this(), RECORD)
+    timer("report", study.deliver, trial, [POINT], 1, 0.1)
+    timer("finish", study.finish, trial, Completed(Score((trial.number % 7,), (10,))), 0.2)
+
+
+def plain(study: optuna.Study, spec: StudySpec, timer: Timer) -> None:
+    def ask() -> optuna.Trial:
+        trial, values = study.ask(), dict[str, Any]()
+        for name in spec.parameters:
+            if spec.active(name, values):
+                values[name] = trial._suggest(name, distribution(spec, name))
+        return trial
+
+    def report() -> None:
+        trial.report(0.1, 1)
+        trial.should_prune()
+
+    trial = timer("claim", ask)
+    timer("report", report)
+    timer("finish", study.tell, trial, 0.1 * (trial.number % 7))
+
+
+def make_ours(database: Database, spec: StudySpec) -> Study:
+    return Study.create_or_open(database, f"bench-{uuid4().hex[:8]}", spec, {"path": None, "fingerprint": ""})
+
+
+def make_plain(database: Database, spec: StudySpec) -> optuna.Study:
+    sampler = TPESampler(n_startup_trials=spec.sampler.startup_trials, multivariate=True, constant_liar=True)
+    return optuna.create_study(storage=database.url, study_name=f"bench-{uuid4().hex[:8]}", sampler=sampler)
+
+
+def fill(database: Database, study_id: int, size: int) -> None:
+    """Multiply the REAL trials to `size`."""
+    with create_engine(database.url).begin() as connection:
+        connection.execute(text(TWINS.format(real=REAL, study=study_id)))
+        for statement in MULTIPLY.strip().split(";")[:-1]:
+            values = {"real": REAL, "copies": size // REAL - 1, "study": study_id}
+            connection.execute(text(statement), {name: value for name, value in values.items() if f":{name}" in statement})
+
+
+def many(workers: int, seconds: float, engine: Any, cycle: Callable[[Timer], None], database: Database) -> tuple[Times, float, int]:
+    """(times of all workers, trials/s, connections at most)."""
+    context = multiprocessing.get_context("fork")
+    begin, found = context.Barrier(workers + 1), context.SimpleQueue()
+
+    def work() -> None:
+        engine.dispose(close=False)  # the parent's connections are not ours
+        timer = Timer()
+        begin.wait()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            cycle(timer)
+        found.put(timer.times)
+
+    processes = [context.Process(target=work, daemon=True) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    watcher = create_engine(database.url)
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    with watcher.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        before = connection.execute(count).scalar_one()
+        begin.wait()
+        start, most = time.perf_counter(), 0
+        collected: list[Times] = []
+        while len(collected) < workers:
+            if found.empty():
+                most = max(most, connection.execute(count).scalar_one() - before)
+                time.sleep(0.05)
+            else:
+                collected.append(found.get())
+        took = time.perf_counter() - start
+    watcher.dispose()
+    together = {name: [value for times in collected for value in times[name]] for name in collected[0]}
+    return together, len(together["finish"]) / took, most
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    ordered = sorted(values)
+    return f"{1000 * statistics.median(ordered):.0f} / {1000 * ordered[int(0.95 * len(ordered))]:.0f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[0, 1000, 10000])
+    parser.add_argument("--seconds", type=float, default=20)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = tiny_data(Path(folder))
-        fingerprint = read_sentences(path, "train").fingerprint()
-        database = open_database()
-
-        def make(trials: int) -> Study:
-            spec = load_spec(find_space("lr-aug"), settings=SIZES, trials=trials)
-            data = {"path": str(path), "fingerprint": fingerprint, "n_features": 2, "n_days": 1}
-            return Study.create_or_open(database, f"bench-{uuid4().hex[:8]}", spec, data)
-
-        study = make(arguments.trials)
-        through_workers(study, arguments.workers, arguments.trials)
-        by_hand(make(10**6))
-
-
-def through_workers(study: Study, workers: int, trials: int) -> None:
-    command = [sys.executable, "-m", "hpo.cli", "worker", "--study", study.name, "--device", "cpu", "--threads", "1"]
-    begin = time.perf_counter()
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(workers)]
-    while study.records()[-1].state != "complete" and any(process.poll() is None for process in processes):
-        time.sleep(0.01)
-    first = time.perf_counter()
-    for process in processes:
-        process.wait()
-    end = time.perf_counter()
-    done = sum(record.state == "complete" for record in study.records())
-    assert done == trials, f"{done} of {trials} complete"
-    print(f"{trials} trials of no steps, {workers} workers: {trials / (end - first):.1f} trials/s once running, "
-          f"{trials / (end - begin):.1f} trials/s with the start of the workers ({first - begin:.1f} s)")  # fmt: skip
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    database, spec = open_database(), load_spec(find_space("lr-aug"), trials=10**6)
+    alone = []
+    print(f"{arguments.workers} workers, times in ms (median / 95th percentile)\n")
+    row("size", "side", "trials/s", "claim", "report", "finish", "connections")
+    row(*["---"] * 7)
+    for size in arguments.sizes:
+        study, other = make_ours(database, spec), make_plain(database, spec)
+        for _ in range(REAL):
+            ours(study, Timer())
+            plain(other, spec, Timer())
+        if size > REAL:
+            fill(database, study.id, size)
+            fill(database, other._study_id, size)
+        study._storage.get_all_trials(study.id, deepcopy=False)
+        other.get_trials(deepcopy=False)
+        alone.append((size, *parts_of_a_claim(study)))
+        sides = [("ours", study._engine, lambda timer, study=study: ours(study, timer)),
+                 ("optuna", other._storage._backend.engine, lambda timer, other=other: plain(other, spec, timer))]  # fmt: skip
+        for side, engine, cycle in sides:
+            times, pace, connections = many(arguments.workers, arguments.seconds, engine, cycle, database)  # type: ignore[arg-type]
+            row(size, side, f"{pace:.1f}", *(spread(times[name]) for name in ("claim", "report", "finish")), connections)
+    print("\nOne worker alone, medians in ms\n")
+    row("size", "claim", "of it the sampler", "the rest")
+    row(*["---"] * 4)
+    for size, claim, sampler in alone:
+        row(size, *(f"{1000 * value:.1f}" for value in (claim, sampler, claim - sampler)))
 
 
-def by_hand(study: Study, count: int = 100) -> None:
-    """One worker's calls, timed one by one; the last ones after `count` trials, with TPE at work."""
-    process, score = Process.this(), Score((1,), (10,))
-    times: dict[str, list[float]] = {"claim": [], "report": [], "renew": [], "finish": []}
-
-    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        begin = time.perf_counter()
-        result = call(*arguments)
-        times[name].append(1000 * (time.perf_counter() - begin))
-        return result
-
+def parts_of_a_claim(study: Study, count: int = 15) -> tuple[float, float]:
+    """Seconds, medians: of a claim, and of the sampling in it."""
+    timer, configure = Timer(), study._configure
+    study._configure = lambda *arguments: timer("sampler", configure, *arguments)  # type: ignore[method-assign]
     for _ in range(count):
-        trial = timed("claim", study.claim, process, RECORD)
-        timed("report", study.deliver, trial, [point_of([Progress(1, 1, 1.0, 1.0, 0.1, 0.1, score, 0.1, 1.0)])], 1, 0.1)
-        timed("renew", study.deliver, trial, [], 1, 0.2)
-        timed("finish", study.finish, trial, Completed(score))
-    for name, values in times.items():
-        print(f"{name:7} median {statistics.median(values):6.1f} ms, 95th percentile {sorted(values)[int(0.95 * count)]:6.1f} ms")
+        ours(study, timer)
+    study._configure = configure  # type: ignore[method-assign]
+    return statistics.median(timer.times["claim"]), statistics.median(timer.times["sampler"])
 
 
 if __name__ == "__main__":

@@ -101,13 +101,14 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, look_at_data, plan_workers
     from hpo.search.study import Study
-    from hpo.search.worker import code_version
+    from hpo.search.worker import check_code, code_version
 
     plan = plan_workers(workers, device, per_gpu)
     facts, notes = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
     study.settle(_made(artifacts), code_version())
+    check_code(study, allow_different_code)
     for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *notes, f"workers    {plan}"):
         click.echo(line)
     console = Console(highlight=False)

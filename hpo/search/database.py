@@ -270,6 +270,7 @@ class EmbeddedServer:
                     free.bind(("127.0.0.1", port))
                 except OSError:
                     continue
+                note.touch(mode=0o600)
                 note.write_text(str(free.getsockname()[1]))
                 return int(free.getsockname()[1])
         raise DatabaseError("embedded Postgres: no free port on 127.0.0.1")

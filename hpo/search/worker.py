@@ -300,9 +300,8 @@ def run_worker(
     """
     if threads:
         torch.set_num_threads(threads)
-    spec, code = study.spec, code_version()
-    if study.code not in ("", code) and not allow_different_code:
-        raise StudyError(f"study {study.name} was made with hpo {study.code}; here is {code}. Install that, or take --allow-different-code")
+    check_code(study, allow_different_code)
+    spec = study.spec
     path = data_path or study.data_path
     try:
         data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
@@ -314,8 +313,14 @@ def run_worker(
     if fingerprint != study.data["fingerprint"]:
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
                         f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
-    record = {"device": device_name(device), "code_version": code, "data": fingerprint}
+    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
     return Worker(study, data, study_folder(study, artifacts), record, stop).run()
+
+
+def check_code(study: Study, allow_different: bool) -> None:
+    """Raises StudyError if the study was made with other code, whose results may not compare with this one's."""
+    if study.code not in ("", here := code_version()) and not allow_different:
+        raise StudyError(f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code")
 
 
 def study_folder(study: Study, artifacts: Path | None = None) -> Path:
