@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -171,10 +172,10 @@ def main() -> None:
         study._storage.get_all_trials(study.id, deepcopy=False)
         other.get_trials(deepcopy=False)
         alone.append((size, *parts_of_a_claim(study)))
-        sides = [("ours", study._engine, lambda timer, study=study: ours(study, timer)),
-                 ("optuna", other._storage._backend.engine, lambda timer, other=other: plain(other, spec, timer))]  # fmt: skip
-        for side, engine, cycle in sides:
-            times, pace, connections = many(arguments.workers, arguments.seconds, engine, cycle, database)  # type: ignore[arg-type]
+        engines: dict[str, Any] = {"ours": study._engine, "optuna": other._storage._backend.engine}  # type: ignore[attr-defined]
+        cycles = {"ours": partial(ours, study), "optuna": partial(plain, other, spec)}
+        for side, cycle in cycles.items():
+            times, pace, connections = many(arguments.workers, arguments.seconds, engines[side], cycle, database)
             row(size, side, f"{pace:.1f}", *(spread(times[name]) for name in ("claim", "report", "finish")), connections)
     print("\nOne worker alone, medians in ms\n")
     row("size", "claim", "of it the sampler", "the rest")
