@@ -7,6 +7,7 @@ HpoError
 |   `-- StudyError     a study name, a study that differs, a trial that is not there
 `-- MachineError   exit code 1: the machine or the network failed
     |-- DatabaseError  no server, no permission, no binaries
+    |-- SlurmError     what SLURM's commands refused, or they are not there
     `-- WorkerError    no worker could go on
         `-- MemoryShortError   exit code 3: the trials of this device need more memory than it has; fewer at once may do
 """
@@ -37,6 +38,10 @@ class MachineError(HpoError):
 
 
 class DatabaseError(MachineError):
+    pass
+
+
+class SlurmError(MachineError):
     pass
 
 

@@ -28,17 +28,19 @@ from hpo.search.study import Completed, Failed, Interrupted, Outcome, Stopped, S
 
 RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
 CHECKPOINT_SECONDS = 30.0  # at most this much work is lost with a killed worker, rounded up to an evaluation
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: schedulers before they end a job
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class StopFlag:
-    """Set by a signal, read between steps."""
+    """Set by a signal or by the clock, read between steps."""
 
+    leave_at: float | None = None  # seconds since the epoch
     raised: bool = False
 
     def catch_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._raise)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
@@ -47,7 +49,7 @@ class StopFlag:
         self.raised = True
 
     def __call__(self) -> bool:
-        return self.raised
+        return self.raised or (self.leave_at is not None and time.time() >= self.leave_at)
 
 
 def choose_device(wanted: str | None) -> torch.device:
