@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import slurm_cluster
+import yaml
 from click.testing import CliRunner
 from conftest import TINY
 from slurm_cluster import Cluster
@@ -29,6 +30,7 @@ from hpo.search.study import Record, Study
 from hpo.search.worker import STOP_SIGNALS, StopFlag
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm.sh"
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_batch_script_is_the_golden_file() -> None:
@@ -341,3 +343,14 @@ def test_preemption_the_wall_limit_and_cancelling(
     until(lambda: not slurm_here.queue())
     assert {element(job)["JobState"] for job in (preempted, limited)} == {"CANCELLED"}
     assert {record.state for record in records()} == {"waiting"}
+
+
+# ---- other schedulers
+
+
+def test_the_kubernetes_manifest_of_the_readme_is_valid() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    text = (ROOT / "README.md").read_text()
+    manifests = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "apiVersion" in block]
+    assert [manifest["kind"] for manifest in manifests] == ["Job"]
+    kubernetes_validate.validate(manifests[0], "1.31", strict=True)
