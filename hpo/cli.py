@@ -2,16 +2,20 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpo import __version__
-from hpo.errors import CallerError, HpoError, MachineError, WorkerError
+from hpo.errors import CallerError, HpoError, MachineError, SlurmError, WorkerError
 
 if TYPE_CHECKING:
     from hpo.decoder.formats import Partition
+    from hpo.search.database import Database
+    from hpo.search.slurm import Element, Job
     from hpo.search.spec import StudySpec
     from hpo.search.study import Study
 
@@ -57,6 +61,24 @@ artifacts_option = click.option("--artifacts", type=click.Path(path_type=Path, f
                                      "Default: the study's, else under HPO_HOME.")  # fmt: skip
 code_option = click.option("--allow-different-code", is_flag=True, help="Join though the study was made with other code.")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+per_gpu_option = click.option("--per-gpu", metavar="auto|N",
+                              help="Workers on each GPU. auto: more join while the total step rate grows by 10 %.")  # fmt: skip
+
+
+def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
+    """They reach the command as `cluster`."""
+    for option in reversed((
+        click.option("--slurm", is_flag=True, help="Submit workers to SLURM and return; the options below are for this."),
+        click.option("--nodes", type=int, metavar="N", help="How many nodes. Default: 1."),
+        click.option("--gpus-per-node", metavar="[TYPE:]N", help="GPUs of each. Default: 1."),
+        click.option("--partition", metavar="NAME", help="SLURM's partition. Default: the cluster's."),
+        click.option("--time", metavar="TIME", help="Wall limit as in sbatch, such as 8:00:00. Default: the partition's."),
+        click.option("--account", metavar="NAME", help="SLURM's account. Default: yours."),
+        click.option("--slurm-option", "options", multiple=True, metavar="K=V", help="Another option of sbatch, such as cpus-per-gpu=4."),
+        click.option("--slurm-more", "more", is_flag=True, help="Submit also while jobs of this study wait or run."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.group(cls=Commands)
@@ -77,15 +99,16 @@ def main() -> None:
 @click.option("--trials", type=int, metavar="N", help="The budget: trials completed or stopped by a rule. Default: the space's.")
 @click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
-@click.option("--per-gpu", metavar="auto|N", help="Workers on each GPU. auto: more join while the total step rate grows by 10 %.")
+@per_gpu_option
 @device_option
 @artifacts_option
 @code_option
 @database_option
+@slurm_options
 def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
            extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
-           allow_different_code: bool, database: str | None) -> None:  # fmt: skip
-    """Search: make the study or go on with it, run workers here, report.
+           allow_different_code: bool, database: str | None, **cluster: Any) -> None:  # fmt: skip
+    """Search: make the study or go on with it, run workers here or with --slurm on a cluster, report.
 
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
     """
@@ -99,11 +122,11 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
 
     from hpo.display import Display
     from hpo.search.database import open_database
-    from hpo.search.launch import Launcher, look_at_data, plan_workers
+    from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
     from hpo.search.study import Study
     from hpo.search.worker import check_code, code_version
 
-    plan = plan_workers(workers, device, per_gpu)
+    plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(workers, device, per_gpu)
     facts, notes = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
@@ -114,9 +137,12 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     console = Console(highlight=False)
     end = "done"
     over = study.why_over()
-    if over is None:
+    if over is None and not isinstance(plan, Plan):
+        _submit(study, opened, plan, data, device, per_gpu, allow_different_code)
+        return
+    if over is None and isinstance(plan, Plan):
         with Display(console) as display:
-            launcher = Launcher(study, opened, plan, data, allow_different_code)
+            launcher = Launcher(study, opened, plan, data, allow_different_code=allow_different_code)
             end = launcher.run(display)
         for line in launcher.shared():
             click.echo(line)
@@ -142,6 +168,40 @@ def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[st
     return load_spec(path, profile, parse_settings(settings), trials)
 
 
+def _slurm_job(cluster: dict[str, Any], workers: int | None, device: str | None, per_gpu: str | None, database: str | None) -> "Job | None":
+    given = {key: value for key, value in cluster.items() if value is not None and value is not False and value != ()}
+    if not given.pop("slurm", False):
+        for key in given:
+            option = {"options": "slurm-option", "more": "slurm-more"}.get(key, key.replace("_", "-"))
+            raise CallerError(f"--{option} without --slurm: it is for a cluster. Add --slurm to submit workers to one")
+        return None
+    from hpo.search.launch import check_per_gpu, check_whole_node
+    from hpo.search.slurm import Job, check_surroundings
+
+    if workers is not None:
+        raise CallerError(f"--workers {workers} with --slurm: a node runs a worker per GPU. Give --nodes, --gpus-per-node, --per-gpu")
+    check_per_gpu(per_gpu)
+    check_whole_node(device)
+    job = Job(**given)
+    check_surroundings(database)
+    return job
+
+
+def _submit(study: "Study", opened: "Database", job: "Job", data: Path | None, device: str | None, per_gpu: str | None,
+            allow_different_code: bool) -> None:  # fmt: skip
+    from hpo.search.slurm import after_submission, elements, in_words, submit
+
+    there = [element for element in elements(study) if element.state != "COMPLETING"]
+    if there and not job.more:
+        click.echo(f"In SLURM's queue already: {in_words(there)}. Nothing was submitted; --slurm-more submits further ones")
+        return
+    absolute = data.absolute() if data else None
+    options = {"--data": absolute, "--device": device, "--per-gpu": per_gpu}
+    arguments = [str(part) for name, value in options.items() if value for part in (name, value)]
+    number = submit(job, study, opened, [*arguments, *["--allow-different-code"] * allow_different_code])
+    click.echo("\n".join(after_submission(number, study, opened, absolute)))
+
+
 @main.command()
 @study_option
 @data_option
@@ -149,23 +209,43 @@ def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[st
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: PyTorch's own choice.")
 @artifacts_option
 @code_option
+@click.option("--all-gpus", is_flag=True, help="A process for every GPU of this machine, as hpo launch starts them.")
+@per_gpu_option
+@click.option("--requeue", is_flag=True, help="In a SLURM job: back into the queue if a signal or the wall limit came before the end.")
 @database_option
-def worker(study: str, data: Path | None, device: str | None, threads: int | None, artifacts: Path | None,
-           allow_different_code: bool, database: str | None) -> None:  # fmt: skip
-    """Join a study from this machine and run trials until its budget is spent."""
+def worker(study: str, data: Path | None, device: str | None, threads: int | None, artifacts: Path | None, allow_different_code: bool,
+           all_gpus: bool, per_gpu: str | None, requeue: bool, database: str | None) -> None:  # fmt: skip
+    """Join a study from this machine and run trials until its budget is spent.
+
+    In a SLURM job it leaves before the wall limit. A signal (INT, TERM, USR1, USR2) makes it leave at its next step.
+    """
     import logging
 
+    from hpo.search import slurm
     from hpo.search.database import open_database
+    from hpo.search.launch import plan_node
     from hpo.search.reporter import persistently
     from hpo.search.study import Study
     from hpo.search.worker import StopFlag, choose_device, run_worker
 
+    if (per_gpu or requeue) and not all_gpus:
+        raise CallerError("--per-gpu and --requeue are for all the workers of a machine: add --all-gpus")
+    if threads and all_gpus:
+        raise CallerError(f"--threads {threads} with --all-gpus: the CPU cores are divided between the workers. Give one of them")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    flag = StopFlag()
+    flag = StopFlag(slurm.leave_at())
+    if all_gpus:
+        plan = plan_node(device, per_gpu)
+        opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
+        early = slurm.run_node(Study.open(opened, study), opened, plan, data, flag, allow_different_code)
+        click.echo(f"The workers left{' before the study was done' if early else ''}")
+        if early and requeue and (element := slurm.requeue()):
+            click.echo(f"{element} goes back into SLURM's queue, unless it was cancelled")
+        return
     flag.catch_signals()
-    opened = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
-    done = run_worker(opened, data, choose_device(device), threads, flag, _made(artifacts), allow_different_code)
-    click.echo(f"{done} trials came to an end here; {'stopped by a signal' if flag() else 'nothing is left to do'}")
+    found = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
+    done = run_worker(found, data, choose_device(device), threads, flag, _made(artifacts), allow_different_code)
+    click.echo(f"{done} trials came to an end here; {'stopped by a signal or the wall limit' if flag() else 'nothing is left to do'}")
 
 
 @main.command()
@@ -183,12 +263,30 @@ def status(study: str, database: str | None, as_json: bool) -> None:
     found = _open(study, database)
     found.sweep()
     records = found.records()
+    jobs = _jobs(found)
     if as_json:
         trials = [asdict(record) for record in records]
-        budget = found.budget.model_dump(mode="json")
-        click.echo(json.dumps({"study": found.name, "budget": budget, "trials": trials}, indent=2))
+        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials}
+        click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
     else:
         Console(highlight=False).print(trial_table(records, found.budget.trials))
+        for job in jobs or []:
+            click.echo(f"SLURM {job}")
+        if jobs == []:
+            click.echo("SLURM none of this study's jobs waits or runs")
+
+
+def _jobs(study: "Study") -> "list[Element] | None":
+    """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
+    if not which("squeue"):
+        return None
+    from hpo.search.slurm import known_elements
+
+    try:
+        return known_elements(study)
+    except SlurmError as error:  # the trials are worth showing without it
+        click.echo(f"hpo: {error}", err=True)
+        return None
 
 
 @main.command()

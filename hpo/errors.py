@@ -8,6 +8,7 @@ HpoError
 `-- MachineError   exit code 1: the machine or the network failed
     |-- DatabaseError  no server, no permission, no binaries
     |   `-- DatabaseAwayError  it may answer again: asked again later
+    |-- SlurmError     what SLURM's commands refused, or they are not there
     `-- WorkerError    no worker could go on
         |-- MemoryShortError   exit code 3: the trials of this device need more memory than it has; fewer at once may do
         `-- BadNodeError       exit code 4: trials fail on this host that other hosts bring to their end
@@ -43,6 +44,10 @@ class DatabaseError(MachineError):
 
 
 class DatabaseAwayError(DatabaseError):
+    pass
+
+
+class SlurmError(MachineError):
     pass
 
 

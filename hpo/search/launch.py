@@ -18,14 +18,14 @@ from typing import Any, Literal
 import torch
 
 from hpo.decoder.data import load_data, share_too_short
-from hpo.errors import BadNodeError, CallerError, DatabaseError, MemoryShortError, WorkerError
+from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, MemoryShortError, WorkerError
 from hpo.search.database import Database
 from hpo.search.ledger import this_host
 from hpo.search.sharing import Sharing, free_memory
 from hpo.search.spec import DEMO_PROFILE, StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import choose_device, study_folder
+from hpo.search.worker import STOP_SIGNALS, choose_device, study_folder
 
 POLL_SECONDS = 0.5
 RESTARTS = 3  # of each worker that died without being asked to
@@ -86,8 +86,7 @@ def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = 
         raise CallerError(f"--workers {workers}: valid is 1 or more; without it, one per GPU, else one per two CPU cores")
     if per_gpu is not None and workers is not None:
         raise CallerError(f"--workers {workers} with --per-gpu {per_gpu}: give one of them")
-    if per_gpu is not None and per_gpu != "auto" and not (per_gpu.isdecimal() and int(per_gpu) > 0):
-        raise CallerError(f"--per-gpu {per_gpu}: valid is auto, or a number from 1")
+    check_per_gpu(per_gpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_cpu = choose_device(device).type == "cpu"
     homes = ["cpu"] if on_cpu else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -100,12 +99,35 @@ def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = 
     return Plan(tuple(homes[index % len(homes)] for index in range(count)), max(1, cores // count))
 
 
+def plan_node(device: str | None, per_gpu: str | None) -> Plan:
+    """A worker for every GPU of this machine, or `per_gpu`. A node whose GPUs are not there must not train on its CPU unasked.
+
+    Raises CallerError, MachineError.
+    """
+    check_whole_node(device)
+    if choose_device(device).type == "cpu" and device is None:
+        raise MachineError(f"--all-gpus: this machine shows no CUDA device to PyTorch {torch.__version__}. See nvidia-smi, or take "
+                           f"--device cpu")  # fmt: skip
+    return plan_workers(None, device, per_gpu)
+
+
+def check_whole_node(device: str | None) -> None:
+    if device not in (None, "cpu", "cuda"):
+        raise CallerError(f"--device {device}: every GPU of a node is used. Valid here: cpu, cuda")
+
+
+def check_per_gpu(per_gpu: str | None) -> None:
+    if per_gpu is not None and per_gpu != "auto" and not (per_gpu.isdecimal() and int(per_gpu) > 0):
+        raise CallerError(f"--per-gpu {per_gpu}: valid is auto, or a number from 1")
+
+
 @dataclass
 class Launcher:
     study: Study
     database: Database
     plan: Plan
     data_path: Path | None
+    label: str = field(default_factory=lambda: f"{this_host()}-{os.getpid()}")  # in the logs' names, where hosts share the folder
     allow_different_code: bool = False
     _devices: list[str] = field(default_factory=list)  # of each worker that was ever started here
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -113,12 +135,13 @@ class Launcher:
     _restarts: int = 0
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[list[Record], int], None]) -> End:
-        """Start the workers, `show` the trials and how many the budget has twice a second, return when all have left.
+    def run(self, show: Callable[[list[Record], int], None] | None = None) -> End:
+        """Start the workers, `show` the trials and how many the budget has twice a second, return when all have left. Without
+        `show` nobody asks for them.
 
         Raises WorkerError if workers died and work is left that none of them does.
         """
-        handled = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         if hasattr(signal, "SIGHUP"):
             handled[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not end a study
         try:
@@ -129,9 +152,11 @@ class Launcher:
             while self._running:
                 self._look_after()
                 try:
-                    records = self.study.records()
-                    show(records, self.study.budget.trials)
-                    self._share(records)
+                    if show or self._sharing:
+                        records = self.study.records()
+                        if show:
+                            show(records, self.study.budget.trials)
+                        self._share(records)
                 except DatabaseError:  # the workers train on, and will tell if it is more than a moment
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
@@ -143,7 +168,7 @@ class Launcher:
                 signal.signal(number, handler)
 
     def log_of(self, index: int) -> Path:
-        return study_folder(self.study) / "logs" / f"worker-{os.getpid()}-{index}.log"
+        return study_folder(self.study) / "logs" / f"worker-{self.label}-{index}.log"
 
     def _new(self, device: str) -> int:
         self._devices.append(device)
@@ -215,8 +240,9 @@ class Launcher:
         return lines[-1] if lines else "no output"
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        at_once = self._asked_to_stop and number == signal.SIGINT  # a scheduler's second signal only repeats the first
         self._asked_to_stop += 1
-        self._stop_workers(signal.SIGTERM if self._asked_to_stop == 1 else signal.SIGKILL)
+        self._stop_workers(signal.SIGKILL if at_once else signal.SIGTERM)
 
     def _stop_workers(self, number: signal.Signals = signal.SIGTERM) -> None:
         for worker in self._running.values():

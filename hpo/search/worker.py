@@ -41,24 +41,26 @@ from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Sto
 
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
 MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: schedulers before they end a job
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class StopFlag:
-    """Set by a signal, read between steps. The handler does nothing else."""
+    """Set by a signal or by the clock, read between steps. The handler does nothing else."""
 
+    leave_at: float | None = None  # seconds since the epoch
     raised: bool = False
 
     def catch_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._raise)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.raised = True
 
     def __call__(self) -> bool:
-        return self.raised
+        return self.raised or (self.leave_at is not None and time.time() >= self.leave_at)
 
 
 def choose_device(wanted: str | None) -> torch.device:
