@@ -82,7 +82,7 @@ def test_a_killed_postmaster_is_replaced(fresh: EmbeddedServer) -> None:
     assert answers(url)
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid(), 4_000_000])
+@pytest.mark.parametrize("pid", [1, os.getpid(), 4_000_000], ids=["of init", "of another process", "of nobody"])
 def test_a_stale_pid_file_is_no_obstacle(fresh: EmbeddedServer, pid: int) -> None:
     """The pid in it may be nobody's, or another process's by now."""
     fresh.start()
