@@ -33,14 +33,16 @@ from hpo.search.study import Study
 from hpo.search.worker import code_version
 
 LEASE = 4.0
-SPACE = f"""
-base: {{model.layers: 1, model.units: 16, model.kernel: 8, model.stride: 3, batch_size: 8, steps: 300, evaluate_every: 10}}
+SIZES = {"steps": 300, "evaluate_every": 10, "lease": LEASE}
+SPACE = """
+base: {{model.layers: 1, model.units: 16, model.kernel: 8, model.stride: 3, batch_size: 8,
+        steps: {steps}, evaluate_every: {evaluate_every}}}
 parameters:
   optimizer.lr: {{low: 1e-4, high: 5e-2, log: true}}
   model.layer_norm: {{choices: [false, true]}}
 stopping: null
 sampler: {{startup_trials: 1000}}
-attempts: {{max_attempts: 1000, lease_seconds: {LEASE}, checkpoint_seconds: 0}}
+attempts: {{max_attempts: 1000, lease_seconds: {lease}, checkpoint_seconds: 0}}
 """
 BREAKS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGSTOP", "restart fast", "restart immediate")
 
@@ -141,8 +143,8 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
             "repeated at most": f"{repeated} ({100 * repeated / steps:.1f} %)"}  # fmt: skip
 
 
-def make_study(database: Database, folder: Path, trials: int) -> tuple[Study, Data]:
-    (folder / "space.yaml").write_text(SPACE)
+def make_study(database: Database, folder: Path, trials: int, sizes: dict[str, float] = SIZES) -> tuple[Study, Data]:
+    (folder / "space.yaml").write_text(SPACE.format(**sizes))
     spec: StudySpec = load_spec(folder / "space.yaml", trials=trials)
     validation = spec.validation
     data, sentences = load_data(None, spec.base.model, validation.fraction, validation.seed, torch.device("cpu"))

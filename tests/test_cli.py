@@ -42,7 +42,7 @@ def report_of(study: str) -> Any:
     return json.loads(hpo("report", "--study", study, "--json").stdout)
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -156,7 +156,8 @@ def test_a_worker_leaves_before_the_wall_limit(
 ) -> None:
     tiny_space.write_text(LONG)
     line = ("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cpu", "--workers", "1")
-    in_job(monkeypatch, SLURM_JOB_END_TIME=time.time() + 1000, HPO_WALL_MARGIN=992)
+    now = time.time()
+    in_job(monkeypatch, SLURM_JOB_START_TIME=now - 3600, SLURM_JOB_END_TIME=now + 1000, HPO_WALL_MARGIN=980)
     done = hpo(*line)  # its workers are in the job, too
     one_line(done, 1, "trials wait for a worker; the same line goes on")
     record = Study.open(database, "tiny").records()[0]
