@@ -114,6 +114,7 @@ def test_a_worker_is_told_that_the_gpu_hours_are_spent(make_study: Make, tiny_sp
     assert study.finish(trial, Interrupted(str(study.over())), 361.0)
     assert study.claim(Process.this(), RECORD) is None
     assert "GPU-hours are spent" in str(study.why_over())
+    assert study.budget_spent()
     study.change_budget({"gpu_hours": "+1"})
     assert claim(study).number == 0  # and it goes on
 

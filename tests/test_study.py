@@ -383,6 +383,20 @@ def test_reopening(make_study: Make, tiny_space: Path) -> None:
         grown.finish(claim(grown), completed(0.5))  # sampling over the grown range works
 
 
+def test_tables_of_an_earlier_version_get_what_they_lack(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
+    old = make_study(tiny_spec)
+    trial = claim(old)
+    with old._engine.begin() as connection:
+        for statement in ("ALTER TABLE hpo_trial DROP COLUMN gpu_seconds", "ALTER TABLE hpo_curve DROP COLUMN attempt",
+                          "DROP TABLE hpo_attempt"):  # fmt: skip
+            connection.execute(text(statement))
+    study = Study.open(database, "s")
+    assert report(study, trial, 2, 0.5, 1.0)
+    assert curve(study, trial) == [(2, 0.5, 1)]
+    assert study.finish(trial, completed(0.5), 2.0)
+    assert study.records()[0].gpu_seconds == 2.0
+
+
 def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
     data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
     with ThreadPoolExecutor(4) as pool:

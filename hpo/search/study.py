@@ -378,7 +378,8 @@ class Study:
     # ---- reading
 
     def budget_spent(self) -> bool:
-        return self.standing().ended >= self.budget.trials
+        """Whether the study is over as it should be: not because too many trials failed."""
+        return self.standing().failed <= self.budget.failures and self.why_over() is not None
 
     def runs_elsewhere(self) -> bool:
         """Whether trials run; asked by one whose own workers have left."""
