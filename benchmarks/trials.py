@@ -26,8 +26,9 @@ from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
 from hpo.search.database import Database, open_database
 from hpo.search.ledger import Process, point_of
+from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec, find_space, load_spec
-from hpo.search.study import Study, distribution
+from hpo.search.study import Study
 from hpo.search.trial import Completed
 
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}

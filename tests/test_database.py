@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 
 import hpo
 from hpo.errors import CallerError, DatabaseError
-from hpo.search.database import EmbeddedServer, home, normal_url, open_database
+from hpo.search.database import EmbeddedServer, check_version, home, normal_url, open_database
 
 
 @pytest.fixture
@@ -186,3 +186,10 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("HPO_HOME", str(bad))
         with pytest.raises(DatabaseError, match=f"HPO_HOME {bad}: cannot be written"):
             home()
+
+
+def test_a_postgres_that_is_too_old() -> None:
+    assert check_version(180004) == "Postgres 18.4"
+    assert check_version(140000) == "Postgres 14.0"
+    with pytest.raises(DatabaseError, match=r"Postgres 13\.18: 14 or later is required"):
+        check_version(130018)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -466,3 +467,18 @@ def test_conditional_parameters_are_sampled_and_learnt(make_study: Make, tiny_sp
     late = [record for record in records[15:] if record.params["optimizer.name"] == "adam"]
     assert len(late) > 9
     assert np.median([record.params["optimizer.eps"] for record in late]) < 1e-5
+
+
+def test_findings_and_fine_curves_are_kept(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    study.keep_result("confirm", {"per": 0.2})
+    study.keep_result("confirm", {"per": 0.3})
+    study.keep_result("effects", {})
+    found = make_study(tiny_spec).results()
+    assert found["confirm"]["per"] == 0.3
+    assert datetime.fromisoformat(found["effects"]["made"]).tzinfo is not None
+    trial = claim(study)
+    study.resume(trial, 0, [])
+    points = [dict.fromkeys(("per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds"), 0.5) | {"step": step} for step in (2, 4)]
+    study.deliver(trial, points, 4, 1.0)
+    assert study.curves(study.records())[trial.number] == points

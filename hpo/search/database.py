@@ -28,6 +28,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, Operati
 
 from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
 
+OLDEST_POSTGRES = 14  # idle_session_timeout
 START_SECONDS = 60
 URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
@@ -142,14 +143,24 @@ def _problem(url: str) -> str | None:
     parsed = make_url(url)
     _, arguments = parsed.get_dialect()().create_connect_args(parsed)  # in pieces: some of libpq's messages quote a whole URL
     try:
-        psycopg2.connect(**{**arguments, **CONNECT_ARGUMENTS}).close()
+        connection = psycopg2.connect(**{**arguments, **CONNECT_ARGUMENTS})
+        connection.close()
     except psycopg2.Error as error:
         lines = str(error).strip().splitlines()
         line = lines[0].rstrip(".") if lines else type(error).__name__
         if isinstance(error, psycopg2.ProgrammingError):
             raise CallerError(f"database URL: {line}. Valid after the '?': libpq's options, such as sslmode=verify-full") from None
         return line
+    check_version(connection.server_version)
     return None
+
+
+def check_version(number: int) -> str:
+    """number: as server_version_num, 140002 for 14.2. Returns it for people; raises DatabaseError if it is too old."""
+    shown = f"Postgres {number // 10000}.{number % 10000}"
+    if number < 10000 * OLDEST_POSTGRES:
+        raise DatabaseError(f"{shown}: {OLDEST_POSTGRES} or later is required. Give the URL of a newer server")
+    return shown
 
 
 class EmbeddedServer:

@@ -21,13 +21,12 @@ from sqlalchemy.pool import NullPool
 
 from hpo.decoder.formats import read_sentences
 from hpo.errors import HpoError
-from hpo.search.database import CONNECT_ARGUMENTS, Database, has_password, home, open_database
+from hpo.search.database import CONNECT_ARGUMENTS, Database, check_version, has_password, home, open_database
 from hpo.search.ledger import this_host
 from hpo.search.study import Study
 from hpo.search.trial import Record
 from hpo.search.worker import code_version
 
-OLDEST_POSTGRES = 14
 SKEW_WARN, SKEW_FAIL = 2.0, 60.0  # seconds between the clock here and the database's
 CONNECTIONS_PER_WORKER = 2
 FEW_WORKERS = 8  # room for fewer than this is worth a warning
@@ -141,7 +140,7 @@ def server(database: Database) -> list[Finding]:
         what += "; for workers of this machine only"
     return [
         Finding("database", "ok", what),
-        judge_version(number),
+        Finding("version", "ok", check_version(number)),
         judge_clock(before, there, after),
         judge_connections(limit, used),
         judge_rights(may, user),
@@ -154,14 +153,6 @@ def _trip(connection: Connection) -> tuple[float, float, float]:
     before = time.time()
     there = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float8")).scalar_one()
     return before, there, time.time()
-
-
-def judge_version(number: int) -> Finding:
-    """number: as server_version_num, 140002 for 14.2."""
-    shown = f"Postgres {number // 10000}.{number % 10000}"
-    if number >= 10000 * OLDEST_POSTGRES:
-        return Finding("version", "ok", shown)
-    return Finding("version", "fail", f"{shown}: {OLDEST_POSTGRES} or later is required. Give the URL of a newer server")
 
 
 def judge_clock(before: float, there: float, after: float) -> Finding:

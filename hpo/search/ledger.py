@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ Point = dict[str, float]  # of the fine curve, by column
 metadata = MetaData()
 optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
                       Column("study_id", Integer), Column("state", String))  # fmt: skip
+
+Table("studies", metadata, Column("study_id", Integer, primary_key=True))  # Optuna's
 
 
 def _trial() -> ForeignKey:
@@ -107,6 +109,14 @@ curve_table = Table(
     Column("grad_norm", Double, nullable=False),  # largest since the last point
     Column("lr", Double, nullable=False),
     Column("step_seconds", Double, nullable=False),  # mean since the last point, evaluation not included
+)
+result_table = Table(
+    "hpo_result",
+    metadata,
+    Column("study_id", Integer, ForeignKey("studies.study_id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("made", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("content", JSON, nullable=False),
 )
 
 
@@ -214,7 +224,7 @@ def create_tables(connection: Connection) -> None:
     """What is missing: tables, and columns that tables of an earlier version lack."""
     metadata.create_all(connection)
     there = inspect(connection)
-    for table in (trial_table, attempt_table, curve_table):
+    for table in (trial_table, attempt_table, curve_table, result_table):
         names = {column["name"] for column in there.get_columns(table.name)}
         for column in table.columns:
             if column.name not in names:
@@ -419,3 +429,19 @@ def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Ro
     for row in connection.execute(statement):
         curves[row.trial_id].append(row)
     return curves
+
+
+# ---- findings
+
+
+def put_result(connection: Connection, study_id: int, kind: str, content: dict[str, Any]) -> None:
+    """Instead of the one of this kind that is there."""
+    statement = insert(result_table).values(study_id=study_id, kind=kind, content=content)
+    again = {"content": statement.excluded.content, "made": func.now()}
+    connection.execute(statement.on_conflict_do_update(index_elements=["study_id", "kind"], set_=again))
+
+
+def results_of(connection: Connection, study_id: int) -> dict[str, dict[str, Any]]:
+    """By kind, each with `made`."""
+    rows = connection.execute(select(result_table).where(result_table.c.study_id == study_id))
+    return {row.kind: {**row.content, "made": row.made.astimezone(UTC).isoformat(timespec="seconds")} for row in rows}

@@ -9,20 +9,18 @@ when an attempt at a trial ended before it: number, parameters and curve stay, t
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
 from pydantic import ValidationError
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from hpo.decoder.config import DecoderConfig, explain
 from hpo.decoder.metric import Score
@@ -31,22 +29,16 @@ from hpo.search import ledger
 from hpo.search.budget import Budget, Spent, over, refusal
 from hpo.search.database import CONNECT_ARGUMENTS, Database
 from hpo.search.ledger import LeaseLostError, Point, Process
+from hpo.search.record import record_of
+from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, State, Stopped, Trial, is_over
+from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 NAME_LENGTH = 100
-
-STATES: dict[TrialState, State] = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
-}
 
 
 class Study:
@@ -223,12 +215,7 @@ class Study:
 
     def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
         """The trial's configuration, drawn or as it was, and the name of the start that it is."""
-        sampler = TPESampler(
-            n_startup_trials=self.spec.sampler.startup_trials,
-            multivariate=True,
-            constant_liar=True,
-            seed=seed_of(self.spec.sampler.seed, number),
-        )
+        sampler = sampler_of(self.spec, number)
         self._storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
         asked = self._asked(trial_id, sampler)
         values: dict[str, Any] = {}
@@ -405,7 +392,27 @@ class Study:
         trials = self._storage.get_all_trials(self.id, deepcopy=False)
         with self._engine.begin() as connection:
             rows = ledger.rows_of(connection, [trial._trial_id for trial in trials])
-        return [_record(trial, rows.get(trial._trial_id)) for trial in trials]
+        return [record_of(trial, rows.get(trial._trial_id)) for trial in trials]
+
+    def curves(self, records: Iterable[Record]) -> dict[int, list[Point]]:
+        """The fine curve of each trial, by its number: `step`, `per`, `validation_loss`, `loss`, `grad_norm`, `lr`, `step_seconds`."""
+        ids = {record.id: record.number for record in records}
+        with self._engine.begin() as connection:
+            found = ledger.curves_of(connection, list(ids))
+        names = [column.name for column in ledger.curve_table.columns if column.name not in ("trial_id", "attempt")]
+        return {ids[trial_id]: [{name: getattr(row, name) for name in names} for row in rows] for trial_id, rows in found.items()}
+
+    # ---- what was found out about the study
+
+    def keep_result(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Store a finding (JSON-ready), such as `confirm`; the last one of a kind is kept."""
+        with self._engine.begin() as connection:
+            ledger.put_result(connection, self.id, kind, dict(content))
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The findings that were kept, by kind, each with `made` (ISO 8601, UTC)."""
+        with self._engine.begin() as connection:
+            return ledger.results_of(connection, self.id)
 
     def final_score(self, trial_id: int) -> Score:
         """Errors and lengths per validation sentence of a complete trial."""
@@ -427,36 +434,6 @@ def _in_words(outcome: Outcome) -> tuple[str, str]:
             return cause, reason
 
 
-def _record(trial: FrozenTrial, row: Row[Any] | None) -> Record:
-    attributes = trial.user_attrs
-    curve = trial.intermediate_values
-    best_step = min(curve, key=lambda step: curve[step]) if curve else None
-    troubled = row is not None and trial.state in (TrialState.WAITING, TrialState.FAIL)
-    return Record(
-        id=trial._trial_id,
-        number=trial.number,
-        state=STATES[trial.state],
-        start=attributes.get("start"),
-        params=trial.params,
-        config=(row.config if row else None) or {},
-        per=trial.value if trial.state == TrialState.COMPLETE else None,
-        last_per=curve[max(curve)] if curve else None,
-        best_per=None if best_step is None else curve[best_step],
-        best_step=best_step,
-        step=row.step if row else 0,
-        seconds=row.seconds if row else 0.0,
-        gpu_seconds=row.gpu_seconds if row else 0.0,
-        attempts=row.attempts if row else 0,
-        rule=attributes.get("rule", ""),
-        cause=(row.outcome if troubled and row else "") or attributes.get("cause", ""),
-        reason=(row.reason if troubled and row else "") or attributes.get("reason", ""),
-        host=(row.host or "").split()[0] if row and row.host else "",
-        device=(row.device if row else "") or "",
-        code_version=(row.code_version if row else "") or "",
-        data=(row.data if row else "") or "",
-    )
-
-
 def in_thin_curve(step: int, config: DecoderConfig) -> bool:
     """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
     evaluations = -(-config.steps // config.evaluate_every)
@@ -469,21 +446,6 @@ def check_name(name: str) -> None:
     valid = name[:1].isalnum() and len(name) <= NAME_LENGTH and all(letter.isalnum() or letter in "._-" for letter in name)
     if not (valid and name.isascii()):
         raise StudyError(f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most")
-
-
-def seed_of(seed: int, number: int) -> int:
-    """A seed for one trial's sampling: the same whichever worker draws it, and independent of the other trials'."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def distribution(spec: StudySpec, name: str) -> BaseDistribution:
-    parameter = spec.parameters[name]
-    if parameter.choices is not None:
-        return CategoricalDistribution(parameter.choices)
-    assert parameter.low is not None and parameter.high is not None
-    if isinstance(spec.base.flat()[name], int):
-        return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
-    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 
 
 def _storage(database: Database) -> optuna.storages.RDBStorage:

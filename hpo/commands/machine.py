@@ -1,0 +1,109 @@
+"""The machine, its data sets and its database: doctor, data, database."""
+
+import json
+from pathlib import Path
+
+import click
+
+from hpo.commands.shared import data_option, database_option, json_option
+from hpo.errors import MachineError
+
+
+@click.command()
+@click.option("--study", metavar="NAME", help="Compare code and data with those of this study's workers too.")
+@data_option
+@click.option("--artifacts", type=click.Path(path_type=Path), metavar="DIR",
+              help="The folder that the machines share. Default: $HPO_HOME/studies.")  # fmt: skip
+@database_option
+@json_option
+def doctor(study: str | None, data: Path | None, artifacts: Path | None, database: str | None, as_json: bool) -> None:
+    """Look at what a worker on this machine needs: GPUs, database, clock, TLS, folders, the study's code and data.
+
+    Exit code 1 if something is missing.
+    """
+    from dataclasses import asdict
+
+    from hpo.search.doctor import as_text, examine
+
+    findings = examine(study, database, data, artifacts)
+    click.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else as_text(findings))
+    if any(finding.level == "fail" for finding in findings):
+        raise SystemExit(MachineError.exit_code)
+
+
+@click.group()
+def data() -> None:
+    """Look at data sets, and make them quick to open."""
+
+
+@data.command(name="check")
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--kernel", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins, for CTC's needs. Default: 32.")
+@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins. Default: 4.")
+@json_option
+def data_check(path: Path | None, kernel: int | None, stride: int | None, as_json: bool) -> None:
+    """Say what is in PATH and what is wrong with it. Without PATH: the bundled recordings.
+
+    Exit code 2 if it cannot be trained on.
+    """
+    from hpo.decoder.config import ModelConfig
+    from hpo.decoder.facts import data_facts
+    from hpo.errors import DataError
+
+    given = {name: value for name, value in (("kernel", kernel), ("stride", stride)) if value}
+    facts = data_facts(path, ModelConfig.model_validate(given))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        from rich.console import Console
+
+        from hpo.display import data_picture
+
+        Console(highlight=False).print(data_picture(facts))
+    if facts["fault"]:
+        raise DataError(facts["fault"])
+    if not as_json:
+        click.echo(f"\nNext: hpo launch --study lr-aug{f' --data {path}' if path else ''}")
+
+
+@data.command(name="convert")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+def data_convert(source: Path, out: Path) -> None:
+    """Write the data set SRC as OUT, a folder that opens at once and that all workers of a machine share in memory."""
+    from hpo.decoder.formats import open_source
+    from hpo.decoder.store import convert
+
+    try:
+        manifest = convert(open_source(source), out)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. Nothing was written to {out}", err=True)
+        raise SystemExit(130) from None
+    for name, part in manifest.partitions.items():
+        click.echo(f"{name:<12}{part.sentences} sentences, {part.features} features, fingerprint {part.fingerprint}")
+        if part.guessed:
+            click.echo(f"            {len(part.guessed)} words are in no dictionary, their phonemes guessed from their letters")
+    click.echo(f"wrote {out}, {manifest.bytes() / 1e9:.2f} GB\nNext: hpo data check {out}, or hpo launch --study lr-aug --data {out}")
+
+
+@click.group()
+def database() -> None:
+    """The embedded Postgres of this HPO_HOME."""
+
+
+@database.command(name="status")
+def database_status() -> None:
+    """Say whether it runs and where its data are."""
+    from hpo.search.database import EmbeddedServer, home
+
+    server = EmbeddedServer(home())
+    url = server.url()
+    click.echo(f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.data}")
+
+
+@database.command(name="stop")
+def database_stop() -> None:
+    """Stop it, for every process that uses it. The next command that needs it starts it again."""
+    from hpo.search.database import EmbeddedServer, home
+
+    click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")

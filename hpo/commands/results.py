@@ -1,0 +1,80 @@
+"""What a study found, and its decoders: report, export, evaluate."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpo.commands.shared import data_option, database_option, device_option, json_option, open_study, study_option, weights_option
+from hpo.errors import CallerError
+
+if TYPE_CHECKING:
+    from hpo.decoder.formats import Partition
+    from hpo.search.study import Study
+
+
+@click.command()
+@study_option
+@database_option
+@json_option
+def report(study: str, database: str | None, as_json: bool) -> None:
+    """Report the best PER beside the starts, what was stopped and why, and the compute."""
+    print_report(open_study(study, database), database, as_json)
+
+
+@click.command()
+@study_option
+@click.option("--trial", default="best", show_default=True, metavar="best|N", help="Which trial.")
+@click.option("--format", "kind", type=click.Choice(["yaml", "neural_seq_decoder"]), default="yaml", show_default=True,
+              help="The configuration, or the folder that the reference code's loadModel reads.")  # fmt: skip
+@weights_option
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="PATH", help="The YAML file or the folder to write.")
+@database_option
+def export(study: str, trial: str, kind: str, weights: str, out: Path, database: str | None) -> None:
+    """Write a trial's configuration as YAML, or its model for the lab's own code."""
+    from hpo.evidence.report import export_text
+
+    found = open_study(study, database)
+    if kind == "neural_seq_decoder":
+        from hpo.evidence.weights import export_reference
+
+        click.echo("\n".join(export_reference(found, trial, weights, out)))
+        return
+    text = export_text(found, trial)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CallerError(f"--out {out}: cannot be written ({error.strerror})") from None
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.option("--model", required=True, metavar="PATH|best|N",
+              help="A .safetensors file, a neural_seq_decoder folder, or with --study a trial.")  # fmt: skip
+@click.option("--study", metavar="NAME", help="The study, when --model is a trial.")
+@weights_option
+@data_option
+@click.option("--partition", type=click.Choice(["train", "test", "competition"]), required=True, help="What to score on.")
+@click.option("--padding", type=click.Choice(["masked", "reference"]), help="How padding is treated. Default: as the model was trained.")
+@device_option
+@database_option
+@json_option
+def evaluate(model: str, study: str | None, weights: str, data: Path | None, partition: "Partition", padding: str | None,
+             device: str | None, database: str | None, as_json: bool) -> None:  # fmt: skip
+    """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
+    from hpo.evidence.weights import score, score_text, weights_of
+
+    path = Path(model)
+    if study:
+        trained = open_study(study, database)
+        path, data = weights_of(trained, model, weights), data or trained.data_path
+    found = score(path, data, partition, device, padding)
+    click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
+
+
+def print_report(study: "Study", database: str | None, as_json: bool = False) -> None:
+    from hpo.evidence.report import as_text, build_report, next_command
+
+    report = build_report(study)
+    click.echo(json.dumps(report, indent=2) if as_json else f"{as_text(report)}\nNext: {next_command(report, database)}")

@@ -1,0 +1,257 @@
+"""Running a study: launch, worker, status, budget."""
+
+import json
+import sys
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpo.commands.results import print_report
+from hpo.commands.shared import (
+    artifacts_option,
+    code_option,
+    data_option,
+    database_option,
+    device_option,
+    json_option,
+    made,
+    open_study,
+    per_gpu_option,
+    slurm_options,
+    study_option,
+)  # fmt: skip
+from hpo.errors import CallerError, SlurmError, WorkerError
+
+if TYPE_CHECKING:
+    from hpo.search.database import Database
+    from hpo.search.slurm import Element, Job
+    from hpo.search.spec import StudySpec
+    from hpo.search.study import Study
+
+
+@click.command()
+@click.option("--study", "space", required=True, metavar="SPACE", help="A search space: a bundled name (lr-aug, lr-only) or a YAML file.")
+@click.option("--name", metavar="NAME", help="The study's name. Default: the space's.")
+@data_option
+@click.option("--profile", metavar="NAME", help="A profile of the space. Default: demo for the bundled recordings, else none.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base, such as model.units=128.")
+@click.option("--trials", type=int, metavar="N", help="The budget: trials completed or stopped by a rule. Default: the space's.")
+@click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
+@per_gpu_option
+@device_option
+@artifacts_option
+@code_option
+@database_option
+@slurm_options
+def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
+           extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
+           allow_different_code: bool, database: str | None, **cluster: Any) -> None:  # fmt: skip
+    """Search: make the study or go on with it, run workers here or with --slurm on a cluster, report.
+
+    Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
+    """
+    from hpo.search.spec import find_space
+    from hpo.search.study import check_name
+
+    path = find_space(space)
+    check_name(name or path.stem)
+    spec = _spec(path, data, profile, settings, trials)
+    from rich.console import Console
+
+    from hpo.display import Display
+    from hpo.search.database import open_database
+    from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
+    from hpo.search.study import Study
+    from hpo.search.worker import check_code, code_version
+
+    plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(workers, device, per_gpu)
+    facts, notes = look_at_data(data, spec)
+    opened = open_database(database)
+    study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
+    study.settle(made(artifacts), code_version())
+    check_code(study, allow_different_code)
+    for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *notes, f"workers    {plan}"):
+        click.echo(line)
+    console = Console(highlight=False)
+    end = "done"
+    over = study.why_over()
+    if over is None and not isinstance(plan, Plan):
+        _submit(study, opened, plan, data, device, per_gpu, allow_different_code)
+        return
+    if over is None and isinstance(plan, Plan):
+        with Display(console) as display:
+            launcher = Launcher(study, opened, plan, data, allow_different_code=allow_different_code)
+            end = launcher.run(display)
+        for line in launcher.shared():
+            click.echo(line)
+    else:
+        click.echo(f"Nothing is left to do: {over}")
+    click.echo()
+    print_report(study, database)
+    if end == "done" and not study.budget_spent():
+        if study.runs_elsewhere():
+            click.echo("The last trials run under another launch or worker.")
+        else:
+            raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
+    elif end == "done" and over is None and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
+        click.echo(f"The study is over: {study.why_over()}")
+    if end == "interrupted":
+        click.echo("Stopped. The study is kept; the same line goes on with it.")
+        raise SystemExit(130)  # as shells say it of Ctrl-C
+
+
+def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None) -> "StudySpec":
+    from hpo.search.spec import DEMO_PROFILE, has_profile, load_spec, parse_settings
+
+    if profile is None and data is None and has_profile(path, DEMO_PROFILE):
+        profile = DEMO_PROFILE
+    return load_spec(path, profile, parse_settings(settings), trials)
+
+
+def _slurm_job(cluster: dict[str, Any], workers: int | None, device: str | None, per_gpu: str | None, database: str | None) -> "Job | None":
+    given = {key: value for key, value in cluster.items() if value is not None and value is not False and value != ()}
+    if not given.pop("slurm", False):
+        for key in given:
+            option = {"options": "slurm-option", "more": "slurm-more"}.get(key, key.replace("_", "-"))
+            raise CallerError(f"--{option} without --slurm: it is for a cluster. Add --slurm to submit workers to one")
+        return None
+    from hpo.search.launch import check_per_gpu, check_whole_node
+    from hpo.search.slurm import Job, check_surroundings
+
+    if workers is not None:
+        raise CallerError(f"--workers {workers} with --slurm: a node runs a worker per GPU. Give --nodes, --gpus-per-node, --per-gpu")
+    check_per_gpu(per_gpu)
+    check_whole_node(device)
+    job = Job(**given)
+    check_surroundings(database)
+    return job
+
+
+def _submit(study: "Study", opened: "Database", job: "Job", data: Path | None, device: str | None, per_gpu: str | None,
+            allow_different_code: bool) -> None:  # fmt: skip
+    from hpo.search.slurm import after_submission, elements, in_words, submit
+
+    there = [element for element in elements(study) if element.state != "COMPLETING"]
+    if there and not job.more:
+        click.echo(f"In SLURM's queue already: {in_words(there)}. Nothing was submitted; --slurm-more submits further ones")
+        return
+    absolute = data.absolute() if data else None
+    options = {"--data": absolute, "--device": device, "--per-gpu": per_gpu}
+    arguments = [str(part) for name, value in options.items() if value for part in (name, value)]
+    number = submit(job, study, opened, [*arguments, *["--allow-different-code"] * allow_different_code])
+    click.echo("\n".join(after_submission(number, study, opened, absolute)))
+
+
+@click.command()
+@study_option
+@data_option
+@device_option
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: PyTorch's own choice.")
+@artifacts_option
+@code_option
+@click.option("--all-gpus", is_flag=True, help="A process for every GPU of this machine, as hpo launch starts them.")
+@per_gpu_option
+@click.option("--requeue", is_flag=True, help="In a SLURM job: back into the queue if a signal or the wall limit came before the end.")
+@database_option
+def worker(study: str, data: Path | None, device: str | None, threads: int | None, artifacts: Path | None, allow_different_code: bool,
+           all_gpus: bool, per_gpu: str | None, requeue: bool, database: str | None) -> None:  # fmt: skip
+    """Join a study from this machine and run trials until its budget is spent.
+
+    In a SLURM job it leaves before the wall limit. A signal (INT, TERM, USR1, USR2) makes it leave at its next step.
+    """
+    import logging
+
+    from hpo.search import slurm
+    from hpo.search.database import open_database
+    from hpo.search.launch import plan_node
+    from hpo.search.reporter import persistently
+    from hpo.search.study import Study
+    from hpo.search.worker import StopFlag, choose_device, run_worker
+
+    if (per_gpu or requeue) and not all_gpus:
+        raise CallerError("--per-gpu and --requeue are for all the workers of a machine: add --all-gpus")
+    if threads and all_gpus:
+        raise CallerError(f"--threads {threads} with --all-gpus: the CPU cores are divided between the workers. Give one of them")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    flag = StopFlag(slurm.leave_at())
+    if all_gpus:
+        plan = plan_node(device, per_gpu)
+        opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
+        early = slurm.run_node(Study.open(opened, study), opened, plan, data, flag, allow_different_code)
+        click.echo(f"The workers left{' before the study was done' if early else ''}")
+        if early and requeue and (element := slurm.requeue()):
+            click.echo(f"{element} goes back into SLURM's queue, unless it was cancelled")
+        return
+    flag.catch_signals()
+    found = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
+    done = run_worker(found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code)
+    click.echo(f"{done} trials came to an end here; {'stopped by a signal or the wall limit' if flag() else 'nothing is left to do'}")
+
+
+@click.command()
+@study_option
+@database_option
+@json_option
+def status(study: str, database: str | None, as_json: bool) -> None:
+    """Show the trials of a study as they are now."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from hpo.display import trial_table
+
+    found = open_study(study, database)
+    found.sweep()
+    records = found.records()
+    jobs = _jobs(found)
+    if as_json:
+        trials = [asdict(record) for record in records]
+        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials}
+        click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
+    else:
+        Console(highlight=False).print(trial_table(records, found.budget.trials))
+        for job in jobs or []:
+            click.echo(f"SLURM {job}")
+        if jobs == []:
+            click.echo("SLURM none of this study's jobs waits or runs")
+
+
+def _jobs(study: "Study") -> "list[Element] | None":
+    """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
+    if not which("squeue"):
+        return None
+    from hpo.search.slurm import known_elements
+
+    try:
+        return known_elements(study)
+    except SlurmError as error:  # the trials are worth showing without it
+        click.echo(f"hpo: {error}", err=True)
+        return None
+
+
+@click.command()
+@study_option
+@click.option("--trials", metavar="N|+N", help="Completed or stopped by a rule.")
+@click.option("--failures", metavar="N|+N", help="Failed trials that are replaced.")
+@click.option("--gpu-hours", metavar="H|+H|none", help="Of all workers; trainings that share a GPU share its hours.")
+@click.option("--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone.")
+@database_option
+def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None,
+           database: str | None) -> None:  # fmt: skip
+    """Show a study's budget and what of it is spent; raise or lower it, also while it runs.
+
+    -N lowers by N, +N raises by N. Workers notice within ten seconds; trials that a lower number of trials would cut are
+    finished, those that are beyond the GPU-hours or the deadline are handed back with a checkpoint.
+    """
+    found = open_study(study, database)
+    given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes:
+        before, now = found.change_budget(changes)
+        click.echo(f"was {before}\nnow {now}")
+    else:
+        click.echo(f"budget {found.budget}")
+    click.echo(f"spent  {found.standing()}")

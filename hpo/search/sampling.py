@@ -1,0 +1,33 @@
+"""How Optuna draws a trial's parameters from a space."""
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import TPESampler
+
+from hpo.search.spec import StudySpec
+
+
+def sampler_of(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler that draws trial `number`."""
+    return TPESampler(
+        n_startup_trials=spec.sampler.startup_trials,
+        multivariate=True,
+        constant_liar=True,
+        seed=seed_of(spec.sampler.seed, number),
+    )
+
+
+def seed_of(seed: int, number: int) -> int:
+    """A seed for one trial's sampling: the same whichever worker draws it, and independent of the other trials'."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def distribution(spec: StudySpec, name: str) -> BaseDistribution:
+    parameter = spec.parameters[name]
+    if parameter.choices is not None:
+        return CategoricalDistribution(parameter.choices)
+    assert parameter.low is not None and parameter.high is not None
+    if isinstance(spec.base.flat()[name], int):
+        return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
