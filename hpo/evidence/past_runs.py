@@ -1,0 +1,337 @@
+"""Runs that were trained outside, read from the folders of neural_seq_decoder and its descendants (tables: past_tables.py).
+
+What such files say is often not what happened. Nothing is repaired silently: everything that was noticed is a doubt, in
+words, kept with the run. A step is an optimizer update here too, so steps that count batches are converted.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpo.decoder.config import DecoderConfig
+from hpo.decoder.formats import unpickle
+from hpo.decoder.lab import from_lab_arguments
+from hpo.errors import DataError, SpecError
+from hpo.search.stopping import Evaluation
+
+FILES = ("args", "metrics.jsonl", "trainingStats")
+REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
+LISTED = 5  # of a longer list of steps or fields, in a doubt
+Row = dict[str, float]  # one evaluation as read: step, per, and where they are recorded loss, seconds (since the start), lr
+
+
+@dataclass(frozen=True)
+class PastPoint:
+    step: int  # optimizer updates
+    per: float
+    loss: float | None  # on the same sentences
+    seconds: float | None  # since the start of the run
+    lr: float | None
+
+
+@dataclass(frozen=True)
+class PastRun:
+    name: str
+    path: str
+    config: dict[str, Any]  # dotted name -> value, as far as it is recorded
+    curve: tuple[PastPoint, ...]
+    steps: int | None  # planned
+    split: str | None  # that it was scored on: test, validation or another name; None: not recorded
+    doubts: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()  # what of it our configuration cannot say; such a run lies in no space
+    n_features: int | None = None
+    n_days: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Of name and content, wherever the run lies."""
+        content = [self.name, self.config, [vars(point) for point in self.curve], self.steps, self.split]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def best_per(self) -> float | None:
+        return min((point.per for point in self.curve if math.isfinite(point.per)), default=None)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """For a stopping rule. Without a recorded loss it is constant, so that only the PER can stop the run."""
+        return [Evaluation(point.step, point.per, 1.0 if point.loss is None else point.loss) for point in self.curve]
+
+    @property
+    def interval(self) -> int:
+        return _interval([point.step for point in self.curve])
+
+    @property
+    def reached_its_plan(self) -> bool:
+        """neural_seq_decoder evaluates for the last time one interval before its end."""
+        return bool(self.curve) and self.steps is not None and self.curve[-1].step + 1.5 * self.interval >= self.steps
+
+
+def read_runs(path: Path, maps: Mapping[str, str] | None = None) -> tuple[list[PastRun], dict[str, str]]:
+    """(the runs at `path`, what was refused there and why). path: a run folder, a folder of them, or tables.
+
+    maps: column of a table -> our name (past_tables.NAMES, or a dotted field); None: run folders are meant, unless `path` is
+    a file. Raises DataError if there is no run at all.
+    """
+    if maps or path.is_file():
+        from hpo.evidence.past_tables import read_tables
+
+        return read_tables(path, maps or {}), {}
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder. Valid: a run folder ({', '.join(FILES)}), a folder of them, a CSV or JSONL table")
+    if _is_run(path):
+        return [read_lab_run(path)], {}
+    runs, refused = [], {}
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+        try:
+            runs.append(read_lab_run(folder))
+        except DataError as error:
+            refused[folder.name] = str(error)
+    if not runs:
+        raise DataError(next(iter(refused.values()), "") or f"{path}: {_no_run(path)}. Tables are read with --map COLUMN=FIELD")
+    return runs, refused
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
+def _no_run(folder: Path) -> str:
+    there = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(there[:3]) + ", ..." * (len(there) > 3)
+    return f"no run: it has {shown or 'nothing'}. Valid: a folder with {', '.join(FILES)} (one of them at least)"
+
+
+def read_lab_run(folder: Path) -> PastRun:
+    """Raises DataError for a folder that is no run, a pickle with anything but plain values and arrays, or values of no sense."""
+    if not _is_run(folder):
+        raise DataError(f"{folder}: {_no_run(folder)}")
+    doubts: list[str] = []
+    arguments = _arguments(folder / "args", doubts)
+    try:
+        config, foreign = from_lab_arguments(arguments)
+        accumulation = int(arguments.get("gradient_accumulation_steps") or 1)
+        interval = int(arguments.get("eval_every") or REFERENCE_INTERVAL)
+        data = [None if arguments.get(name) is None else int(arguments[name]) for name in ("nInputFeatures", "nDays")]
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise DataError(f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the trainer was given") from None
+    config = checked_config(config, doubts)
+    _doubt_arguments(arguments, config, doubts)
+    rows, split = _metrics(folder / "metrics.jsonl", doubts)
+    rows = one_start(rows, doubts)
+    stats = _stats(folder / "trainingStats", doubts)
+    if rows:
+        _compare(rows, stats, doubts)
+    elif stats:
+        doubts.append(f"no metrics.jsonl: the curve is trainingStats's, its steps are not recorded and counted as every {interval} batches")
+        rows = [{"step": interval * number, **row} for number, row in enumerate(stats)]
+        split = "test"
+    else:
+        doubts.append("never started: no evaluation is recorded")
+    if accumulation > 1:
+        doubts.append(f"gradient accumulation {accumulation}: steps are recorded in batches, here divided by {accumulation} to updates")
+        rows = [row | {"step": row["step"] // accumulation} for row in rows]
+    run = finished(PastRun(folder.name, str(folder), config, (), config.get("steps"), split, (), tuple(foreign), *data), rows, doubts)
+    return _with_lr_checked(run) if rows else run
+
+
+def _arguments(path: Path, doubts: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        doubts.append("no args: its configuration is not recorded")
+        return {}
+    arguments = unpickle(path)
+    if not isinstance(arguments, dict):
+        raise DataError(f"{path}: a pickled {type(arguments).__name__}. Valid: a dict of arguments")
+    return arguments
+
+
+def checked_config(config: Mapping[str, Any], doubts: list[str]) -> dict[str, Any]:
+    """With the fields' types; a value that a field cannot have is left out, with a doubt."""
+    valid: dict[str, Any] = {}
+    for name, value in config.items():
+        try:
+            valid[name] = DecoderConfig().with_values({name: value}).flat()[name]
+        except SpecError as error:
+            doubts.append(f"left out: {error}")
+    return valid
+
+
+def _doubt_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any], doubts: list[str]) -> None:
+    if not arguments:
+        return
+    if "optimizer.eps" not in config and config.get("optimizer.name") != "sgd":
+        doubts.append("args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. It is left out")
+    groups = ("optimizer.name", "optimizer.lr", "optimizer.grad_clip_norm", "schedule.name", "model.layer_norm", "model.input_dropout",
+              "augment.time_masks", "augment.feature_masks", "augment.white_noise_sd")  # fmt: skip
+    if missing := [name for name in groups if name not in config]:
+        doubts.append(f"args do not record {', '.join(missing)}: left out")
+    if config.get("optimizer.ema_decay"):
+        doubts.append(f"evaluated with averaged weights (EMA {config['optimizer.ema_decay']}), which look worst early")
+
+
+def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
+    """(rows, the split that they were scored on)."""
+    if not path.is_file():
+        return [], None
+    tokens: dict[str, list[Any]] = {}
+    entries, splits, old_name = [], [], False
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            old_name = old_name or ("per" not in entry and "cer" in entry)
+            row = {"step": float(entry["step"]), "per": float(entry["cer" if "per" not in entry else "per"])}
+            row |= {ours: float(entry[theirs]) for ours, theirs in (("loss", "ctc_loss"), ("lr", "lr"), ("time", "time_per_batch"))
+                    if entry.get(theirs) is not None}  # fmt: skip
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            cut = number == len(lines) and isinstance(error, json.JSONDecodeError)
+            what = "cut off in mid-line" if cut else f"no evaluation ({type(error).__name__}: {error})"
+            doubts.append(f"metrics.jsonl line {number}: {what}; left out")
+            continue
+        for name, value in entry.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                tokens.setdefault(name, []).append(entry["step"])
+        splits.append(entry.get("eval_split"))
+        entries.append(row)
+    for name, steps in tokens.items():
+        doubts.append(f"{name} is NaN or Infinity at step {some(steps)}, tokens that JSON does not have")
+    if old_name:
+        doubts.append("`cer` in place of `per`: taken as the phoneme error rate")
+    _times(entries, doubts)
+    return entries, _split([str(split or "test") for split in splits], doubts)
+
+
+def _split(splits: list[str], doubts: list[str]) -> str | None:
+    if not splits:
+        return None
+    split = "validation" if splits[-1] in ("valid", "validation", "val") else splits[-1]
+    if split != "test":
+        doubts.append(f"scored on the split {split}, not on test: its PER is not comparable with that of runs scored on test")
+    if len(set(splits)) > 1:
+        doubts.append(f"scored on several splits: {', '.join(sorted(set(splits)))}; the last counts")
+    return split
+
+
+def _times(rows: list[Row], doubts: list[str]) -> None:
+    """`time` (seconds a batch, evaluation included) becomes `seconds` since the start."""
+    if not all("time" in row for row in rows):
+        doubts.append("seconds are not recorded for every evaluation: GPU time is unknown")
+        return
+    before, total = 0.0, 0.0
+    for number, row in enumerate(rows):
+        if number == 0 or row["step"] <= before:  # a start; after a fall back the batches in between are not known
+            doubts += ["the first row's time_per_batch is of one batch and an evaluation, not of what it says: not counted"] * (number == 0)
+            total = 0.0 if row["step"] <= rows[0]["step"] else total
+        else:
+            total += row["time"] * (row["step"] - before)
+        before, row["seconds"] = row["step"], total
+
+
+def one_start(rows: list[Row], doubts: list[str]) -> list[Row]:
+    """The rows of the last start. Where the step falls back to a later one than the first, the run went on from a checkpoint,
+    and the rows after that step were written again.
+    """
+    kept: list[Row] = []
+    for row in rows:
+        if kept and row["step"] <= kept[-1]["step"]:
+            behind = [old for old in kept if old["step"] >= row["step"]]
+            if row["step"] <= kept[0]["step"]:
+                doubts.append(f"two runs in one file: the step falls back from {kept[-1]['step']:g} to {row['step']:g}. Kept is the last start "
+                              f"alone; {len(kept)} evaluations before it are not, and args may be of either")  # fmt: skip
+            else:
+                doubts.append(f"the step goes backwards from {kept[-1]['step']:g} to {row['step']:g}: the {len(behind)} evaluations from there "
+                              f"on are replaced by the later ones")  # fmt: skip
+            kept = [old for old in kept if old["step"] < row["step"]]
+        kept.append(row)
+    return kept
+
+
+def _stats(path: Path, doubts: list[str]) -> list[Row]:
+    """trainingStats as rows without steps."""
+    if not path.is_file():
+        return []
+    found = unpickle(path)
+    arrays = {name: found.get(name) for name in ("testPER", "testCER", "testLoss")} if isinstance(found, dict) else {}
+    per = arrays.get("testPER") if arrays.get("testPER") is not None else arrays.get("testCER")
+    loss = arrays.get("testLoss")
+    if per is None or (loss is not None and len(loss) != len(per)):
+        doubts.append("trainingStats holds no testPER (or testCER) with a testLoss of its length: not used")
+        return []
+    if arrays.get("testPER") is None:
+        doubts.append("`testCER` in place of `testPER` in trainingStats: taken as the phoneme error rate")
+    return [{"per": float(per[n])} | ({} if loss is None else {"loss": float(loss[n])}) for n in range(len(per))]
+
+
+def _compare(rows: Sequence[Row], stats: Sequence[Row], doubts: list[str]) -> None:
+    if not stats:
+        return
+    if len(stats) != len(rows):
+        doubts.append(f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: metrics.jsonl counts")
+    for name in ("per", "loss"):
+        pairs = [(row[name], other[name]) for row, other in zip(rows, stats, strict=False) if name in row and name in other]
+        if differing := [n for n, (a, b) in enumerate(pairs) if not np.isclose(a, b, rtol=1e-6, equal_nan=True)]:
+            where = some([f"{rows[n]['step']:g}" for n in differing])
+            doubts.append(f"trainingStats has another {name} than metrics.jsonl at step {where}: metrics.jsonl counts")
+
+
+def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
+    """The run with its curve, and the doubts that a curve can raise whatever it was read from."""
+    curve = tuple(PastPoint(int(row["step"]), row["per"], row.get("loss"), row.get("seconds"), row.get("lr")) for row in rows)
+    if curve and any(point.seconds is None for point in curve):
+        curve = tuple(replace(point, seconds=None) for point in curve)
+    run = replace(run, curve=curve)
+    if any(point.loss is None for point in curve):
+        doubts.append("no loss is recorded for some evaluations: a rule that looks at it sees a constant there")
+    if high := [point.step for point in curve if point.per > 1]:
+        doubts.append(
+            f"PER above 1 at step {some(high)}, highest {max(point.per for point in curve if point.per > 1):.4g}: insertions, or percent"
+        )
+    if negative := [point.step for point in curve if point.per < 0]:
+        doubts.append(f"negative PER at step {some(negative)}: no error rate")
+    steps = [point.step for point in curve]
+    if lost := [step for a, b in zip(steps, steps[1:], strict=False) for step in range(a + run.interval, b, run.interval)]:
+        doubts.append(f"no evaluation at step {some(lost)}, every {run.interval} updates elsewhere")
+    if curve and run.steps is None:
+        doubts.append("its planned length is not recorded")
+    elif curve and not run.reached_its_plan:
+        doubts.append(
+            f"ended at step {steps[-1]} of {run.steps} planned, stopped by hand or dead: its last PER is not that of a whole training"
+        )
+    return replace(run, doubts=tuple(doubts))
+
+
+def _interval(steps: Sequence[int]) -> int:
+    """The most common distance between evaluations."""
+    gaps = Counter(b - a for a, b in zip(steps, steps[1:], strict=False) if b > a)
+    return gaps.most_common(1)[0][0] if gaps else 1
+
+
+def _with_lr_checked(run: PastRun) -> PastRun:
+    """Whether the recorded learning rates are those of the schedule in args; if not, the schedule is not known."""
+    lr, name = run.config.get("optimizer.lr"), run.config.get("schedule.name")
+    if lr is None or name in (None, "plateau"):
+        return run
+    from hpo.decoder.train import lr_factor  # with torch
+
+    fields = {field: value for field, value in run.config.items() if field.startswith("schedule.") or field == "steps"}
+    config = DecoderConfig().with_values(fields)
+    for point in run.curve:
+        planned = lr * lr_factor(config, point.step)
+        if point.lr is not None and abs(point.lr - planned) > 0.05 * lr:
+            what = f"learning rate {point.lr:.3g} at step {point.step}, where args's {name} schedule has {planned:.3g}: schedule left out"
+            known = {field: value for field, value in run.config.items() if not field.startswith("schedule.")}
+            return replace(run, config=known, doubts=(*run.doubts, what), foreign=(*run.foreign, what))
+    return run
+
+
+def some(items: Sequence[Any]) -> str:
+    return ", ".join(map(str, items[:LISTED])) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")
