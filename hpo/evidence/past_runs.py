@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def read_lab_run(folder: Path) -> PastRun:
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise DataError(f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the trainer was given") from None
     config = checked_config(config, doubts)
-    _doubt_arguments(arguments, config, doubts)
+    doubts += foreign
+    _doubt_arguments(arguments, folder.name, config, bool(foreign), doubts)
     rows, split = _metrics(folder / "metrics.jsonl", doubts)
     rows = one_start(rows, doubts)
     stats = _stats(folder / "trainingStats", doubts)
@@ -163,14 +165,16 @@ def checked_config(config: Mapping[str, Any], doubts: list[str]) -> dict[str, An
     return valid
 
 
-def _doubt_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any], doubts: list[str]) -> None:
+def _doubt_arguments(arguments: Mapping[str, Any], name: str, config: Mapping[str, Any], foreign: bool, doubts: list[str]) -> None:
     if not arguments:
         return
+    if (called := arguments.get("run_name", name)) != name:
+        doubts.append(f"args call the run {called}: they may be another's")
     if "optimizer.eps" not in config and config.get("optimizer.name") != "sgd":
         doubts.append("args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. It is left out")
     groups = ("optimizer.name", "optimizer.lr", "optimizer.grad_clip_norm", "schedule.name", "model.layer_norm", "model.input_dropout",
               "augment.time_masks", "augment.feature_masks", "augment.white_noise_sd")  # fmt: skip
-    if missing := [name for name in groups if name not in config]:
+    if missing := [name for name in groups if name not in config and not (foreign and name == "schedule.name")]:
         doubts.append(f"args do not record {', '.join(missing)}: left out")
     if config.get("optimizer.ema_decay"):
         doubts.append(f"evaluated with averaged weights (EMA {config['optimizer.ema_decay']}), which look worst early")
@@ -190,6 +194,7 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
             entry = json.loads(line)
             old_name = old_name or ("per" not in entry and "cer" in entry)
             row = {"step": float(entry["step"]), "per": float(entry["cer" if "per" not in entry else "per"])}
+            check_step(row["step"])
             row |= {ours: float(entry[theirs]) for ours, theirs in (("loss", "ctc_loss"), ("lr", "lr"), ("time", "time_per_batch"))
                     if entry.get(theirs) is not None}  # fmt: skip
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -236,6 +241,11 @@ def _times(rows: list[Row], doubts: list[str]) -> None:
         before, row["seconds"] = row["step"], total
 
 
+def check_step(step: float) -> None:
+    if not (math.isfinite(step) and step >= 0):
+        raise ValueError(f"step {step}")
+
+
 def one_start(rows: list[Row], doubts: list[str]) -> list[Row]:
     """The rows of the last start. Where the step falls back to a later one than the first, the run went on from a checkpoint,
     and the rows after that step were written again.
@@ -245,11 +255,11 @@ def one_start(rows: list[Row], doubts: list[str]) -> list[Row]:
         if kept and row["step"] <= kept[-1]["step"]:
             behind = [old for old in kept if old["step"] >= row["step"]]
             if row["step"] <= kept[0]["step"]:
-                doubts.append(f"two runs in one file: the step falls back from {kept[-1]['step']:g} to {row['step']:g}. Kept is the last start "
-                              f"alone; {len(kept)} evaluations before it are not, and args may be of either")  # fmt: skip
+                doubts.append(f"two runs in one file: the step falls back from {kept[-1]['step']:g} to {row['step']:g}. Kept is the last "
+                              f"start alone, not the {len(kept)} evaluations before it; args may be of either")  # fmt: skip
             else:
-                doubts.append(f"the step goes backwards from {kept[-1]['step']:g} to {row['step']:g}: the {len(behind)} evaluations from there "
-                              f"on are replaced by the later ones")  # fmt: skip
+                doubts.append(f"the step goes backwards from {kept[-1]['step']:g} to {row['step']:g}: the {len(behind)} evaluations "
+                              f"from there on are replaced by the later ones")  # fmt: skip
             kept = [old for old in kept if old["step"] < row["step"]]
         kept.append(row)
     return kept
@@ -291,27 +301,26 @@ def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
     run = replace(run, curve=curve)
     if any(point.loss is None for point in curve):
         doubts.append("no loss is recorded for some evaluations: a rule that looks at it sees a constant there")
-    if high := [point.step for point in curve if point.per > 1]:
-        doubts.append(
-            f"PER above 1 at step {some(high)}, highest {max(point.per for point in curve if point.per > 1):.4g}: insertions, or percent"
-        )
+    if strange := [point.step for point in curve if not (math.isfinite(point.per) and math.isfinite(point.loss or 0))]:
+        doubts.append(f"PER or loss is not finite at step {some(strange)}")
+    if high := [point for point in curve if point.per > 1]:
+        most = max(point.per for point in high)
+        doubts.append(f"PER above 1 at step {some([point.step for point in high])}, highest {most:.4g}: insertions, or percent")
     if negative := [point.step for point in curve if point.per < 0]:
         doubts.append(f"negative PER at step {some(negative)}: no error rate")
     steps = [point.step for point in curve]
-    if lost := [step for a, b in zip(steps, steps[1:], strict=False) for step in range(a + run.interval, b, run.interval)]:
+    if lost := [step for a, b in pairwise(steps) for step in range(a + run.interval, b, run.interval)]:
         doubts.append(f"no evaluation at step {some(lost)}, every {run.interval} updates elsewhere")
     if curve and run.steps is None:
         doubts.append("its planned length is not recorded")
     elif curve and not run.reached_its_plan:
-        doubts.append(
-            f"ended at step {steps[-1]} of {run.steps} planned, stopped by hand or dead: its last PER is not that of a whole training"
-        )
+        doubts.append(f"ended at step {steps[-1]} of {run.steps} planned, by hand or dead: its last PER is not a whole training's")
     return replace(run, doubts=tuple(doubts))
 
 
 def _interval(steps: Sequence[int]) -> int:
     """The most common distance between evaluations."""
-    gaps = Counter(b - a for a, b in zip(steps, steps[1:], strict=False) if b > a)
+    gaps = Counter(b - a for a, b in pairwise(steps) if b > a)
     return gaps.most_common(1)[0][0] if gaps else 1
 
 

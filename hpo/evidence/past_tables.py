@@ -6,6 +6,7 @@ One file may hold many runs, told apart by the column mapped to `name`; without 
 import csv
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from hpo.decoder.config import FIELDS, unknown
 from hpo.errors import DataError, SpecError
-from hpo.evidence.past_runs import PastRun, Row, checked_config, finished, one_start
+from hpo.evidence.past_runs import PastRun, Row, check_step, checked_config, finished, one_start
 
 NUMBERS = ("step", "per", "loss", "seconds", "lr")  # of an evaluation; seconds since the start of the run
 NAMES = ("name", "split", *NUMBERS)
@@ -80,11 +81,13 @@ def _run(file: Path, name: str, lines: list[tuple[int, dict[str, Any]]]) -> Past
     rows: list[Row] = []
     for line, entry in lines:
         try:
-            rows.append({field: float(entry[field]) for field in NUMBERS if field in entry or field in ("step", "per")})
+            row = {field: float(entry[field]) for field in NUMBERS if field in entry or field in ("step", "per")}
+            check_step(row["step"])
+            rows.append(row)
         except (KeyError, TypeError, ValueError) as error:
             doubts.append(f"line {line}: no evaluation ({type(error).__name__}: {error}); left out")
     rows = one_start(rows, doubts)
-    if any(b["seconds"] < a["seconds"] for a, b in zip(rows, rows[1:], strict=False) if "seconds" in a and "seconds" in b):
+    if any(b["seconds"] < a["seconds"] for a, b in pairwise(rows) if "seconds" in a and "seconds" in b):
         doubts.append("seconds go backwards, so they are not since the start of the run: GPU time is unknown")
         rows = [{field: value for field, value in row.items() if field != "seconds"} for row in rows]
     config: dict[str, Any] = {}
