@@ -185,3 +185,98 @@ def _ranges(numbers: Sequence[int]) -> str:
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) -> Group:
+    """What `hpo import` shows: a row a run, then every doubt with the runs that it is about."""
+    table = Table("run", box=None, pad_edge=False)
+    for title in ("evaluations", "last step", "of", "best PER", "last PER", "split", "GPU-hours"):
+        table.add_column(title, justify="right", no_wrap=True)
+    with_study = any("trial" in run for run in runs)
+    if with_study:
+        table.add_column("trial, or why not", overflow="fold")
+    doubts: dict[str, list[str]] = {}
+    for run in runs:
+        hours = "" if run["gpu_seconds"] is None else f"{run['gpu_seconds'] / 3600:.2f}"
+        numbers = [run["evaluations"], _or_blank(run["last_step"]), _or_blank(run["steps"])]
+        cells = [*numbers, _per(run["best_per"]), _per(run["last_per"]), run["split"] or "", hours]
+        if with_study:
+            cells.append(f"trial {run['trial']}" if run["trial"] is not None else run["why_not"])
+        table.add_row(Text(run["name"]), *(Text(str(cell)) for cell in cells))
+        for doubt in run["doubts"]:
+            doubts.setdefault(doubt, []).append(run["name"])
+    lines = [Text(f"refused {name}: {reason}", style="red") for name, reason in refused.items()]
+    lines += [Text("\nDoubts")] if doubts else []
+    for doubt, names in sorted(doubts.items(), key=lambda item: -len(item[1])):
+        lines.append(Text(f"  {'all' if len(names) == len(runs) > 1 else ', '.join(names)}: {doubt}"))
+    return Group(table, *lines)
+
+
+def _or_blank(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def backtest_picture(found: Mapping[str, Any]) -> Group:
+    """What `hpo backtest` shows: a row a run and a column a rule, the totals of each rule, and why own-past stopped what."""
+    table = Table("run", box=None, pad_edge=False)
+    table.add_column("best PER", justify="right", no_wrap=True)
+    table.add_column("ended")
+    for rule in found["rules"]:
+        table.add_column(rule["rule"])
+    for number, run in enumerate(found["runs"]):
+        best = " *" * (run["run"] == found["best_run"])
+        ended = Text(run["ended_badly"] or "well", style="red" if run["ended_badly"] else "green")
+        fates = [_fate(rule["runs"][number], bool(run["ended_badly"])) for rule in found["rules"]]
+        table.add_row(Text(run["run"] + best), _per(run["best_per"]), ended, *fates)
+    table.add_section()
+    bad = sum(bool(run["ended_badly"]) for run in found["runs"])
+    totals: dict[str, list[str]] = {
+        "GPU-hours saved": [f"{rule['gpu_hours_saved']:.2g} of {rule['gpu_hours_total']:.2g}" for rule in found["rules"]],
+        "stopped, though well": [f"{len(rule['healthy_stopped'])} of {len(found['runs']) - bad}" for rule in found["rules"]],
+        "missed, though bad": [f"{len(rule['bad_missed'])} of {bad}" for rule in found["rules"]],
+        "best PER left": [_per(rule["best_per_left"]) for rule in found["rules"]],
+    }
+    for title, cells in totals.items():
+        table.add_row(title, "", "", *cells)
+    notes = [
+        f"* best run. Ended badly: {found['bad']}. A cell: the step where the rule stops the run, and the PER points given up.",
+        f"{found['order'][0].upper()}{found['order'][1:]}.",
+        *(f"{rule['rule']}: {rule['what']}" for rule in found["rules"]),
+    ]
+    notes += [
+        f"  {run['run']}: {run['reason']}" for rule in found["rules"] if rule["rule"] == "own-past" for run in rule["runs"] if run["reason"]
+    ]
+    notes += [f"{run['run']}: {run['remark']}" for run in found["runs"] if run["remark"]]
+    notes += [f"not replayed: {name}: {why}" for name, why in found["not_replayable"].items()]
+    return Group(table, Text(), *(Text(note) for note in notes), *_sweep(found.get("sweep", [])))
+
+
+def _fate(run: Mapping[str, Any], bad: bool) -> Text:
+    if run["stopped_at"] is None:
+        return Text("missed" if bad else "-", style="red" if bad else "dim")
+    lost = 100 * (run["per_forgone"] or 0)
+    return Text(f"{run['stopped_at']}" + (f", -{lost:.1f}" if lost else ""), style="green" if bad else "red")
+
+
+def _sweep(rows: Sequence[Mapping[str, Any]]) -> list[Text | Table]:
+    """How far each constant of own-past may move, the others at their defaults."""
+    if not rows:
+        return []
+    table = Table("own-past's", "default", "safe from", "to", "below", "above", box=None, pad_edge=False)
+    for row in rows:
+        tried = {entry["value"]: entry for entry in row["tried"]}
+        values = list(tried)
+        low, high = row["safe"] or (row["default"], row["default"])
+        edges = [
+            values[values.index(low) - 1] if low != values[0] else None,
+            values[values.index(high) + 1] if high != values[-1] else None,
+        ]
+        table.add_row(row["constant"], f"{row['default']:g}", *([f"{low:g}", f"{high:g}"] if row["safe"] else ["-", "-"]),
+                      *("none tried" if edge is None else _errs(tried[edge]) for edge in edges))  # fmt: skip
+    return [Text("\nSafe: stops every run that ended badly and no other; one constant at a time, among the values tried"), table]
+
+
+def _errs(entry: Mapping[str, Any]) -> str:
+    parts = [f"misses {', '.join(entry['bad_missed'])}"] if entry["bad_missed"] else []
+    parts += [f"stops {', '.join(entry['healthy_stopped'])}"] if entry["healthy_stopped"] else []
+    return f"{entry['value']:g} " + " and ".join(parts)

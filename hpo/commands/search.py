@@ -206,13 +206,17 @@ def status(study: str, database: str | None, as_json: bool) -> None:
     found = open_study(study, database)
     found.sweep()
     records = found.records()
+    imported = found.imported()
     jobs = _jobs(found)
     if as_json:
         trials = [asdict(record) for record in records]
-        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials}
+        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials,
+                 "imported": [asdict(record) for record in imported]}  # fmt: skip
         click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
     else:
         Console(highlight=False).print(trial_table(records, found.budget.trials))
+        for record in imported:
+            click.echo(f"imported trial {record.number}: past run {record.imported}, {record.state}")
         for job in jobs or []:
             click.echo(f"SLURM {job}")
         if jobs == []:

@@ -141,7 +141,7 @@ def _facts(curve: Curve) -> dict[str, Any]:
 
 def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int) -> dict[str, Any]:
     constants = ", ".join(f"{name} {value:g}" for name, value in own_past)
-    what = f"own past ({constants})" if rule == OWN_PAST else RULES[rule].format(first=first, longest=longest)
+    what = f"the rule that runs live ({constants})" if rule == OWN_PAST else RULES[rule].format(first=first, longest=longest)
     stops = own_past_stops(curves, own_past) if rule == OWN_PAST else _rank_stops(rule, curves, first, longest)
     runs = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
     left = [

@@ -52,8 +52,8 @@ class PastRun:
 
     @property
     def key(self) -> str:
-        """Of name and content, wherever the run lies."""
-        content = [self.name, self.config, [vars(point) for point in self.curve], self.steps, self.split]
+        """Of name and content, wherever the run lies and whatever is stated of it by hand."""
+        content = [self.name, [vars(point) for point in self.curve], self.steps, self.split]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

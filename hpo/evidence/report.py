@@ -46,6 +46,7 @@ def build_report(study: Study) -> dict[str, Any]:
         },
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
         "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
+        "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "per": past.per} for past in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
@@ -92,6 +93,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines.append("Starts" if report["starts"] else "No starts")
     lines += [_start_line(name, start) for name, start in report["starts"].items()]
     lines += [_trials_line(report), _compute_line(report)]
+    if report["imported"]:
+        shown = ", ".join(f"trial {past['trial']} is {past['run']}" for past in report["imported"])
+        lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
     lines += [f"  failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
     return "\n".join(lines)
 

@@ -53,6 +53,9 @@ metadata = MetaData()
 optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
                       Column("study_id", Integer), Column("state", String))  # fmt: skip
 
+optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_id", Integer), Column("key", String))
+IMPORTED = "imported"  # the user attribute of a trial that was trained outside; its value is the run's name
+
 Table("studies", metadata, Column("study_id", Integer, primary_key=True))  # Optuna's
 
 
@@ -324,10 +327,17 @@ def orphans(connection: Connection, study_id: int, idle: Process | None) -> list
 # ---- where a study stands
 
 
+def _own(study_id: int) -> Any:
+    """The study's trials, without imported ones."""
+    attributes = optuna_attributes.c
+    imported = select(attributes.trial_id).where(attributes.key == IMPORTED, attributes.trial_id == optuna_trials.c.trial_id)
+    return (optuna_trials.c.study_id == study_id) & ~imported.exists()
+
+
 def counts(connection: Connection, study_id: int) -> dict[str, int]:
     """Trials by Optuna's name of their state."""
     state = cast(optuna_trials.c.state, String)
-    statement = select(state, func.count()).where(optuna_trials.c.study_id == study_id).group_by(state)
+    statement = select(state, func.count()).where(_own(study_id)).group_by(state)
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
@@ -335,7 +345,7 @@ def gpu_time(connection: Connection, study_id: int) -> tuple[float, float, float
     """GPU-seconds: of all trials; that the running ones will still take; of a complete trial on average (None: of none)."""
     table, state = trial_table.c, cast(optuna_trials.c.state, String)
     of_study = optuna_trials.join(trial_table, optuna_trials.c.trial_id == table.trial_id)
-    mine = optuna_trials.c.study_id == study_id
+    mine = _own(study_id)
     complete = func.avg(table.gpu_seconds).filter(state == "COMPLETE")
     spent, typical = connection.execute(
         select(func.coalesce(func.sum(table.gpu_seconds), 0), complete).select_from(of_study).where(mine)
@@ -404,11 +414,18 @@ def point_of(since: "list[Progress]") -> Point:
     }
 
 
-def add_points(connection: Connection, trial_id: int, attempt: int, points: list[Point]) -> None:
+def add_points(connection: Connection, trial_id: int, attempt: int | None, points: list[Point]) -> None:
     """Those that are there are kept."""
     if points:
         statement = insert(curve_table).values([{"trial_id": trial_id, "attempt": attempt, **point} for point in points])
         connection.execute(statement.on_conflict_do_nothing(index_elements=["trial_id", "step"]))
+
+
+def add_imported(connection: Connection, trial_id: int, config: dict[str, Any], points: list[Point]) -> None:
+    """What a trial that was trained outside has: no attempt, no time. Told twice it is written once."""
+    row = {"trial_id": trial_id, "config": config, "step": int(points[-1]["step"])}
+    connection.execute(insert(trial_table).values(row).on_conflict_do_nothing(index_elements=["trial_id"]))
+    add_points(connection, trial_id, None, points)
 
 
 def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None:

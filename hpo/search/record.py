@@ -5,6 +5,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
+from hpo.search.ledger import IMPORTED
 from hpo.search.trial import Record, State
 
 STATES: dict[TrialState, State] = {
@@ -43,4 +44,5 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         device=(row.device if row else "") or "",
         code_version=(row.code_version if row else "") or "",
         data=(row.data if row else "") or "",
+        imported=attributes.get(IMPORTED, ""),
     )

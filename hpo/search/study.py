@@ -389,6 +389,14 @@ class Study:
         return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None
 
     def records(self) -> list[Record]:
+        """Of the study's own trials."""
+        return [record for record in self._records() if not record.imported]
+
+    def imported(self) -> list[Record]:
+        """Of the past runs that the sampler learns from."""
+        return [record for record in self._records() if record.imported]
+
+    def _records(self) -> list[Record]:
         trials = self._storage.get_all_trials(self.id, deepcopy=False)
         with self._engine.begin() as connection:
             rows = ledger.rows_of(connection, [trial._trial_id for trial in trials])

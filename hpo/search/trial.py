@@ -102,6 +102,7 @@ class Record:
     device: str
     code_version: str
     data: str  # fingerprint
+    imported: str = ""  # name of the past run that it is; empty: a trial of the study
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,117 @@
+"""Runs that were trained elsewhere: import, backtest."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpo.commands.shared import database_option, json_option, open_study
+from hpo.errors import CallerError
+
+if TYPE_CHECKING:
+    from hpo.evidence.past_runs import PastRun
+
+path_argument = click.Path(path_type=Path)
+map_option = click.option("--map", "maps", multiple=True, metavar="COLUMN=FIELD",
+                          help="What a column of a CSV, TSV or JSONL table is: name, split, step (updates), per, loss, seconds (since the "
+                               "start), lr, or a field such as optimizer.lr. Columns of these names need none.")  # fmt: skip
+
+
+def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, str]]":
+    from hpo.evidence.past_runs import read_runs
+    from hpo.evidence.past_tables import parse_maps
+
+    return read_runs(path, parse_maps(maps))
+
+
+@click.command("import")
+@click.argument("runs_dir", type=path_argument)
+@click.option("--study", metavar="NAME", help="Add those that are comparable to this study, for its sampler.")
+@click.option("--same-data", is_flag=True,
+              help="I say that they were trained on the study's data and scored on its validation part: no run records that.")  # fmt: skip
+@map_option
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
+              help="What a field was in the runs that do not record it, such as optimizer.eps=1e-8.")  # fmt: skip
+@database_option
+@json_option
+def import_(runs_dir: Path, study: str | None, same_data: bool, maps: tuple[str, ...], settings: tuple[str, ...], database: str | None,
+            as_json: bool) -> None:  # fmt: skip
+    """Show past runs and what is doubtful about them; with --study, let its sampler learn from them.
+
+    RUNS_DIR is a run folder of neural_seq_decoder or a descendant (args, metrics.jsonl, trainingStats), a folder of such, or a
+    table. Imported runs are never best and count in no budget. The same import twice adds nothing.
+    """
+    from rich.console import Console
+
+    from hpo.display import past_picture
+    from hpo.evidence.importing import facts, import_runs, stated
+    from hpo.search.spec import parse_settings
+
+    if same_data and not study:
+        raise CallerError("--same-data without --study: it says which study's data the runs are of. Add --study NAME")
+    runs, refused = _read(runs_dir, maps)
+    values = parse_settings(settings)
+    runs = [stated(run, values) for run in runs]
+    rows = import_runs(open_study(study, database), runs, same_data) if study else [facts(run) for run in runs]
+    if as_json:
+        click.echo(json.dumps({"runs": rows, "refused": refused}, indent=2))
+    else:
+        Console(highlight=False).print(past_picture(rows, refused))
+
+
+@click.command()
+@click.argument("runs_dir", type=path_argument, required=False)
+@click.option("--study", metavar="NAME", help="Replay the trials of this study instead of past runs.")
+@click.option("--rule", "rules", multiple=True, metavar="RULE",
+              help="own-past, median, asha, hyperband or patient; several times for several. Default: own-past, median, asha.")  # fmt: skip
+@click.option("--sweep", "with_sweep", is_flag=True, help="Show how far each constant of own-past may move before it errs on these runs.")
+@click.option("--plot", type=path_argument, metavar="FILE", help="Draw the curves and where each rule stops them: .svg, .png or .pdf.")
+@map_option
+@database_option
+@json_option
+def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], with_sweep: bool, plot: Path | None, maps: tuple[str, ...],
+             database: str | None, as_json: bool) -> None:  # fmt: skip
+    """Replay stopping rules on past runs: what each would have stopped, saved and thrown away.
+
+    RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has it); the others are Optuna's
+    pruners.
+    """
+    from hpo.evidence.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
+    from hpo.evidence.backtest import backtest as replay
+
+    if (runs_dir is None) == (study is None):
+        raise CallerError("hpo backtest takes RUNS_DIR or --study NAME, one of them: what to replay")
+    opened = open_study(study, database) if study else None
+    own_past = opened.spec.stopping if opened else None
+    refused: dict[str, str] = {}
+    if opened:
+        curves, left_out = study_curves(opened)
+    else:
+        assert runs_dir is not None
+        runs, refused = _read(runs_dir, maps)
+        curves, left_out = past_curves(runs)
+    found: dict[str, Any] = replay(curves, rules or DEFAULT_RULES, own_past)
+    found["not_replayable"] = left_out | refused
+    if with_sweep:
+        found["sweep"] = sweep(curves, own_past)
+    if plot:
+        from hpo.evidence.pictures import backtest_picture
+
+        backtest_picture(found, curves, plot)
+    if opened:
+        opened.keep_result("backtest", found)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_backtest(found, plot)
+
+
+def _print_backtest(found: dict[str, Any], plot: Path | None) -> None:
+    from rich.console import Console
+
+    from hpo.display import backtest_picture
+
+    Console(highlight=False).print(backtest_picture(found))
+    if plot:
+        click.echo(f"wrote {plot}")

@@ -1,0 +1,110 @@
+"""Brings past runs into a study: as finished trials where they are comparable, else as a finding with the reason."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpo.decoder.config import DecoderConfig
+from hpo.errors import StudyError
+from hpo.evidence.past_runs import PastPoint, PastRun, some
+from hpo.search.imported import add_trial, place, trials_by_key
+from hpo.search.ledger import Point
+from hpo.search.stopping import OwnPast, Stop
+from hpo.search.study import Study
+
+KIND = "past_runs"
+NEVER = 10**9  # evaluations in a row
+
+
+def stated(run: PastRun, values: Mapping[str, Any]) -> PastRun:
+    """With what a person says of fields that the run does not record."""
+    new = {name: value for name, value in DecoderConfig().with_values(values, "--set ").flat().items() if name in values}
+    new = {name: value for name, value in new.items() if name not in run.config}
+    said = tuple(f"{name} = {value} is stated by hand" for name, value in new.items())
+    return replace(run, config=new | run.config, doubts=run.doubts + said)
+
+
+def import_runs(study: Study, runs: Sequence[PastRun], same_data: bool) -> list[dict[str, Any]]:
+    """Add what is comparable, and keep all of it as the study's finding `past_runs`. Told twice it is there once.
+
+    same_data: a person says that they were trained on the study's data and scored on its validation part; no run records that.
+    """
+    kept = {row["key"]: row for row in study.results().get(KIND, {"runs": []})["runs"]}
+    there = trials_by_key(study)
+    for run in runs:
+        if run.key in there and run.key in kept:
+            continue
+        number, why_not = None, ""
+        try:
+            run, values, points, stop = _comparable(study, run, same_data)
+            number = add_trial(study, run.key, run.name, values, points, stop)
+        except StudyError as error:
+            why_not = str(error)
+        kept[run.key] = facts(run) | {"trial": number, "why_not": why_not}
+    study.keep_result(KIND, {"runs": list(kept.values())})
+    return [kept[run.key] for run in runs]
+
+
+def facts(run: PastRun) -> dict[str, Any]:
+    """JSON-ready: what is known of the run, without its curve. What is not finite is null."""
+    last = run.curve[-1] if run.curve else None
+    return {
+        "name": run.name,
+        "path": run.path,
+        "key": run.key,
+        "best_per": run.best_per,
+        "last_per": last.per if last and math.isfinite(last.per) else None,
+        "evaluations": len(run.curve),
+        "last_step": last.step if last else None,
+        "steps": run.steps,
+        "gpu_seconds": last.seconds if last else None,
+        "split": run.split,
+        "config": run.config,
+        "doubts": list(run.doubts),
+    }
+
+
+def _comparable(study: Study, run: PastRun, same_data: bool) -> tuple[PastRun, dict[str, Any], list[Point], Stop | None]:
+    """Raises StudyError with the reason why it is not."""
+    if not run.curve:
+        raise StudyError("no evaluation is recorded")
+    if run.split == "test":
+        raise StudyError("scored on test, which the search never sees")
+    if not same_data:
+        raise StudyError("no run says which data it is of; --same-data says that it is the study's, scored on its validation part")
+    for name, mine, theirs in (("channels", study.data["n_features"], run.n_features), ("days", study.data["n_days"], run.n_days)):
+        if theirs not in (None, mine):
+            raise StudyError(f"{theirs} {name}, the study's data have {mine}")
+    if run.foreign:
+        raise StudyError(run.foreign[0])
+    values, assumed = place(study.spec, run.config)
+    rule = study.spec.stopping or OwnPast(per_patience=NEVER, loss_patience=NEVER)
+    judged = ((end, rule.judge(run.evaluations[:end])) for end in range(1, len(run.curve) + 1))
+    end, stop = next(((end, stop) for end, stop in judged if stop), (len(run.curve), None))
+    if stop is None and not run.reached_its_plan:
+        planned = "an unknown number" if run.steps is None else run.steps
+        raise StudyError(f"ended at step {run.curve[-1].step} of {planned}, so what a whole training would reach is not known")
+    if assumed:
+        run = replace(run, doubts=(*run.doubts, f"not recorded, taken as the study's: {some(assumed)}"))
+    return run, values, _points(run.curve[:end]), stop
+
+
+def _points(curve: Sequence[PastPoint]) -> list[Point]:
+    """For the ledger; what is not recorded is NaN."""
+    befores = [None, *curve[:-1]]
+    return [
+        {"step": point.step, "per": point.per, "validation_loss": _or_nan(point.loss), "loss": math.nan, "grad_norm": math.nan,
+         "lr": _or_nan(point.lr), "step_seconds": _pace(before, point)}
+        for before, point in zip(befores, curve, strict=True)
+    ]  # fmt: skip
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _pace(before: PastPoint | None, point: PastPoint) -> float:
+    if before is None or before.seconds is None or point.seconds is None:
+        return math.nan
+    return (point.seconds - before.seconds) / (point.step - before.step)
