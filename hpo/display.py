@@ -194,18 +194,19 @@ def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) 
         table.add_column(title, justify="right", no_wrap=True)
     with_study = any("trial" in run for run in runs)
     if with_study:
-        table.add_column("trial, or why not", overflow="fold")
+        table.add_column("trial", justify="right")
     doubts: dict[str, list[str]] = {}
     for run in runs:
         hours = "" if run["gpu_seconds"] is None else f"{run['gpu_seconds'] / 3600:.2f}"
         numbers = [run["evaluations"], _or_blank(run["last_step"]), _or_blank(run["steps"])]
         cells = [*numbers, _per(run["best_per"]), _per(run["last_per"]), run["split"] or "", hours]
         if with_study:
-            cells.append(f"trial {run['trial']}" if run["trial"] is not None else run["why_not"])
+            cells.append("-" if run["trial"] is None else run["trial"])
         table.add_row(Text(run["name"]), *(Text(str(cell)) for cell in cells))
         for doubt in run["doubts"]:
             doubts.setdefault(doubt, []).append(run["name"])
     lines = [Text(f"refused {name}: {reason}", style="red") for name, reason in refused.items()]
+    lines += [Text(f"not added {run['name']}: {run['why_not']}") for run in runs if run.get("why_not")]
     lines += [Text("\nDoubts")] if doubts else []
     for doubt, names in sorted(doubts.items(), key=lambda item: -len(item[1])):
         lines.append(Text(f"  {'all' if len(names) == len(runs) > 1 else ', '.join(names)}: {doubt}"))

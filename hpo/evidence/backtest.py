@@ -196,7 +196,7 @@ RULES = {
     "median": "Optuna's MedianPruner, from step {first}",
     "asha": f"Optuna's SuccessiveHalvingPruner, rungs at {{first}} x {FACTOR}^n",
     "hyperband": f"Optuna's HyperbandPruner, rungs at {{first}} x {FACTOR}^n up to {{longest}}",
-    "patient": f"Optuna's PatientPruner, {PATIENCE} evaluations without a better PER",
+    "patient": f"Optuna's PatientPruner, when {PATIENCE + 1} evaluations in a row are worse than one before",
 }
 
 

@@ -81,12 +81,12 @@ def read_runs(path: Path, maps: Mapping[str, str] | None = None) -> tuple[list[P
     maps: column of a table -> our name (past_tables.NAMES, or a dotted field); None: run folders are meant, unless `path` is
     a file. Raises DataError if there is no run at all.
     """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder. Valid: a run folder ({', '.join(FILES)}), a folder of them, a CSV or JSONL table")
     if maps or path.is_file():
         from hpo.evidence.past_tables import read_tables
 
         return read_tables(path, maps or {}), {}
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder. Valid: a run folder ({', '.join(FILES)}), a folder of them, a CSV or JSONL table")
     if _is_run(path):
         return [read_lab_run(path)], {}
     runs, refused = [], {}

@@ -10,11 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hpo.decoder.config import FIELDS, unknown
 from hpo.errors import DataError, SpecError
 from hpo.evidence.past_runs import PastRun, Row, check_step, checked_config, finished, one_start
+from hpo.search.spec import parse_settings
 
 NUMBERS = ("step", "per", "loss", "seconds", "lr")  # of an evaluation; seconds since the start of the run
 NAMES = ("name", "split", *NUMBERS)
@@ -95,8 +94,11 @@ def _run(file: Path, name: str, lines: list[tuple[int, dict[str, Any]]]) -> Past
         values = list(dict.fromkeys(str(entry[field]) for _, entry in lines if field in entry))
         if len(values) > 1:
             doubts.append(f"{field} changes along the run ({values[0]}, {values[1]}, ...): left out")
-        else:
-            config[field] = yaml.safe_load(values[0])
+            continue
+        try:
+            config |= parse_settings((f"{field}={values[0]}",))
+        except SpecError as error:
+            doubts.append(f"left out: {error}")
     split = next((str(entry["split"]) for _, entry in reversed(lines) if "split" in entry), None)
     if split is None:
         doubts.append("the split that it was scored on is not recorded")
