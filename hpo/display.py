@@ -232,7 +232,10 @@ def backtest_picture(found: Mapping[str, Any]) -> Group:
     table.add_section()
     bad = sum(bool(run["ended_badly"]) for run in found["runs"])
     totals: dict[str, list[str]] = {
-        "GPU-hours saved": [f"{rule['gpu_hours_saved']:.2g} of {rule['gpu_hours_total']:.2g}" for rule in found["rules"]],
+        "GPU-hours saved": [
+            f"{rule['gpu_hours_saved']:.2g} of {rule['gpu_hours_total']:.2g}" if rule["gpu_hours_total"] else "not recorded"
+            for rule in found["rules"]
+        ],
         "stopped, though well": [f"{len(rule['healthy_stopped'])} of {len(found['runs']) - bad}" for rule in found["rules"]],
         "missed, though bad": [f"{len(rule['bad_missed'])} of {bad}" for rule in found["rules"]],
         "best PER left": [_per(rule["best_per_left"]) for rule in found["rules"]],

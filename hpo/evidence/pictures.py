@@ -33,7 +33,7 @@ def backtest_picture(found: Mapping[str, Any], curves: Sequence[Curve], path: Pa
         panel.set_ylabel("PER (%)")
     for panel in panels[-1]:
         panel.set_xlabel("optimizer updates (square-root scale)")
-    ended = [("ended well", WELL), ("ended badly", BADLY), ("after the stop: never trained", REST)]
+    ended = [("ended well", WELL), ("ended badly", BADLY), ("after the stop", REST)]
     lines = [mpl.lines.Line2D([], [], color=color, lw=2, label=label) for label, color in ended]
     cross = mpl.lines.Line2D([], [], color="black", marker="X", ls="", label="stopped")
     figure.legend(handles=[*lines, cross], loc="outside upper center", ncols=4, frameon=False)
@@ -59,7 +59,7 @@ def _panel(panel: Axes, rule: Mapping[str, Any], curves: Sequence[Curve]) -> Non
                 curve.name, (steps[-1], pers[-1]), xytext=(3, 0), textcoords="offset points", fontsize=6, va="center", color="#555555"
             )
     panel.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x**2))
-    longest = max(curve.evaluations[-1].step for curve in curves)
+    longest = max(1, *(curve.evaluations[-1].step for curve in curves))
     panel.set_xlim(0, 1.5 * longest)
     panel.set_xticks(sorted({float(f"{longest * part**2:.1g}") for part in (0, 0.2, 0.4, 0.6, 0.8, 1)}))
     panel.set_ylim(0, 105)
