@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
@@ -189,7 +189,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) -> Group:
     """What `hpo import` shows: a row a run, then every doubt with the runs that it is about."""
-    table = Table("run", box=None, pad_edge=False)
+    table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
     for title in ("evaluations", "last step", "of", "best PER", "last PER", "split", "GPU-hours"):
         table.add_column(title, justify="right", no_wrap=True)
     with_study = any("trial" in run for run in runs)
@@ -219,7 +219,7 @@ def _or_blank(value: object) -> str:
 
 def backtest_picture(found: Mapping[str, Any]) -> Group:
     """What `hpo backtest` shows: a row a run and a column a rule, the totals of each rule, and why own-past stopped what."""
-    table = Table("run", box=None, pad_edge=False)
+    table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
     table.add_column("best PER", justify="right", no_wrap=True)
     table.add_column("ended")
     for rule in found["rules"]:
