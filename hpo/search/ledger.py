@@ -281,6 +281,19 @@ def drop_lease(connection: Connection, trial_id: int, lease: str) -> int | None:
     return connection.execute(gone.returning(trial_table.c.attempts)).scalar()
 
 
+def ended_by_hand(connection: Connection, trial_id: int, lease: str) -> bool:
+    """Whether a person has ended the trial in optuna-dashboard, and not its holder. Then nobody holds it any more."""
+    last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
+    both = trial_table.join(optuna_trials, optuna_trials.c.trial_id == trial_table.c.trial_id).join(attempt_table, last)
+    state = select(cast(optuna_trials.c.state, String), attempt_table.c.outcome).select_from(both).where(_held(trial_id, lease))
+    row = connection.execute(state).first()
+    if row is None or row[0] == "RUNNING" or row.outcome is not None:  # the last: its holder tells the outcome again
+        return False
+    if attempt := drop_lease(connection, trial_id, lease):
+        end_attempt(connection, trial_id, attempt, "stopped", "ended by hand")
+    return True
+
+
 def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: str, reason: str) -> None:
     """outcome: complete, stopped, or a Cause. The last word counts."""
     step = select(trial_table.c.step).where(trial_table.c.trial_id == trial_id).scalar_subquery()

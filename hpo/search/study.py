@@ -32,7 +32,7 @@ from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import record_of
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, is_over
+from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -200,7 +200,7 @@ class Study:
             try:
                 with ledger.fenced(trial_id, lease):
                     config, start = self._configure(trial_id, number)
-            except LeaseLostError:
+            except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
                 continue
             except (SpecError, ValueError) as error:
                 self.finish(Trial(trial_id, number, self.spec.base, lease, None, attempt), Failed(str(error), Cause.BAD_CONFIGURATION))
@@ -275,8 +275,7 @@ class Study:
                 return False
             ledger.begin_attempt(connection, trial.id, trial.attempt, step)
             ledger.forget_curve_after(connection, trial.id, step)
-        there = self._storage.get_trial(trial.id).intermediate_values
-        return self.deliver(trial, [point for point in curve if point["step"] not in there], step, 0.0)
+        return self.deliver(trial, curve, step, 0.0)
 
     def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float) -> bool:
         """Renew the lease after `seconds` of this attempt, and add points to the curve. Told twice it is written once.
@@ -284,6 +283,8 @@ class Study:
         False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
         """
         with self._engine.begin() as connection:
+            if ledger.ended_by_hand(connection, trial.id, trial.lease):
+                return False
             if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, step=step):
                 return False
             ledger.add_points(connection, trial.id, trial.attempt, points)
@@ -292,15 +293,19 @@ class Study:
                 for point in points:
                     if in_thin_curve(int(point["step"]), trial.config):
                         self._storage.set_trial_intermediate_value(trial.id, int(point["step"]), point["per"])
-        except (UpdateFinishedTrialError, LeaseLostError):
+        except LeaseLostError:
             return False
+        except UpdateFinishedTrialError:
+            return self.deliver(trial, [], step, seconds)  # which sees it
         return True
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
         """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""
         values = {"errors": list(outcome.score.errors), "lengths": list(outcome.score.lengths)} if isinstance(outcome, Completed) else {}
-        word, reason = _in_words(outcome)
+        word, reason = in_words(outcome)
         with self._engine.begin() as connection:
+            if ledger.ended_by_hand(connection, trial.id, trial.lease):
+                return False
             if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, **values):
                 return False
             ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
@@ -308,17 +313,20 @@ class Study:
         attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
         if isinstance(outcome, Stopped):
             attributes |= {"rule": outcome.stop.rule, "cause": outcome.stop.cause}
+        held = True
         try:
             with ledger.fenced(trial.id, trial.lease):
                 if self._storage.get_trial(trial.id).state != state:  # else an attempt to write it did, and was not told so
                     if isinstance(outcome, Stopped):
                         self._asked(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
                     self._end(trial.id, state, attributes, [outcome.score.per] if isinstance(outcome, Completed) else None)
-        except (UpdateFinishedTrialError, LeaseLostError):
+        except LeaseLostError:
             return False
+        except UpdateFinishedTrialError:
+            held = False
         with self._engine.begin() as connection:
             ledger.drop_lease(connection, trial.id, trial.lease)
-        return True
+        return held
 
     def _state_after(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialState:
         match outcome:
@@ -419,19 +427,6 @@ class Study:
         with self._engine.begin() as connection:
             row = ledger.rows_of(connection, [trial_id])[trial_id]
         return Score(tuple(row.errors), tuple(row.lengths))
-
-
-def _in_words(outcome: Outcome) -> tuple[str, str]:
-    """What an attempt ended with, and why."""
-    match outcome:
-        case Completed():
-            return "complete", ""
-        case Stopped(stop):
-            return "stopped", stop.reason
-        case Interrupted(reason):
-            return Cause.INTERRUPTED, reason
-        case Failed(reason, cause):
-            return cause, reason
 
 
 def in_thin_curve(step: int, config: DecoderConfig) -> bool:
