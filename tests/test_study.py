@@ -338,8 +338,9 @@ def test_an_outcome_that_is_told_twice_is_written_once(make_study: Make, tiny_sp
 def test_a_claim_whose_answer_was_lost_is_given_again(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     assert claim(study).number == 0
-    again = study.claim(HERE, RECORD, idle=True)
-    assert again is not None and again.number == 0
+    for _ in range(study.spec.attempts.max_attempts + 1):  # its worker lives, so this is no loss
+        again = study.claim(HERE, RECORD, idle=True)
+        assert again is not None and again.number == 0
 
 
 def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Make, tiny_spec: StudySpec) -> None:
