@@ -85,9 +85,19 @@ class Study:
         return study
 
     @property
+    def _attributes(self) -> dict[str, Any]:
+        try:
+            return self._study.user_attrs
+        except KeyError:
+            raise self._deleted() from None
+
+    def _deleted(self) -> StudyError:
+        return StudyError(f"study {self.name} was deleted. Type the launch line again for a new one")
+
+    @property
     def unique(self) -> str:
         """Tells this study from others of its name, in other databases or deleted before."""
-        return str(self._study.user_attrs["unique"])
+        return str(self._attributes["unique"])
 
     def _make(self, spec: StudySpec, data: Mapping[str, Any]) -> None:
         there = [trial.user_attrs.get("start") for trial in self._study.get_trials(deepcopy=False)]
@@ -122,7 +132,7 @@ class Study:
     @property
     def budget(self) -> Budget:
         """As it is now: the spec's, with what `hpo budget` has changed."""
-        return Budget.model_validate(self._study.user_attrs.get("budget") or self.spec.budget)
+        return Budget.model_validate(self._attributes.get("budget") or self.spec.budget)
 
     def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:
         """Raise or lower it while workers run, as Budget.changed reads it. Returns (before, now). Raises StudyError."""
@@ -138,13 +148,13 @@ class Study:
     @property
     def artifacts(self) -> Path | None:
         """The folder that all machines of the study see, if it has one."""
-        path = self._study.user_attrs.get("artifacts")
+        path = self._attributes.get("artifacts")
         return Path(path) if path else None
 
     @property
     def code(self) -> str:
         """The version of the code that it was made with."""
-        return str(self._study.user_attrs.get("code", ""))
+        return str(self._attributes.get("code", ""))
 
     def settle(self, artifacts: Path | None, code: str) -> None:
         """Remember where the files of trials go, and the first time the version of the code."""
@@ -158,7 +168,7 @@ class Study:
         """As when this object last looked; `refresh` looks again."""
         if self._spec is None:
             try:
-                self._spec = StudySpec.model_validate(self._study.user_attrs["spec"])
+                self._spec = StudySpec.model_validate(self._attributes["spec"])
             except ValidationError as error:
                 raise StudyError(
                     f"study {self.name} was made by another version of hpo ({explain(error)}). Take --name for a new one"
@@ -171,7 +181,7 @@ class Study:
     @property
     def data(self) -> dict[str, Any]:
         """`path` (None: bundled) and `fingerprint`."""
-        return dict(self._study.user_attrs["data"])
+        return dict(self._attributes["data"])
 
     @property
     def data_path(self) -> Path | None:
@@ -397,7 +407,10 @@ class Study:
         return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None
 
     def records(self) -> list[Record]:
-        trials = self._storage.get_all_trials(self.id, deepcopy=False)
+        try:
+            trials = self._storage.get_all_trials(self.id, deepcopy=False)
+        except KeyError:
+            raise self._deleted() from None
         with self._engine.begin() as connection:
             rows = ledger.rows_of(connection, [trial._trial_id for trial in trials])
         return [record_of(trial, rows.get(trial._trial_id)) for trial in trials]
