@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import psycopg2
 import pytest
 import torch
@@ -201,6 +202,18 @@ def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
     spec = load_spec(tiny_space)
     sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
     return make_study(spec, fingerprint=sentences.fingerprint(), path=str(tiny_data))
+
+
+def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
+    endless: Study, tiny_data: Path, tmp_path: Path, database: Database
+) -> None:
+    running = WorkerProcess(endless, tiny_data, tmp_path / "log")
+    optuna.delete_study(study_name=endless.name, storage=database.url)
+    assert running.process.wait(60) == 2
+    assert running.log.read_text().splitlines()[-1] == "hpo: study s was deleted. Type the launch line again for a new one"
+    assert "Traceback" not in running.log.read_text()
+    with pytest.raises(StudyError, match="was deleted"):  # what a launch asks for
+        endless.records()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])

@@ -152,6 +152,17 @@ def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny
     assert study._study.get_trials()[0].intermediate_values == {2: 0.9, 4: 0.7}
 
 
+def test_a_curve_that_another_attempt_forgot_comes_back_with_the_checkpoint(make_study: Make, tiny_spec: StudySpec) -> None:
+    """Without a shared folder: host a, then host b from step 0, then host a again, which has its checkpoint."""
+    study = make_study(tiny_spec)
+    points = [point_of([evaluated(2, 0.9)]), point_of([evaluated(4, 0.7)])]
+    assert study.deliver(claim(study, ended_process()), points, 4, 1.0)
+    assert study.resume(claim(study, ended_process()), 0, [])
+    last = claim(study)
+    assert study.resume(last, 4, points)
+    assert curve(study, last) == [(2, 0.9, 3), (4, 0.7, 3)]
+
+
 def test_a_dead_workers_trial_is_taken_at_once(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     lost = claim(study, ended_process())
@@ -244,7 +255,30 @@ def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Mak
     study._study.tell(trial.number, state=TrialState.FAIL)
     assert not report(study, trial, 2, 0.9, 1.0)
     assert not study.finish(trial, completed(0.5))
-    assert study.records()[0].state == "failed"
+    record = study.records()[0]
+    assert (record.state, record.cause, record.reason) == ("failed", "stopped", "ended by hand")
+    assert curve(study, trial) == []
+
+
+def test_a_renewal_notices_that_a_trial_was_ended_by_hand_and_frees_its_device(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    trial, other = claim(study), claim(study)
+    study._study.tell(trial.number, state=TrialState.FAIL)
+    assert study.shares_device(other)
+    assert not study.deliver(trial, [], 1, 1.0)  # between evaluations
+    assert not study.shares_device(other)
+
+
+def test_a_value_that_was_given_by_hand_is_no_score(make_study: Make, tiny_spec: StudySpec) -> None:
+    """optuna-dashboard takes any number for a running trial."""
+    study = make_study(tiny_spec)
+    trial = claim(study)
+    study._study.tell(trial.number, 0.001)
+    assert not study.finish(trial, completed(0.5))
+    found = build_report(study)
+    assert (found["best"], found["stopped_by"]) == (None, {"by hand": 1})
+    assert study.records()[0].reason == "ended by hand"
+    assert study.standing().ended == 1
 
 
 def test_a_study_that_hpo_did_not_make_is_left_alone(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
@@ -304,8 +338,9 @@ def test_an_outcome_that_is_told_twice_is_written_once(make_study: Make, tiny_sp
 def test_a_claim_whose_answer_was_lost_is_given_again(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     assert claim(study).number == 0
-    again = study.claim(HERE, RECORD, idle=True)
-    assert again is not None and again.number == 0
+    for _ in range(study.spec.attempts.max_attempts + 1):  # its worker lives, so this is no loss
+        again = study.claim(HERE, RECORD, idle=True)
+        assert again is not None and again.number == 0
 
 
 def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Make, tiny_spec: StudySpec) -> None:

@@ -284,6 +284,19 @@ def drop_lease(connection: Connection, trial_id: int, lease: str) -> int | None:
     return connection.execute(gone.returning(trial_table.c.attempts)).scalar()
 
 
+def ended_by_hand(connection: Connection, trial_id: int, lease: str) -> bool:
+    """Whether a person has ended the trial in optuna-dashboard, and not its holder. Then nobody holds it any more."""
+    last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
+    both = trial_table.join(optuna_trials, optuna_trials.c.trial_id == trial_table.c.trial_id).join(attempt_table, last)
+    state = select(cast(optuna_trials.c.state, String), attempt_table.c.outcome).select_from(both).where(_held(trial_id, lease))
+    row = connection.execute(state).first()
+    if row is None or row[0] == "RUNNING" or row.outcome is not None:  # the last: its holder tells the outcome again
+        return False
+    if attempt := drop_lease(connection, trial_id, lease):
+        end_attempt(connection, trial_id, attempt, "stopped", "ended by hand")
+    return True
+
+
 def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: str, reason: str) -> None:
     """outcome: complete, stopped, or a Cause. The last word counts."""
     step = select(trial_table.c.step).where(trial_table.c.trial_id == trial_id).scalar_subquery()
@@ -306,8 +319,9 @@ def begin_attempt(connection: Connection, trial_id: int, attempt: int, step: int
     connection.execute(update(attempt_table).where(mine).values(first_step=step))
 
 
-def orphans(connection: Connection, study_id: int, idle: Process | None) -> list[tuple[int, str | None]]:
-    """(id, lease) of the study's running trials that nobody works on: without a lease, with an expired one, of a dead holder.
+def orphans(connection: Connection, study_id: int, idle: Process | None) -> list[tuple[int, str | None, bool]]:
+    """(id, lease, whether `idle` had it) of the study's running trials that nobody works on: without a lease, with an expired
+    one, of a dead holder.
 
     idle: a process that works on none. The caller holds the study's lock. A claim writes Optuna's row and ours under
     it, so a trial without a lease here was claimed by a process that died in between.
@@ -317,11 +331,14 @@ def orphans(connection: Connection, study_id: int, idle: Process | None) -> list
     statement = select(trials.trial_id, table.lease, table.host, table.process, late)
     statement = statement.join_from(optuna_trials, trial_table, trials.trial_id == table.trial_id, isouter=True)
 
+    def of_idle(row: Row[Any]) -> bool:
+        return Process(row.host, row.process) == idle
+
     def gone(row: Row[Any]) -> bool:
-        return row.lease is None or row.late or known_dead(row.host, row.process) or Process(row.host, row.process) == idle
+        return row.lease is None or row.late or of_idle(row) or known_dead(row.host, row.process)
 
     rows = connection.execute(statement.where(trials.study_id == study_id, cast(trials.state, String) == "RUNNING"))
-    return [(row.trial_id, row.lease) for row in rows if gone(row)]
+    return [(row.trial_id, row.lease, of_idle(row)) for row in rows if gone(row)]
 
 
 # ---- where a study stands

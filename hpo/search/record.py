@@ -21,15 +21,16 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
     attributes = trial.user_attrs
     curve = trial.intermediate_values
     best_step = min(curve, key=lambda step: curve[step]) if curve else None
-    troubled = row is not None and trial.state in (TrialState.WAITING, TrialState.FAIL)
+    unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and row.errors is None))  # by hand
+    troubled = row is not None and (unscored or trial.state in (TrialState.WAITING, TrialState.FAIL))
     return Record(
         id=trial._trial_id,
         number=trial.number,
-        state=STATES[trial.state],
+        state="stopped" if unscored else STATES[trial.state],
         start=attributes.get("start"),
         params=trial.params,
         config=(row.config if row else None) or {},
-        per=trial.value if trial.state == TrialState.COMPLETE else None,
+        per=trial.value if trial.state == TrialState.COMPLETE and not unscored else None,
         last_per=curve[max(curve)] if curve else None,
         best_per=None if best_step is None else curve[best_step],
         best_step=best_step,
@@ -37,7 +38,7 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         seconds=row.seconds if row else 0.0,
         gpu_seconds=row.gpu_seconds if row else 0.0,
         attempts=row.attempts if row else 0,
-        rule=attributes.get("rule", ""),
+        rule=attributes.get("rule", "by hand" if unscored else ""),
         cause=(row.outcome if troubled and row else "") or attributes.get("cause", ""),
         reason=(row.reason if troubled and row else "") or attributes.get("reason", ""),
         host=(row.host or "").split()[0] if row and row.host else "",

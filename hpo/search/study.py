@@ -32,7 +32,7 @@ from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import record_of
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, is_over
+from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -85,9 +85,19 @@ class Study:
         return study
 
     @property
+    def _attributes(self) -> dict[str, Any]:
+        try:
+            return self._study.user_attrs
+        except KeyError:
+            raise self._deleted() from None
+
+    def _deleted(self) -> StudyError:
+        return StudyError(f"study {self.name} was deleted. Type the launch line again for a new one")
+
+    @property
     def unique(self) -> str:
         """Tells this study from others of its name, in other databases or deleted before."""
-        return str(self._study.user_attrs["unique"])
+        return str(self._attributes["unique"])
 
     def _make(self, spec: StudySpec, data: Mapping[str, Any]) -> None:
         there = [trial.user_attrs.get("start") for trial in self._study.get_trials(deepcopy=False)]
@@ -122,7 +132,7 @@ class Study:
     @property
     def budget(self) -> Budget:
         """As it is now: the spec's, with what `hpo budget` has changed."""
-        return Budget.model_validate(self._study.user_attrs.get("budget") or self.spec.budget)
+        return Budget.model_validate(self._attributes.get("budget") or self.spec.budget)
 
     def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:
         """Raise or lower it while workers run, as Budget.changed reads it. Returns (before, now). Raises StudyError."""
@@ -138,13 +148,13 @@ class Study:
     @property
     def artifacts(self) -> Path | None:
         """The folder that all machines of the study see, if it has one."""
-        path = self._study.user_attrs.get("artifacts")
+        path = self._attributes.get("artifacts")
         return Path(path) if path else None
 
     @property
     def code(self) -> str:
         """The version of the code that it was made with."""
-        return str(self._study.user_attrs.get("code", ""))
+        return str(self._attributes.get("code", ""))
 
     def settle(self, artifacts: Path | None, code: str) -> None:
         """Remember where the files of trials go, and the first time the version of the code."""
@@ -158,7 +168,7 @@ class Study:
         """As when this object last looked; `refresh` looks again."""
         if self._spec is None:
             try:
-                self._spec = StudySpec.model_validate(self._study.user_attrs["spec"])
+                self._spec = StudySpec.model_validate(self._attributes["spec"])
             except ValidationError as error:
                 raise StudyError(
                     f"study {self.name} was made by another version of hpo ({explain(error)}). Take --name for a new one"
@@ -171,7 +181,7 @@ class Study:
     @property
     def data(self) -> dict[str, Any]:
         """`path` (None: bundled) and `fingerprint`."""
-        return dict(self._study.user_attrs["data"])
+        return dict(self._attributes["data"])
 
     @property
     def data_path(self) -> Path | None:
@@ -200,7 +210,7 @@ class Study:
             try:
                 with ledger.fenced(trial_id, lease):
                     config, start = self._configure(trial_id, number)
-            except LeaseLostError:
+            except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
                 continue
             except (SpecError, ValueError) as error:
                 self.finish(Trial(trial_id, number, self.spec.base, lease, None, attempt), Failed(str(error), Cause.BAD_CONFIGURATION))
@@ -255,12 +265,12 @@ class Study:
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
         workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
         """
-        for trial_id, lease in ledger.orphans(connection, self.id, idle):
+        for trial_id, lease, alive in ledger.orphans(connection, self.id, idle):
             if lease is None:
                 self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
             elif attempt := ledger.drop_lease(connection, trial_id, lease):
-                reason = "its worker died or fell silent"
-                ledger.end_attempt(connection, trial_id, attempt, Cause.LOST, reason)
+                reason = "its worker lost the database" if alive else "its worker died or fell silent"
+                ledger.end_attempt(connection, trial_id, attempt, Cause.INTERRUPTED if alive else Cause.LOST, reason)
                 state = self._after_trouble(connection, trial_id)
                 self._end(trial_id, state, {"reason": reason} if state == TrialState.FAIL else {})
 
@@ -275,8 +285,7 @@ class Study:
                 return False
             ledger.begin_attempt(connection, trial.id, trial.attempt, step)
             ledger.forget_curve_after(connection, trial.id, step)
-        there = self._storage.get_trial(trial.id).intermediate_values
-        return self.deliver(trial, [point for point in curve if point["step"] not in there], step, 0.0)
+        return self.deliver(trial, curve, step, 0.0)
 
     def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float) -> bool:
         """Renew the lease after `seconds` of this attempt, and add points to the curve. Told twice it is written once.
@@ -284,6 +293,8 @@ class Study:
         False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
         """
         with self._engine.begin() as connection:
+            if ledger.ended_by_hand(connection, trial.id, trial.lease):
+                return False
             if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, step=step):
                 return False
             ledger.add_points(connection, trial.id, trial.attempt, points)
@@ -292,15 +303,19 @@ class Study:
                 for point in points:
                     if in_thin_curve(int(point["step"]), trial.config):
                         self._storage.set_trial_intermediate_value(trial.id, int(point["step"]), point["per"])
-        except (UpdateFinishedTrialError, LeaseLostError):
+        except LeaseLostError:
             return False
+        except UpdateFinishedTrialError:
+            return self.deliver(trial, [], step, seconds)  # which sees it
         return True
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
         """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""
         values = {"errors": list(outcome.score.errors), "lengths": list(outcome.score.lengths)} if isinstance(outcome, Completed) else {}
-        word, reason = _in_words(outcome)
+        word, reason = in_words(outcome)
         with self._engine.begin() as connection:
+            if ledger.ended_by_hand(connection, trial.id, trial.lease):
+                return False
             if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, **values):
                 return False
             ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
@@ -308,17 +323,20 @@ class Study:
         attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
         if isinstance(outcome, Stopped):
             attributes |= {"rule": outcome.stop.rule, "cause": outcome.stop.cause}
+        held = True
         try:
             with ledger.fenced(trial.id, trial.lease):
                 if self._storage.get_trial(trial.id).state != state:  # else an attempt to write it did, and was not told so
                     if isinstance(outcome, Stopped):
                         self._asked(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
                     self._end(trial.id, state, attributes, [outcome.score.per] if isinstance(outcome, Completed) else None)
-        except (UpdateFinishedTrialError, LeaseLostError):
+        except LeaseLostError:
             return False
+        except UpdateFinishedTrialError:
+            held = False
         with self._engine.begin() as connection:
             ledger.drop_lease(connection, trial.id, trial.lease)
-        return True
+        return held
 
     def _state_after(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialState:
         match outcome:
@@ -397,7 +415,10 @@ class Study:
         return [record for record in self._records() if record.imported]
 
     def _records(self) -> list[Record]:
-        trials = self._storage.get_all_trials(self.id, deepcopy=False)
+        try:
+            trials = self._storage.get_all_trials(self.id, deepcopy=False)
+        except KeyError:
+            raise self._deleted() from None
         with self._engine.begin() as connection:
             rows = ledger.rows_of(connection, [trial._trial_id for trial in trials])
         return [record_of(trial, rows.get(trial._trial_id)) for trial in trials]
@@ -427,19 +448,6 @@ class Study:
         with self._engine.begin() as connection:
             row = ledger.rows_of(connection, [trial_id])[trial_id]
         return Score(tuple(row.errors), tuple(row.lengths))
-
-
-def _in_words(outcome: Outcome) -> tuple[str, str]:
-    """What an attempt ended with, and why."""
-    match outcome:
-        case Completed():
-            return "complete", ""
-        case Stopped(stop):
-            return "stopped", stop.reason
-        case Interrupted(reason):
-            return Cause.INTERRUPTED, reason
-        case Failed(reason, cause):
-            return cause, reason
 
 
 def in_thin_curve(step: int, config: DecoderConfig) -> bool:

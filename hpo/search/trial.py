@@ -65,6 +65,19 @@ class Failed:
 Outcome = Completed | Stopped | Interrupted | Failed
 
 
+def in_words(outcome: Outcome) -> tuple[str, str]:
+    """What an attempt ended with, and why."""
+    match outcome:
+        case Completed():
+            return "complete", ""
+        case Stopped(stop):
+            return "stopped", stop.reason
+        case Interrupted(reason):
+            return Cause.INTERRUPTED, reason
+        case Failed(reason, cause):
+            return cause, reason
+
+
 @dataclass(frozen=True)
 class Trial:
     """A claimed trial: what its worker needs to run it."""
