@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def compare(a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: i
     difference = float(apart_N.sum() / lengths_N.sum())
     low, high = _interval(apart_N, [errors_a, errors_b], lengths_N, level, seed)
     whole_N = len(b) * errors_a.sum(axis=0) - len(a) * errors_b.sum(axis=0)  # integers: sums are exact and ties are ties
-    flipped = np.abs(_signs(len(lengths_N), seed) @ whole_N.astype(np.float32))
+    flipped = np.abs(_times(_signs(len(lengths_N), seed), whole_N.astype(np.float32)))
     p = (1 + int((flipped >= abs(whole_N.sum())).sum())) / (1 + FLIPS)
     return Comparison(difference, (difference + low, difference + high), p)
 
@@ -112,7 +113,7 @@ def _interval(errors_N: Array, sides: list[Array], lengths_N: Array, level: floa
     """Below and above a PER or a difference of PERs. errors_N: seed-averaged; sides: the errors_SN that it is made of."""
     sentences = len(lengths_N)
     weights_RN = _weights(sentences, seed)
-    deviations_R = (weights_RN @ errors_N) / (weights_RN @ lengths_N) - errors_N.sum() / lengths_N.sum()
+    deviations_R = _times(weights_RN, errors_N) / _times(weights_RN, lengths_N) - errors_N.sum() / lengths_N.sum()
     deviations_R = deviations_R * math.sqrt(sentences / max(1, sentences - 1))
     variances = [(float(deviations_R.var()), max(1, sentences - 1))]  # with their degrees of freedom
     for side, errors_SN in enumerate(sides):
@@ -125,6 +126,11 @@ def _interval(errors_N: Array, sides: list[Array], lengths_N: Array, level: floa
     widened = float(t.ppf(tail, total**2 / squares) / norm.ppf(tail)) if squares else 1.0
     low, high = np.quantile(deviations_R, [1 - tail, tail])
     return widened * float(low), widened * float(high)
+
+
+def _times(matrix: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
+    """matrix @ vector without BLAS, whose threads wait for each other for long where trainings keep the cores busy."""
+    return np.asarray(np.einsum("rn,n->r", matrix, vector))
 
 
 @lru_cache(maxsize=2)
