@@ -7,7 +7,7 @@ tables too, it writes in transactions that begin with a look at its lease (`fenc
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.pool import NullPool
 
 if TYPE_CHECKING:
+    from hpo.decoder.metric import Score
     from hpo.decoder.train import Progress
 
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
@@ -109,6 +110,14 @@ curve_table = Table(
     Column("grad_norm", Double, nullable=False),  # largest since the last point
     Column("lr", Double, nullable=False),
     Column("step_seconds", Double, nullable=False),  # mean since the last point, evaluation not included
+)
+score_table = Table(
+    "hpo_score",  # of partitions that no search sees
+    metadata,
+    Column("trial_id", Integer, _trial(), primary_key=True),
+    Column("partition", String, primary_key=True),
+    Column("errors", ARRAY(Integer), nullable=False),
+    Column("lengths", ARRAY(Integer), nullable=False),
 )
 result_table = Table(
     "hpo_result",
@@ -224,7 +233,7 @@ def create_tables(connection: Connection) -> None:
     """What is missing: tables, and columns that tables of an earlier version lack."""
     metadata.create_all(connection)
     there = inspect(connection)
-    for table in (trial_table, attempt_table, curve_table, result_table):
+    for table in (trial_table, attempt_table, curve_table, score_table, result_table):
         names = {column["name"] for column in there.get_columns(table.name)}
         for column in table.columns:
             if column.name not in names:
@@ -429,6 +438,25 @@ def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Ro
     for row in connection.execute(statement):
         curves[row.trial_id].append(row)
     return curves
+
+
+def put_scores(connection: Connection, trial_id: int, scores: "Mapping[str, Score]") -> None:
+    """By partition. Those that are there are kept."""
+    if scores:
+        rows = [{"trial_id": trial_id, "partition": name, "errors": list(score.errors), "lengths": list(score.lengths)}
+                for name, score in scores.items()]  # fmt: skip
+        connection.execute(insert(score_table).values(rows).on_conflict_do_nothing())
+
+
+def scores_of(connection: Connection, trial_ids: list[int], partition: str) -> list[Row[Any]]:
+    """trial_id, errors and lengths of those that have a score. partition: `validation`, or one of hpo_score."""
+    if partition == "validation":
+        table = trial_table.c
+        statement = select(table.trial_id, table.errors, table.lengths).where(table.errors.is_not(None))
+    else:
+        table = score_table.c
+        statement = select(table.trial_id, table.errors, table.lengths).where(table.partition == partition)
+    return list(connection.execute(statement.where(table.trial_id.in_(trial_ids))))
 
 
 # ---- findings

@@ -26,6 +26,7 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         number=trial.number,
         state=STATES[trial.state],
         start=attributes.get("start"),
+        label=attributes.get("label", ""),
         params=trial.params,
         config=(row.config if row else None) or {},
         per=trial.value if trial.state == TrialState.COMPLETE else None,

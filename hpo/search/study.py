@@ -8,8 +8,9 @@ States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopp
 when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from hpo.search.budget import Budget, Spent, over, refusal
 from hpo.search.database import CONNECT_ARGUMENTS, Database
 from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import record_of
-from hpo.search.sampling import distribution, sampler_of
+from hpo.search.sampling import distribution, fixed_trial, sampler_of
 from hpo.search.spec import StudySpec
 from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, is_over
 
@@ -68,6 +69,8 @@ class Study:
                                  f"{study.data['fingerprint']}; given {data['fingerprint']}). Take --name for a new study")  # fmt: skip
             elif spec.digest() != study.spec.digest():
                 study._extend(spec, data, extend)
+            else:  # what is asked about the results may have changed
+                study._study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
 
     @classmethod
@@ -78,11 +81,15 @@ class Study:
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
-            names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
-            raise StudyError(f"no study {name!r} in {database}. There are: {', '.join(names) or 'none; hpo launch makes one'}") from None
+            names = ", ".join(cls.names(database)) or "none; hpo launch makes one"
+            raise StudyError(f"no study {name!r} in {database}. There are: {names}") from None
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
+
+    @classmethod
+    def names(cls, database: Database) -> list[str]:
+        return sorted(optuna.get_all_study_names(_storage(database)))
 
     @property
     def unique(self) -> str:
@@ -215,6 +222,8 @@ class Study:
 
     def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
         """The trial's configuration, drawn or as it was, and the name of the start that it is."""
+        if fixed := self._storage.get_trial(trial_id).user_attrs.get("fixed"):
+            return DecoderConfig().with_values(fixed), None
         sampler = sampler_of(self.spec, number)
         self._storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
         asked = self._asked(trial_id, sampler)
@@ -243,7 +252,23 @@ class Study:
                 continue
             if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
                 return int(row.trial_id)
-        return self._storage.create_new_trial(self.id) if refusal(budget, spent) is None else None
+        if self.spec.child or refusal(budget, spent) is not None:
+            return None
+        return self._storage.create_new_trial(self.id)
+
+    def enqueue(self, wanted: Sequence[tuple[DecoderConfig, str]]) -> list[int]:
+        """Let trials of these configurations (each with a label) wait, in a child study; the budget becomes what it has.
+
+        Returns their ids in this order: one that has the same configuration, seed included, and did not fail is taken again.
+        """
+        with ledger.locked(self._engine, self.id):
+            trials = [trial for trial in self._storage.get_all_trials(self.id, deepcopy=False) if trial.state != TrialState.FAIL]
+            there = {_as_key(trial.user_attrs["fixed"]): trial._trial_id for trial in trials}
+            for config, label in wanted:
+                if (key := _as_key(config.flat())) not in there:
+                    there[key] = self._storage.create_new_trial(self.id, fixed_trial(self.spec, config, label))
+            self._study.set_user_attr("budget", self.budget.model_copy(update={"trials": len(there)}).model_dump(mode="json"))
+        return [there[_as_key(config.flat())] for config, _ in wanted]
 
     def _spent(self, connection: Connection) -> Spent:
         count = Counter(ledger.counts(connection, self.id))
@@ -303,6 +328,7 @@ class Study:
         with self._engine.begin() as connection:
             if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, **values):
                 return False
+            ledger.put_scores(connection, trial.id, outcome.held_out if isinstance(outcome, Completed) else {})
             ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
             state = self._state_after(connection, trial.id, outcome)
         attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
@@ -416,9 +442,13 @@ class Study:
 
     def final_score(self, trial_id: int) -> Score:
         """Errors and lengths per validation sentence of a complete trial."""
+        return self.scores([trial_id])[trial_id]
+
+    def scores(self, trial_ids: Sequence[int], partition: str = "validation") -> dict[int, Score]:
+        """The final scores by trial id, of the trials that have one."""
         with self._engine.begin() as connection:
-            row = ledger.rows_of(connection, [trial_id])[trial_id]
-        return Score(tuple(row.errors), tuple(row.lengths))
+            rows = ledger.scores_of(connection, list(trial_ids), partition)
+        return {row.trial_id: Score(tuple(row.errors), tuple(row.lengths)) for row in rows}
 
 
 def _in_words(outcome: Outcome) -> tuple[str, str]:
@@ -432,6 +462,10 @@ def _in_words(outcome: Outcome) -> tuple[str, str]:
             return Cause.INTERRUPTED, reason
         case Failed(reason, cause):
             return cause, reason
+
+
+def _as_key(flat: Mapping[str, Any]) -> str:
+    return json.dumps(flat, sort_keys=True)
 
 
 def in_thin_curve(step: int, config: DecoderConfig) -> bool:
