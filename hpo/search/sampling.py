@@ -1,7 +1,5 @@
 """How Optuna draws a trial's parameters from a space."""
 
-from typing import Any
-
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -30,10 +28,7 @@ def seed_of(seed: int, number: int) -> int:
 def fixed_trial(spec: StudySpec, config: DecoderConfig, label: str) -> FrozenTrial:
     """A waiting trial of a given configuration, in or outside the space; it shows those of its parameters that the space has."""
     flat = config.flat()
-    values: dict[str, Any] = {}
-    for name, parameter in spec.parameters.items():
-        if spec.active(name, values) and parameter.contains(flat[name]):
-            values[name] = flat[name]
+    values = {name: value for name, value in spec.existing(flat).items() if spec.parameters[name].contains(value)}
     distributions = {name: distribution(spec, name) for name in values}
     attributes = {"fixed": flat, "label": label}
     return create_trial(state=TrialState.WAITING, params=values, distributions=distributions, user_attrs=attributes)

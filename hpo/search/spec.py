@@ -180,7 +180,10 @@ class StudySpec(Settings):
 
     def start_values(self, start: str) -> dict[str, Any]:
         """A start as a value for every parameter that exists in it."""
-        flat = self.base.with_values(self.starts[start]).flat()
+        return self.existing(self.base.with_values(self.starts[start]).flat())
+
+    def existing(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that exist in a configuration, with their values."""
         values: dict[str, Any] = {}
         for name in self.parameters:
             if self.active(name, values):
