@@ -9,8 +9,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import torch
-
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import load_data, load_for_scoring
 from hpo.decoder.metric import Score
@@ -19,6 +17,7 @@ from hpo.evidence.report import duration
 from hpo.evidence.stats import per_interval
 from hpo.search.study import Study
 from hpo.search.trial import Record
+from hpo.search.worker import choose_device
 
 LEVEL = 0.95
 Train = Callable[[Study], None]  # runs the waiting trials of a child to their end
@@ -99,7 +98,7 @@ def config_of(record: Record) -> DecoderConfig | None:
 def check_data(study: Study, path: Path | None, score_test: bool) -> None:
     """Raises StudyError if the data are not the study's, DataError if there is no `test` that is to be scored."""
     path = path or study.data_path
-    spec, cpu = study.spec, torch.device("cpu")
+    spec, cpu = study.spec, choose_device("cpu")
     if score_test:
         load_for_scoring(path, "test", spec.strictest_model(), cpu)
     fingerprint = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, cpu)[1].fingerprint()
