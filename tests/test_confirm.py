@@ -58,7 +58,7 @@ def confirmed(study: Study, database: Database, train: Train, top: int = 2, seed
     return confirm(study, open_child(database, study, "confirm", ("test",)), top, seeds, train)
 
 
-def test_the_best_and_the_starts_are_retrained_and_compared(searched: Study, database: Database, train: Train) -> None:
+def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(searched: Study, database: Database, train: Train) -> None:
     finding = confirmed(searched, database, train)
     best = sorted((record.per, record.number) for record in searched.records() if record.per is not None)
     tops = [config for config in finding["configs"] if config["top"]]
@@ -79,9 +79,6 @@ def test_the_best_and_the_starts_are_retrained_and_compared(searched: Study, dat
     assert len(pairs) == len(finding["comparisons"])
     assert all(comparison["p_holm"] >= comparison["p"] for comparison in finding["comparisons"])
 
-
-def test_diverged_retrainings_are_counted_and_named(searched: Study, database: Database, train: Train) -> None:
-    finding = confirmed(searched, database, train)
     wild = next(config for config in finding["configs"] if config["start"] == "wild")
     assert (wild["per"], wild["interval"], wild["counts"]) == (None, None, "0 of 2, 2 diverged")
     assert any(note.startswith("wild: 2 of 2 seeds diverged (") and note.endswith("so it has no PER.") for note in finding["notes"])
@@ -91,34 +88,32 @@ def test_diverged_retrainings_are_counted_and_named(searched: Study, database: D
     assert "95 % interval" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
-
-def test_the_same_line_trains_nothing_again_and_another_top_only_what_is_new(searched: Study, database: Database, train: Train) -> None:
-    first = confirmed(searched, database, train, top=1)
     child = open_child(database, searched, "confirm")
     count = len(child.records())
-    assert confirmed(searched, database, train, top=1) == first
+    assert confirmed(searched, database, train) == finding
     assert len(child.records()) == count
-    more = confirmed(searched, database, train, top=2, seeds=3)
+    more = confirmed(searched, database, train, top=3, seeds=3)
     assert len(child.records()) > count
     assert child.budget_spent()
+    noted = [note for note in more["notes"] if "are not separated" in note]
+    assert more["separated"] == (not noted)
+    assert all("of seeds" in note or "seeds each" in note or "more seeds may do" in note for note in noted)
     both = {config["name"]: config for config in more["configs"]}
-    for config in first["configs"]:
+    for config in finding["configs"]:
         if not config["counts"].startswith("0"):
             assert both[config["name"]]["seeds"][:2] == config["seeds"]
 
 
-def test_an_interrupted_confirm_goes_on(searched: Study, database: Database, train: Train, data: Data, tmp_path: Path) -> None:
+def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
+    searched: Study, database: Database, train: Train, data: Data, tmp_path: Path
+) -> None:
     def some(child: Study) -> None:
         looks = iter([False] * 9)
         Worker(child, data, tmp_path / child.name, RECORD, stop=lambda: next(looks, True)).run()
 
     with pytest.raises(StudyError, match=r"study p\.confirm: \d+ trainings are still to be done. The same line goes on with them"):
-        confirmed(searched, database, some)
+        confirmed(searched, database, some, seeds=1)
     assert "confirm" not in searched.results()
-    assert confirmed(searched, database, train)["configs"]
-
-
-def test_one_seed_says_what_it_lacks(searched: Study, database: Database, train: Train) -> None:
     finding = confirmed(searched, database, train, seeds=1)
     assert any(note.startswith("One seed: the intervals are over sentences alone") for note in finding["notes"])
     with pytest.raises(CallerError, match="--seeds 0: valid is 1 or more"):
@@ -143,13 +138,6 @@ def test_what_cannot_be_confirmed_is_one_line(
     contents["train"][0]["phonemes"][0][0] += 1
     with pytest.raises(StudyError, match=r"study p was made on other data \(fingerprint \w+; .*: \w+\). Give --data"):
         check_data(study, write_data(contents), True)
-
-
-def test_seeds_that_are_too_few_are_said(searched: Study, database: Database, train: Train) -> None:
-    finding = confirmed(searched, database, train, top=3)
-    noted = [note for note in finding["notes"] if "are not separated" in note]
-    assert finding["separated"] == (not noted)
-    assert all("of seeds" in note or "seeds each" in note or "more seeds may do" in note for note in noted)
 
 
 def test_the_command_trains_with_workers_of_its_own(database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:

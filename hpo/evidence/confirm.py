@@ -161,10 +161,10 @@ def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], compari
             rest = "its PER is of the others, which flatters it" if result.found else "so it has no PER"
             notes.append(f"{each.name}: {len(lost)} of {seeds} seeds {_lost(result)} ({reasons}): {rest}.")
     by_name = {each.name: result for each, result in zip(chosen, results, strict=True)}
-    tops = {each.name for each in chosen if each.top}
+    tops = [each.name for each in chosen if each.top]
     for comparison in comparisons:
         a, b = comparison["a"], comparison["b"]
-        if {a, b} <= tops and not _decided(comparison):
+        if tops[0] in (a, b) and {a, b} <= set(tops) and not _decided(comparison):
             notes.append(f"{a} and {b} are not separated: {points(comparison['difference'])} points "
                          f"{points_interval(comparison['interval'])}.{_needed(by_name[a], by_name[b], seeds)}")  # fmt: skip
     return notes

@@ -24,11 +24,14 @@ def open_child(database: Database, parent: Study, kind: Kind, score: tuple[Liter
         raise StudyError(
             f"study {parent.name} retrains configurations of {parent.spec.child.parent}. Give --study {parent.spec.child.parent}"
         )
-    if name not in Study.names(database):
+    try:
+        child = Study.open(database, name)
+    except StudyError:  # none of this name, or one that is not ours: then this raises too
         mark = Child(parent=parent.name, unique=parent.unique, score=score)
         budget = parent.spec.budget.model_copy(update={"trials": 0, "gpu_hours": None, "deadline": None})
-        Study.create_or_open(database, name, parent.spec.model_copy(update={"starts": {}, "budget": budget, "child": mark}), parent.data)
-    child = Study.open(database, name)
+        child = Study.create_or_open(
+            database, name, parent.spec.model_copy(update={"starts": {}, "budget": budget, "child": mark}), parent.data
+        )
     if child.spec.child is None or child.spec.child.unique != parent.unique:
         raise StudyError(f"study {name} is there already and does not belong to this {parent.name}. Delete one of them in optuna-dashboard")
     return child

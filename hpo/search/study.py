@@ -81,15 +81,11 @@ class Study:
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
-            names = ", ".join(cls.names(database)) or "none; hpo launch makes one"
+            names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none; hpo launch makes one"
             raise StudyError(f"no study {name!r} in {database}. There are: {names}") from None
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
-
-    @classmethod
-    def names(cls, database: Database) -> list[str]:
-        return sorted(optuna.get_all_study_names(_storage(database)))
 
     @property
     def unique(self) -> str:
