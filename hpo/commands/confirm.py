@@ -67,7 +67,9 @@ def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainin
     child = open_child(opened, parent, kind, ("test",) if kind == "confirm" else ())
     child.settle(parent.artifacts, code_version())
     if not as_json:
-        click.echo(f"study      {child.name}: at most {cost(parent, trainings, workers)}; what it has already is not trained again")
+        left = sum(record.state == "waiting" for record in child.records())
+        click.echo(f"study      {child.name}: at most {cost(parent, trainings, workers)}; what it has already is not trained again"
+                   f"{f', {left} that an earlier line left waiting are done too' * bool(left)}")  # fmt: skip
     return child
 
 
