@@ -3,7 +3,7 @@
 import click
 
 from hpo import __version__
-from hpo.commands import machine, past, results, search
+from hpo.commands import confirm, machine, past, results, search
 from hpo.commands.shared import Commands
 
 
@@ -20,6 +20,7 @@ for command in (
     *(search.launch, search.worker, search.status, search.budget),
     *(results.report, results.export, results.evaluate),
     *(past.import_, past.backtest),
+    *(confirm.confirm, confirm.ablate),
     *(machine.doctor, machine.data, machine.database),
 ):
     main.add_command(command)

@@ -69,7 +69,7 @@ def _per(per: float | None) -> str:
 
 
 def _remark(record: Record) -> str:
-    return ": ".join(part for part in (f"start {record.start}" if record.start else "", record.reason) if part)
+    return ": ".join(part for part in (f"start {record.start}" if record.start else "", record.label, record.reason) if part)
 
 
 class Display:

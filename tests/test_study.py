@@ -24,9 +24,10 @@ from hpo.evidence.report import best_of, build_report
 from hpo.search import ledger
 from hpo.search.database import Database
 from hpo.search.ledger import Process, point_of
+from hpo.search.record import in_thin_curve
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
-from hpo.search.study import Study, in_thin_curve
+from hpo.search.study import Study
 from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial, is_over
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}

@@ -19,8 +19,8 @@ PARTITION = "validation"
 
 
 def best_of(records: list[Record]) -> Record | None:
-    """The complete trial with the lowest final PER; the first of equals."""
-    complete = [record for record in records if record.per is not None]
+    """The complete trial with the lowest final PER; the first of equals. Retrainings have none: their seeds are to be averaged."""
+    complete = [record for record in records if record.per is not None and not record.label]
     return min(complete, key=lambda record: (record.per, record.number), default=None)
 
 
@@ -32,6 +32,7 @@ def build_report(study: Study) -> dict[str, Any]:
     stopped = [record for record in records if record.state == "stopped"]
     return {
         "study": study.name,
+        "child_of": study.spec.child.parent if study.spec.child else None,
         "space": study.spec.space,
         "profile": study.spec.profile,
         "digest": study.spec.digest(),
@@ -81,7 +82,9 @@ def as_text(report: dict[str, Any]) -> str:
     """The report for a terminal, 100 columns."""
     lines = [f"Study {report['study']}" + (f", profile {report['profile']}" if report["profile"] else "")]
     best = report["best"]
-    if best is None:
+    if report["child_of"]:
+        lines.append(f"It retrains configurations of study {report['child_of']}, so none of its trials is best.")
+    elif best is None:
         lines.append("No trial is complete yet, so there is no best PER.")
     else:
         complete = report["trials"]["complete"]
@@ -90,7 +93,8 @@ def as_text(report: dict[str, Any]) -> str:
             f"  It is the lowest of {complete} noisy numbers, on sentences that the search saw: expect a little more on new ones.",
             *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
         ]
-    lines.append("Starts" if report["starts"] else "No starts")
+    if not report["child_of"]:
+        lines.append("Starts" if report["starts"] else "No starts")
     lines += [_start_line(name, start) for name, start in report["starts"].items()]
     lines += [_trials_line(report), _compute_line(report)]
     if report["imported"]:
@@ -128,6 +132,8 @@ def _compute_line(report: dict[str, Any]) -> str:
 def next_command(report: dict[str, Any], database: str | None) -> str:
     """What to type after reading the report. database: as given on the command line, if it was."""
     where = f"--study {report['study']}" + (" --database URL" if database else "")
+    if report["child_of"]:
+        return f"hpo confirm or hpo ablate, with --study {report['child_of']}"
     if report["best"] is None:
         return f"hpo status {where}"
     return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
@@ -151,6 +157,8 @@ def pick_trial(study: Study, trial: str) -> Record:
     if trial == "best":
         best = best_of(records)
         if best is None:
+            if study.spec.child:
+                raise StudyError(f"study {study.name} retrains configurations of {study.spec.child.parent}: none is best. Give a number")
             raise StudyError(f"study {study.name}: no trial is complete yet, so there is no best one. See hpo status --study {study.name}")
         return best
     numbers = {str(record.number): record for record in records if record.config}

@@ -11,11 +11,13 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.errors import StudyError
 from hpo.search import ledger
-from hpo.search.ledger import IMPORTED, Point
+from hpo.search.ledger import Point
+from hpo.search.record import THIN_CURVE
 from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Stop
-from hpo.search.study import THIN_CURVE, Study
+from hpo.search.study import Study
+from hpo.search.tables import IMPORTED
 
 KEY = "imported_key"  # of name and content: the same run is imported once
 FREE = {"seed", "evaluate_every", "precision"}  # may differ from the study's base

@@ -1,4 +1,4 @@
-"""Our tables beside Optuna's, and the locks: who holds which trial, its attempts, and its fine curve.
+"""What is read and written of our tables, and the locks: who holds which trial, its attempts, and its fine curve.
 
 A worker holds a lease on its trial and renews it while steps advance. An expired lease may be taken by anyone; so may
 that of a process which is known to be dead because it ran on this host. What a worker writes of its trial, to Optuna's
@@ -7,7 +7,7 @@ tables too, it writes in transactions that begin with a look at its lease (`fenc
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,112 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    Column,
-    DateTime,
-    Double,
-    Engine,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    case,
-    cast,
-    create_engine,
-    event,
-    func,
-    inspect,
-    select,
-    text,
-    update,
-)  # fmt: skip
+from sqlalchemy import Engine, String, case, cast, create_engine, event, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.pool import NullPool
 
+from hpo.search.tables import IMPORTED, attempt_table, curve_table, optuna_attributes, optuna_trials, result_table, score_table, trial_table
+
 if TYPE_CHECKING:
+    from hpo.decoder.metric import Score
     from hpo.decoder.train import Progress
 
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
 LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
 Point = dict[str, float]  # of the fine curve, by column
-
-metadata = MetaData()
-optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
-                      Column("study_id", Integer), Column("state", String))  # fmt: skip
-
-optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_id", Integer), Column("key", String))
-IMPORTED = "imported"  # the user attribute of a trial that was trained outside; its value is the run's name
-
-Table("studies", metadata, Column("study_id", Integer, primary_key=True))  # Optuna's
-
-
-def _trial() -> ForeignKey:
-    return ForeignKey("trials.trial_id", ondelete="CASCADE")
-
-
-trial_table = Table(
-    "hpo_trial",
-    metadata,
-    Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("lease", String),  # the holder's token; null: nobody
-    Column("lease_until", DateTime(timezone=True)),
-    Column("host", String),
-    Column("process", String),
-    Column("device", String),
-    Column("code_version", String),
-    Column("data", String),  # fingerprint
-    Column("config", JSON),  # dotted name -> value
-    Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("step", Integer, nullable=False, server_default="0"),
-    Column("seconds", Double, nullable=False, server_default="0"),  # over all attempts
-    Column("seconds_before", Double, nullable=False, server_default="0"),  # this attempt
-    Column("gpu_seconds", Double, nullable=False, server_default="0"),  # seconds / trainings on the GPU, summed up
-    Column("errors", ARRAY(Integer)),  # of the final score, a sentence each
-    Column("lengths", ARRAY(Integer)),
-)
-Index("hpo_trial_held", trial_table.c.host, trial_table.c.device, postgresql_where=trial_table.c.lease.is_not(None))
-attempt_table = Table(
-    "hpo_attempt",
-    metadata,
-    Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("attempt", Integer, primary_key=True),  # from 1
-    Column("host", String, nullable=False),
-    Column("process", String, nullable=False),
-    Column("device", String, nullable=False),
-    Column("code_version", String, nullable=False),
-    Column("begun", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("first_step", Integer),  # after which it went on; null: it did not come so far
-    Column("last_step", Integer),
-    Column("ended", DateTime(timezone=True)),
-    Column("outcome", String),  # complete, stopped, or a Cause
-    Column("reason", String),
-)
-curve_table = Table(
-    "hpo_curve",
-    metadata,
-    Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("step", Integer, primary_key=True),
-    Column("attempt", Integer),  # that measured it
-    Column("per", Double, nullable=False),
-    Column("validation_loss", Double, nullable=False),
-    Column("loss", Double, nullable=False),  # training, mean since the last point
-    Column("grad_norm", Double, nullable=False),  # largest since the last point
-    Column("lr", Double, nullable=False),
-    Column("step_seconds", Double, nullable=False),  # mean since the last point, evaluation not included
-)
-result_table = Table(
-    "hpo_result",
-    metadata,
-    Column("study_id", Integer, ForeignKey("studies.study_id", ondelete="CASCADE"), primary_key=True),
-    Column("kind", String, primary_key=True),
-    Column("made", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("content", JSON, nullable=False),
-)
 
 
 class LeaseLostError(Exception):
@@ -221,20 +129,6 @@ def alone(url: str, connect_arguments: dict[str, Any]) -> Iterator[None]:
     engine = create_engine(url, poolclass=NullPool, connect_args=connect_arguments)
     with locked(engine, 0):
         yield
-
-
-def create_tables(connection: Connection) -> None:
-    """What is missing: tables, and columns that tables of an earlier version lack."""
-    metadata.create_all(connection)
-    there = inspect(connection)
-    for table in (trial_table, attempt_table, curve_table, result_table):
-        names = {column["name"] for column in there.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in names:
-                default = f" NOT NULL DEFAULT {column.server_default.arg}" if not column.nullable else ""  # type: ignore[union-attr]
-                connection.execute(
-                    text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(connection.dialect)}{default}")
-                )
 
 
 # ---- leases
@@ -463,6 +357,25 @@ def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Ro
     for row in connection.execute(statement):
         curves[row.trial_id].append(row)
     return curves
+
+
+def put_scores(connection: Connection, trial_id: int, scores: "Mapping[str, Score]") -> None:
+    """By partition. Those that are there are kept."""
+    if scores:
+        rows = [{"trial_id": trial_id, "partition": name, "errors": list(score.errors), "lengths": list(score.lengths)}
+                for name, score in scores.items()]  # fmt: skip
+        connection.execute(insert(score_table).values(rows).on_conflict_do_nothing())
+
+
+def scores_of(connection: Connection, trial_ids: list[int], partition: str) -> list[Row[Any]]:
+    """trial_id, errors and lengths of those that have a score. partition: `validation`, or one of hpo_score."""
+    if partition == "validation":
+        table = trial_table.c
+        statement = select(table.trial_id, table.errors, table.lengths).where(table.errors.is_not(None))
+    else:
+        table = score_table.c
+        statement = select(table.trial_id, table.errors, table.lengths).where(table.partition == partition)
+    return list(connection.execute(statement.where(table.trial_id.in_(trial_ids))))
 
 
 # ---- findings

@@ -5,9 +5,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
-from hpo.search.ledger import IMPORTED
+from hpo.decoder.config import DecoderConfig
+from hpo.search.tables import IMPORTED
 from hpo.search.trial import Record, State
 
+THIN_CURVE = 25  # values a trial that Optuna gets, at most
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
@@ -28,6 +30,7 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         number=trial.number,
         state="stopped" if unscored else STATES[trial.state],
         start=attributes.get("start"),
+        label=attributes.get("label", ""),
         params=trial.params,
         config=(row.config if row else None) or {},
         per=trial.value if trial.state == TrialState.COMPLETE and not unscored else None,
@@ -47,3 +50,10 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         data=(row.data if row else "") or "",
         imported=attributes.get(IMPORTED, ""),
     )
+
+
+def in_thin_curve(step: int, config: DecoderConfig) -> bool:
+    """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
+    evaluations = -(-config.steps // config.evaluate_every)
+    every = -(-evaluations // THIN_CURVE)
+    return step == config.steps or (step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0)

@@ -4,7 +4,9 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.decoder.config import DecoderConfig
 from hpo.search.spec import StudySpec
 
 
@@ -21,6 +23,15 @@ def sampler_of(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
 def seed_of(seed: int, number: int) -> int:
     """A seed for one trial's sampling: the same whichever worker draws it, and independent of the other trials'."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def fixed_trial(spec: StudySpec, config: DecoderConfig, label: str) -> FrozenTrial:
+    """A waiting trial of a given configuration, in or outside the space; it shows those of its parameters that the space has."""
+    flat = config.flat()
+    values = {name: value for name, value in spec.existing(flat).items() if spec.parameters[name].contains(value)}
+    distributions = {name: distribution(spec, name) for name in values}
+    attributes = {"fixed": flat, "label": label}
+    return create_trial(state=TrialState.WAITING, params=values, distributions=distributions, user_attrs=attributes)
 
 
 def distribution(spec: StudySpec, name: str) -> BaseDistribution:

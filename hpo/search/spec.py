@@ -8,10 +8,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from hpo.decoder.config import Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
 from hpo.errors import SpecError
@@ -99,8 +99,32 @@ class Profile(Settings):
     validation: dict[str, Any] = {}
 
 
+class Contrast(Settings):
+    """Two configurations: `origin` (a start, or best) and the same with other values. A pair of values sets both sides."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    origin: str = Field(alias="from")
+    change: dict[str, Any] = Field(min_length=1)
+
+    def sides(self, origin: DecoderConfig, place: str = "") -> tuple[DecoderConfig, DecoderConfig]:
+        """(before, after). Raises SpecError."""
+        pairs = {name: value if isinstance(value, list) and len(value) == 2 else [None, value] for name, value in self.change.items()}
+        given = {name for name, value in self.change.items() if isinstance(value, list)}
+        before = origin.with_values({name: pair[0] for name, pair in pairs.items() if name in given}, place)
+        return before, before.with_values({name: pair[1] for name, pair in pairs.items()}, place)
+
+
+class Question(Settings):
+    """What a lab wants to know, as contrasts that `hpo ablate --questions` measures."""
+
+    ask: str
+    compare: list[Contrast] = Field(min_length=1)
+
+
 class SpaceFile(Settings):
     question: str = ""
+    questions: list[Question] = []
     base: dict[str, Any] = {}
     parameters: dict[str, Parameter] = Field(min_length=1)
     starts: dict[str, dict[str, Any]] = {}
@@ -112,12 +136,21 @@ class SpaceFile(Settings):
     profiles: dict[str, Profile] = {}
 
 
+class Child(Settings):
+    """Marks a study that retrains given configurations of another: it draws none of its own. No file can say this."""
+
+    parent: str
+    unique: str  # the parent's
+    score: tuple[Literal["test"], ...] = ()  # what its complete trials are scored on beside validation
+
+
 class StudySpec(Settings):
     """One study, complete: base configuration, parameters, starts, budget and the rest."""
 
     space: str
     profile: str | None = None
     question: str = ""
+    questions: list[Question] = []
     base: DecoderConfig
     parameters: dict[str, Parameter]
     starts: dict[str, dict[str, Any]]
@@ -126,10 +159,11 @@ class StudySpec(Settings):
     sampler: SamplerSettings
     validation: Validation
     stopping: OwnPast | None
+    child: Child | None = None
 
     def digest(self) -> str:
-        """Changes with anything that changes results or budget; not with the question's wording."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"question"}), sort_keys=True)
+        """Changes with anything that changes results or budget; not with what is asked about them."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"question", "questions"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def strictest_model(self) -> ModelConfig:
@@ -146,7 +180,10 @@ class StudySpec(Settings):
 
     def start_values(self, start: str) -> dict[str, Any]:
         """A start as a value for every parameter that exists in it."""
-        flat = self.base.with_values(self.starts[start]).flat()
+        return self.existing(self.base.with_values(self.starts[start]).flat())
+
+    def existing(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that exist in a configuration, with their values."""
         values: dict[str, Any] = {}
         for name in self.parameters:
             if self.active(name, values):
@@ -157,11 +194,11 @@ class StudySpec(Settings):
         """Where two specs differ, as dotted places."""
         mine, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
         places = [place for place in mine | theirs if mine.get(place, _leaves) != theirs.get(place, _leaves)]
-        return [place for place in places if place != "question"]
+        return [place for place in places if place not in ("question", "questions")]
 
     def extends(self, other: "StudySpec") -> bool:
         """Whether only the budget or the ranges grew since `other`."""
-        same = {"budget", "parameters", "question"}
+        same = {"budget", "parameters", "question", "questions"}
         return (
             self.model_dump(exclude=same) == other.model_dump(exclude=same)
             and self.budget.covers(other.budget)
@@ -222,6 +259,7 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         space=path.stem,
         profile=profile,
         question=file.question.strip(),
+        questions=file.questions,
         base=base,
         parameters={name: _checked(path, file, base, name) for name in file.parameters},
         starts=file.starts | overlay.starts,
@@ -232,7 +270,20 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         stopping=file.stopping,
     )
     starts = {name: _checked_start(path, spec, name) for name in spec.starts}
-    return spec.model_copy(update={"starts": starts})
+    spec = spec.model_copy(update={"starts": starts})
+    for index, question in enumerate(spec.questions):
+        for contrast in question.compare:
+            _check_contrast(f"{path}: questions.{index}.compare", spec, contrast)
+    return spec
+
+
+def _check_contrast(place: str, spec: StudySpec, contrast: Contrast) -> None:
+    """Raises SpecError for an origin or a field that does not exist, and for sides that are the same."""
+    if contrast.origin not in (*spec.starts, "best"):
+        raise SpecError(unknown(contrast.origin, (*spec.starts, "best"), f"{place}.from"))
+    before, after = contrast.sides(spec.base.with_values(spec.starts.get(contrast.origin, {})), f"{place}.change: ")
+    if before == after and contrast.origin != "best":
+        raise SpecError(f"{place}.change: {contrast.change} changes nothing, {contrast.origin} has these values. Valid: other ones")
 
 
 def _section(path: Path, model: type[Section], name: str, values: Mapping[str, Any]) -> Section:
@@ -280,11 +331,14 @@ def _read(path: Path) -> SpaceFile:
     except UnicodeDecodeError:
         raise SpecError(f"{path}: not a text file in UTF-8") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "extra_forbidden":
-            *above, key = (str(part) for part in first["loc"])
-            level = {0: SpaceFile, 2: Profile if above[:1] == ["profiles"] else Parameter}.get(len(above), OwnPast)
-            raise SpecError(unknown(key, tuple(level.model_fields), ".".join([f"{path}: {'.'.join(above)}".rstrip(": ")]))) from None
+        strange = next((found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"), None)
+        if strange:
+            *above, key = (str(part) for part in strange)
+            sections: dict[str, type[Settings]] = {"profiles": Profile, "questions": Question}
+            depths: dict[int, type[Settings]] = {0: SpaceFile, 2: sections.get(above[0] if above else "", Parameter), 4: Contrast}
+            level = depths.get(len(above), OwnPast)
+            valid = tuple(field.alias or name for name, field in level.model_fields.items())
+            raise SpecError(unknown(key, valid, f"{path}: {'.'.join(above)}".rstrip(": "))) from None
         raise SpecError(explain(error, f"{path}: ")) from None
     except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for a date that is none
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error

@@ -8,8 +8,9 @@ States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopp
 when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,15 @@ from hpo.search import ledger
 from hpo.search.budget import Budget, Spent, over, refusal
 from hpo.search.database import CONNECT_ARGUMENTS, Database
 from hpo.search.ledger import LeaseLostError, Point, Process
-from hpo.search.record import record_of
-from hpo.search.sampling import distribution, sampler_of
+from hpo.search.record import in_thin_curve, record_of
+from hpo.search.sampling import distribution, fixed_trial, sampler_of
 from hpo.search.spec import StudySpec
+from hpo.search.tables import create_tables, curve_table
 from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
-THIN_CURVE = 25  # values a trial that Optuna gets, at most
 NAME_LENGTH = 100
 
 
@@ -68,6 +69,8 @@ class Study:
                                  f"{study.data['fingerprint']}; given {data['fingerprint']}). Take --name for a new study")  # fmt: skip
             elif spec.digest() != study.spec.digest():
                 study._extend(spec, data, extend)
+            else:  # what is asked about the results may have changed
+                study._study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
 
     @classmethod
@@ -78,8 +81,8 @@ class Study:
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
-            names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
-            raise StudyError(f"no study {name!r} in {database}. There are: {', '.join(names) or 'none; hpo launch makes one'}") from None
+            names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none; hpo launch makes one"
+            raise StudyError(f"no study {name!r} in {database}. There are: {names}") from None
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
@@ -225,6 +228,8 @@ class Study:
 
     def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
         """The trial's configuration, drawn or as it was, and the name of the start that it is."""
+        if fixed := self._storage.get_trial(trial_id).user_attrs.get("fixed"):
+            return DecoderConfig().with_values(fixed), None
         sampler = sampler_of(self.spec, number)
         self._storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
         asked = self._asked(trial_id, sampler)
@@ -253,7 +258,23 @@ class Study:
                 continue
             if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
                 return int(row.trial_id)
-        return self._storage.create_new_trial(self.id) if refusal(budget, spent) is None else None
+        if self.spec.child or refusal(budget, spent) is not None:
+            return None
+        return self._storage.create_new_trial(self.id)
+
+    def enqueue(self, wanted: Sequence[tuple[DecoderConfig, str]]) -> list[int]:
+        """Let trials of these configurations (each with a label) wait, in a child study; the budget becomes what it has.
+
+        Returns their ids in this order: one that has the same configuration, seed included, and did not fail is taken again.
+        """
+        with ledger.locked(self._engine, self.id):
+            trials = [trial for trial in self._storage.get_all_trials(self.id, deepcopy=False) if trial.state != TrialState.FAIL]
+            there = {_as_key(trial.user_attrs["fixed"]): trial._trial_id for trial in trials}
+            for config, label in wanted:
+                if (key := _as_key(config.flat())) not in there:
+                    there[key] = self._storage.create_new_trial(self.id, fixed_trial(self.spec, config, label))
+            self._study.set_user_attr("budget", self.budget.model_copy(update={"trials": len(there)}).model_dump(mode="json"))
+        return [there[_as_key(config.flat())] for config, _ in wanted]
 
     def _spent(self, connection: Connection) -> Spent:
         count = Counter(ledger.counts(connection, self.id))
@@ -318,6 +339,7 @@ class Study:
                 return False
             if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, **values):
                 return False
+            ledger.put_scores(connection, trial.id, outcome.held_out if isinstance(outcome, Completed) else {})
             ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
             state = self._state_after(connection, trial.id, outcome)
         attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
@@ -428,7 +450,7 @@ class Study:
         ids = {record.id: record.number for record in records}
         with self._engine.begin() as connection:
             found = ledger.curves_of(connection, list(ids))
-        names = [column.name for column in ledger.curve_table.columns if column.name not in ("trial_id", "attempt")]
+        names = [column.name for column in curve_table.columns if column.name not in ("trial_id", "attempt")]
         return {ids[trial_id]: [{name: getattr(row, name) for name in names} for row in rows] for trial_id, rows in found.items()}
 
     # ---- what was found out about the study
@@ -445,16 +467,17 @@ class Study:
 
     def final_score(self, trial_id: int) -> Score:
         """Errors and lengths per validation sentence of a complete trial."""
+        return self.scores([trial_id])[trial_id]
+
+    def scores(self, trial_ids: Sequence[int], partition: str = "validation") -> dict[int, Score]:
+        """The final scores by trial id, of the trials that have one."""
         with self._engine.begin() as connection:
-            row = ledger.rows_of(connection, [trial_id])[trial_id]
-        return Score(tuple(row.errors), tuple(row.lengths))
+            rows = ledger.scores_of(connection, list(trial_ids), partition)
+        return {row.trial_id: Score(tuple(row.errors), tuple(row.lengths)) for row in rows}
 
 
-def in_thin_curve(step: int, config: DecoderConfig) -> bool:
-    """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
-    evaluations = -(-config.steps // config.evaluate_every)
-    every = -(-evaluations // THIN_CURVE)
-    return step == config.steps or (step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0)
+def _as_key(flat: Mapping[str, Any]) -> str:
+    return json.dumps(flat, sort_keys=True)
 
 
 def check_name(name: str) -> None:
@@ -470,5 +493,5 @@ def _storage(database: Database) -> optuna.storages.RDBStorage:
     with ledger.alone(database.url, CONNECT_ARGUMENTS):
         storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
         with storage.engine.begin() as connection:
-            ledger.create_tables(connection)
+            create_tables(connection)
     return storage

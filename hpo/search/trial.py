@@ -1,7 +1,7 @@
 """The values that a trial is passed around as: Trial for its worker, Outcome of an attempt, Cause of its trouble, Record for readers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Completed:
     """Trained to its last step. The trial's value is the PER there, not the lowest along the curve."""
 
     score: Score
+    held_out: Mapping[str, Score] = field(default_factory=dict)  # by partition; of children that score one only
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Record:
     number: int
     state: State
     start: str | None
+    label: str  # what a child's trial retrains; empty for a trial of a search
     params: dict[str, Any]
     config: dict[str, Any]  # dotted name -> value; empty before a worker took it
     per: float | None  # at the end of the training; None unless complete

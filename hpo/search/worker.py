@@ -8,8 +8,8 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ import torch
 from hpo import __version__
 from hpo.decoder.artifact import save_decoder
 from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, remove_drafts, save_checkpoint
-from hpo.decoder.data import Data, load_data
+from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.decoder.train import Progress, TrainState, evaluate, train
 from hpo.errors import (
     BadNodeError,
@@ -89,6 +89,7 @@ class Worker:
     record: dict[str, str]  # device, code_version, data
     stop: Callable[[], bool] = lambda: False
     process: Process = field(default_factory=Process.this)
+    held_out: Mapping[str, Data] = field(default_factory=dict)  # partitions that complete trials are scored on too
 
     def run(self) -> int:
         """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here.
@@ -207,6 +208,9 @@ class _Run:
         remove_drafts(self.folder)
         outcome = self._steps(state)
         if isinstance(outcome, Completed):
+            precision = state.config.precision
+            held_out = {name: evaluate(state.scored, data, precision)[0] for name, data in self.worker.held_out.items()}
+            outcome = replace(outcome, held_out=held_out)
             self._keep(state, "last", outcome.score.per)
         if isinstance(outcome, (Completed, Interrupted)):
             self._checkpoint(state)  # of a complete one until the outcome is stored
@@ -307,6 +311,8 @@ def run_worker(
     path = data_path or study.data_path
     try:
         data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
+        score = spec.child.score if spec.child else ()
+        held_out: dict[str, Data] = {partition: load_for_scoring(path, partition, spec.base.model, device) for partition in score}
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
             raise MemoryShortError(f"{path or 'the bundled recordings'}: no room on {device} for it. Take fewer workers there") from None
@@ -316,7 +322,7 @@ def run_worker(
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
                         f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
     record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
-    return Worker(study, data, study_folder(study, artifacts), record, stop).run()
+    return Worker(study, data, study_folder(study, artifacts), record, stop, held_out=held_out).run()
 
 
 def check_code(study: Study, allow_different: bool) -> None:
