@@ -18,14 +18,15 @@ def methods(report: dict[str, Any], spec: StudySpec, records: list[Record]) -> l
 
 def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
     base, searched = spec.base, spec.parameters
-    sizes = {"model.layers": f"{base.model.layers} GRU layers", "model.units": f"{base.model.units} units a layer",
+    sizes = {"model.layers": f"{base.model.layers} GRU layer{'s' * (base.model.layers != 1)}", "model.units": f"{base.model.units} units a layer",
              "model.kernel": f"windows of {base.model.kernel} bins", "model.stride": f"stride {base.model.stride}",
              "batch_size": f"batches of {base.batch_size} sentences", "steps": f"{base.steps} optimizer updates"}  # fmt: skip
     fixed = ", ".join(text for name, text in sizes.items() if name not in searched)
     sampler, rule = spec.sampler, spec.stopping
+    startup = min(sampler.startup_trials, sum(report["trials"].values()))
     lines = [
         f"We searched {len(searched)} hyperparameters of a GRU decoder trained with CTC ({fixed}): {', '.join(searched)}.",
-        f"Configurations were drawn by Optuna's multivariate tree-structured Parzen estimator, the first {sampler.startup_trials} trials "
+        f"Configurations were drawn by Optuna's multivariate tree-structured Parzen estimator, the first {startup} trials "
         f"at random or given ({', '.join(report['starts']) or 'none'}); sampler seed {sampler.seed}.",
         "The criterion was the phoneme error rate (PER: total edit distance over total reference length, greedy decoding) at the end of "
         f"training on {report['best']['sentences']} validation sentences, {100 * spec.validation.fraction:g} % of each day's training "
@@ -75,6 +76,12 @@ def _further(report: dict[str, Any]) -> list[str]:
     if ablation := findings.get("ablation"):
         lines.append(f"The changes from {ablation['from']} to {ablation['to']} were measured one after the other with "
                      f"{ablation['seeds']} seeds each on {ablation['sentences']} {ablation['partition']} sentences.")  # fmt: skip
+        measured = [step for step in ablation["steps"] if step["difference"] is not None]
+        if most := max(measured, key=lambda step: abs(step["difference"]), default=None):
+            low, high = most["difference_interval"]
+            lines.append(
+                f"The largest was {most['label']}: {100 * most['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})."
+            )
     if ensemble := findings.get("ensemble"):
         several, pair = ensemble["ensemble"], ensemble["comparison"]
         lines.append(f"The {several['mean']} mean of {len(several['members'])} trained decoders, selected on "

@@ -340,7 +340,7 @@ def _provenance(facts: Facts) -> list[Block]:
     report, spec = facts.report, facts.spec
     data, seconds = report["data"], report["gpu_seconds"]
     ran = [record for record in facts.records if record.device]
-    budget = [f"{value} {name.replace('_', ' ')}" for name, value in report["budget"].items() if value is not None]
+    budget = [f"{name.replace('_', ' ')} {value}" for name, value in report["budget"].items() if value is not None]
     rows = [
         ("data", f"{Path(data['path']).name if data['path'] else 'the bundled recordings'}, fingerprint {data['fingerprint']}"),
         ("validation", f"{100 * spec.validation.fraction:g} % of each day's training sentences"),
@@ -358,10 +358,15 @@ def _provenance(facts: Facts) -> list[Block]:
         here = [record for record in ran if (record.host, record.device) == (host, device)]
         machines.append((host, device, str(len(here)), duration(sum(record.gpu_seconds for record in here))))
     space = [
-        (name, str(parameter), ", ".join(f"{parent} in {allowed}" for parent, allowed in parameter.when.items()))
+        (name, _values(parameter.choices) if parameter.choices else str(parameter),
+         "; ".join(f"{parent} is {_values(allowed, ' or ')}" for parent, allowed in parameter.when.items()))
         for name, parameter in spec.parameters.items()
-    ]
+    ]  # fmt: skip
     blocks: list[Block] = [Table(("what", "value"), rows, long=("value",))]
     if machines:
         blocks.append(Table(("host", "device", "trials", "worker time"), machines))
     return [*blocks, Table(("searched parameter", "values", "only if"), space, long=("values", "only if"))]
+
+
+def _values(values: Iterable[Any], between: str = ", ") -> str:
+    return between.join(map(value_text, values))
