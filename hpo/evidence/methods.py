@@ -18,9 +18,10 @@ def methods(report: dict[str, Any], spec: StudySpec, records: list[Record]) -> l
 
 def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
     base, searched = spec.base, spec.parameters
-    sizes = {"model.layers": f"{base.model.layers} GRU layer{'s' * (base.model.layers != 1)}", "model.units": f"{base.model.units} units a layer",
-             "model.kernel": f"windows of {base.model.kernel} bins", "model.stride": f"stride {base.model.stride}",
-             "batch_size": f"batches of {base.batch_size} sentences", "steps": f"{base.steps} optimizer updates"}  # fmt: skip
+    sizes = {"model.layers": f"{base.model.layers} GRU layer{'s' * (base.model.layers != 1)}",
+             "model.units": f"{base.model.units} units a layer", "model.kernel": f"windows of {base.model.kernel} bins",
+             "model.stride": f"stride {base.model.stride}", "batch_size": f"batches of {base.batch_size} sentences",
+             "steps": f"{base.steps} optimizer updates"}  # fmt: skip
     fixed = ", ".join(text for name, text in sizes.items() if name not in searched)
     sampler, rule = spec.sampler, spec.stopping
     startup = min(sampler.startup_trials, sum(report["trials"].values()))
