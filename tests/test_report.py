@@ -211,7 +211,7 @@ def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> Non
 
 def test_what_was_not_measured_is_a_line_with_its_command(facts: Facts) -> None:
     html = html_of(with_findings(facts))
-    for command in ("confirm", "effects", "ablate", "ensemble"):
+    for command in ("confirm", "effects", "ablate --from START --to best", "ablate --questions", "ensemble"):
         assert f"<code>hpo {command} --study s</code>" in html
     assert "unconfirmed" in html
     assert html.count("<svg") == len(("curves", "by trial", "by hours"))

@@ -1,5 +1,6 @@
 """A paragraph for a paper's methods section: the study's own numbers, and only what was measured."""
 
+import re
 from typing import Any
 
 from hpo.evidence.page import Block, Text
@@ -42,12 +43,13 @@ def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
 
 def _outcome(report: dict[str, Any], records: list[Record]) -> list[str]:
     trials, best = report["trials"], report["best"]
-    devices = ", ".join(sorted({record.device for record in records if record.device}))
+    devices = sorted({re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", record.device) for record in records if record.device})
+    hours = f"{report['gpu_seconds']['spent'] / 3600:.3g} {'worker' if devices == ['cpu'] else 'GPU'}-hours"
     counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early and {trials['failed']} failed"
     open_ones = trials["running"] + trials["waiting"]
     over = f"; {open_ones} were not over" if open_ones else ""
     lines = [
-        f"Of {sum(trials.values())} trials {counts}{over} ({report['gpu_seconds']['spent'] / 3600:.3g} hours on {devices}).",
+        f"Of {sum(trials.values())} trials {counts}{over} ({hours} on {', '.join(devices)}).",
         f"The lowest validation PER was {percent(best['per'])} (95 % bootstrap interval over sentences {between(best['interval'])}; trial "
         f"{best['trial']}); as the lowest of {trials['complete']} it is optimistic.",
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo.evidence import pictures
+from hpo.evidence import report_pictures as pictures
 from hpo.evidence.methods import methods
 from hpo.evidence.page import Block, Code, Number, Picture, Section, Table, Text
 from hpo.evidence.report import between, build_report, confirmed, duration, export_text, percent, value_text
@@ -25,8 +25,8 @@ MAPS = 6  # heat maps
 COMMANDS = {  # what makes a finding
     "confirm": "hpo confirm",
     "effects": "hpo effects",
-    "ablation": "hpo ablate",
-    "questions": "hpo ablate",
+    "ablation": "hpo ablate --from START --to best",
+    "questions": "hpo ablate --questions",
     "ensemble": "hpo ensemble",
 }
 
@@ -99,7 +99,10 @@ def _p(p: float | None) -> str:
 
 
 def _notes(finding: Mapping[str, Any]) -> list[Block]:
-    return [*(Text(note, "note") for note in finding.get("notes", [])), Text(f"Found {finding['made']}", "note")]
+    return [
+        *(Text(note, "note") for note in finding.get("notes", [])),
+        Text(f"Found {finding['made'][:16].replace('T', ' ')} UTC.", "note"),
+    ]
 
 
 # ---- the headline
@@ -236,7 +239,8 @@ def _effects(facts: Facts) -> list[Block]:
     for found in effects["interactions"][:MAPS]:
         blocks.append(Picture(pictures.heat_map(found), f"{found['x']} and {found['y']}: interaction strength {found['strength']:.2g}."))
     shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"])) for row in rows]
-    return [*blocks, *([Table(("parameter", "PED-ANOVA", "fANOVA", "trials"), shares)] if shares else []), *_notes(effects)]
+    table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials"), shares, long=("parameter",))
+    return [*blocks, *([table] if shares else []), *_notes(effects)]
 
 
 def _share(value: float | None) -> str:
@@ -262,8 +266,7 @@ def _ablation(facts: Facts) -> list[Block]:
 def _questions(facts: Facts) -> list[Block]:
     found = facts.findings.get("questions")
     if found is None:
-        asks = " The study asks: see the top of this page." if facts.spec.question else ""
-        return [_missing(facts, "questions", f"No question was measured.{asks}")]
+        return [_missing(facts, "questions", "Its questions were not measured.")]
     blocks: list[Block] = []
     for answer in found["answers"]:
         verdict = "Decided" if answer["verdict"] == "decided" else "Not decided"

@@ -158,38 +158,63 @@ def heat_map(found: Mapping[str, Any]) -> str:
     """PER over two parameters, with the trials on it. found: an entry of `interactions` of the finding `effects`."""
     per = np.array([_percent(row) for row in found["per"]])
     finite = per[np.isfinite(per)]
-    scale = {"vmin": finite.min(), "vmax": finite.max(), "cmap": "viridis"} if finite.size else {"cmap": "viridis"}
+    scale = {"vmin": finite.min(), "vmax": finite.max(), "cmap": "viridis_r"} if finite.size else {"cmap": "viridis_r"}
 
     def paint(axes: Axes) -> None:
         places: dict[str, dict[str, int]] = {}
+        edges: dict[str, Sequence[float]] = {}
         for side, axis, set_scale in (("x", axes.xaxis, axes.set_xscale), ("y", axes.yaxis, axes.set_yscale)):
             values = found[f"{side}_values"]
             axis.set_label_text(found[side])
-            if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-                places[side] = {}
+            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+            if numbers and not found.get(f"{side}_choices"):
+                places[side], edges[side] = {}, _edges(values, found[f"{side}_log"])
                 if found[f"{side}_log"]:
                     set_scale("log")
                     axis.set_major_formatter(PLAIN)
             else:
-                places[side] = {str(value): place for place, value in enumerate(values)}
+                places[side] = {_name(value): place for place, value in enumerate(values)}
+                edges[side] = _edges(range(len(values)), False)
                 axis.set_ticks(range(len(values)), list(places[side]))
-        at = {side: list(places[side].values()) or found[f"{side}_values"] for side in "xy"}
-        mesh = axes.pcolormesh(at["x"], at["y"], per, shading="nearest", rasterized=True, **scale)
+        mesh = axes.pcolormesh(edges["x"], edges["y"], per, rasterized=True, **scale)
         axes.grid(visible=False)
         solids = axes.figure.colorbar(mesh, ax=axes, label="PER (%), estimated").solids
         assert solids is not None
         solids.set_rasterized(True)
         for complete, marker in ((True, "o"), (False, "x")):
             trials = [trial for trial in found["trials"] if (trial["state"] == "complete") == complete]
-            xs, ys = ([places[side].get(str(trial[side]), trial[side]) for trial in trials] for side in "xy")
+            xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
             if complete and trials:
                 pers = _percent(trial["per"] for trial in trials)
-                axes.scatter(xs, ys, 22, pers, edgecolors="white", linewidths=1, label="trial", **scale)
+                axes.scatter(xs, ys, 22, pers, edgecolors="white", linewidths=1, **scale)
+                axes.plot([], [], marker, color=INK, fillstyle="none", linestyle="", label="trial")
             elif trials:
                 axes.plot(xs, ys, marker, color="white", markeredgewidth=2.6, linestyle="")
-                axes.plot(xs, ys, marker, color="black", markeredgewidth=1.2, linestyle="", label="stopped or diverged")
+                axes.plot(xs, ys, marker, color="black", markeredgewidth=1.2, linestyle="")
+                axes.plot([], [], marker, color=INK, linestyle="", label="not complete")
 
     return _picture("PER over two parameters", paint)
+
+
+def _edges(values: Sequence[float], log: bool) -> list[float]:
+    """Of the cells around a grid's values."""
+    at = np.log(values) if log else np.array(values, dtype=float)
+    middle = (at[1:] + at[:-1]) / 2
+    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+    edges = np.array([at[0] - half, *middle, at[-1] + (at[-1] - middle[-1] if len(at) > 1 else half)])
+    return list(map(float, np.exp(edges) if log else edges))
+
+
+def _name(value: Any) -> str:
+    return "off" if value is None else str(value)
+
+
+def _place(places: Mapping[str, int], trial: Mapping[str, Any], side: str) -> float:
+    """Where a trial is on an axis; beside its choice, so that trials of one choice do not hide each other."""
+    if not places:
+        return float(trial[side])
+    turn = {"x": 0.618, "y": 0.755}[side]  # multiples of an irrational number fill the place evenly
+    return float(places[_name(trial[side])] + 0.6 * (turn * trial["number"] % 1 - 0.5))
 
 
 def waterfall(steps: Sequence[Mapping[str, Any]]) -> str:
