@@ -336,7 +336,11 @@ def _trials(facts: Facts) -> list[Block]:
     ]
     head = ("trial", "start", "state", "PER", "reason", "parameters", "ran on", "time")
     cut = f"The starts and the best of {len(facts.records)} trials. All: `hpo status --study {facts.report['study']} --json`"
-    return [*([Text(cut, "note")] if len(facts.records) > ROWS else []), Table(head, rows, long=("reason", "parameters"))] if rows else []
+    return (
+        [*([Text(cut, "note")] if len(facts.records) > ROWS else []), Table(head, rows, long=("reason", "parameters", "ran on"))]
+        if rows
+        else []
+    )
 
 
 def _provenance(facts: Facts) -> list[Block]:

@@ -186,7 +186,8 @@ def heat_map(found: Mapping[str, Any]) -> str:
             xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
             if complete and trials:
                 pers = _percent(trial["per"] for trial in trials)
-                axes.scatter(xs, ys, 22, pers, edgecolors="white", linewidths=1, **scale)
+                axes.plot(xs, ys, marker, color="black", markersize=6.5, linestyle="")  # seen on bright cells, the white edge on dark ones
+                axes.scatter(xs, ys, 22, pers, edgecolors="white", linewidths=1, zorder=3, **scale)
                 axes.plot([], [], marker, color=INK, fillstyle="none", linestyle="", label="trial")
             elif trials:
                 axes.plot(xs, ys, marker, color="white", markeredgewidth=2.6, linestyle="")
