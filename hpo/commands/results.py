@@ -18,9 +18,29 @@ if TYPE_CHECKING:
 @study_option
 @database_option
 @json_option
-def report(study: str, database: str | None, as_json: bool) -> None:
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write all that is known as one page, with pictures.")
+@click.option("--md", type=click.Path(path_type=Path), metavar="FILE", help="Write the same as Markdown, without pictures.")
+def report(study: str, database: str | None, as_json: bool, html: Path | None, md: Path | None) -> None:
     """Report the best PER beside the starts, what was stopped and why, and the compute."""
-    print_report(open_study(study, database), database, as_json)
+    found = open_study(study, database)
+    if as_json or not (html or md):
+        print_report(found, database, as_json)
+    if html or md:
+        from hpo.evidence.page import as_html, as_markdown
+        from hpo.evidence.report_page import facts_of, page_of
+
+        page = page_of(facts_of(found))
+        for option, path, render in (("--html", html, as_html), ("--md", md, as_markdown)):
+            if path:
+                _write(option, path, render(*page))
+                click.echo(f"wrote {path}", err=as_json)
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CallerError(f"{option} {path}: cannot be written ({error.strerror})") from None
 
 
 @click.command()
@@ -41,11 +61,7 @@ def export(study: str, trial: str, kind: str, weights: str, out: Path, database:
 
         click.echo("\n".join(export_reference(found, trial, weights, out)))
         return
-    text = export_text(found, trial)
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CallerError(f"--out {out}: cannot be written ({error.strerror})") from None
+    _write("--out", out, export_text(found, trial))
     click.echo(f"wrote {out}")
 
 

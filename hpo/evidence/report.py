@@ -1,9 +1,11 @@
 """What a study found: as a dict (the JSON), as text, and one trial's configuration for export.
 
-PER is of the validation sentences, at the end of each training. Everything here is read; nothing is recomputed.
+PER is of the validation sentences, at the end of each training. Everything here is read; only intervals are computed.
+The same as a page is in report_page.py.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import lab_arguments
 from hpo.errors import StudyError
+from hpo.evidence.stats import per_interval
 from hpo.search.study import Study
 from hpo.search.trial import Record
 
@@ -40,6 +43,7 @@ def build_report(study: Study) -> dict[str, Any]:
         "best": None if best is None else {
             "trial": best.number,
             "per": best.per,
+            "interval": _interval(study, best),
             "partition": PARTITION,
             "sentences": len(study.final_score(best.id).errors),
             "params": best.params,
@@ -56,17 +60,24 @@ def build_report(study: Study) -> dict[str, Any]:
             "spent": sum(record.gpu_seconds for record in records),
             "saved": sum(_saved(record) for record in stopped),
         },
+        "findings": study.results(),
     }  # fmt: skip
+
+
+def _interval(study: Study, record: Record) -> tuple[float, float] | None:
+    """95 %, for new sentences; of a complete trial."""
+    return None if record.per is None else per_interval([study.final_score(record.id)])
 
 
 def _start(study: Study, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:
     found = next((record for record in records if record.start == name), None)
     if found is None:
-        return {"trial": None, "per": None, "state": None, "reason": "", "points_above_best": None}
+        return {"trial": None, "per": None, "interval": None, "state": None, "reason": "", "points_above_best": None}
     known = found.per is not None and best is not None and best.per is not None
     return {
         "trial": found.number,
         "per": found.per,
+        "interval": _interval(study, found),
         "state": found.state,
         "reason": found.reason,
         "points_above_best": 100 * (found.per - best.per) if known else None,  # type: ignore[operator, union-attr]
@@ -88,9 +99,12 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append("No trial is complete yet, so there is no best PER.")
     else:
         complete = report["trials"]["complete"]
+        where = f"95 % interval {between(best['interval'])}, {best['partition']}, {best['sentences']} sentences"
         lines += [
-            f"Best PER {percent(best['per'])} ({best['partition']}, {best['sentences']} sentences): trial {best['trial']}",
-            f"  It is the lowest of {complete} noisy numbers, on sentences that the search saw: expect a little more on new ones.",
+            *_confirmed_lines(report),
+            f"Best PER {percent(best['per'])} ({where}): trial {best['trial']}",
+            f"  It is the lowest of {complete} noisy numbers, on sentences that the search saw. That selection is not in the interval:",
+            "  expect a little more on new sentences.",
             *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
         ]
     if not report["child_of"]:
@@ -102,6 +116,22 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
     lines += [f"  failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
     return "\n".join(lines)
+
+
+def confirmed(report: dict[str, Any]) -> dict[str, Any] | None:
+    """What `hpo confirm` found for the trial that is best now; None if it has not looked at it, or no seed came to its end."""
+    configs = report["findings"].get("confirm", {}).get("configs", [])
+    return next(
+        (found for found in configs if report["best"] and found["trial"] == report["best"]["trial"] and found["per"] is not None), None
+    )
+
+
+def _confirmed_lines(report: dict[str, Any]) -> list[str]:
+    if (found := confirmed(report)) is None:
+        return []
+    confirm = report["findings"]["confirm"]
+    where = f"95 % interval {between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} sentences"
+    return [f"Confirmed PER {percent(found['per'])} ({where}, {len(found['seeds'])} fresh seeds): {found['name']}"]
 
 
 def _start_line(name: str, start: dict[str, Any]) -> str:
@@ -141,6 +171,10 @@ def next_command(report: dict[str, Any], database: str | None) -> str:
 
 def percent(per: float) -> str:
     return f"{100 * per:.2f} %"
+
+
+def between(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f} %"
 
 
 def duration(seconds: float) -> str:

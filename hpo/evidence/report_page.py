@@ -1,0 +1,379 @@
+"""The report as a page: what it says of a study, section by section. page.py makes HTML and Markdown of it.
+
+What was never measured is one line with the command that measures it, never an empty picture.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpo.evidence import report_pictures as pictures
+from hpo.evidence.methods import methods
+from hpo.evidence.page import Block, Code, Number, Picture, Section, Table, Text
+from hpo.evidence.report import between, build_report, confirmed, duration, export_text, percent, value_text
+from hpo.search.ledger import Point
+from hpo.search.spec import StudySpec
+from hpo.search.study import Study
+from hpo.search.trial import Record
+
+ROWS = 200  # trials in the table
+MAPS = 6  # heat maps
+COMMANDS = {  # what makes a finding
+    "confirm": "hpo confirm",
+    "effects": "hpo effects",
+    "ablation": "hpo ablate --from START --to best",
+    "questions": "hpo ablate --questions",
+    "ensemble": "hpo ensemble",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a page is made of."""
+
+    report: dict[str, Any]
+    spec: StudySpec
+    records: list[Record]
+    curves: Mapping[int, list[Point]]
+    best: str  # the configuration of the best trial, as YAML; empty: there is none
+
+    @property
+    def findings(self) -> dict[str, dict[str, Any]]:
+        return dict(self.report["findings"])
+
+    def command(self, kind: str) -> str:
+        return f"`{COMMANDS[kind]} --study {self.report['study']}`"
+
+
+def facts_of(study: Study) -> Facts:
+    report, records = build_report(study), study.records()
+    return Facts(report, study.spec, records, study.curves(records), export_text(study, "best") if report["best"] else "")
+
+
+def page_of(facts: Facts) -> tuple[str, list[Section]]:
+    """Title and sections."""
+    sections = [
+        Section("", [*_headline(facts), *_starts(facts)]),
+        Section("Confirmation", _confirmation(facts)),
+        Section("Trials over time", _curves(facts)),
+        Section("What matters", _effects(facts)),
+        Section("From one configuration to another", _ablation(facts)),
+        Section("Questions", _questions(facts)),
+        Section("Ensemble", _ensemble(facts)),
+        Section("Past runs", _past_runs(facts)),
+        Section("The best configuration", [Code(facts.best, "yaml")] if facts.best else [_nothing(facts)]),
+        Section("For a methods section", methods(facts.report, facts.spec, facts.records)),
+        Section("Trials", _trials(facts)),
+        Section("Provenance", _provenance(facts)),
+    ]
+    return f"Study {facts.report['study']}", [section for section in sections if section.blocks]
+
+
+def _missing(facts: Facts, kind: str, what: str) -> Text:
+    return Text(f"{what} Measure: {facts.command(kind)}", "missing")
+
+
+def _nothing(facts: Facts) -> Text:
+    return Text(f"No trial is complete yet. See `hpo status --study {facts.report['study']}`", "missing")
+
+
+def _points(difference: float | None) -> str:
+    """A difference of PERs, in points of a percent."""
+    return "-" if difference is None else f"{100 * difference:+.2f}"
+
+
+def _points_between(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+
+
+def _per(per: float | None) -> str:
+    return "-" if per is None else percent(per)
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else f"{p:.2g}"
+
+
+def _notes(finding: Mapping[str, Any]) -> list[Block]:
+    return [
+        *(Text(note, "note") for note in finding.get("notes", [])),
+        Text(f"Found {finding['made'][:16].replace('T', ' ')} UTC.", "note"),
+    ]
+
+
+# ---- the headline
+
+
+def _headline(facts: Facts) -> list[Block]:
+    report, blocks = facts.report, list[Block]()
+    if facts.spec.question:
+        blocks.append(Text(facts.spec.question, "quote"))
+    if still := [f"{report['trials'][state]} {state}" for state in ("running", "waiting") if report["trials"][state]]:
+        blocks.append(Text(f"The study is not over: {', '.join(still)}.", "note"))
+    best = report["best"]
+    if best is None:
+        return [*blocks, _nothing(facts)]
+    found = confirmed(report)
+    if found is not None:
+        confirm = report["findings"]["confirm"]
+        text = (f"95 % interval {between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} sentences that the search "
+                f"never saw: {found['name']}, trained anew with {len(found['seeds'])} seeds")  # fmt: skip
+        blocks.append(Number("Confirmed PER", percent(found["per"]), text))
+    text = (f"trial {best['trial']}, 95 % interval {between(best['interval'])}, {best['partition']}, {best['sentences']} sentences. "
+            f"Selected as the lowest of {report['trials']['complete']} on these, so optimistic; that is not in the interval")  # fmt: skip
+    blocks.append(Number("Search PER" if found else "Best PER (search)", percent(best["per"]), text))
+    if found is None:
+        asked = "confirm" in facts.findings
+        why = f"`hpo confirm` has no PER of trial {best['trial']}, which is best now." if asked else "This PER is unconfirmed."
+        blocks.append(_missing(facts, "confirm", f"{why} Fresh seeds and sentences that the search never saw tell what to expect."))
+    return blocks
+
+
+def _starts(facts: Facts) -> list[Block]:
+    rows = []
+    for name, start in facts.report["starts"].items():
+        above = start["points_above_best"]
+        ended = (start["state"] or "not tried yet") + (f": {start['reason']}" if start["reason"] else "")
+        rows.append((name, "-" if start["trial"] is None else str(start["trial"]), _per(start["per"]), between(start["interval"]),
+                     "-" if above is None else f"{above:+.2f}", ended))  # fmt: skip
+    head = ("start", "trial", "search PER", "95 % interval", "points above best", "state")
+    return [Table(head, rows, long=("state",))] if rows else []
+
+
+def _confirmation(facts: Facts) -> list[Block]:
+    confirm = facts.findings.get("confirm")
+    if confirm is None:
+        return []  # the headline says so
+    rows = [
+        (found["name"], _per(found["per"]), between(found["interval"]), _per(found["search_per"]), _points(found["optimism"]),
+         ", ".join(percent(seed["per"]) if seed["per"] is not None else seed["state"] for seed in found["seeds"]))
+        for found in confirm["configs"]
+    ]  # fmt: skip
+    partition = confirm["partition"]
+    blocks: list[Block] = [
+        Text(
+            f"PER on {partition} ({confirm['sentences']} sentences), the mean over seeds, with {100 * confirm['level']:g} % intervals over "
+            "seeds and sentences. Nothing was selected by it."
+        ),
+        Table(("configuration", f"PER on {partition}", "interval", "search PER", "optimism (points)", "seeds"), rows, long=("seeds",)),
+    ]
+    if confirm["comparisons"]:
+        blocks.append(_comparisons([(f"{pair['a']} minus {pair['b']}", pair) for pair in confirm["comparisons"]]))
+        verdict = (
+            "The best one is separated from the others."
+            if confirm["separated"]
+            else "These data do not separate the best one from all others."
+        )
+        blocks.append(Text(verdict))
+    blocks.append(Text(f"Trials: study {confirm['child']}; {duration(confirm['gpu_seconds'])} of worker time.", "note"))
+    return blocks + _notes(confirm)
+
+
+def _comparisons(pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+    rows = [
+        (name, _points(pair["difference"]), _points_between(pair["interval"]), _p(pair["p"]), _p(pair.get("p_holm")))
+        for name, pair in pairs
+    ]
+    return Table(("difference", "points", "95 % interval", "p", "p (Holm)"), rows)
+
+
+# ---- what the trials show
+
+
+def _curves(facts: Facts) -> list[Block]:
+    best = facts.report["best"]
+    labels = {record.number: f"{record.start} (trial {record.number})" for record in facts.records if record.start}
+    if best:
+        start = next((f" ({name})" for name, start in facts.report["starts"].items() if start["trial"] == best["trial"]), "")
+        labels[best["trial"]] = f"trial {best['trial']}, best{start}"
+    trials = [
+        pictures.Curve([point["step"] for point in curve], [point["per"] for point in curve],
+                       (record.cause or record.rule) if record.state == "stopped" else "", labels.get(record.number, ""))
+        for record in sorted(facts.records, key=lambda record: best is None or record.number != best["trial"])
+        if (curve := [point for point in facts.curves[record.number] if np.isfinite(point["per"])])
+    ]  # fmt: skip
+    if not trials:
+        return [Text(f"No trial was evaluated yet. See `hpo status --study {facts.report['study']}`", "missing")]
+    blocks: list[Block] = [
+        Picture(pictures.curves(trials), f"Validation PER of all {len(trials)} trials; marks are where the rule stopped one.")
+    ]
+    complete = [record for record in facts.records if record.per is not None]
+    if complete:
+        spent = dict(
+            zip(
+                (record.number for record in facts.records), np.cumsum([record.gpu_seconds for record in facts.records]) / 3600, strict=True
+            )
+        )
+        starts = {record.start: place for place, record in enumerate(complete) if record.start}
+        pers = [record.per for record in complete if record.per is not None]
+        caption = "The PER at the end of each complete trial, in the order of their numbers, and the best so far."
+        blocks.append(Picture(pictures.history([record.number for record in complete], pers, starts, "trial"), caption))
+        hours = [float(spent[record.number]) for record in complete]
+        blocks.append(Picture(pictures.history(hours, pers, starts, "GPU-hours of all workers"), f"{caption} On CPUs: worker-hours."))
+    return blocks + [Text(line, "note") for line in _stopped(facts)]
+
+
+def _stopped(facts: Facts) -> list[str]:
+    report = facts.report
+    saved = report["gpu_seconds"]["saved"]
+    causes = ", ".join(f"{count} {pictures.CAUSES.get(cause, cause)}" for cause, count in report["stopped_because"].items())
+    lines = (
+        [f"Stopped by a rule: {report['trials']['stopped']} ({causes}), which saved {duration(saved)} of worker time."] if causes else []
+    )
+    return lines + [f"Failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
+
+
+def _effects(facts: Facts) -> list[Block]:
+    effects = facts.findings.get("effects")
+    if effects is None:
+        return [_missing(facts, "effects", "How much each parameter matters, and which act together, was not computed.")]
+    rows = effects["importance"]
+    blocks: list[Block] = [Text(f"{effects['trials']} trials, {effects['diverged']} of them diverged. {effects['outcome']}")]
+    if rows:
+        picture = pictures.importance([(row["name"], row["ped_anova"], row["fanova"]) for row in rows])
+        blocks.append(Picture(picture, "Importance by two methods." + f" The {pictures.BARS} largest." * (len(rows) > pictures.BARS)))
+    for found in effects["interactions"][:MAPS]:
+        blocks.append(Picture(pictures.heat_map(found), f"{found['x']} and {found['y']}: interaction strength {found['strength']:.2g}."))
+    shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"])) for row in rows]
+    table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials"), shares, long=("parameter",))
+    return [*blocks, *([table] if shares else []), *_notes(effects)]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _ablation(facts: Facts) -> list[Block]:
+    found = facts.findings.get("ablation")
+    if found is None:
+        return [_missing(facts, "ablation", "Which of the changes from a start to the best make the difference was not measured.")]
+    rows = [
+        (step["label"], _per(step["per"]), between(step["interval"]), _points(step["difference"]),
+         _points_between(step["difference_interval"]), _p(step["p"]), str(step["diverged"] or ""))
+        for step in found["steps"]
+    ]  # fmt: skip
+    head = ("change", "PER", "95 % interval", "points", "interval of the difference", "p", "diverged seeds")
+    how = (f"From {found['from']} to {found['to']}, one change after the other, each on top of those before: {found['seeds']} seeds a "
+           f"step, {found['partition']}, {found['sentences']} sentences (study {found['child']}).")  # fmt: skip
+    picture = Picture(pictures.waterfall(found["steps"]), "Dots: PER with its interval. Bars: what a change adds or takes away.")
+    return [Text(how), picture, Table(head, rows, long=("change",)), *_notes(found)]
+
+
+def _questions(facts: Facts) -> list[Block]:
+    found = facts.findings.get("questions")
+    if found is None:
+        return [_missing(facts, "questions", "Its questions were not measured.")]
+    blocks: list[Block] = []
+    for answer in found["answers"]:
+        verdict = "Decided" if answer["verdict"] == "decided" else "Not decided"
+        blocks += [Text(answer["ask"], "quote"), Text(f"{verdict}. {answer['answer']}")]
+        blocks += [Text(evidence["in_words"], "note") for evidence in answer["evidence"]]
+    return [
+        *blocks,
+        Text(f"Measured on {found['partition']} with {found['seeds']} seeds a side (study {found['child']}).", "note"),
+        *_notes(found),
+    ]
+
+
+def _ensemble(facts: Facts) -> list[Block]:
+    found = facts.findings.get("ensemble")
+    if found is None:
+        return [_missing(facts, "ensemble", "Whether several finished trials together do better was not measured.")]
+    single, several, cost = found["single"], found["ensemble"], found["cost"]
+    members = [f"trial {member['trial']}" + f" x {member['weight']}" * (member["weight"] != 1) for member in several["members"]]
+    how = f"{several['mean'].capitalize()} mean of {', '.join(members)}"
+    takes = f"{cost['seconds_ensemble']:.3g} s instead of {cost['seconds_single']:.3g} s ({cost['ratio']:.3g} times)"
+    rows = [
+        (name, _per(part["validation_per"]), between(part["validation_interval"]), _per(part["test_per"]), between(part["test_interval"]))
+        for name, part in ((f"trial {single['trial']}", single), ("ensemble", several))
+    ]
+    blocks: list[Block] = [
+        Text(f"{how}, selected on {found['partition_selected']} among {found['candidates']} trials."),
+        Table(("", "validation PER", "validation interval", "test PER", "test interval"), rows),
+        _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])]),
+    ]
+    if found["curve"]:
+        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]))
+        blocks.append(Picture(picture, "PER by size; the size is chosen on validation."))
+    return [*blocks, Text(f"Decoding {cost['sentences']} sentences takes {takes}.", "note"), *_notes(found)]
+
+
+def _past_runs(facts: Facts) -> list[Block]:
+    found = facts.findings.get("past_runs")
+    if found is None:
+        return []
+    rows = [
+        (run["name"], "-" if run["trial"] is None else str(run["trial"]), _per(run["best_per"]), _per(run["last_per"]), run["split"],
+         "; ".join([*([run["why_not"]] if run["why_not"] else []), *run["doubts"]]))
+        for run in found["runs"]
+    ]  # fmt: skip
+    return [Table(("run", "trial", "lowest PER", "last PER", "scored on", "doubts"), rows, long=("doubts",)), *_notes(found)]
+
+
+# ---- tables at the end
+
+
+def _trials(facts: Facts) -> list[Block]:
+    best = facts.report["best"]
+    ranked = sorted(facts.records, key=lambda record: (record.start is None, record.per is None, record.per or 0.0, record.number))
+    kept = sorted(ranked[:ROWS], key=lambda record: record.number)
+    rows = [
+        (
+            str(record.number) + ", best" * (best is not None and best["trial"] == record.number),
+            record.start or "",
+            record.state + (f", {record.step} of {record.steps}" if record.state != "complete" and record.steps else ""),
+            _per(record.per) if record.per is not None else "",
+            record.reason,
+            ", ".join(f"{name} {value_text(value)}" for name, value in record.params.items()),
+            " ".join(part for part in (record.host, record.device) if part),
+            duration(record.seconds),
+        )
+        for record in kept
+    ]
+    head = ("trial", "start", "state", "PER", "reason", "parameters", "ran on", "time")
+    cut = f"The starts and the best of {len(facts.records)} trials. All: `hpo status --study {facts.report['study']} --json`"
+    return (
+        [*([Text(cut, "note")] if len(facts.records) > ROWS else []), Table(head, rows, long=("reason", "parameters", "ran on"))]
+        if rows
+        else []
+    )
+
+
+def _provenance(facts: Facts) -> list[Block]:
+    report, spec = facts.report, facts.spec
+    data, seconds = report["data"], report["gpu_seconds"]
+    ran = [record for record in facts.records if record.device]
+    budget = [f"{name.replace('_', ' ')} {value}" for name, value in report["budget"].items() if value is not None]
+    rows = [
+        ("data", f"{Path(data['path']).name if data['path'] else 'the bundled recordings'}, fingerprint {data['fingerprint']}"),
+        ("validation", f"{100 * spec.validation.fraction:g} % of each day's training sentences"),
+        ("space", spec.space + (f", profile {spec.profile}" if spec.profile else "") + f", digest {report['digest']}"),
+        ("seeds", f"training {spec.base.seed} + number of the trial, sampler {spec.sampler.seed}, validation {spec.validation.seed}"),
+        ("code", ", ".join(sorted({record.code_version for record in ran})) or "-"),
+        ("budget", ", ".join(budget)),
+        ("worker time", f"{duration(seconds['spent'])} ({seconds['spent'] / 3600:.3g} GPU-hours; on CPUs worker-hours), about "
+                        f"{duration(seconds['saved'])} saved by stopping"),
+        ("this page", ", ".join(f"{name} {version(name)}" for name in ("bci-hpo", "optuna", "torch", "matplotlib"))),
+    ]  # fmt: skip
+    places = sorted({(record.host, record.device) for record in ran})
+    machines = []
+    for host, device in places:
+        here = [record for record in ran if (record.host, record.device) == (host, device)]
+        machines.append((host, device, str(len(here)), duration(sum(record.gpu_seconds for record in here))))
+    space = [
+        (name, _values(parameter.choices) if parameter.choices else str(parameter),
+         "; ".join(f"{parent} is {_values(allowed, ' or ')}" for parent, allowed in parameter.when.items()))
+        for name, parameter in spec.parameters.items()
+    ]  # fmt: skip
+    blocks: list[Block] = [Table(("what", "value"), rows, long=("value",))]
+    if machines:
+        blocks.append(Table(("host", "device", "trials", "worker time"), machines))
+    return [*blocks, Table(("searched parameter", "values", "only if"), space, long=("values", "only if"))]
+
+
+def _values(values: Iterable[Any], between: str = ", ") -> str:
+    return between.join(map(value_text, values))

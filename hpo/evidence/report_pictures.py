@@ -1,0 +1,261 @@
+"""Pictures for the report: values in, an SVG element out. PER comes as a fraction and is drawn in percent.
+
+They are drawn in placeholder colours that become CSS variables, so the page's own light, dark and print colours apply to
+them, with text as text. Five inches wide, because a phone shows them at half the width of a page.
+"""
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+INK, FAINT, GREY = "#010101", "#020202", "#030303"  # text; grid and frame; what is not highlighted
+HIGHLIGHTS = tuple(f"#0401{number:02x}" for number in range(1, 9))
+WORSE, BETTER = HIGHLIGHTS[1], HIGHLIGHTS[2]
+VARIABLES = {INK: "ink", FAINT: "faint", GREY: "grey"} | {color: f"c{number}" for number, color in enumerate(HIGHLIGHTS, 1)}
+LINES = ("-", "--", "-.", ":")
+POINTS = 25  # of a curve that are drawn
+BARS = 20  # parameters
+MARKERS = {"per": "x", "loss": "^", "non-finite": "s"}  # by what stopped a trial
+CAUSES = {"per": "PER rose", "loss": "loss rose", "non-finite": "not finite"}
+STYLE: Any = {
+    "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
+    "font.family": "sans-serif", "text.parse_math": False, "axes.unicode_minus": False,
+    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": FAINT,
+    "grid.color": FAINT, "grid.linewidth": 0.5, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.4, "lines.markersize": 4,
+    "svg.fonttype": "none",
+}  # fmt: skip
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A trial's PER over its steps."""
+
+    steps: Sequence[float]
+    pers: Sequence[float]
+    stopped: str = ""  # by which limit of the rule; its end is marked
+    label: str = ""  # highlighted, and in the legend; empty: grey
+
+
+def _picture(description: str, paint: Callable[[Axes], None], height: float = 3.2) -> str:
+    """Draw on axes of their own. Equal values give equal text: no date, ids from `description`."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": description}):
+        figure = Figure(figsize=(5, height), layout="constrained")
+        axes = figure.add_subplot()
+        paint(axes)
+        if handles := axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=1 if len(handles) == 1 else 2)  # below the axes: it covers no data
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, dpi=144)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")  # in HTML the element needs no namespace
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # several pictures a page: no ids but those that are referred to
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', f'<svg role="img" aria-label="{description}" \\1>', svg, count=1)
+    return re.sub(r"\s*\n\s*", " ", re.sub(r"<[^>]+>", lambda tag: _for_the_page(tag[0]), svg))
+
+
+def _for_the_page(tag: str) -> str:
+    """A tag with the page's colours and font, and numbers to a hundredth of a point."""
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"font-family: [^;]*; ", "", tag))
+    return re.sub(r"#0[0-9a-f]{5}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], tag)
+
+
+def _percent(fractions: Iterable[float | None]) -> list[float]:
+    return [math.nan if value is None or not math.isfinite(value) else 100 * value for value in fractions]
+
+
+def _thin(values: Sequence[float]) -> list[float]:
+    """POINTS of them at most, evenly, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int)) if len(values) > POINTS else range(len(values))
+    return [values[index] for index in chosen]
+
+
+def _per_axis(axes: Axes, pers: Sequence[float]) -> None:
+    """PER upwards, logarithmic if it spans much: near the floor is where trials differ."""
+    finite = [per for per in pers if math.isfinite(per)]
+    axes.set_ylabel("PER (%)")
+    if finite and min(finite) > 0 and max(finite) > 3 * min(finite):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(PLAIN)
+
+
+def curves(trials: Sequence[Curve]) -> str:
+    """PER over steps: highlighted trials over grey ones, and a mark where one was stopped."""
+    trials = [Curve(_thin(trial.steps), _thin(_percent(trial.pers)), trial.stopped, trial.label) for trial in trials]
+    grey = [trial for trial in trials if not trial.label]
+    marked = [trial for trial in trials if trial.label][: len(HIGHLIGHTS)]
+
+    def paint(axes: Axes) -> None:
+        if grey:  # one line with gaps is a tenth of the text of many
+            xs = [step for trial in grey for step in (*trial.steps, math.nan)]
+            ys = [per for trial in grey for per in (*trial.pers, math.nan)]
+            axes.plot(xs, ys, color=GREY, linewidth=0.7, label="other trials")
+        for number, trial in enumerate(marked):
+            axes.plot(trial.steps, trial.pers, LINES[number % len(LINES)], color=HIGHLIGHTS[number], label=trial.label,
+                      linewidth=2 if number == 0 else 1.4, zorder=3)  # fmt: skip
+        for cause in sorted({trial.stopped for trial in trials} - {""}):
+            ends = [(trial.steps[-1], trial.pers[-1]) for trial in trials if trial.stopped == cause]
+            axes.plot(*zip(*ends, strict=True), linestyle="", marker=MARKERS.get(cause, "D"), color=INK, fillstyle="none", zorder=4,
+                      label=f"stopped: {CAUSES.get(cause, cause)} ({len(ends)})")  # fmt: skip
+        _per_axis(axes, [per for trial in trials for per in trial.pers])
+        axes.set_xlabel("step (optimizer updates)")
+
+    return _picture("PER of each trial over its steps", paint, 3.6)
+
+
+def history(xs: Sequence[float], pers: Sequence[float], starts: Mapping[str, int], x_label: str) -> str:
+    """Final PER of the complete trials in order, and the best so far. starts: which of them, by name."""
+    ys = _percent(pers)
+
+    def paint(axes: Axes) -> None:
+        axes.plot(xs, ys, "o", color=GREY, label="complete trial")
+        axes.step(xs, np.minimum.accumulate(ys), where="post", color=HIGHLIGHTS[0], label="best so far")
+        for color, (name, place) in zip(HIGHLIGHTS[1:], starts.items(), strict=False):
+            axes.plot(xs[place], ys[place], "D", color=color, label=name)
+        _per_axis(axes, ys)
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=x_label == "trial"))
+
+    return _picture(f"Best PER so far, by {x_label}", paint)
+
+
+def importance(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
+    """Bars of both methods. rows: (parameter, PED-ANOVA, fANOVA), most important first, shares of 1."""
+    rows = rows[:BARS]
+    places = np.arange(len(rows))
+
+    def paint(axes: Axes) -> None:
+        for offset, color, label, values in (
+            (-0.19, HIGHLIGHTS[0], "PED-ANOVA", [row[1] for row in rows]),
+            (0.19, HIGHLIGHTS[1], "fANOVA", [row[2] for row in rows]),
+        ):
+            if any(value is not None for value in values):
+                axes.barh(places + offset, [value or 0.0 for value in values], 0.36, color=color, label=label)
+        axes.set_yticks(places, [row[0] for row in rows])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("importance (share of the variance)")
+
+    return _picture("Importance of each parameter", paint, 1.1 + 0.3 * len(rows))
+
+
+def heat_map(found: Mapping[str, Any]) -> str:
+    """PER over two parameters, with the trials on it. found: an entry of `interactions` of the finding `effects`."""
+    per = np.array([_percent(row) for row in found["per"]])
+    finite = per[np.isfinite(per)]
+    scale = {"vmin": finite.min(), "vmax": finite.max(), "cmap": "viridis_r"} if finite.size else {"cmap": "viridis_r"}
+
+    def paint(axes: Axes) -> None:
+        places: dict[str, dict[str, int]] = {}
+        edges: dict[str, Sequence[float]] = {}
+        for side, axis, set_scale in (("x", axes.xaxis, axes.set_xscale), ("y", axes.yaxis, axes.set_yscale)):
+            values = found[f"{side}_values"]
+            axis.set_label_text(found[side])
+            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+            if numbers and not found.get(f"{side}_choices"):
+                places[side], edges[side] = {}, _edges(values, found[f"{side}_log"])
+                if found[f"{side}_log"]:
+                    set_scale("log")
+                    axis.set_major_formatter(PLAIN)
+            else:
+                places[side] = {_name(value): place for place, value in enumerate(values)}
+                edges[side] = _edges(range(len(values)), False)
+                axis.set_ticks(range(len(values)), list(places[side]))
+        mesh = axes.pcolormesh(edges["x"], edges["y"], per, rasterized=True, **scale)
+        axes.grid(visible=False)
+        solids = axes.figure.colorbar(mesh, ax=axes, label="PER (%), estimated").solids
+        assert solids is not None
+        solids.set_rasterized(True)
+        for complete, marker in ((True, "o"), (False, "x")):
+            trials = [trial for trial in found["trials"] if (trial["state"] == "complete") == complete]
+            xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
+            if complete and trials:
+                pers = _percent(trial["per"] for trial in trials)
+                axes.plot(xs, ys, marker, color="black", markersize=6.5, linestyle="")  # seen on bright cells, the white edge on dark ones
+                axes.scatter(xs, ys, 22, pers, edgecolors="white", linewidths=1, zorder=3, **scale)
+                axes.plot([], [], marker, color=INK, fillstyle="none", linestyle="", label="trial")
+            elif trials:
+                axes.plot(xs, ys, marker, color="white", markeredgewidth=2.6, linestyle="")
+                axes.plot(xs, ys, marker, color="black", markeredgewidth=1.2, linestyle="")
+                axes.plot([], [], marker, color=INK, linestyle="", label="not complete")
+
+    return _picture("PER over two parameters", paint)
+
+
+def _edges(values: Sequence[float], log: bool) -> list[float]:
+    """Of the cells around a grid's values."""
+    at = np.log(values) if log else np.array(values, dtype=float)
+    middle = (at[1:] + at[:-1]) / 2
+    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+    edges = np.array([at[0] - half, *middle, at[-1] + (at[-1] - middle[-1] if len(at) > 1 else half)])
+    return list(map(float, np.exp(edges) if log else edges))
+
+
+def _name(value: Any) -> str:
+    return "off" if value is None else str(value)
+
+
+def _place(places: Mapping[str, int], trial: Mapping[str, Any], side: str) -> float:
+    """Where a trial is on an axis; beside its choice, so that trials of one choice do not hide each other."""
+    if not places:
+        return float(trial[side])
+    turn = {"x": 0.618, "y": 0.755}[side]  # multiples of an irrational number fill the place evenly
+    return float(places[_name(trial[side])] + 0.6 * (turn * trial["number"] % 1 - 0.5))
+
+
+def waterfall(steps: Sequence[Mapping[str, Any]]) -> str:
+    """PER from one configuration to another, a change a row. steps: of the finding `ablation`."""
+    pers = _percent(step["per"] for step in steps)
+    labels = ["\n".join(textwrap.wrap(step["label"], 66, max_lines=3, placeholder=" ...", break_on_hyphens=False)) for step in steps]
+    places = np.cumsum([2 + label.count("\n") for label in labels])  # in lines of text: a label is above its bar
+
+    def paint(axes: Axes) -> None:
+        before, above = math.nan, 0
+        for step, per, label, place in zip(steps, pers, labels, places, strict=True):
+            note = "" if math.isfinite(per) else ": diverged"
+            axes.annotate(label + note, (0, place - 0.5), xycoords=("axes fraction", "data"), va="bottom")
+            if note:
+                continue
+            if math.isfinite(before):
+                axes.barh(place, per - before, 0.6, before, color=WORSE if per > before else BETTER)
+                axes.plot([before, before], [above, place], color=GREY, linewidth=0.7)
+            if step["interval"]:
+                axes.plot(_percent(step["interval"]), [place, place], color=INK, linewidth=1, zorder=3)
+            axes.plot(per, place, "o", color=INK, zorder=3)
+            before, above = per, place
+        axes.set_yticks([])
+        axes.set_ylim(places[-1] + 0.6, 0)
+        axes.set_xlabel("PER (%) and its 95 % interval")
+
+    return _picture("PER along the path of changes", paint, 0.6 + 0.19 * places[-1])
+
+
+def ensemble(points: Sequence[Mapping[str, Any]], chosen: int) -> str:
+    """PER over the ensemble's size. points: `curve` of the finding `ensemble`; chosen: the size that was taken."""
+
+    def paint(axes: Axes) -> None:
+        for number, partition in enumerate(("validation", "test")):
+            if any(point.get(f"{partition}_per") is not None for point in points):
+                ys = _percent(point.get(f"{partition}_per") for point in points)
+                axes.plot([point["size"] for point in points], ys, LINES[number] + "o", color=HIGHLIGHTS[number], label=partition)
+        axes.axvline(chosen, color=GREY, linewidth=1, label=f"taken: {chosen}")
+        axes.set_xlabel("members, counted with their weights")
+        axes.set_ylabel("PER (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return _picture("PER by the size of the ensemble", paint)
