@@ -303,6 +303,16 @@ def run_worker(
     if threads:
         torch.set_num_threads(threads)
     check_code(study, allow_different_code)
+    data, fingerprint = load_study_data(study, data_path, device)
+    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
+    return Worker(study, data, study_folder(study, artifacts), record, stop).run()
+
+
+def load_study_data(study: Study, data_path: Path | None, device: torch.device) -> tuple[Data, str]:
+    """The study's training and validation sentences, and their fingerprint. data_path: as for `run_worker`.
+
+    Raises DataError if they are other sentences than the study's, MemoryShortError.
+    """
     spec = study.spec
     path = data_path or study.data_path
     try:
@@ -315,8 +325,7 @@ def run_worker(
     if fingerprint != study.data["fingerprint"]:
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
                         f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
-    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
-    return Worker(study, data, study_folder(study, artifacts), record, stop).run()
+    return data, fingerprint
 
 
 def check_code(study: Study, allow_different: bool) -> None:
