@@ -1,0 +1,148 @@
+"""Intervals and tests on simulated scores whose true PER is known: they must cover it as often as they say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from hpo.decoder.metric import Score
+from hpo.evidence.stats import compare, holm, per_interval, seeds_to_separate
+
+DRAWS = 1000
+MEAN_LENGTH, PER = 30.0, 0.2
+
+
+class Simulated:
+    """Sentences with a difficulty of their own, seeds with a skill of their own, and chance. Mean difficulty and skill are 1."""
+
+    def __init__(self, generator: np.random.Generator, sentences: int, difficulty_sd: float, longer_is_harder: bool = False):
+        self.generator = generator
+        self.lengths = generator.integers(10, 51, size=sentences)  # mean 30
+        self.difficulty = generator.gamma(difficulty_sd**-2, difficulty_sd**2, size=sentences)
+        if longer_is_harder:
+            self.difficulty = self.difficulty * self.lengths / MEAN_LENGTH
+
+    def scores(self, seeds: int, skill_sd: float, per: float = PER) -> list[Score]:
+        skills = np.maximum(0, 1 + skill_sd * self.generator.standard_normal(seeds))
+        errors = self.generator.poisson(per * skills[:, None] * self.difficulty * self.lengths)
+        return [Score(tuple(row), tuple(self.lengths.tolist())) for row in errors.tolist()]
+
+
+# seeds, sentences, standard deviation of a sentence's difficulty and of a seed's skill (0.04 x PER 20 % = 0.8 points)
+SETTINGS = [(5, 240, 0.8, 0.04), (5, 240, 0.8, 0.15), (3, 100, 0.5, 0.08), (2, 240, 0.8, 0.05), (1, 240, 0.8, 0.0)]
+
+
+@pytest.mark.parametrize(("seeds", "sentences", "difficulty_sd", "skill_sd"), SETTINGS)
+def test_the_interval_covers_the_true_per_as_often_as_it_says(seeds: int, sentences: int, difficulty_sd: float, skill_sd: float) -> None:
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(DRAWS):
+        low, high = per_interval(Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd))
+        covered += low <= PER <= high
+    assert 0.92 <= covered / DRAWS <= 0.98
+
+
+def test_per_is_a_ratio_of_sums_where_longer_sentences_are_harder() -> None:
+    """The truth is E[errors] / E[length] = PER x E[length^2] / E[length]^2; the mean of the sentences' ratios is PER, far below."""
+    lengths = np.arange(10, 51)
+    truth = PER * (lengths**2).mean() / lengths.mean() ** 2
+    generator = np.random.default_rng(2)
+    draws = [Simulated(generator, 240, 0.5, longer_is_harder=True).scores(5, 0.05) for _ in range(DRAWS)]
+    intervals = [per_interval(scores) for scores in draws]
+    assert 0.92 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.98
+    assert np.mean([low <= PER <= high for low, high in intervals]) < 0.5
+
+
+def percentile_bootstrap(scores: Sequence[Score], generator: np.random.Generator) -> tuple[float, float]:
+    """What per_interval is not: seeds resampled like the sentences."""
+    errors = np.array([score.errors for score in scores], dtype=float)
+    per_seed = errors.sum(axis=1) / sum(scores[0].lengths)
+    means = per_seed[generator.integers(len(scores), size=(500, len(scores)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def test_a_percentile_bootstrap_of_seeds_would_be_too_narrow() -> None:
+    """The reason for Student's t: where seeds are all that varies, resampling 3 of them covers far too seldom."""
+    generator = np.random.default_rng(3)
+    simulated = [Simulated(generator, 100, 0.01).scores(3, 0.3) for _ in range(DRAWS)]
+    covered = [[low <= PER <= high for low, high in (percentile_bootstrap(s, generator), per_interval(s))] for s in simulated]
+    naive, ours = np.mean(covered, axis=0)
+    assert naive < 0.85
+    assert 0.92 <= ours <= 0.98
+
+
+@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(5, 5), (1, 1)])
+def test_the_difference_is_covered_and_the_permutation_test_holds_its_level(seeds_a: int, seeds_b: int) -> None:
+    """Its null: the sides differ by chance alone. Seeds that differ in skill are not in it."""
+    generator = np.random.default_rng(4)
+    found = []
+    for _ in range(DRAWS):
+        simulated = Simulated(generator, 240, 0.8)
+        found.append(compare(simulated.scores(seeds_a, 0.0), simulated.scores(seeds_b, 0.0)))
+    assert 0.03 <= np.mean([comparison.p <= 0.05 for comparison in found]) <= 0.07
+    assert np.mean([comparison.decided for comparison in found]) <= 0.07
+
+
+def test_the_interval_of_a_difference_has_the_seeds_in_it_and_p_has_not() -> None:
+    """As the docstring says: with seeds that differ by 10 % p rejects far too often, the interval does not."""
+    generator = np.random.default_rng(5)
+    found = []
+    for _ in range(300):
+        simulated = Simulated(generator, 240, 0.8)
+        found.append(compare(simulated.scores(3, 0.1), simulated.scores(3, 0.1)))
+    assert np.mean([comparison.p <= 0.05 for comparison in found]) > 0.15
+    assert np.mean([comparison.decided for comparison in found]) <= 0.07
+
+
+def test_a_real_difference_is_found_and_its_interval_covers_it() -> None:
+    generator = np.random.default_rng(6)
+    found = []
+    for _ in range(300):
+        simulated = Simulated(generator, 240, 0.5)
+        found.append(compare(simulated.scores(5, 0.03, per=0.25), simulated.scores(5, 0.03, per=0.2)))
+    assert np.mean([comparison.decided and comparison.difference > 0 for comparison in found]) > 0.95
+    assert np.mean([comparison.p < 0.01 for comparison in found]) > 0.95
+    assert 0.92 <= np.mean([comparison.interval[0] <= 0.05 <= comparison.interval[1] for comparison in found]) <= 0.99
+
+
+def test_equal_scores_do_not_differ_and_the_same_scores_give_the_same_numbers() -> None:
+    scores = Simulated(np.random.default_rng(7), 50, 0.5).scores(2, 0.1)
+    same = compare(scores, scores)
+    assert (same.difference, same.p, same.decided) == (0.0, 1.0, False)
+    assert per_interval(scores) == per_interval(scores)
+    assert compare(scores[:1], scores[1:]).difference == pytest.approx(scores[0].per - scores[1].per)
+    low, high = per_interval(scores, level=0.5)
+    assert per_interval(scores)[0] < low < high < per_interval(scores)[1]
+
+
+def test_other_sentences_are_refused() -> None:
+    a, b = Score((1, 2), (5, 6)), Score((1, 2), (5, 7))
+    with pytest.raises(ValueError, match="different sentences"):
+        compare([a], [b])
+    with pytest.raises(ValueError, match="different sentences"):
+        per_interval([a, b])
+
+
+def test_holm_adjusts_for_the_number_of_comparisons() -> None:
+    """The example of R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm"): 0.03 0.06 0.06 0.02."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_how_many_seeds_would_do() -> None:
+    generator = np.random.default_rng(8)
+    simulated = Simulated(generator, 2000, 0.1)
+    needed = seeds_to_separate(simulated.scores(40, 0.1), simulated.scores(40, 0.1, per=0.23))
+    expected = 1.96**2 * (0.02**2 + 0.023**2) / 0.03**2  # 4: seeds' standard deviations over the difference
+    assert needed is not None
+    assert 0.3 * expected < needed < 3 * expected
+
+
+def test_no_number_of_seeds_helps_where_the_sentences_disagree() -> None:
+    lengths = (10,) * 8
+    a = [Score((1, 5, 1, 5, 1, 5, 1, 5), lengths), Score((1, 5, 1, 5, 1, 5, 1, 6), lengths)]
+    b = [Score((5, 1, 5, 1, 5, 1, 5, 0), lengths), Score((5, 1, 5, 1, 5, 1, 5, 1), lengths)]
+    assert seeds_to_separate(a, b) is None
+    assert not compare(a, b).decided
