@@ -3,7 +3,7 @@
 import click
 
 from hpo import __version__
-from hpo.commands import machine, results, search
+from hpo.commands import effects, machine, results, search
 from hpo.commands.shared import Commands
 
 
@@ -19,6 +19,7 @@ def main() -> None:
 for command in (
     *(search.launch, search.worker, search.status, search.budget),
     *(results.report, results.export, results.evaluate),
+    effects.ensemble,
     *(machine.doctor, machine.data, machine.database),
 ):
     main.add_command(command)
