@@ -19,7 +19,7 @@ def main() -> None:
 for command in (
     *(search.launch, search.worker, search.status, search.budget),
     *(results.report, results.export, results.evaluate),
-    effects.ensemble,
+    *(effects.effects, effects.ensemble),
     *(machine.doctor, machine.data, machine.database),
 ):
     main.add_command(command)

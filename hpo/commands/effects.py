@@ -11,6 +11,27 @@ from hpo.errors import CallerError
 
 @click.command()
 @study_option
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the interactions as heat maps: FILE.svg or FILE.png.")
+@database_option
+@json_option
+def effects(study: str, plot: Path | None, database: str | None, as_json: bool) -> None:
+    """Show which parameters matter, which pairs of them interact, and whether that is more than noise."""
+    from hpo.evidence.effects import build_effects, effects_text
+
+    if plot:
+        from hpo.evidence.heatmap import check_plot
+
+        check_plot(plot)
+    found = build_effects(open_study(study, database))
+    if plot:
+        from hpo.evidence.heatmap import draw
+
+        draw(found, plot)
+    click.echo(json.dumps(found, indent=2) if as_json else effects_text(found) + (f"\nwrote {plot}" if plot else ""))
+
+
+@click.command()
+@study_option
 @click.option("--trials", metavar="N,N,...", help="Choose among these only. Default: the best 40 whose weights are here.")
 @click.option(
     "--max-size",
