@@ -2,7 +2,7 @@
 
 Importance: PED-ANOVA (Watanabe et al. 2023; Optuna's takes conditional parameters as arXiv 2601.20800), which asks what tells the
 best trials from all, beside fANOVA (Hutter et al. 2014), which asks for shares of the variance. With few trials both give
-something a large number always, so whether an effect stands out of the noise is asked of an F-test (surface.py).
+something a large number always, so whether an effect stands out of the noise has a test of its own (surface.py).
 """
 
 import math
@@ -29,7 +29,7 @@ from hpo.search.trial import Record
 ASKED = ({"optimizer.lr", "optimizer.eps"}, {"optimizer.lr", "model.layer_norm"}, {"optimizer.lr", "augment.white_noise_sd"})
 OTHERS = 3  # pairs shown beside those
 FEWEST = 5  # trials
-ENOUGH = 20  # below it nothing is claimed
+ENOUGH = 20  # trials that have the parameter, or both; below it nothing is claimed
 BEST = 5  # trials that PED-ANOVA should have in its target, at least (its documentation)
 ALPHA = 0.05
 OUTCOME = ("the PER on validation at the end of the training; of a trial that a rule stopped, the last PER seen before, at most 100 %, "
@@ -37,27 +37,32 @@ OUTCOME = ("the PER on validation at the end of the training; of a trial that a 
 
 
 def build_effects(study: Study) -> dict[str, Any]:
-    """The finding `effects`, kept with the study: JSON-ready, outcomes as fractions of 1. Raises StudyError.
+    """The finding `effects`, kept with the study. Raises StudyError."""
+    found = effects_of(study.name, study.spec, study.records())
+    study.keep_result("effects", found)
+    return found
+
+
+def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> dict[str, Any]:
+    """JSON-ready, outcomes as fractions of 1. Raises StudyError, which calls the study `name`.
 
     Beyond PED-ANOVA and fANOVA each effect has `p` and `p_holm`, adjusted for the number of parameters, or of pairs.
     """
-    records = [record for record in study.records() if record.state in ("complete", "stopped") and record.params]
+    records = [record for record in all_records if record.state in ("complete", "stopped") and record.params]
     if len(records) < FEWEST:
-        raise StudyError(f"study {study.name}: {len(records)} trials are complete or stopped by a rule; effects need {FEWEST} or more, "
-                         f"{ENOUGH} to claim something. Run more: hpo budget --study {study.name} --trials +{ENOUGH}")  # fmt: skip
+        raise StudyError(f"study {name}: {len(records)} trials are complete or stopped by a rule; effects need {FEWEST} or more, "
+                         f"{ENOUGH} to claim something. Run more: hpo budget --study {name} --trials +{ENOUGH}")  # fmt: skip
     if len({outcome_of(record) for record in records}) == 1:
-        raise StudyError(f"study {study.name}: all {len(records)} trials have the same outcome, so there is nothing to explain")
-    interactions = _interactions(study.spec, records)
-    found = {
+        raise StudyError(f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain")
+    interactions = _interactions(spec, records)
+    return {
         "trials": len(records),
         "diverged": sum(record.state == "stopped" for record in records),
         "outcome": OUTCOME,
-        "importance": _importance(study.spec, records),
+        "importance": _importance(spec, records),
         "interactions": interactions,
-        "notes": _notes(study.spec, records, interactions),
+        "notes": _notes(spec, records, interactions),
     }
-    study.keep_result("effects", found)
-    return found
 
 
 def outcome_of(record: Record) -> float:
@@ -113,7 +118,8 @@ def _forest() -> FanovaImportanceEvaluator:
 def _asked(twin: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[str]) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few trials, which the notes say, and of normalize=False being new
-        return get_param_importances(twin, evaluator=evaluator, params=names, normalize=False)
+        found = get_param_importances(twin, evaluator=evaluator, params=names, normalize=False)
+    return {name: float(share) for name, share in found.items()}
 
 
 def _twin(spec: StudySpec, records: Sequence[Record]) -> optuna.Study:
@@ -187,44 +193,45 @@ def _heat_map(spec: StudySpec, records: Sequence[Record], x: str, y: str) -> dic
 # ---- in words
 
 
-def stands_out(effect: Mapping[str, Any], trials: int) -> bool:
+def stands_out(effect: Mapping[str, Any]) -> bool:
     """Whether an entry of `importance` or `interactions` is more than noise would give."""
+    trials = effect["trials"] if isinstance(effect["trials"], int) else len(effect["trials"])
     return trials >= ENOUGH and effect["p_holm"] is not None and effect["p_holm"] < ALPHA
 
 
 def effects_text(found: Mapping[str, Any]) -> str:
     """For a terminal, 100 columns."""
     trials = found["trials"]
-    clear = [pair for pair in found["interactions"] if stands_out(pair, trials)]
+    clear = [pair for pair in found["interactions"] if stands_out(pair)]
     lines = [
         f"{trials} trials, {found['diverged']} of them stopped. Outcome: {found['outcome']}.",
         "",
         "Importance                   PED-ANOVA                  fANOVA  trials  p (Holm)",
-        *(_bar(entry, trials) for entry in found["importance"]),
+        *(_bar(entry) for entry in found["importance"]),
         "  * stands out of the noise. PED-ANOVA: share in what tells the best trials from all. fANOVA: share of the "
         "variance that the parameter explains alone.",
         "",
-        "Interactions (lr with eps, LayerNorm and noise, and the clearest others): "
+        "Interactions (those asked about, and the clearest others): "
         + (f"{len(clear)} of {len(found['interactions'])} stand out" if clear else "none stands out of the noise"),
-        *(line for pair in found["interactions"] for line in _in_words(pair, trials)),
+        *(line for pair in found["interactions"] for line in _in_words(pair)),
         *(f"Note: {note}." for note in found["notes"]),
     ]
     return "\n".join(fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line for line in lines)
 
 
-def _bar(entry: Mapping[str, Any], trials: int) -> str:
+def _bar(entry: Mapping[str, Any]) -> str:
     fanova = "   -" if entry["fanova"] is None else f"{entry['fanova']:.2f}"
     p = "   -" if entry["p_holm"] is None else f"{entry['p_holm']:.2g}"
-    star = " *" if stands_out(entry, trials) else ""
+    star = " *" if stands_out(entry) else ""
     bar = "#" * round(20 * entry["ped_anova"])
     return f"  {entry['name']:26} {bar:20} {entry['ped_anova']:.2f}    {fanova}  {entry['trials']:6}  {p}{star}"
 
 
-def _in_words(pair: Mapping[str, Any], trials: int) -> list[str]:
+def _in_words(pair: Mapping[str, Any]) -> list[str]:
     cells = [
         (per, x, y) for y, row in zip(pair["y_values"], pair["per"], strict=True) for x, per in zip(pair["x_values"], row, strict=True)
     ]
-    star = " *" if stands_out(pair, trials) else ""
+    star = " *" if stands_out(pair) else ""
     ends = (("best ", min(cells, key=lambda cell: cell[0])), ("worst", max(cells, key=lambda cell: cell[0])))
     return [
         f"  {pair['x']} x {pair['y']}: {100 * pair['strength']:.0f} % of the variance, p {pair['p']:.2g}, Holm {pair['p_holm']:.2g}{star}",
