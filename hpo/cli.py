@@ -3,7 +3,7 @@
 import click
 
 from hpo import __version__
-from hpo.commands import confirm, machine, past, results, search
+from hpo.commands import confirm, effects, machine, past, results, search
 from hpo.commands.shared import Commands
 
 
@@ -21,6 +21,7 @@ for command in (
     *(results.report, results.export, results.evaluate),
     *(past.import_, past.backtest),
     *(confirm.confirm, confirm.ablate),
+    *(effects.effects, effects.ensemble),
     *(machine.doctor, machine.data, machine.database),
 ):
     main.add_command(command)

