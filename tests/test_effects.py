@@ -143,11 +143,11 @@ def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: P
 
 
 def test_noise_is_not_explained(space: Path) -> None:
-    """A familywise error of 5 % twice a study (parameters, pairs): of 6 studies three or more with a claim come about once in 60."""
+    """A claim comes about once in 33 studies (1 % for parameters, asked pairs, other pairs): two of 6 once in 80."""
     spec = load_spec(space)
     studies = [effects_of("s", spec, records_of(spec, of_noise_alone, seed)) for seed in range(6)]
     claims = [[effect for effect in [*found["importance"], *found["interactions"]] if stands_out(effect)] for found in studies]
-    assert sum(bool(claim) for claim in claims) <= 2
+    assert sum(bool(claim) for claim in claims) <= 1
     silent = next(found for found, claim in zip(studies, claims, strict=True) if not claim)
     assert "none stands out of the noise" in effects_text(silent)
 

@@ -31,7 +31,7 @@ OTHERS = 3  # pairs shown beside those
 FEWEST = 5  # trials
 ENOUGH = 20  # trials that have the parameter, or both; below it nothing is claimed
 BEST = 5  # trials that PED-ANOVA should have in its target, at least (its documentation)
-ALPHA = 0.05
+ALPHA = 0.01  # strict, because a search does not draw its trials independently
 OUTCOME = ("the PER on validation at the end of the training; of a trial that a rule stopped, the last PER seen before, at most 100 %, "
            "and 100 % if there was none")  # fmt: skip
 
@@ -208,8 +208,8 @@ def effects_text(found: Mapping[str, Any]) -> str:
         "",
         "Importance                   PED-ANOVA                  fANOVA  trials  p (Holm)",
         *(_bar(entry) for entry in found["importance"]),
-        "  * stands out of the noise. PED-ANOVA: share in what tells the best trials from all. fANOVA: share of the "
-        "variance that the parameter explains alone.",
+        f"  * stands out of the noise (Holm below {ALPHA:g}). PED-ANOVA: share in what tells the best trials from all. "
+        "fANOVA: share of the variance that the parameter explains alone.",
         "",
         "Interactions (those asked about, and the clearest others): "
         + (f"{len(clear)} of {len(found['interactions'])} stand out" if clear else "none stands out of the noise"),
