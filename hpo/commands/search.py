@@ -62,6 +62,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from rich.console import Console
 
     from hpo.display import Display
+    from hpo.search import control
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
     from hpo.search.study import Study
@@ -73,8 +74,14 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
     study.settle(made(artifacts), code_version())
     check_code(study, allow_different_code)
+    halted = study.halt
+    if halted and halted.state == "stopped":
+        control.resume(study)
     for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *notes, f"workers    {plan}"):
         click.echo(line)
+    if halted:
+        goes_on = "it goes on now" if halted.state == "stopped" else f"workers wait for hpo resume --study {study.name}"
+        click.echo(f"           {halted}; {goes_on}")
     console = Console(highlight=False)
     end = "done"
     over = study.why_over()
@@ -97,7 +104,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
         else:
             raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
     elif end == "done" and over is None and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
-        click.echo(f"The study is over: {study.why_over()}")
+        click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
         raise SystemExit(130)  # as shells say it of Ctrl-C
@@ -188,7 +195,8 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     flag.catch_signals()
     found = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
     done = run_worker(found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code)
-    click.echo(f"{done} trials came to an end here; {'stopped by a signal or the wall limit' if flag() else 'nothing is left to do'}")
+    click.echo(f"{done} trials came to an end here; "
+               f"{'stopped by a signal or the wall limit' if flag() else found.halt or 'nothing is left to do'}")  # fmt: skip
 
 
 @click.command()
@@ -213,6 +221,8 @@ def status(study: str, database: str | None, as_json: bool) -> None:
         click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
     else:
         Console(highlight=False).print(trial_table(records, found.budget.trials))
+        if halted := found.halt:
+            click.echo(f"The study is {halted}. hpo resume --study {found.name} goes on")
         for job in jobs or []:
             click.echo(f"SLURM {job}")
         if jobs == []:
@@ -252,6 +262,9 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     if changes:
         before, now = found.change_budget(changes)
         click.echo(f"was {before}\nnow {now}")
+        if changes and (over := found.why_over()):
+            handed = " Trials that run are handed back." if found.over() else " Trials that run are finished."
+            click.echo(f"Nothing new starts: {over}.{handed * bool(found.standing().running)}")
     else:
         click.echo(f"budget {found.budget}")
     click.echo(f"spent  {found.standing()}")

@@ -32,6 +32,7 @@ from sqlalchemy import (
     cast,
     create_engine,
     event,
+    exists,
     func,
     inspect,
     select,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from hpo.decoder.train import Progress
 
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
+ENQUEUED = "enqueued"  # attribute of a trial that a person put into the queue: by whom
 LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
 Point = dict[str, float]  # of the fine curve, by column
 
@@ -53,6 +55,8 @@ metadata = MetaData()
 optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
                       Column("study_id", Integer), Column("state", String))  # fmt: skip
 
+optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_user_attribute_id", Integer, primary_key=True),
+                          Column("trial_id", Integer), Column("key", String), Column("value_json", String))  # fmt: skip
 Table("studies", metadata, Column("study_id", Integer, primary_key=True))  # Optuna's
 
 
@@ -281,6 +285,14 @@ def drop_lease(connection: Connection, trial_id: int, lease: str) -> int | None:
     return connection.execute(gone.returning(trial_table.c.attempts)).scalar()
 
 
+def take_away(connection: Connection, trial_id: int, reason: str) -> bool:
+    """A person has stopped the trial: whoever holds it does so no more. Returns whether it has a configuration."""
+    row = rows_of(connection, [trial_id]).get(trial_id)
+    if row is not None and row.lease is not None and (attempt := drop_lease(connection, trial_id, row.lease)):
+        end_attempt(connection, trial_id, attempt, "stopped", reason)
+    return row is not None and bool(row.config)
+
+
 def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: str, reason: str) -> None:
     """outcome: complete, stopped, or a Cause. The last word counts."""
     step = select(trial_table.c.step).where(trial_table.c.trial_id == trial_id).scalar_subquery()
@@ -351,13 +363,16 @@ def now(connection: Connection) -> datetime:
 
 
 def waiting(connection: Connection, study_id: int) -> list[Row[Any]]:
-    """Trials that wait, in order: trial_id, gpu_seconds so far, and outcome and host of the last attempt (None: there was none)."""
+    """Trials that wait, those that a person put in first: trial_id, gpu_seconds so far, and outcome and host of the last attempt
+    (None: there was none).
+    """
     table, trials, attempt = trial_table.c, optuna_trials.c, attempt_table.c
     last = (attempt.trial_id == table.trial_id) & (attempt.attempt == table.attempts)
     joined = optuna_trials.outerjoin(trial_table, trials.trial_id == table.trial_id).outerjoin(attempt_table, last)
     statement = select(trials.trial_id, func.coalesce(table.gpu_seconds, 0).label("gpu_seconds"), attempt.outcome, attempt.host)
     statement = statement.select_from(joined).where(trials.study_id == study_id, cast(trials.state, String) == "WAITING")
-    return list(connection.execute(statement.order_by(trials.number)))
+    by_hand = exists().where(optuna_attributes.c.trial_id == trials.trial_id, optuna_attributes.c.key == ENQUEUED)
+    return list(connection.execute(statement.order_by(by_hand.desc(), trials.number)))
 
 
 def works_elsewhere(connection: Connection, study_id: int, host: str) -> bool:

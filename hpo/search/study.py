@@ -32,7 +32,7 @@ from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import record_of
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, is_over
+from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Record, Stopped, Trial, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -124,6 +124,15 @@ class Study:
         """As it is now: the spec's, with what `hpo budget` has changed."""
         return Budget.model_validate(self._study.user_attrs.get("budget") or self.spec.budget)
 
+    @property
+    def halt(self) -> Halt | None:
+        """That it is paused or stopped; None: it runs. Raises StudyError if it was deleted."""
+        try:
+            found = self._study.user_attrs.get("halt")
+        except KeyError:
+            raise StudyError(f"study {self.name} was deleted") from None
+        return Halt(**found) if found else None
+
     def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:
         """Raise or lower it while workers run, as Budget.changed reads it. Returns (before, now). Raises StudyError."""
         with ledger.locked(self._engine, self.id):
@@ -192,7 +201,7 @@ class Study:
             lease = uuid4().hex
             with ledger.locked(self._engine, self.id) as connection:
                 self._sweep(connection, process if idle else None)
-                trial_id = self._take(connection, process.host)
+                trial_id = None if self.halt else self._take(connection, process.host)
                 if trial_id is None:
                     return None
                 attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
@@ -342,13 +351,22 @@ class Study:
             self._storage.set_trial_user_attr(trial_id, key, value)
         self._storage.set_trial_state_values(trial_id, state, values)
 
-    def over(self) -> str | None:
-        """Why trials that run should be handed back: the GPU-hours are spent, or the deadline has passed."""
-        budget = self.budget
-        if budget.gpu_hours is None and budget.deadline is None:
+    def over(self, budget_too: bool = True) -> str | None:
+        """Why trials that run should be handed back: a person wants it, the GPU-hours are spent, or the deadline has passed.
+
+        Without `budget_too` it costs one query.
+        """
+        if halt := self.halt:
+            return str(halt)
+        if not budget_too or ((budget := self.budget).gpu_hours is None and budget.deadline is None):
             return None
         with self._engine.begin() as connection:
             return over(budget, self._spent(connection))
+
+    def stopped_by_hand(self, trial: Trial) -> str | None:
+        """Why a person has stopped the trial; None: nobody has."""
+        attributes = self._storage.get_trial(trial.id).user_attrs
+        return str(attributes["reason"]) if attributes.get("rule") == BY_HAND else None
 
     def shares_device(self, trial: Trial) -> bool:
         """Whether other trials of any study run on the trial's device."""
@@ -379,7 +397,11 @@ class Study:
             return self._spent(connection)
 
     def why_over(self) -> str | None:
-        """Why no worker would find a trial to take, even if one that runs were handed back; None if one would."""
+        """Why no worker would find a trial to take, even if one that runs were handed back; None if one would, or waits for a
+        pause to end.
+        """
+        if (halt := self.halt) and halt.state == "stopped":
+            return f"{halt}. To go on: the same launch line, or hpo resume --study {self.name}"
         with self._engine.begin() as connection:
             spent, waiting = self._spent(connection), ledger.waiting(connection, self.id)
         idle = replace(spent, promised=0.0, running=0)
