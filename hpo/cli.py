@@ -3,7 +3,7 @@
 import click
 
 from hpo import __version__
-from hpo.commands import control, machine, results, search
+from hpo.commands import control, dashboard, machine, results, search
 from hpo.commands.shared import Commands
 
 
@@ -19,6 +19,7 @@ def main() -> None:
 for command in (
     *(search.launch, search.worker, search.status, search.budget),
     *(control.pause, control.resume, control.stop, control.kill, control.enqueue, control.note),
+    dashboard.dashboard,
     *(results.report, results.export, results.evaluate),
     *(machine.doctor, machine.data, machine.database),
 ):

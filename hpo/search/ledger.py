@@ -7,7 +7,7 @@ tables too, it writes in transactions that begin with a look at its lease (`fenc
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -431,11 +431,22 @@ def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None
     connection.execute(curve_table.delete().where((curve_table.c.trial_id == trial_id) & (curve_table.c.step > step)))
 
 
-def rows_of(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
-    """Of hpo_trial, with outcome and reason of the last attempt."""
+def rows_of(connection: Connection, trial_ids: list[int], scores: bool = False) -> dict[int, Row[Any]]:
+    """Of hpo_trial, with outcome and reason of the last attempt. scores: with errors and lengths, which are thousands of numbers."""
     last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
-    statement = select(trial_table, attempt_table.c.outcome, attempt_table.c.reason).select_from(trial_table.outerjoin(attempt_table, last))
-    return {row.trial_id: row for row in connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))}
+    columns = [column for column in trial_table.c if scores or column.name not in ("errors", "lengths")]
+    statement = select(*columns, attempt_table.c.outcome, attempt_table.c.reason).select_from(trial_table.outerjoin(attempt_table, last))
+    rows: Iterable[Row[Any]] = connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))
+    return {row.trial_id: row for row in rows}
+
+
+def place_of(connection: Connection, trial_id: int) -> tuple[int, int]:
+    """Study and number of a trial. Raises KeyError."""
+    trials = optuna_trials.c
+    row = connection.execute(select(trials.study_id, trials.number).where(trials.trial_id == trial_id)).first()
+    if row is None:
+        raise KeyError(trial_id)
+    return row.study_id, row.number
 
 
 def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Row[Any]]]:

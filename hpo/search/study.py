@@ -58,7 +58,7 @@ class Study:
         Raises StudyError if the study exists with another spec or on other data.
         """
         check_name(name)
-        storage = _storage(database)
+        storage = storage_of(database)
         with ledger.locked(storage.engine, 0):
             study = cls(optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize"), storage)
             if "spec" not in study._study.user_attrs:  # new, or its maker died before it was whole
@@ -74,7 +74,7 @@ class Study:
     def open(cls, database: Database, name: str) -> "Study":
         """Raises StudyError if there is no such study, with those that there are."""
         check_name(name)
-        storage = _storage(database)
+        storage = storage_of(database)
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
@@ -439,7 +439,7 @@ class Study:
     def final_score(self, trial_id: int) -> Score:
         """Errors and lengths per validation sentence of a complete trial."""
         with self._engine.begin() as connection:
-            row = ledger.rows_of(connection, [trial_id])[trial_id]
+            row = ledger.rows_of(connection, [trial_id], scores=True)[trial_id]
         return Score(tuple(row.errors), tuple(row.lengths))
 
 
@@ -470,7 +470,7 @@ def check_name(name: str) -> None:
         raise StudyError(f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most")
 
 
-def _storage(database: Database) -> optuna.storages.RDBStorage:
+def storage_of(database: Database) -> optuna.storages.RDBStorage:
     """Optuna's storage and our tables, made if they are missing; at most two connections."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True, "connect_args": CONNECT_ARGUMENTS}
     with ledger.alone(database.url, CONNECT_ARGUMENTS):
