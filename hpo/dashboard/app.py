@@ -15,7 +15,6 @@ from hpo.dashboard.pages import Pages, without_ours
 from hpo.errors import HpoError, MachineError
 from hpo.evidence.report import export_text
 from hpo.search import control
-from hpo.search.worker import study_folder
 
 View = Callable[..., Any]
 Replace = Callable[[str, str], Callable[[View], View]]
@@ -58,13 +57,13 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
         if (page := pages.of(study_id)) is None:
             return there(study_id=study_id)
         try:
-            tag, body = page.answer(max(0, int(request.query.get("after", 0))))
+            tag, body = page.answer(max(0, int(request.query.get("after", 0))), request.get_header("If-None-Match", ""))
         except ValueError:
             return reason(400, "after: not a number")
         except KeyError:
             pages.forget(study_id)
             return reason(404, DELETED)
-        if tag in request.get_header("If-None-Match", ""):
+        if body is None:
             return HTTPResponse(status=304, ETag=tag)
         headers = {"Content-Type": "application/json", "ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
         return zipped(body, headers)
@@ -84,6 +83,8 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             if name == "curve.png":
                 body = curve_png(record, page.study.curves([record])[record.number])
             elif name == "log.txt":
+                from hpo.search.worker import study_folder  # with it comes PyTorch
+
                 body = log_tail(study_folder(page.study) / "logs", record).encode()
             else:
                 body = export_text(page.study, str(record.number)).encode()

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from hpo.dashboard.plots import BEST, GREY
 from hpo.evidence.report import best_of, duration, percent, value_text
 from hpo.search.ledger import ENQUEUED, Point
@@ -92,6 +90,8 @@ def files_of(record: Record) -> list[dict[str, str | None]]:
 
 def curve_png(record: Record, curve: Sequence[Point]) -> bytes:
     """PER, losses and learning rate over steps."""
+    from matplotlib.figure import Figure  # takes a second, and nobody may look
+
     figure = Figure(figsize=(7, 6), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
     steps = [point["step"] for point in curve]

@@ -101,16 +101,19 @@ class StudyPage:
         self._looked = -math.inf
         self._version, self._started = 0, uuid4().hex[:8]
 
-    def answer(self, after: int) -> tuple[str, bytes]:
+    def answer(self, after: int, known: str = "") -> tuple[str, bytes | None]:
         """A tag that changes when the answer does, and the answer: JSON of the study, with its trials from number `after` on.
 
-        Raises KeyError if the study was deleted.
+        None instead of it if its tag is among the `known`. Raises KeyError if the study was deleted.
         """
         with self._lock:
             self._look()
+            tag = f'"{self._started}-{self._version}-{after}"'
+            if tag in known:
+                return tag, None
             trials = b", ".join(piece.text for number, piece in self._pieces.items() if number >= after)
             body = b'%s, "best_trials": [%s], "trials": [%s]}' % (self._head, self._best, trials)
-            return f'"{self._started}-{self._version}-{after}"', body
+            return tag, body
 
     def record(self, trial_id: int) -> Record | None:
         with self._lock:
