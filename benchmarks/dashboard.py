@@ -27,6 +27,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, create_engine, text
 
 from hpo.search.database import Database, open_database
+from hpo.search.ledger import Process
 from hpo.search.spec import find_space, load_spec
 from hpo.search.study import Study
 
@@ -50,10 +51,19 @@ INSERT INTO trial_user_attributes (trial_id, key, value_json) SELECT trial_id, a
   (VALUES ('rule', '"own-past"'), ('cause', '"per"'), ('reason', '"PER 0.41 at step 700, above its best 0.33 + 0.05"')) a (key, value)
   WHERE study_id = :study AND number >= :first AND state = 'PRUNED';
 INSERT INTO hpo_trial (trial_id, host, process, device, code_version, data, config, attempts, step, seconds, gpu_seconds)
-SELECT trial_id, 'node1', '1:1', 'cuda:0', '0', '0', h.config, 1, 100, 60, 60 FROM trials t, (SELECT config FROM hpo_trial WHERE trial_id = :like) h
-WHERE t.study_id = :study AND t.number >= :first;
+SELECT t.trial_id, 'node1', '1:1', 'cuda:0', '0', '0', h.config, 1, 100, 60, 60 FROM trials t, hpo_trial h
+WHERE h.trial_id = :like AND t.study_id = :study AND t.number >= :first;
 ANALYZE;
 """
+OPEN = "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' ORDER BY 1"
+REPORT = """INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
+VALUES (:trial, :step, 0.3, 'FINITE')"""
+END = (
+    "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:trial, 0, 0.3, 'FINITE')",
+    "UPDATE trials SET state = 'COMPLETE', datetime_complete = now() WHERE trial_id = :trial",
+)
+TITLES = ("values a trial", "server", "starts s", "first page s", "first page MB", "CPU s/min", "Postgres CPU s/min", "slowest answer s",
+          "kB/min", "memory GB")  # fmt: skip
 
 
 @dataclass
@@ -73,7 +83,8 @@ def fill(study: Study, engine: Engine, trials: int, values: int) -> None:
     """As many trials as 16 runs with the first start's parameters would have left, with random values."""
     like = study.records()[0]
     with engine.begin() as connection:
-        given = {"study": study.id, "trials": trials, "first": len(study.spec.starts), "values": values, "running": RUNNING, "like": like.id}
+        given = {"study": study.id, "trials": trials, "first": len(study.spec.starts), "values": values, "running": RUNNING}
+        given["like"] = like.id
         for statement in FILL.split(";")[:-1]:
             names = {name: value for name, value in given.items() if f":{name}" in statement}
             connection.execute(text(statement), names)
@@ -86,14 +97,12 @@ def live(engine: Engine, study: int, values: int, end: threading.Event) -> None:
     while not end.wait(REPORT_SECONDS):
         step += 100
         with engine.begin() as connection:
-            running = connection.execute(text("SELECT trial_id FROM trials WHERE study_id = :s AND state = 'RUNNING' ORDER BY 1"), {"s": study}).scalars().all()
-            trial = running[step // 100 % len(running)]
-            connection.execute(text("INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
-                                    "VALUES (:t, :step, 0.3, 'FINITE')"), {"t": trial, "step": step})  # fmt: skip
+            open_ones = connection.execute(text(OPEN), {"study": study}).scalars().all()
+            connection.execute(text(REPORT), {"trial": open_ones[step // 100 % len(open_ones)], "step": step})
             if time.monotonic() - ended > END_SECONDS:
                 ended = time.monotonic()
-                connection.execute(text("INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:t, 0, 0.3, 'FINITE')"), {"t": running[0]})
-                connection.execute(text("UPDATE trials SET state = 'COMPLETE', datetime_complete = now() WHERE trial_id = :t"), {"t": running[0]})
+                for statement in END:
+                    connection.execute(text(statement), {"trial": open_ones[0]})
 
 
 def cpu(pid: int, reaped: bool = False) -> float:
@@ -203,13 +212,10 @@ def main() -> None:
     os.environ.pop("HPO_DATABASE_URL", None)
     database = open_database()
     spec = load_spec(find_space("lr-aug"))
-    print("| values a trial | server | starts s | first page s | first page MB | page's CPU s/min | Postgres CPU s/min | slowest answer s | kB/min | memory GB |")
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}", flush=True)
     for values in arguments.values:
         data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
         study = Study.create_or_open(database, f"bench-{uuid4().hex[:8]}", spec, data)
-        from hpo.search.ledger import Process
-
         study.claim(Process.this(), {"device": "cpu", "code_version": "0", "data": "f"})
         engine = create_engine(database.url)
         fill(study, engine, arguments.trials, values)
@@ -221,8 +227,9 @@ def main() -> None:
                     {}, database, study.id, values, arguments.seconds),
         ]  # fmt: skip
         for side in sides:
-            print(f"| {values} | {side.name} | {side.started:.1f} | {side.first:.1f} | {side.first_bytes / 1e6:.1f} | {side.cpu:.1f} | {side.postgres:.1f} "
-                  f"| {max(side.polls):.2f} | {side.poll_bytes / 1e3:.0f} | {side.memory:.2f} |", flush=True)  # fmt: skip
+            cells = (values, side.name, f"{side.started:.1f}", f"{side.first:.1f}", f"{side.first_bytes / 1e6:.1f}", f"{side.cpu:.1f}",
+                     f"{side.postgres:.1f}", f"{max(side.polls):.2f}", f"{side.poll_bytes / 1e3:.0f}", f"{side.memory:.2f}")  # fmt: skip
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
         ours, plain = (side.cpu + side.postgres for side in sides)
         print(f"plain / hpo: CPU {plain / ours:.1f} x, of the server's process alone {sides[1].cpu / sides[0].cpu:.1f} x, "
               f"first page {sides[1].first / sides[0].first:.1f} x", flush=True)  # fmt: skip

@@ -60,12 +60,12 @@ def _differences(record: Record, parent: Parent) -> str:
     return ", ".join(found) or "the same but for the seed"
 
 
-def study_note(study: Study, records: Sequence[Record], database: str, address: str) -> str:
-    """address: of the study's page. Whoever reads it may not know the database's password: it is not in `database`."""
+def study_note(study: Study, records: Sequence[Record], where: str, address: str) -> str:
+    """where: a worker can join. address: of the study's page."""
     spec, best = study.spec, best_of(list(records))
     ended = sum(record.state in ("complete", "stopped") for record in records)
     starts = {record.start: record for record in records if record.start}
-    lines = [plain(spec.question)] if spec.question else []
+    lines = [plain(spec.question) + "\n"] if spec.question else []
     if best and best.per is not None:
         lines.append(f"- **Best**: PER {percent(best.per)}, [trial {best.number}]({address}/trials?numbers={best.number})")
     for name in spec.starts:
@@ -74,7 +74,7 @@ def study_note(study: Study, records: Sequence[Record], database: str, address: 
             lines.append(f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}")
     lines.append(f"- **Data**: {plain(str(study.data['path'] or 'the bundled recordings'))}, fingerprint {study.data['fingerprint']}")
     lines.append(f"- **Budget**: {plain(str(study.budget))}; {ended} done" + (f". {plain(str(study.halt))}" if study.halt else ""))
-    lines.append(f"- **Join**: `hpo worker --study {study.name}`, on any machine that reaches {plain(database)}")
+    lines.append(f"- **Join**: `hpo worker --study {study.name}`, on {plain(where)}")
     return "\n".join(lines)
 
 

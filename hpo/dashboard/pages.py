@@ -57,7 +57,8 @@ class Pages:
     """The studies of a database, opened when they are asked for."""
 
     def __init__(self, database: Database, base_path: str = ""):
-        self.database, self.base_path = database, base_path
+        self.base_path = base_path
+        self._where = "this machine" if database.embedded_in else f"any machine that reaches {database}"
         self._backend = storage_of(database)
         self.storage = optuna.storages.get_storage(self._backend)  # with Optuna's cache: finished trials are read once
         self._lock = threading.Lock()
@@ -74,7 +75,7 @@ class Pages:
                 except KeyError:
                     return None
                 study = Study(optuna.load_study(study_name=name, storage=self.storage), self._backend)
-                self._pages[study_id] = StudyPage(study, str(self.database), f"{self.base_path}/dashboard/studies/{study_id}")
+                self._pages[study_id] = StudyPage(study, self._where, f"{self.base_path}/dashboard/studies/{study_id}")
             return self._pages[study_id]
 
     def place(self, trial_id: int) -> tuple[int, int]:
@@ -89,9 +90,9 @@ class Pages:
 
 
 class StudyPage:
-    def __init__(self, study: Study, database: str, address: str):
+    def __init__(self, study: Study, where: str, address: str):
         self.study = study
-        self._database, self._address = database, address
+        self._where, self._address = where, address
         self._lock = threading.Lock()
         self._pieces: dict[int, Piece] = {}  # by number
         self._space = _CachedExtraStudyProperty()
@@ -167,7 +168,8 @@ class StudyPage:
                                          space.has_intermediate_values, self._figures, [])  # fmt: skip
         del content["trials"], content["best_trials"]
         records = [piece.record for piece in self._pieces.values()]
-        content["note"] = _with_ours(content["note"], study_note(self.study, records, self._database, self._address))
+        content["objective_names"] = ["PER"]
+        content["note"] = _with_ours(content["note"], study_note(self.study, records, self._where, self._address))
         return json.dumps(content).encode().removesuffix(b"}")
 
     def _first_start(self, trials: Sequence[FrozenTrial]) -> Parent | None:

@@ -28,7 +28,11 @@ def figures(trials: Curves, spec: StudySpec) -> dict[str, str]:
 
 
 def _picture(traces: list[dict[str, Any]], title: str, x: str, y: str, **axes: Any) -> dict[str, Any]:
-    layout = {"title": {"text": title}, "margin": {"l": 60, "r": 20, "t": 50, "b": 50}, "legend": {"orientation": "h", "y": -0.2}}
+    layout = {
+        "title": {"text": title, "x": 0.02},
+        "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
+        "legend": {"orientation": "h", "y": -0.2},
+    }
     named = {axis: {"title": {"text": text}, **axes.get(axis, {})} for axis, text in (("xaxis", x), ("yaxis", y))}
     return {"data": traces, "layout": layout | named}
 
