@@ -57,7 +57,7 @@ ANALYZE;
 """
 OPEN = "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' ORDER BY 1"
 REPORT = """INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
-VALUES (:trial, :step, 0.3, 'FINITE')"""
+SELECT :trial, coalesce(max(step), 0) + 100, 0.3, 'FINITE' FROM trial_intermediate_values WHERE trial_id = :trial"""
 END = (
     "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:trial, 0, 0.3, 'FINITE')",
     "UPDATE trials SET state = 'COMPLETE', datetime_complete = now() WHERE trial_id = :trial",
@@ -90,15 +90,14 @@ def fill(study: Study, engine: Engine, trials: int, values: int) -> None:
             connection.execute(text(statement), names)
 
 
-def live(engine: Engine, study: int, values: int, end: threading.Event) -> None:
+def live(engine: Engine, study: int, end: threading.Event) -> None:
     """What workers do meanwhile."""
-    ended = time.monotonic()
-    step = 100 * values
+    ended, turn = time.monotonic(), 0
     while not end.wait(REPORT_SECONDS):
-        step += 100
+        turn += 1
         with engine.begin() as connection:
             open_ones = connection.execute(text(OPEN), {"study": study}).scalars().all()
-            connection.execute(text(REPORT), {"trial": open_ones[step // 100 % len(open_ones)], "step": step})
+            connection.execute(text(REPORT), {"trial": open_ones[turn % len(open_ones)]})
             if time.monotonic() - ended > END_SECONDS:
                 ended = time.monotonic()
                 for statement in END:
@@ -148,7 +147,7 @@ class Page:
         return body
 
 
-def measure(name: str, command: Callable[[int], list[str]], environment: dict[str, str], database: Database, study: int, values: int,
+def measure(name: str, command: Callable[[int], list[str]], environment: dict[str, str], database: Database, study: int,
             seconds: float) -> Side:  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -156,7 +155,7 @@ def measure(name: str, command: Callable[[int], list[str]], environment: dict[st
     side, begin = Side(name), time.monotonic()
     server = subprocess.Popen(command(port), env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     engine, end = create_engine(database.url), threading.Event()
-    changes = threading.Thread(target=live, args=(engine, study, values, end))
+    changes = threading.Thread(target=live, args=(engine, study, end))
     try:
         page = Page(port)
         while True:
@@ -222,9 +221,9 @@ def main() -> None:
         engine.dispose()
         sides = [
             measure("hpo", lambda port: [sys.executable, "-m", "hpo.cli", "dashboard", "--no-browser", "--port", str(port)],
-                    {}, database, study.id, values, arguments.seconds),
+                    {}, database, study.id, arguments.seconds),
             measure("plain", lambda port: [str(Path(sys.executable).parent / "optuna-dashboard"), database.url, "--port", str(port)],
-                    {}, database, study.id, values, arguments.seconds),
+                    {}, database, study.id, arguments.seconds),
         ]  # fmt: skip
         for side in sides:
             cells = (values, side.name, f"{side.started:.1f}", f"{side.first:.1f}", f"{side.first_bytes / 1e6:.1f}", f"{side.cpu:.1f}",

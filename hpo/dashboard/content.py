@@ -38,7 +38,7 @@ def plain(text: str) -> str:
 
 def trial_note(record: Record, attributes: Mapping[str, Any], parent: Parent | None) -> str:
     """Nothing that changes with every step: a page would read it again and again."""
-    lines = [f"**{record.state}**" + (f": {plain(record.reason)}" if record.reason else "")]
+    lines = [f"**{record.state}**{_why(record)}"]
     if record.per is not None and record.best_per is not None:
         lines.append(f"PER {percent(record.per)} at the end; lowest {percent(record.best_per)} at step {record.best_step}")
     if record.start:
@@ -52,6 +52,10 @@ def trial_note(record: Record, attributes: Mapping[str, Any], parent: Parent | N
     if parent and record.config and record.number != parent.number:
         lines.append(f"Against [trial {parent.number}, the start {plain(parent.name)}]({parent.link}): {_differences(record, parent)}")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _why(record: Record) -> str:
+    return f": {plain(record.reason)}" if record.reason else ""
 
 
 def _differences(record: Record, parent: Parent) -> str:
@@ -70,7 +74,7 @@ def study_note(study: Study, records: Sequence[Record], where: str, address: str
         lines.append(f"- **Best**: PER {percent(best.per)}, [trial {best.number}]({address}/trials?numbers={best.number})")
     for name in spec.starts:
         if found := starts.get(name):
-            result = f"PER {percent(found.per)}" if found.per is not None else f"{found.state} {plain(found.reason)}".strip()
+            result = f"PER {percent(found.per)}" if found.per is not None else f"{found.state}{_why(found)}"
             lines.append(f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}")
     lines.append(f"- **Data**: {plain(str(study.data['path'] or 'the bundled recordings'))}, fingerprint {study.data['fingerprint']}")
     lines.append(f"- **Budget**: {plain(str(study.budget))}; {ended} done" + (f". {plain(str(study.halt))}" if study.halt else ""))

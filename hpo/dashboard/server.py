@@ -32,7 +32,7 @@ def serve(database: Database, study: str | None, host: str, port: int, base_path
     token = _check_password(password, alone, host)
     study_id = Study.open(database, study).id if study else None
     guard = Guard(build_app(Pages(database, base)), password or token, read_only, base)
-    server = _bind(guard, host, port, base)
+    server = bind(guard, host, port, base)
     place = f"{base}/dashboard" + (f"/studies/{study_id}" if study_id is not None else "")
     bound = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
     url = f"http://{_shown(host)}:{bound}{place}"
@@ -78,7 +78,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.BaseWSGIServer":
+def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.BaseWSGIServer":
     try:
         return waitress.create_server(
             guard, host=host, port=port, threads=THREADS, ident="hpo", url_prefix=base, clear_untrusted_proxy_headers=True,

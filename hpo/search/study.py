@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from hpo.decoder.config import DecoderConfig, explain
+from hpo.decoder.config import DecoderConfig, explain, nearest
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
@@ -79,7 +79,8 @@ class Study:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
             names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
-            raise StudyError(f"no study {name!r} in {database}. There are: {', '.join(names) or 'none; hpo launch makes one'}") from None
+            there = f"{nearest(name, names)} There are: {', '.join(names) or 'none; hpo launch makes one'}"
+            raise StudyError(f"no study {name!r} in {database}.{there}") from None
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
