@@ -35,6 +35,8 @@ RUNNING = 16
 POLL_SECONDS, REPORT_SECONDS, END_SECONDS = 10.0, 2.0, 30.0
 TICK = os.sysconf("SC_CLK_TCK")
 FILL = """
+UPDATE trials SET state = 'COMPLETE', datetime_start = now(), datetime_complete = now() WHERE study_id = :study;
+INSERT INTO trial_values (trial_id, objective, value, value_type) SELECT trial_id, 0, 0.7, 'FINITE' FROM trials WHERE study_id = :study;
 INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
 SELECT n, :study, (CASE WHEN n >= :trials - :running THEN 'RUNNING' WHEN n % 4 = 0 THEN 'PRUNED' ELSE 'COMPLETE' END)::trialstate,
   now() - make_interval(mins => :trials - n), CASE WHEN n < :trials - :running THEN now() - make_interval(mins => :trials - n - 1) END

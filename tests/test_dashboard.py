@@ -118,7 +118,7 @@ def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_i
     notes = [trial.pop("note")["body"] for trial in ours["trials"]]
     files = [[file["filename"] for file in trial.pop("artifacts")] for trial in ours["trials"]]
     for content in (theirs, ours):
-        for name in ("union_search_space", "intersection_search_space", "union_user_attrs"):
+        for name in ("union_search_space", "intersection_search_space", "union_user_attrs", "user_attrs"):
             content[name] = sorted(content[name], key=str)
     for trial in theirs["trials"]:
         assert (trial.pop("note"), trial.pop("artifacts")) == ({"version": 0, "body": ""}, [])

@@ -101,6 +101,11 @@ def _replace_writing(pages: Pages, replace: Replace) -> None:
     def rename(there: View, study_id: int) -> Any:
         return reason(409, RENAME) if pages.of(study_id) else there(study_id=study_id)
 
+    @replace("DELETE", "/api/studies/<study_id:int>")
+    def delete(there: View, study_id: int) -> Any:
+        pages.forget(study_id)
+        return there(study_id=study_id)
+
     @replace("POST", "/api/trials/<trial_id:int>/tell")
     def tell(there: View, trial_id: int) -> Any:
         try:

@@ -84,11 +84,12 @@ def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.Base
             guard, host=host, port=port, threads=THREADS, ident="hpo", url_prefix=base, clear_untrusted_proxy_headers=True,
             trusted_proxy=PROXY, trusted_proxy_count=1, trusted_proxy_headers={"x-forwarded-for", "x-forwarded-proto"},
         )  # fmt: skip
-    except socket.gaierror:
+    except ValueError:  # waitress's for a name that is none
         raise CallerError(f"--host {host}: not an address of this machine. Valid: 127.0.0.1, 0.0.0.0, or one that it has") from None
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise CallerError(f"--host {host} --port {port}: {why}. Another dashboard may run there; --port 0 takes a free one") from None
+    except OSError as error:
+        raise CallerError(
+            f"--host {host} --port {port}: {error.strerror}. Another dashboard may run there; --port 0 takes a free one"
+        ) from None
 
 
 def _shown(host: str) -> str:
