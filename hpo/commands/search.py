@@ -98,12 +98,17 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
     print_report(study, database)
+    _conclude(study, end, over is None)
+
+
+def _conclude(study: "Study", end: str, worked: bool) -> None:
+    """Say why the workers left, where that is not because all is done. Raises WorkerError."""
     if end == "done" and not study.budget_spent():
         if study.runs_elsewhere():
             click.echo("The last trials run under another launch or worker.")
         else:
             raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
-    elif end == "done" and over is None and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
+    elif end == "done" and worked and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
         click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
