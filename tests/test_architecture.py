@@ -16,7 +16,14 @@ ORDER = ["errors", "decoder", "search", "evidence", "display", "commands", "cli"
 DOORS = {  # library: the places that may import it
     "optuna": {"search/control.py", "search/study.py", "search/sampling.py", "search/record.py"},
     "optuna_dashboard": {"search/control.py"},
-    "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/study.py"},
+    "sqlalchemy": {
+        "search/database.py",
+        "search/doctor.py",
+        "search/ledger.py",
+        "search/record.py",
+        "search/snapshot.py",
+        "search/study.py",
+    },
     "psycopg2": {"search/database.py"},
     "click": {"cli.py", "commands"},
     "rich": {"display.py", "commands"},
