@@ -125,8 +125,12 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
     """A study on a screen of 80 columns and `height` rows. away: since when the database does not answer."""
-    lines = [Text(f"{seen.name}: {watch_totals(seen)}"), Text(f"budget {seen.budget}; spent {seen.spent}", style="dim")]
-    starts = [f"{name} {percent(start.per) if start.per is not None else start.state}" for name, start in seen.starts.items()]
+    lines = [
+        Text(f"{seen.name}: {watch_totals(seen)}"),
+        Text(f"budget {seen.budget}; spent {seen.spent.gpu_seconds / 3600:.3g} GPU-hours", style="dim"),
+    ]
+    starts = [f"{name} {percent(start.per) if start.per is not None else start.state}{_behind(start.per, seen)}"
+              for name, start in seen.starts.items()]  # fmt: skip
     lines.append(Text(f"starts: {', '.join(starts) or 'none'}", style="dim"))
     if seen.halt:
         lines.append(Text(f"{seen.halt}; hpo resume --study {seen.name} goes on", style="yellow"))
@@ -146,6 +150,11 @@ def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
     ended = [Text(f"{trial.number:>5} {outcome(trial)}", style=STYLES[trial.state], no_wrap=True, overflow="ellipsis")
              for trial in seen.ended[:left]]  # fmt: skip
     return Group(*lines, Text(), table if seen.running else Text("no trial runs", style="dim"), *more, Text(), *ended)
+
+
+def _behind(per: float | None, seen: Snapshot) -> str:
+    """Of a start: points above the best trial."""
+    return f" ({100 * (per - seen.best[1]):+.2f})" if per is not None and seen.best and per > seen.best[1] else ""
 
 
 def watch_totals(seen: Snapshot) -> str:

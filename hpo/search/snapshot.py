@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, DateTime, Double, Integer, MetaData, String, Table, and_, cast, func, select
+from sqlalchemy import Column, Double, Integer, MetaData, String, Table, and_, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.search.budget import Budget, Spent
@@ -18,9 +18,7 @@ from hpo.search.study import Study
 from hpo.search.trial import Halt, State
 
 OUTCOMES = 20  # of the trials that ended last
-_optuna = MetaData()
-_times = Table("trials", _optuna, Column("trial_id", Integer), Column("datetime_complete", DateTime))
-_values = Table("trial_values", _optuna, Column("trial_id", Integer), Column("value", Double))
+_values = Table("trial_values", MetaData(), Column("trial_id", Integer), Column("value", Double))
 _states = {state.name: word for state, word in STATES.items()}
 
 
@@ -117,8 +115,7 @@ def _outcomes(connection: Connection, study: Study, starts: bool = False) -> lis
     """The last that ended; or all the starts, each with its name."""
     reason, start = optuna_attributes.alias(), optuna_attributes.alias()
     trials = optuna_trials.c
-    joined = optuna_trials.join(_times, _times.c.trial_id == trials.trial_id)
-    joined = joined.outerjoin(_values, _values.c.trial_id == trials.trial_id)
+    joined = optuna_trials.outerjoin(_values, _values.c.trial_id == trials.trial_id)
     joined = joined.outerjoin(reason, and_(reason.c.trial_id == trials.trial_id, reason.c.key == "reason"))
     joined = joined.join(start, and_(start.c.trial_id == trials.trial_id, start.c.key == "start"), isouter=not starts)
     statement = select(trials.number, _state().label("state"), _values.c.value, reason.c.value_json, start.c.value_json.label("start"))
@@ -126,8 +123,8 @@ def _outcomes(connection: Connection, study: Study, starts: bool = False) -> lis
     if starts:
         statement = statement.order_by(trials.number)
     else:
-        ended = statement.where(_times.c.datetime_complete.is_not(None), _state().in_(["COMPLETE", "PRUNED", "FAIL"]))
-        statement = ended.order_by(_times.c.datetime_complete.desc()).limit(OUTCOMES)
+        ended = statement.where(trials.datetime_complete.is_not(None), _state().in_(["COMPLETE", "PRUNED", "FAIL"]))
+        statement = ended.order_by(trials.datetime_complete.desc()).limit(OUTCOMES)
 
     def one(row: Any) -> Ended:
         per = row.value if row.state == "COMPLETE" else None
