@@ -3,7 +3,7 @@
 import click
 
 from hpo import __version__
-from hpo.commands import control, machine, results, search, watch
+from hpo.commands import control, machine, results, search, studies, watch
 from hpo.commands.shared import Commands
 
 
@@ -18,7 +18,7 @@ def main() -> None:
 
 for command in (
     *(search.launch, search.worker, search.budget),
-    *(watch.status, watch.logs),
+    *(watch.status, watch.logs, studies.studies, studies.delete),
     *(control.pause, control.resume, control.stop, control.kill, control.enqueue, control.note),
     *(results.report, results.export, results.evaluate),
     *(machine.doctor, machine.data, machine.database),

@@ -11,7 +11,9 @@ from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
 from hpo.evidence.report import best_of, duration, percent
+from hpo.search.budget import local
 from hpo.search.snapshot import Ended, Snapshot
+from hpo.search.studies import Line
 from hpo.search.trial import Record
 
 ROWS = 18  # trials shown: those that run, and the last of the others
@@ -179,6 +181,17 @@ def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
     if now.halt != (before.halt if before else None):
         lines.append(f"the study is {now.halt}" if now.halt else "the study goes on")
     return lines
+
+
+def studies_table(lines: Sequence[Line]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("study", "state", "trials", "run", "failed", "best PER", "last activity"):
+        table.add_column(title, justify="left" if title in ("study", "state") else "right")
+    for line in lines:
+        of = "" if line.budget is None else f" of {line.budget}"
+        table.add_row(line.name, Text(line.state), f"{line.ended}{of}", str(line.running), str(line.failed),
+                      "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
+    return table
 
 
 def data_picture(facts: Mapping[str, Any]) -> Group:

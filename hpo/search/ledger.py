@@ -57,7 +57,7 @@ optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_ke
 
 optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_user_attribute_id", Integer, primary_key=True),
                           Column("trial_id", Integer), Column("key", String), Column("value_json", String))  # fmt: skip
-Table("studies", metadata, Column("study_id", Integer, primary_key=True))  # Optuna's
+optuna_studies = Table("studies", metadata, Column("study_id", Integer, primary_key=True), Column("study_name", String))
 
 
 def _trial() -> ForeignKey:

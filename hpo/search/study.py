@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from hpo.decoder.config import DecoderConfig, explain
+from hpo.decoder.config import DecoderConfig, explain, guess
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
@@ -39,6 +39,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 NAME_LENGTH = 100
+NAMES_SHOWN = 20
 
 
 class Study:
@@ -79,7 +80,9 @@ class Study:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
             names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
-            raise StudyError(f"no study {name!r} in {database}. There are: {', '.join(names) or 'none; hpo launch makes one'}") from None
+            listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
+            raise StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: "
+                             f"{listed or 'none; hpo launch makes one'}") from None  # fmt: skip
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
