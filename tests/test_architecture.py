@@ -16,7 +16,14 @@ ORDER = ["errors", "decoder", "search", "evidence", "display", "dashboard", "com
 DOORS = {  # library: the places that may import it
     "optuna": {"dashboard/pages.py", "search/control.py", "search/study.py", "search/sampling.py", "search/record.py"},
     "optuna_dashboard": {"dashboard", "search/control.py"},
-    "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/study.py"},
+    "sqlalchemy": {
+        "search/database.py",
+        "search/doctor.py",
+        "search/ledger.py",
+        "search/record.py",
+        "search/snapshot.py",
+        "search/study.py",
+    },
     "bottle": {"dashboard"},
     "itsdangerous": {"dashboard/guard.py"},
     "waitress": {"dashboard/server.py"},

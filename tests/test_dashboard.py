@@ -30,7 +30,7 @@ from hpo.search.database import Database
 from hpo.search.ledger import Process, point_of
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Stop
-from hpo.search.study import Study, storage_of
+from hpo.search.study import Study, _storage
 from hpo.search.trial import Completed, Failed, Stopped, Trial
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
@@ -107,7 +107,7 @@ def study(make_study: Callable[..., Study], tiny_spec: StudySpec) -> Study:
 
 
 def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_it(study: Study, database: Database) -> None:
-    plain = optuna_dashboard.wsgi(storage_of(database))
+    plain = optuna_dashboard.wsgi(_storage(database))
     assert isinstance(plain, Bottle)
     begun: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": f"/api/studies/{study.id}", "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr}
@@ -166,7 +166,7 @@ def test_files_are_made_when_they_are_asked_for(study: Study, database: Database
 
     logs = study_folder(study) / "logs"
     logs.mkdir(parents=True)
-    (logs / "worker-0.log").write_text("trial 0: begins\nTraceback\n  deep\ntrial 1: begins\ntrial 0: completed\n")
+    (logs / "worker-h-0.log").write_text("d t trial 0: begins\nTraceback\n  deep\nd t trial 1: begins\nd t trial 1: stopped\n")
     record = study.records()[0]
     with dashboard(database) as client:
         place = f"/artifacts/{study.id}/{record.id}"
@@ -175,7 +175,7 @@ def test_files_are_made_when_they_are_asked_for(study: Study, database: Database
         assert picture.text[1:4] == "PNG"  # type: ignore[attr-defined]
         assert yaml.safe_load(client.ask("GET", f"{place}/configuration.yaml").text)["base"] == record.config  # type: ignore[attr-defined]
         log = client.ask("GET", f"{place}/log.txt")
-        assert log.text == "trial 0: begins\nTraceback\n  deep\ntrial 0: completed\n"  # type: ignore[attr-defined]
+        assert log.text == "d t trial 0: begins\nTraceback\n  deep\n"  # type: ignore[attr-defined]
         assert "sandbox" in (log.getheader("Content-Security-Policy") or "")
         assert client.status("GET", f"{place}/other.txt") == client.status("GET", f"/artifacts/{study.id}/999999/log.txt") == 404
         assert client.status("POST", f"/api/artifacts/{study.id}/{record.id}", {"file": "data:,a"}) == 409

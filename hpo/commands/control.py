@@ -68,11 +68,12 @@ def _handed_back(running: int) -> str:
 def kill(study: str, trial: int, reason: str, database: str | None) -> None:
     """End one trial, running or waiting: stopped by hand, with who and why. Its worker takes the next one."""
     from hpo.search import control
-    from hpo.search.worker import study_folder, trial_folder
 
     found = open_study(study, database)
     ran = control.kill(found, trial, reason)
-    if not ran:  # else its worker removes them
+    if not ran:  # else its worker removes the checkpoints
+        from hpo.search.worker import study_folder, trial_folder
+
         shutil.rmtree(trial_folder(study_folder(found), trial), ignore_errors=True)
     click.echo(f"trial {trial} is stopped by hand; {'its worker takes the next one within seconds' if ran else 'it did not run'}. "
                f"It counts as one of the budget's {found.budget.trials}")  # fmt: skip

@@ -1,9 +1,7 @@
-"""Running a study: launch, worker, status, budget."""
+"""Running a study: launch, worker, budget."""
 
-import json
 import sys
 from pathlib import Path
-from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,18 +13,17 @@ from hpo.commands.shared import (
     data_option,
     database_option,
     device_option,
-    json_option,
     made,
     open_study,
     per_gpu_option,
     slurm_options,
     study_option,
 )  # fmt: skip
-from hpo.errors import CallerError, SlurmError, WorkerError
+from hpo.errors import CallerError, WorkerError
 
 if TYPE_CHECKING:
     from hpo.search.database import Database
-    from hpo.search.slurm import Element, Job
+    from hpo.search.slurm import Job
     from hpo.search.spec import StudySpec
     from hpo.search.study import Study
 
@@ -98,12 +95,17 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
     print_report(study, database)
+    _conclude(study, end, over is None)
+
+
+def _conclude(study: "Study", end: str, worked: bool) -> None:
+    """Say why the workers left, where that is not because all is done. Raises WorkerError."""
     if end == "done" and not study.budget_spent():
         if study.runs_elsewhere():
             click.echo("The last trials run under another launch or worker.")
         else:
             raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
-    elif end == "done" and over is None and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
+    elif end == "done" and worked and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
         click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
@@ -197,49 +199,6 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     done = run_worker(found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code)
     click.echo(f"{done} trials came to an end here; "
                f"{'stopped by a signal or the wall limit' if flag() else found.halt or 'nothing is left to do'}")  # fmt: skip
-
-
-@click.command()
-@study_option
-@database_option
-@json_option
-def status(study: str, database: str | None, as_json: bool) -> None:
-    """Show the trials of a study as they are now."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from hpo.display import trial_table
-
-    found = open_study(study, database)
-    found.sweep()
-    records = found.records()
-    jobs = _jobs(found)
-    if as_json:
-        trials = [asdict(record) for record in records]
-        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials}
-        click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
-    else:
-        Console(highlight=False).print(trial_table(records, found.budget.trials))
-        if halted := found.halt:
-            click.echo(f"The study is {halted}. hpo resume --study {found.name} goes on")
-        for job in jobs or []:
-            click.echo(f"SLURM {job}")
-        if jobs == []:
-            click.echo("SLURM none of this study's jobs waits or runs")
-
-
-def _jobs(study: "Study") -> "list[Element] | None":
-    """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
-    if not which("squeue"):
-        return None
-    from hpo.search.slurm import known_elements
-
-    try:
-        return known_elements(study)
-    except SlurmError as error:  # the trials are worth showing without it
-        click.echo(f"hpo: {error}", err=True)
-        return None
 
 
 @click.command()

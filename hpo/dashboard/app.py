@@ -83,9 +83,7 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             if name == "curve.png":
                 body = curve_png(record, page.study.curves([record])[record.number])
             elif name == "log.txt":
-                from hpo.search.worker import study_folder  # with it comes PyTorch
-
-                body = log_tail(study_folder(page.study) / "logs", record).encode()
+                body = log_tail(page.study, record).encode()
             else:
                 body = export_text(page.study, str(record.number)).encode()
         except HpoError as error:

@@ -2,9 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hpo.dashboard.plots import BEST, GREY
@@ -13,7 +12,6 @@ from hpo.search.ledger import ENQUEUED, Point
 from hpo.search.study import Study
 from hpo.search.trial import Record
 
-LOG_BYTES = 4_000_000  # of each worker's log, from its end
 LOG_LINES = 200
 FILES = {"curve.png": "image/png", "configuration.yaml": "text/plain; charset=utf-8", "log.txt": "text/plain; charset=utf-8"}
 
@@ -114,23 +112,10 @@ def curve_png(record: Record, curve: Sequence[Point]) -> bytes:
     return out.getvalue()
 
 
-def log_tail(folder: Path, record: Record) -> str:
-    """The last lines of the logs in `folder` that are about a trial, with what follows them (a traceback)."""
-    lines: list[str] = []
-    for path in sorted(folder.glob("*.log")) if folder.is_dir() else []:
-        lines += _about(path, record.number)
-    if not lines:
-        return f"Nothing about trial {record.number} is in the logs of this machine, {folder}. It ran on {record.host}.\n"
-    return "\n".join(lines[-LOG_LINES:]) + "\n"
+def log_tail(study: Study, record: Record) -> str:
+    """The last lines that workers on this machine logged of a trial, and where others are."""
+    from hpo.search.logs import TrialLog  # with it comes PyTorch
 
-
-def _about(path: Path, number: int) -> Iterable[str]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LOG_BYTES))
-        text = file.read().decode(errors="replace")
-    ours = False
-    for line in text.splitlines():
-        if found := re.search(r"\btrial (\d+):", line):
-            ours = int(found[1]) == number
-        if ours:
-            yield line
+    log = TrialLog(study, record.number)
+    lines = log.read()[-LOG_LINES:]
+    return "\n".join([*lines, *filter(None, [log.elsewhere(study, record)])]) + "\n"

@@ -28,7 +28,7 @@ from hpo.evidence.report import best_of
 from hpo.search import ledger
 from hpo.search.database import Database
 from hpo.search.record import record_of
-from hpo.search.study import Study, storage_of
+from hpo.search.study import Study, _storage
 from hpo.search.trial import Record
 
 FRESH_SECONDS = 1.0  # pages that ask within this time share one look at the database
@@ -59,7 +59,7 @@ class Pages:
     def __init__(self, database: Database, base_path: str = ""):
         self.base_path = base_path
         self._where = "this machine" if database.embedded_in else f"any machine that reaches {database}"
-        self._backend = storage_of(database)
+        self._backend = _storage(database)
         self.storage = optuna.storages.get_storage(self._backend)  # with Optuna's cache: finished trials are read once
         self._lock = threading.Lock()
         self._pages: dict[int, StudyPage] = {}

@@ -155,11 +155,11 @@ def check_field(name: str, place: str) -> None:
 
 
 def unknown(name: str, valid: tuple[str, ...], place: str) -> str:
-    return f"{place}: there is no {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}"
+    return f"{place}: there is no {name!r}.{guess(name, valid)} Valid: {', '.join(valid)}"
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """A guess at what was meant, or nothing."""
+def guess(name: str, valid: Sequence[str]) -> str:
+    """The names that are most like it, as a question; nothing if none is."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""
 

@@ -53,11 +53,11 @@ Point = dict[str, float]  # of the fine curve, by column
 
 metadata = MetaData()
 optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
-                      Column("study_id", Integer), Column("state", String))  # fmt: skip
+                      Column("study_id", Integer), Column("state", String), Column("datetime_complete", DateTime))  # fmt: skip
 
 optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_user_attribute_id", Integer, primary_key=True),
                           Column("trial_id", Integer), Column("key", String), Column("value_json", String))  # fmt: skip
-Table("studies", metadata, Column("study_id", Integer, primary_key=True))  # Optuna's
+optuna_studies = Table("studies", metadata, Column("study_id", Integer, primary_key=True), Column("study_name", String))
 
 
 def _trial() -> ForeignKey:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from hpo.decoder.config import DecoderConfig, explain, nearest
+from hpo.decoder.config import DecoderConfig, explain, guess
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
@@ -39,6 +39,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 NAME_LENGTH = 100
+NAMES_SHOWN = 20
 
 
 class Study:
@@ -58,7 +59,7 @@ class Study:
         Raises StudyError if the study exists with another spec or on other data.
         """
         check_name(name)
-        storage = storage_of(database)
+        storage = _storage(database)
         with ledger.locked(storage.engine, 0):
             study = cls(optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize"), storage)
             if "spec" not in study._study.user_attrs:  # new, or its maker died before it was whole
@@ -74,13 +75,14 @@ class Study:
     def open(cls, database: Database, name: str) -> "Study":
         """Raises StudyError if there is no such study, with those that there are."""
         check_name(name)
-        storage = storage_of(database)
+        storage = _storage(database)
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
             names = sorted(summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False))
-            there = f"{nearest(name, names)} There are: {', '.join(names) or 'none; hpo launch makes one'}"
-            raise StudyError(f"no study {name!r} in {database}.{there}") from None
+            listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
+            raise StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: "
+                             f"{listed or 'none; hpo launch makes one'}") from None  # fmt: skip
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
@@ -471,7 +473,7 @@ def check_name(name: str) -> None:
         raise StudyError(f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most")
 
 
-def storage_of(database: Database) -> optuna.storages.RDBStorage:
+def _storage(database: Database) -> optuna.storages.RDBStorage:
     """Optuna's storage and our tables, made if they are missing; at most two connections."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True, "connect_args": CONNECT_ARGUMENTS}
     with ledger.alone(database.url, CONNECT_ARGUMENTS):
