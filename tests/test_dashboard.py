@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -31,7 +32,7 @@ from hpo.search.ledger import Process, point_of
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Stop
 from hpo.search.study import Study, _storage
-from hpo.search.trial import Completed, Failed, Stopped, Trial
+from hpo.search.trial import Completed, Failed, Outcome, Stopped, Trial
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 PASSWORD = "correct horse"
@@ -91,7 +92,12 @@ def report(study: Study, trial: Trial, step: int, per: float) -> None:
 def study(make_study: Callable[..., Study], tiny_spec: StudySpec) -> Study:
     """Four trials: complete, stopped, failed, running."""
     study = make_study(tiny_spec.model_copy(update={"question": "Which lr, and <b>why</b>?"}))
-    outcomes = [Completed(Score((30,), (100,))), Stopped(Stop("own-past", "per", "PER 0.6, above its *best*")), Failed("no & way"), None]
+    outcomes: list[Outcome | None] = [
+        Completed(Score((30,), (100,))),
+        Stopped(Stop("own-past", "per", "PER 0.6, above its *best*")),
+        Failed("no & way"),
+        None,
+    ]
     for outcome in outcomes:
         trial = study.claim(Process.this(), RECORD)
         assert trial
@@ -207,6 +213,8 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study,
         assert client.status("POST", "/api/trials/999999/tell", {"state": "Fail"}) == 404
         assert study.records()[-1].state == "running" and Study.open(database, "s").id == study.id
         assert client.json(f"/api/studies/{study.id}")["trials"]
+        assert client.status("DELETE", f"/api/studies/{study.id}", {}) == 409
+        assert client.status("POST", f"/api/trials/{running.id}/tell", {"state": "Fail"}) == 204
         assert client.status("DELETE", f"/api/studies/{study.id}", {}) == 204
         assert client.status("GET", f"/api/studies/{study.id}") == 404
 
@@ -353,3 +361,58 @@ def test_what_cannot_be_served_is_one_line(study: Study, database: Database, mon
     refused(CallerError, "HPO_DASHBOARD_PASSWORD: 5 characters. Valid: 8 or more")
     monkeypatch.setenv("HPO_DASHBOARD_PASSWORD", "long enough")
     refused(CallerError, "--host nowhere.invalid: not an address", host="nowhere.invalid")
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no chromium and chromedriver on PATH (Debian: chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1600"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.mark.parametrize("base", ["", "/lab/hpo"])
+def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, base: str) -> None:
+    """Login refused and granted, the list, the history plot and ours, a trial's note, curve and files; HTML in a note is text."""
+
+    def see(script: str) -> Any:
+        return browser.execute_script(f"return {script}")
+
+    def text() -> str:
+        return str(see("document.body.innerText"))
+
+    def log_in(password: str) -> None:
+        browser.find_element("id", "password").send_keys(password + "\n")
+
+    trial = study.records()[0].id
+    note = json.dumps({"version": 1, "body": HOSTILE})
+    with dashboard(database, PASSWORD, base=base) as client:
+        client.log_in(PASSWORD)
+        assert client.ask("PUT", f"/api/studies/{study.id}/{trial}/note", note, JSON).status == 204
+        browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard")
+        log_in("wrong")
+        until(lambda: "Wrong password" in text())
+        log_in(PASSWORD)
+        until(lambda: "s (id=" in text() or "id=1" in text() or text().startswith("s\n"), 60)
+        browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}")
+        for plot in ("plot-history", "user-defined-plot:hpo-curves", "user-defined-plot:hpo-map", "user-defined-plot:hpo-starts"):
+            until(lambda plot=plot: see(f"document.getElementById('{plot}')?.querySelectorAll('.scatterlayer .trace').length"), 60)  # type: ignore[misc]
+        assert "Best Trial (number=0)" in text()
+        browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}/trials?numbers=0")
+        until(lambda: see("[...document.images].some(i => i.src.endsWith('curve.png') && i.naturalWidth > 0)"), 60)
+        assert all(name in text() for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"))
+        assert see("document.title") != "hacked" and not see("document.querySelector('img[src=x]')")
+        assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "403" not in line["message"]] == []

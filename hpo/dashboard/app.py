@@ -15,6 +15,7 @@ from hpo.dashboard.pages import Pages, without_ours
 from hpo.errors import HpoError, MachineError
 from hpo.evidence.report import export_text
 from hpo.search import control
+from hpo.search.studies import refuse_if_running
 
 View = Callable[..., Any]
 Replace = Callable[[str, str], Callable[[View], View]]
@@ -101,6 +102,12 @@ def _replace_writing(pages: Pages, replace: Replace) -> None:
 
     @replace("DELETE", "/api/studies/<study_id:int>")
     def delete(there: View, study_id: int) -> Any:
+        """Its files stay; hpo delete removes them too."""
+        if page := pages.of(study_id):
+            try:
+                refuse_if_running(page.study)
+            except HpoError as error:
+                return reason(409, str(error).partition(", or take")[0])
         pages.forget(study_id)
         return there(study_id=study_id)
 
