@@ -22,6 +22,7 @@ DOORS = {  # library: the places that may import it
         "search/ledger.py",
         "search/record.py",
         "search/snapshot.py",
+        "search/studies.py",
         "search/study.py",
     },
     "bottle": {"dashboard"},

@@ -411,4 +411,6 @@ def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, 
         until(lambda: see("[...document.images].some(i => i.src.endsWith('curve.png') && i.naturalWidth > 0)"), 60)
         assert all(name in text() for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"))
         assert see("document.title") != "hacked" and not see("document.querySelector('img[src=x]')")
-        assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "403" not in line["message"]] == []
+        errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+        assert [error for error in errors if "/login" not in error] == []
+        browser.get("about:blank")  # it would go on asking

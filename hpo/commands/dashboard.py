@@ -2,11 +2,11 @@
 
 import click
 
-from hpo.commands.shared import database_option
+from hpo.commands.shared import complete_study, database_option
 
 
 @click.command()
-@click.option("--study", metavar="NAME", help="Open this study's page. Default: the list of studies.")
+@click.option("--study", metavar="NAME", shell_complete=complete_study, help="Open this study's page. Default: the list of studies.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="Where to listen. Beyond this machine there is a login: HPO_DASHBOARD_PASSWORD, or one is made and shown.")  # fmt: skip

@@ -40,7 +40,7 @@ def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str |
     return url
 
 
-def _complete_study(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_study(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """For the shell's Tab key, where nobody can read an error."""
     with suppress(Exception):
         from hpo.search.database import study_names
@@ -51,7 +51,7 @@ def _complete_study(ctx: click.Context, parameter: click.Parameter, incomplete: 
 
 database_option = click.option("--database", metavar="URL", callback=_warn_of_password,
                                help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")  # fmt: skip
-study_option = click.option("--study", required=True, metavar="NAME", shell_complete=_complete_study,
+study_option = click.option("--study", required=True, metavar="NAME", shell_complete=complete_study,
                             help="The study's name, as hpo launch gave it.")  # fmt: skip
 device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
 data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH",

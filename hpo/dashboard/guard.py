@@ -108,7 +108,7 @@ class Guard:
             return _refusal("403 Forbidden", "this did not come from a page of this dashboard")
         if self.password is not None and request.path == "/login":
             return self._login(request, self.password)
-        if self.password is not None and not self._has_session(request):
+        if self.password is not None and request.path != "/favicon.ico" and not self._has_session(request):
             if request.method in READING and (request.path == "/" or request.path.startswith("/dashboard")):
                 return "303 See Other", [("Location", f"{self.base}/login?next={quote(request.path)}")], b""
             return _refusal("401 Unauthorized", "not logged in, or not any more: load the page again")

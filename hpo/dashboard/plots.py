@@ -65,7 +65,7 @@ def _curves(trials: Curves) -> dict[str, Any] | None:
     ended = [drawn[number] for number in (*grey, *named) if drawn[number][0].state == "stopped"]
     traces.append(_trace([max(curve.items()) for _, curve in ended], "stopped", "markers", marker={"symbol": "x", "color": STOPPED},
                          hovertext=[f"trial {record.number}: {record.cause}" for record, _ in ended]))  # fmt: skip
-    return _picture(traces, "PER over steps, and where trials were stopped", "step", "PER")
+    return _picture(traces, "PER over steps", "step", "PER")
 
 
 def _map(records: Sequence[Record], spec: StudySpec) -> dict[str, Any] | None:
