@@ -64,7 +64,7 @@ END = (
     "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:trial, 0, 0.3, 'FINITE')",
     "UPDATE trials SET state = 'COMPLETE', datetime_complete = now() WHERE trial_id = :trial",
 )
-TITLES = ("values a trial", "server", "starts s", "first page s", "first page MB", "CPU s/min", "Postgres CPU s/min", "slowest answer s",
+TITLES = ("values a trial", "server", "starts s", "first page s", "first page MB", "CPU s/min", "Postgres CPU s/min", "answers", "CPU s an answer",
           "kB/min", "memory GB")  # fmt: skip
 
 
@@ -74,10 +74,11 @@ class Side:
     started: float = 0.0  # seconds until the server answers
     first: float = 0.0  # seconds of the first page
     first_bytes: int = 0
-    polls: list[float] = field(default_factory=list)
+    polls: list[float] = field(default_factory=list)  # seconds of each
     poll_bytes: int = 0
     cpu: float = 0.0  # seconds in the minute after
     postgres: float = 0.0
+    each: float = 0.0  # CPU seconds of both, a poll
     memory: float = 0.0  # GB
 
 
@@ -190,8 +191,9 @@ def measure(name: str, command: Callable[[int], list[str]], environment: dict[st
             complete = now
             side.polls.append(time.monotonic() - sent)
         per_minute = 60 / (time.monotonic() - begin)
-        side.cpu = (cpu(server.pid) - before[0]) * per_minute
-        side.postgres = (postgres_cpu(database.embedded_in) - before[1]) * per_minute
+        spent = cpu(server.pid) - before[0], postgres_cpu(database.embedded_in) - before[1]
+        side.cpu, side.postgres = (seconds * per_minute for seconds in spent)
+        side.each = sum(spent) / len(side.polls)
         side.poll_bytes = int(page.bytes * per_minute)
         memory = Path(f"/proc/{server.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
         side.memory = int(memory) / 1e6
@@ -229,11 +231,11 @@ def main() -> None:
         ]  # fmt: skip
         for side in sides:
             cells = (values, side.name, f"{side.started:.1f}", f"{side.first:.1f}", f"{side.first_bytes / 1e6:.1f}", f"{side.cpu:.1f}",
-                     f"{side.postgres:.1f}", f"{max(side.polls):.2f}", f"{side.poll_bytes / 1e3:.0f}", f"{side.memory:.2f}")  # fmt: skip
+                     f"{side.postgres:.1f}", len(side.polls), f"{side.each:.2f}", f"{side.poll_bytes / 1e3:.0f}", f"{side.memory:.2f}")  # fmt: skip
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        ours, plain = (side.cpu + side.postgres for side in sides)
-        print(f"plain / hpo: CPU {plain / ours:.1f} x, of the server's process alone {sides[1].cpu / sides[0].cpu:.1f} x, "
-              f"first page {sides[1].first / sides[0].first:.1f} x", flush=True)  # fmt: skip
+        ours, plain = sides
+        print(f"plain / hpo: CPU a minute {(plain.cpu + plain.postgres) / (ours.cpu + ours.postgres):.1f} x, CPU an answer "
+              f"{plain.each / ours.each:.1f} x, first page {plain.first / ours.first:.1f} x", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
