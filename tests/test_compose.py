@@ -8,15 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import yaml
 from sqlalchemy import make_url
-from test_cli import hpo
+from test_cli import hpo, start
+from test_dashboard import Client
 
 from hpo.search.database import Database
 
@@ -24,7 +23,7 @@ FILE = Path(__file__).parents[1] / "docker-compose.yml"
 TEXT = FILE.read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-PASSWORD = "${HPO_DB_PASSWORD:?"  # the form that makes compose stop without one
+PASSWORD = re.compile(r"\$\{HPO_(DB|DASHBOARD)_PASSWORD:\?")  # the form that makes compose stop without one
 
 
 def valid(path: Path) -> bool:
@@ -49,8 +48,8 @@ def test_ports_are_published_to_this_machine_only() -> None:
 
 def test_no_password_stands_in_it() -> None:
     values = [str(value) for service in SERVICES.values() for name, value in service["environment"].items() if "PASSWORD" in name]
-    assert len(values) == 3
-    assert all(value.startswith(PASSWORD) for value in values)
+    assert len(values) == 4
+    assert all(PASSWORD.match(value) for value in values)
     for service in SERVICES.values():
         assert not re.search(r"://\w*:", json.dumps(service)), "a password in a URL"
         assert "PASSWORD" not in json.dumps([service.get("command"), service.get("entrypoint"), service.get("healthcheck")])
@@ -91,7 +90,7 @@ def test_the_image_copies_what_is_there_and_does_not_run_as_root() -> None:
 def as_in_a_container(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The URL has no password there; libpq takes it from PGPASSWORD."""
     url, environment = make_url(database.url), SERVICES["worker"]["environment"]
-    assert url.password and environment["PGPASSWORD"].startswith(PASSWORD)
+    assert url.password and PASSWORD.match(environment["PGPASSWORD"])
     monkeypatch.setenv("PGPASSWORD", url.password)
     bare = environment["HPO_DATABASE_URL"].replace("@postgres:5432/hpo", f"@{url.host}:{url.port}/{url.database}")
     assert bare.startswith("postgresql://hpo@127.0.0.1:")
@@ -99,25 +98,27 @@ def as_in_a_container(database: Database, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("as_in_a_container")
-def test_the_dashboard_s_command_serves() -> None:
-    python, option, code = SERVICES["dashboard"]["entrypoint"]
-    assert python == "python"
+def test_the_dashboard_s_command_serves_behind_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_DASHBOARD_PASSWORD", "correct horse")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = code.replace("0.0.0.0", "127.0.0.1").replace("8080", str(port))
-    process = subprocess.Popen([sys.executable, option, code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [word.replace("8080", str(port)) for word in SERVICES["dashboard"]["command"]]
+    process = start(*command)
+    client = Client(port)
     try:
         deadline = time.monotonic() + 60
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10) as answer:
-                    assert json.load(answer) == {"study_summaries": []}
+                assert client.ask("GET", "/api/studies").status == 401
                 break
-            except URLError:
+            except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, process.stderr.read() if process.stderr else ""
                 time.sleep(0.1)
-        assert os.environ["PGPASSWORD"] not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        assert client.log_in("correct horse").status == 303
+        assert client.json("/api/studies") == {"study_summaries": []}
+        shown = Path(f"/proc/{process.pid}/cmdline").read_text()
+        assert os.environ["PGPASSWORD"] not in shown and "horse" not in shown
     finally:
         process.kill()
         process.communicate()

@@ -1,9 +1,7 @@
-"""Running a study: launch, worker, status, budget."""
+"""Running a study: launch, worker, budget."""
 
-import json
 import sys
 from pathlib import Path
-from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,18 +13,17 @@ from hpo.commands.shared import (
     data_option,
     database_option,
     device_option,
-    json_option,
     made,
     open_study,
     per_gpu_option,
     slurm_options,
     study_option,
 )  # fmt: skip
-from hpo.errors import CallerError, SlurmError, WorkerError
+from hpo.errors import CallerError, WorkerError
 
 if TYPE_CHECKING:
     from hpo.search.database import Database
-    from hpo.search.slurm import Element, Job
+    from hpo.search.slurm import Job
     from hpo.search.spec import StudySpec
     from hpo.search.study import Study
 
@@ -54,7 +51,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
     """
     from hpo.search.spec import find_space
-    from hpo.search.study import check_name
+    from hpo.search.storage import check_name
 
     path = find_space(space)
     check_name(name or path.stem)
@@ -62,6 +59,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from rich.console import Console
 
     from hpo.display import Display
+    from hpo.search import control
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
     from hpo.search.study import Study
@@ -73,8 +71,14 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
     study.settle(made(artifacts), code_version())
     check_code(study, allow_different_code)
+    halted = study.halt
+    if halted and halted.state == "stopped":
+        control.resume(study)
     for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *notes, f"workers    {plan}"):
         click.echo(line)
+    if halted:
+        goes_on = "it goes on now" if halted.state == "stopped" else f"workers wait for hpo resume --study {study.name}"
+        click.echo(f"           {halted}; {goes_on}")
     console = Console(highlight=False)
     end = "done"
     over = study.why_over()
@@ -91,13 +95,18 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
     print_report(study, database)
+    _conclude(study, end, over is None)
+
+
+def _conclude(study: "Study", end: str, worked: bool) -> None:
+    """Say why the workers left, where that is not because all is done. Raises WorkerError."""
     if end == "done" and not study.budget_spent():
         if study.runs_elsewhere():
             click.echo("The last trials run under another launch or worker.")
         else:
             raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
-    elif end == "done" and over is None and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
-        click.echo(f"The study is over: {study.why_over()}")
+    elif end == "done" and worked and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
+        click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
         raise SystemExit(130)  # as shells say it of Ctrl-C
@@ -188,52 +197,8 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     flag.catch_signals()
     found = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
     done = run_worker(found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code)
-    click.echo(f"{done} trials came to an end here; {'stopped by a signal or the wall limit' if flag() else 'nothing is left to do'}")
-
-
-@click.command()
-@study_option
-@database_option
-@json_option
-def status(study: str, database: str | None, as_json: bool) -> None:
-    """Show the trials of a study as they are now."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from hpo.display import trial_table
-
-    found = open_study(study, database)
-    found.sweep()
-    records = found.records()
-    imported = found.imported()
-    jobs = _jobs(found)
-    if as_json:
-        trials = [asdict(record) for record in records]
-        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials,
-                 "imported": [asdict(record) for record in imported]}  # fmt: skip
-        click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
-    else:
-        Console(highlight=False).print(trial_table(records, found.budget.trials))
-        for record in imported:
-            click.echo(f"imported trial {record.number}: past run {record.imported}, {record.state}")
-        for job in jobs or []:
-            click.echo(f"SLURM {job}")
-        if jobs == []:
-            click.echo("SLURM none of this study's jobs waits or runs")
-
-
-def _jobs(study: "Study") -> "list[Element] | None":
-    """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
-    if not which("squeue"):
-        return None
-    from hpo.search.slurm import known_elements
-
-    try:
-        return known_elements(study)
-    except SlurmError as error:  # the trials are worth showing without it
-        click.echo(f"hpo: {error}", err=True)
-        return None
+    click.echo(f"{done} trials came to an end here; "
+               f"{'stopped by a signal or the wall limit' if flag() else found.halt or 'nothing is left to do'}")  # fmt: skip
 
 
 @click.command()
@@ -256,6 +221,9 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     if changes:
         before, now = found.change_budget(changes)
         click.echo(f"was {before}\nnow {now}")
+        if changes and (over := found.why_over()):
+            handed = " Trials that run are handed back." if found.over() else " Trials that run are finished."
+            click.echo(f"Nothing new starts: {over}.{handed * bool(found.standing().running)}")
     else:
         click.echo(f"budget {found.budget}")
     click.echo(f"spent  {found.standing()}")

@@ -1,6 +1,7 @@
 """What commands share: options, errors as one line, opening a study. Nothing heavy is imported here."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,19 @@ def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str |
     return url
 
 
+def complete_study(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's Tab key, where nobody can read an error."""
+    with suppress(Exception):
+        from hpo.search.database import study_names
+
+        return [name for name in study_names(ctx.params.get("database")) if name.startswith(incomplete)]
+    return []
+
+
 database_option = click.option("--database", metavar="URL", callback=_warn_of_password,
                                help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")  # fmt: skip
-study_option = click.option("--study", required=True, metavar="NAME", help="The study's name, as hpo launch gave it.")
+study_option = click.option("--study", required=True, metavar="NAME", shell_complete=complete_study,
+                            help="The study's name, as hpo launch gave it.")  # fmt: skip
 device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
 data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH",
                            help="A ptDecoder_ctc pickle, a folder with train/*.mat, a Brain-to-Text '25 folder (SESSION/data_train.hdf5), "

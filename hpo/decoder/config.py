@@ -5,7 +5,7 @@ addressed by its dotted name (`optimizer.lr`) in study files, on the command lin
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -155,9 +155,13 @@ def check_field(name: str, place: str) -> None:
 
 
 def unknown(name: str, valid: tuple[str, ...], place: str) -> str:
+    return f"{place}: there is no {name!r}.{guess(name, valid)} Valid: {', '.join(valid)}"
+
+
+def guess(name: str, valid: Sequence[str]) -> str:
+    """The names that are most like it, as a question; nothing if none is."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    guess = f" Did you mean {close[0]}?" if close else ""
-    return f"{place}: there is no {name!r}.{guess} Valid: {', '.join(valid)}"
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def explain(error: ValidationError, place: str = "") -> str:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
 
 OLDEST_POSTGRES = 14  # idle_session_timeout
 START_SECONDS = 60
+COMPLETION_SECONDS = 2
 URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
 CONNECT_ARGUMENTS = {  # nothing waits for ever: neither we for a network that is gone, nor the server for one of us that is
@@ -108,6 +109,17 @@ def open_database(url: str | None = None) -> Database:
     if problem:
         raise DatabaseAwayError(f"{source} {database}: {problem}. Does the server run? Are host, port, user, database and sslmode right?")
     return database
+
+
+def study_names(url: str | None) -> list[str]:
+    """For a shell that completes a word: quick, and no server is started for it. Raises whatever goes wrong."""
+    given = url or os.environ.get("HPO_DATABASE_URL") or EmbeddedServer(home()).url()
+    if not given:
+        return []
+    plain = make_url(normal_url(given)).set(drivername="postgresql").render_as_string(hide_password=False)
+    with closing(psycopg2.connect(plain, connect_timeout=COMPLETION_SECONDS)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT study_name FROM studies ORDER BY study_name")
+        return [name for (name,) in cursor]
 
 
 def normal_url(url: str, source: str = "--database") -> str:

@@ -178,8 +178,12 @@ class Launcher:
         return [index for index in self._running if self._devices[index] == device]
 
     def _share(self, records: list[Record]) -> None:
-        """Start or end a worker of a device, as its measurements say."""
+        """Start or end a worker of a device, as its measurements say; a pause says nothing."""
+        halted = bool(self._sharing) and self.study.halt is not None
         for device, sharing in self._sharing.items():
+            if halted:
+                sharing.restart()
+                continue
             here = [record for record in records if record.host == this_host() and record.device.split(" ")[0] == device]
             training = sum(record.state == "running" and record.step > 0 for record in here)
             if len(self._on(device)) < sharing.count:

@@ -7,7 +7,7 @@ tables too, it writes in transactions that begin with a look at its lease (`fenc
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, String, case, cast, create_engine, event, func, select, text, update
+from sqlalchemy import Engine, String, case, cast, create_engine, event, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.pool import NullPool
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hpo.decoder.train import Progress
 
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
+ENQUEUED = "enqueued"  # attribute of a trial that a person put into the queue: by whom
 LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
 Point = dict[str, float]  # of the fine curve, by column
 
@@ -191,6 +192,14 @@ def ended_by_hand(connection: Connection, trial_id: int, lease: str) -> bool:
     return True
 
 
+def take_away(connection: Connection, trial_id: int, reason: str) -> bool:
+    """A person has stopped the trial: whoever holds it does so no more. Returns whether it has a configuration."""
+    row = rows_of(connection, [trial_id]).get(trial_id)
+    if row is not None and row.lease is not None and (attempt := drop_lease(connection, trial_id, row.lease)):
+        end_attempt(connection, trial_id, attempt, "stopped", reason)
+    return row is not None and bool(row.config)
+
+
 def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: str, reason: str) -> None:
     """outcome: complete, stopped, or a Cause. The last word counts."""
     step = select(trial_table.c.step).where(trial_table.c.trial_id == trial_id).scalar_subquery()
@@ -272,13 +281,16 @@ def now(connection: Connection) -> datetime:
 
 
 def waiting(connection: Connection, study_id: int) -> list[Row[Any]]:
-    """Trials that wait, in order: trial_id, gpu_seconds so far, and outcome and host of the last attempt (None: there was none)."""
+    """Trials that wait, those that a person put in first: trial_id, gpu_seconds so far, and outcome and host of the last attempt
+    (None: there was none).
+    """
     table, trials, attempt = trial_table.c, optuna_trials.c, attempt_table.c
     last = (attempt.trial_id == table.trial_id) & (attempt.attempt == table.attempts)
     joined = optuna_trials.outerjoin(trial_table, trials.trial_id == table.trial_id).outerjoin(attempt_table, last)
     statement = select(trials.trial_id, func.coalesce(table.gpu_seconds, 0).label("gpu_seconds"), attempt.outcome, attempt.host)
     statement = statement.select_from(joined).where(trials.study_id == study_id, cast(trials.state, String) == "WAITING")
-    return list(connection.execute(statement.order_by(trials.number)))
+    by_hand = exists().where(optuna_attributes.c.trial_id == trials.trial_id, optuna_attributes.c.key == ENQUEUED)
+    return list(connection.execute(statement.order_by(by_hand.desc(), trials.number)))
 
 
 def works_elsewhere(connection: Connection, study_id: int, host: str) -> bool:
@@ -344,11 +356,22 @@ def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None
     connection.execute(curve_table.delete().where((curve_table.c.trial_id == trial_id) & (curve_table.c.step > step)))
 
 
-def rows_of(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
-    """Of hpo_trial, with outcome and reason of the last attempt."""
+def rows_of(connection: Connection, trial_ids: list[int], scores: bool = False) -> dict[int, Row[Any]]:
+    """Of hpo_trial, with outcome and reason of the last attempt. scores: with errors and lengths, which are thousands of numbers."""
     last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
-    statement = select(trial_table, attempt_table.c.outcome, attempt_table.c.reason).select_from(trial_table.outerjoin(attempt_table, last))
-    return {row.trial_id: row for row in connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))}
+    columns = [column for column in trial_table.c if scores or column.name not in ("errors", "lengths")]
+    statement = select(*columns, attempt_table.c.outcome, attempt_table.c.reason).select_from(trial_table.outerjoin(attempt_table, last))
+    rows: Iterable[Row[Any]] = connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))
+    return {row.trial_id: row for row in rows}
+
+
+def place_of(connection: Connection, trial_id: int) -> tuple[int, int]:
+    """Study and number of a trial. Raises KeyError."""
+    trials = optuna_trials.c
+    row = connection.execute(select(trials.study_id, trials.number).where(trials.trial_id == trial_id)).first()
+    if row is None:
+        raise KeyError(trial_id)
+    return row.study_id, row.number
 
 
 def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Row[Any]]]:

@@ -57,7 +57,7 @@ class Reporter:
     def __init__(self, study: Study, trial: Trial, say: Callable[[str], None]):
         self.study, self.trial = study, trial
         self.lost = False  # the trial is another's now
-        self.spent = ""  # why the study's budget is spent, once it is
+        self.spent = ""  # why the trial is to be handed back, once it is: the study is paused, stopped, or its budget spent
         self._say = say
         self._owed: list[Point] = []
         self._step = self._told = 0
@@ -100,8 +100,10 @@ class Reporter:
         self._confirmed, self._told, self._away = asked, step, False
         del self._owed[: len(points)]
         self.lost = self.lost or not held
-        if held and asked - self._looked > LOOK_SECONDS:
-            self._looked, self.spent = asked, self.study.over() or ""
+        if held:
+            budget_too = asked - self._looked > LOOK_SECONDS
+            self._looked = asked if budget_too else self._looked
+            self.spent = self.study.over(budget_too) or self.spent
 
     def _work(self) -> None:
         backoff = Backoff()

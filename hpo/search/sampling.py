@@ -1,5 +1,9 @@
 """How Optuna draws a trial's parameters from a space."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -42,3 +46,8 @@ def distribution(spec: StudySpec, name: str) -> BaseDistribution:
     if isinstance(spec.base.flat()[name], int):
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+
+
+def fixed_key(flat: Mapping[str, Any]) -> str:
+    """Equal for equal configurations (dotted name -> value)."""
+    return json.dumps(flat, sort_keys=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from hpo.decoder.config import Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
+from hpo.decoder.config import FIELDS, Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
 from hpo.errors import SpecError
 from hpo.search.budget import Budget
 from hpo.search.stopping import OwnPast
@@ -296,18 +296,19 @@ def _section(path: Path, model: type[Section], name: str, values: Mapping[str, A
         raise SpecError(explain(error, f"{path}: {name}.")) from None
 
 
-def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`("model.units=128",)` -> {"model.units": 128}; values are read as in a study file."""
+def parse_settings(settings: tuple[str, ...], place: str = "--set ", valid: tuple[str, ...] = FIELDS) -> dict[str, Any]:
+    """`("model.units=128",)` -> {"model.units": 128}; values are read as in a study file. valid: for the message."""
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        check_field(name, f"--set {setting}")
+        if name not in FIELDS:
+            raise SpecError(unknown(name, valid, f"{place}{setting}"))
         if not equals:
-            raise SpecError(f"--set {setting}: no value. Valid: --set {name}=VALUE")
+            raise SpecError(f"{place}{setting}: no value. Valid: {place}{name}=VALUE")
         try:
             values[name] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):  # PyYAML raises ValueError for a date that is none
-            raise SpecError(f"--set {setting}: {text!r} is no value. Valid: a number, true, false, null or a name") from None
+            raise SpecError(f"{place}{setting}: {text!r} is no value. Valid: a number, true, false, null or a name") from None
     return values
 
 

@@ -8,7 +8,6 @@ States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopp
 when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,23 +22,24 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from hpo.decoder.config import DecoderConfig, explain
+from hpo.decoder.config import DecoderConfig, explain, guess
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
 from hpo.search.budget import Budget, Spent, over, refusal
-from hpo.search.database import CONNECT_ARGUMENTS, Database
+from hpo.search.database import Database
 from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import in_thin_curve, record_of
-from hpo.search.sampling import distribution, fixed_trial, sampler_of
+from hpo.search.sampling import distribution, fixed_key, fixed_trial, sampler_of
 from hpo.search.spec import StudySpec
-from hpo.search.tables import create_tables, curve_table
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
+from hpo.search.storage import check_name, open_storage
+from hpo.search.tables import curve_table
+from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
-NAME_LENGTH = 100
+NAMES_SHOWN = 20
 
 
 class Study:
@@ -59,7 +59,7 @@ class Study:
         Raises StudyError if the study exists with another spec or on other data.
         """
         check_name(name)
-        storage = _storage(database)
+        storage = open_storage(database)
         with ledger.locked(storage.engine, 0):
             study = cls(optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize"), storage)
             if "spec" not in study._study.user_attrs:  # new, or its maker died before it was whole
@@ -77,12 +77,14 @@ class Study:
     def open(cls, database: Database, name: str) -> "Study":
         """Raises StudyError if there is no such study, with those that there are."""
         check_name(name)
-        storage = _storage(database)
+        storage = open_storage(database)
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
-            names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none; hpo launch makes one"
-            raise StudyError(f"no study {name!r} in {database}. There are: {names}") from None
+            names = sorted(optuna.get_all_study_names(storage))
+            listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
+            raise StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: "
+                             f"{listed or 'none; hpo launch makes one'}") from None  # fmt: skip
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
@@ -136,6 +138,15 @@ class Study:
     def budget(self) -> Budget:
         """As it is now: the spec's, with what `hpo budget` has changed."""
         return Budget.model_validate(self._attributes.get("budget") or self.spec.budget)
+
+    @property
+    def halt(self) -> Halt | None:
+        """That it is paused or stopped; None: it runs. Raises StudyError if it was deleted."""
+        try:
+            found = self._study.user_attrs.get("halt")
+        except KeyError:
+            raise StudyError(f"study {self.name} was deleted") from None
+        return Halt(**found) if found else None
 
     def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:
         """Raise or lower it while workers run, as Budget.changed reads it. Returns (before, now). Raises StudyError."""
@@ -205,7 +216,7 @@ class Study:
             lease = uuid4().hex
             with ledger.locked(self._engine, self.id) as connection:
                 self._sweep(connection, process if idle else None)
-                trial_id = self._take(connection, process.host)
+                trial_id = None if self.halt else self._take(connection, process.host)
                 if trial_id is None:
                     return None
                 attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
@@ -269,12 +280,12 @@ class Study:
         """
         with ledger.locked(self._engine, self.id):
             trials = [trial for trial in self._storage.get_all_trials(self.id, deepcopy=False) if trial.state != TrialState.FAIL]
-            there = {_as_key(trial.user_attrs["fixed"]): trial._trial_id for trial in trials}
+            there = {fixed_key(trial.user_attrs["fixed"]): trial._trial_id for trial in trials}
             for config, label in wanted:
-                if (key := _as_key(config.flat())) not in there:
+                if (key := fixed_key(config.flat())) not in there:
                     there[key] = self._storage.create_new_trial(self.id, fixed_trial(self.spec, config, label))
             self._study.set_user_attr("budget", self.budget.model_copy(update={"trials": len(there)}).model_dump(mode="json"))
-        return [there[_as_key(config.flat())] for config, _ in wanted]
+        return [there[fixed_key(config.flat())] for config, _ in wanted]
 
     def _spent(self, connection: Connection) -> Spent:
         count = Counter(ledger.counts(connection, self.id))
@@ -382,13 +393,22 @@ class Study:
             self._storage.set_trial_user_attr(trial_id, key, value)
         self._storage.set_trial_state_values(trial_id, state, values)
 
-    def over(self) -> str | None:
-        """Why trials that run should be handed back: the GPU-hours are spent, or the deadline has passed."""
-        budget = self.budget
-        if budget.gpu_hours is None and budget.deadline is None:
+    def over(self, budget_too: bool = True) -> str | None:
+        """Why trials that run should be handed back: a person wants it, the GPU-hours are spent, or the deadline has passed.
+
+        Without `budget_too` it costs one query.
+        """
+        if halt := self.halt:
+            return str(halt)
+        if not budget_too or ((budget := self.budget).gpu_hours is None and budget.deadline is None):
             return None
         with self._engine.begin() as connection:
             return over(budget, self._spent(connection))
+
+    def stopped_by_hand(self, trial: Trial) -> str | None:
+        """Why a person has stopped the trial; None: nobody has."""
+        attributes = self._storage.get_trial(trial.id).user_attrs
+        return str(attributes["reason"]) if attributes.get("rule") == BY_HAND else None
 
     def shares_device(self, trial: Trial) -> bool:
         """Whether other trials of any study run on the trial's device."""
@@ -419,7 +439,11 @@ class Study:
             return self._spent(connection)
 
     def why_over(self) -> str | None:
-        """Why no worker would find a trial to take, even if one that runs were handed back; None if one would."""
+        """Why no worker would find a trial to take, even if one that runs were handed back; None if one would, or waits for a
+        pause to end.
+        """
+        if (halt := self.halt) and halt.state == "stopped":
+            return f"{halt}. To go on: the same launch line, or hpo resume --study {self.name}"
         with self._engine.begin() as connection:
             spent, waiting = self._spent(connection), ledger.waiting(connection, self.id)
         idle = replace(spent, promised=0.0, running=0)
@@ -474,24 +498,3 @@ class Study:
         with self._engine.begin() as connection:
             rows = ledger.scores_of(connection, list(trial_ids), partition)
         return {row.trial_id: Score(tuple(row.errors), tuple(row.lengths)) for row in rows}
-
-
-def _as_key(flat: Mapping[str, Any]) -> str:
-    return json.dumps(flat, sort_keys=True)
-
-
-def check_name(name: str) -> None:
-    """Raises StudyError for a study name that a folder, a URL or a shell could not hold."""
-    valid = name[:1].isalnum() and len(name) <= NAME_LENGTH and all(letter.isalnum() or letter in "._-" for letter in name)
-    if not (valid and name.isascii()):
-        raise StudyError(f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most")
-
-
-def _storage(database: Database) -> optuna.storages.RDBStorage:
-    """Optuna's storage and our tables, made if they are missing; at most two connections."""
-    options = {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True, "connect_args": CONNECT_ARGUMENTS}
-    with ledger.alone(database.url, CONNECT_ARGUMENTS):
-        storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
-        with storage.engine.begin() as connection:
-            create_tables(connection)
-    return storage

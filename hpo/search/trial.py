@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from hpo.decoder.metric import Score
 from hpo.search.stopping import Stop
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
+BY_HAND = "by hand"  # the rule of a trial that a person has stopped
 
 
 class Cause(StrEnum):
@@ -89,6 +91,20 @@ class Trial:
     lease: str
     start: str | None
     attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Halt:
+    """That a person has paused a study (its workers wait) or stopped it (they leave)."""
+
+    state: Literal["paused", "stopped"]
+    by: str  # USER@HOST
+    since: str  # ISO 8601, UTC
+    why: str = ""
+
+    def __str__(self) -> str:
+        since = datetime.fromisoformat(self.since).astimezone()
+        return f"{self.state} by {self.by} at {since:%Y-%m-%d %H:%M:%S}" + (f" ({self.why})" if self.why else "")
 
 
 @dataclass(frozen=True)

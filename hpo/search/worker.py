@@ -5,6 +5,7 @@ Everything that a signal does is set a flag, which is read between steps.
 
 import hashlib
 import logging
+import random
 import shutil
 import signal
 import time
@@ -37,8 +38,9 @@ from hpo.search.ledger import Point, Process, point_of
 from hpo.search.reporter import Reporter, persistently
 from hpo.search.stopping import Evaluation, non_finite
 from hpo.search.study import Study
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial
+from hpo.search.trial import Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
 
+PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
 MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: schedulers before they end a job
@@ -100,7 +102,9 @@ class Worker:
         while not self.stop() and (trial := self._claim()):
             log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
             outcome = self.run_trial(trial)
-            log.info("trial %d: %s", trial.number, outcome if outcome is None else type(outcome).__name__.lower())
+            if outcome is not None:
+                why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
+                log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
             done += isinstance(outcome, (Completed, Stopped, Failed))
             if isinstance(outcome, Failed) and self.study.bad_host(self.process.host):
                 raise BadNodeError(f"the last trials failed on this host ({outcome.reason}), while other hosts bring theirs to an end. "
@@ -108,12 +112,31 @@ class Worker:
         return done
 
     def _claim(self) -> Trial | None:
+        """None: nothing is left to do, the study was stopped, or we are to leave."""
         try:
-            return persistently(lambda: self.study.claim(self.process, self.record, idle=True), self.stop, log.warning)
+            while True:
+                trial = persistently(lambda: self.study.claim(self.process, self.record, idle=True), self.stop, log.warning)
+                if trial or not self._sit_out_pause():
+                    return trial
         except DatabaseAwayError:
             if self.stop():
                 return None
             raise
+
+    def _sit_out_pause(self) -> bool:
+        """Wait, with the data loaded, while the study is paused and not over. Returns whether it was."""
+        told = None
+        while not self.stop() and (halt := persistently(self._halt, self.stop, log.warning)) and halt.state == "paused":
+            if halt != told:
+                log.info("the study is %s; waiting for hpo resume", halt)
+                told = halt
+            until = time.monotonic() + PAUSE_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311  (jitter, no secret)
+            while time.monotonic() < until and not self.stop():
+                time.sleep(0.1)
+        return told is not None
+
+    def _halt(self) -> Halt | None:
+        return None if self.study.why_over() else self.study.halt
 
     def run_trial(self, trial: Trial) -> Outcome | None:
         """Train one trial to its outcome and store it. None: the trial was taken from us, or the database stayed away."""
@@ -137,7 +160,7 @@ class Worker:
             run.writer.close()
             seconds = run.reporter.close()
         if outcome is None or not self._finish(run, outcome, seconds):
-            log.warning("trial %d: not ours any more; nothing was written", trial.number)
+            self._let_go(run)
             return None
         if isinstance(outcome, Completed):
             run.tidy()
@@ -147,6 +170,18 @@ class Worker:
         if isinstance(outcome, Stopped):
             shutil.rmtree(run.folder, ignore_errors=True)
         return outcome
+
+    def _let_go(self, run: "_Run") -> None:
+        """The trial is not ours any more. If a person has stopped it nobody needs its files."""
+        number = run.trial.number
+        try:
+            if reason := self.study.stopped_by_hand(run.trial):
+                log.info("trial %d: stopped %s", number, reason)
+                shutil.rmtree(run.folder, ignore_errors=True)
+                return
+        except (DatabaseError, KeyError):  # away, or the study was deleted
+            pass
+        log.warning("trial %d: not ours any more; nothing was written", number)
 
     def _finish(self, run: "_Run", outcome: Outcome, seconds: float) -> bool:
         """Deliver what is owed and the outcome, as long as it takes; after a signal, for what is left of its 30 seconds."""

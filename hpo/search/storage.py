@@ -1,0 +1,27 @@
+"""The storage that Optuna and we have in a database, and the names that a study may have there."""
+
+import optuna
+
+from hpo.errors import StudyError
+from hpo.search import ledger
+from hpo.search.database import CONNECT_ARGUMENTS, Database
+from hpo.search.tables import create_tables
+
+NAME_LENGTH = 100
+
+
+def check_name(name: str) -> None:
+    """Raises StudyError for a study name that a folder, a URL or a shell could not hold."""
+    valid = name[:1].isalnum() and len(name) <= NAME_LENGTH and all(letter.isalnum() or letter in "._-" for letter in name)
+    if not (valid and name.isascii()):
+        raise StudyError(f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most")
+
+
+def open_storage(database: Database) -> optuna.storages.RDBStorage:
+    """Optuna's storage and our tables, made if they are missing; at most two connections."""
+    options = {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True, "connect_args": CONNECT_ARGUMENTS}
+    with ledger.alone(database.url, CONNECT_ARGUMENTS):
+        storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
+        with storage.engine.begin() as connection:
+            create_tables(connection)
+    return storage
