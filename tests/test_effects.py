@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import f_oneway, t
 from test_artifact import hpo
 from test_study import DIVERGED, HERE, RECORD, claim, completed, report
 
@@ -220,7 +220,16 @@ def test_the_test_is_the_textbooks() -> None:
     variance = (inverse @ X.T @ np.diag(residual**2) @ X @ inverse)[1, 1]
     share, p = main_effect(axis(values, choices=[False, True]), values, outcome) or (0, 0)
     assert p == pytest.approx(2 * t.sf(abs(coefficients[1]) / variance**0.5, 21))
+    assert p > f_oneway(outcome[:9], outcome[9:]).pvalue
     assert share == pytest.approx(np.corrcoef(values, outcome)[0, 1] ** 2)
+
+
+def test_a_rare_level_is_not_free_of_noise() -> None:
+    """Two trials of one level with the same outcome have no variance of their own; that of all counts."""
+    values = ["rare", "rare", *["common"] * 20]
+    outcome = np.array([0.9, 0.9, *np.random.default_rng(0).normal(0.7, 0.2, 20)])
+    _, p = main_effect(axis(values, choices=["rare", "common"]), values, outcome) or (0, 0)
+    assert p == pytest.approx(f_oneway(outcome[:2], outcome[2:]).pvalue) and p > 0.05
 
 
 def test_a_parabola_on_a_log_scale_is_explained_whole() -> None:
@@ -230,8 +239,8 @@ def test_a_parabola_on_a_log_scale_is_explained_whole() -> None:
     assert found[0] == pytest.approx(1) and found[1] < 1e-20
 
 
-def test_p_values_are_even_where_there_is_no_interaction() -> None:
-    """Under additive effects a p below 0.05 comes about once in twenty; 1000 draws have a standard error of 0.7 %."""
+def test_small_p_values_are_rare_where_there_is_no_interaction() -> None:
+    """Under additive effects, noisier on one side, a p below 0.05 comes at most once in twenty: 50 of 1000, and three standard errors."""
     below = 0
     for seed in range(1000):
         random = np.random.default_rng(seed)
@@ -240,7 +249,7 @@ def test_p_values_are_even_where_there_is_no_interaction() -> None:
         found = interaction(axis(x, low=0, high=1), axis(y, low=0, high=1), x, y, outcome)
         assert found is not None
         below += found[1] < 0.05
-    assert 30 <= below <= 60
+    assert 0 < below <= 71
 
 
 def test_too_few_trials_are_not_tested() -> None:

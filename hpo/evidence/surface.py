@@ -74,8 +74,9 @@ def interaction(x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[An
 def _added(without: Array, columns: Array, outcome: Array) -> tuple[float, float] | None:
     """(share of the outcome's variance that `columns` explain beyond `without`, p that they explain nothing); None: too few trials.
 
-    A Wald test with the covariance HC3 of MacKinnon and White (1985), because diverging trials are noisier than others: an F-test
-    that takes all for equally noisy claimed up to twice as much as it should where nothing was.
+    p is the larger of two: the F-test's, which takes all trials for equally noisy, and that of a Wald test with the covariance HC3
+    of MacKinnon and White (1985), which does not. Diverging trials are noisier, and there the F-test claims too often;
+    a level with two or three like trials looks free of noise to HC3.
     """
     base = _basis(without)
     added = _basis(columns - base @ (base.T @ columns))
@@ -86,9 +87,11 @@ def _added(without: Array, columns: Array, outcome: Array) -> tuple[float, float
     leverage = (base**2).sum(axis=1) + (added**2).sum(axis=1)
     residual = outcome - base @ (base.T @ outcome) - added @ effect
     noise = (added * (residual / np.clip(1 - leverage, 1e-6, 1))[:, None]).T
-    wald = effect @ np.linalg.pinv(noise @ noise.T, hermitian=True) @ effect / len(effect)
-    share = (effect**2).sum() / ((outcome - outcome.mean()) ** 2).sum()
-    return float(share), float(f_distribution.sf(wald, len(effect), freedom))
+    gained = float((effect**2).sum())
+    alike = gained / max(float((residual**2).sum()) / freedom, 1e-30)
+    unlike = float(effect @ np.linalg.pinv(noise @ noise.T, hermitian=True) @ effect)
+    share = gained / float(((outcome - outcome.mean()) ** 2).sum())
+    return share, float(f_distribution.sf(min(alike, unlike) / len(effect), len(effect), freedom))
 
 
 def _basis(columns: Array) -> Array:
