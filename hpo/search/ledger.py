@@ -356,11 +356,13 @@ def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None
     connection.execute(curve_table.delete().where((curve_table.c.trial_id == trial_id) & (curve_table.c.step > step)))
 
 
-def rows_of(connection: Connection, trial_ids: list[int], scores: bool = False) -> dict[int, Row[Any]]:
-    """Of hpo_trial, with outcome and reason of the last attempt. scores: with errors and lengths, which are thousands of numbers."""
+def rows_of(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
+    """Of hpo_trial, with outcome and reason of the last attempt, and `scored` instead of the final score's thousands of numbers."""
     last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
-    columns = [column for column in trial_table.c if scores or column.name not in ("errors", "lengths")]
-    statement = select(*columns, attempt_table.c.outcome, attempt_table.c.reason).select_from(trial_table.outerjoin(attempt_table, last))
+    columns = [column for column in trial_table.c if column.name not in ("errors", "lengths")]
+    scored = trial_table.c.errors.is_not(None).label("scored")
+    statement = select(*columns, scored, attempt_table.c.outcome, attempt_table.c.reason)
+    statement = statement.select_from(trial_table.outerjoin(attempt_table, last))
     rows: Iterable[Row[Any]] = connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))
     return {row.trial_id: row for row in rows}
 

@@ -23,7 +23,7 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
     attributes = trial.user_attrs
     curve = trial.intermediate_values
     best_step = min(curve, key=lambda step: curve[step]) if curve else None
-    unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and row.errors is None))  # by hand
+    unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and not row.scored))  # by hand
     troubled = row is not None and (unscored or trial.state in (TrialState.WAITING, TrialState.FAIL))
     return Record(
         id=trial._trial_id,
