@@ -2,12 +2,14 @@
 
 import optuna
 
+from hpo.decoder.config import guess
 from hpo.errors import StudyError
 from hpo.search import ledger
 from hpo.search.database import CONNECT_ARGUMENTS, Database
 from hpo.search.tables import create_tables
 
 NAME_LENGTH = 100
+NAMES_SHOWN = 20
 
 
 def check_name(name: str) -> None:
@@ -25,3 +27,10 @@ def open_storage(database: Database) -> optuna.storages.RDBStorage:
         with storage.engine.begin() as connection:
             create_tables(connection)
     return storage
+
+
+def no_study(name: str, database: Database, storage: optuna.storages.RDBStorage) -> StudyError:
+    """What to say where there is no study of this name: the nearest one, and all."""
+    names = sorted(optuna.get_all_study_names(storage))
+    listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
+    return StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: {listed or 'none; hpo launch makes one'}")

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from hpo.decoder.config import DecoderConfig, explain, guess
+from hpo.decoder.config import DecoderConfig, explain
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import ledger
@@ -32,14 +32,13 @@ from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import in_thin_curve, record_of
 from hpo.search.sampling import distribution, fixed_key, fixed_trial, sampler_of
 from hpo.search.spec import StudySpec
-from hpo.search.storage import check_name, open_storage
+from hpo.search.storage import check_name, no_study, open_storage
 from hpo.search.tables import curve_table
 from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
-NAMES_SHOWN = 20
 
 
 class Study:
@@ -81,10 +80,7 @@ class Study:
         try:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
-            names = sorted(optuna.get_all_study_names(storage))
-            listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
-            raise StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: "
-                             f"{listed or 'none; hpo launch makes one'}") from None  # fmt: skip
+            raise no_study(name, database, storage) from None
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
         return study
@@ -406,9 +402,10 @@ class Study:
             return over(budget, self._spent(connection))
 
     def stopped_by_hand(self, trial: Trial) -> str | None:
-        """Why a person has stopped the trial; None: nobody has."""
-        attributes = self._storage.get_trial(trial.id).user_attrs
-        return str(attributes["reason"]) if attributes.get("rule") == BY_HAND else None
+        """Why a person has stopped the trial under its worker; None: nobody has."""
+        with self._engine.begin() as connection:
+            attempts = ledger.attempts_of(connection, [trial.id])[trial.id]
+        return next((row.reason for row in attempts if (row.attempt, row.outcome) == (trial.attempt, BY_HAND)), None)
 
     def shares_device(self, trial: Trial) -> bool:
         """Whether other trials of any study run on the trial's device."""

@@ -66,7 +66,7 @@ attempt_table = Table(
     Column("first_step", Integer),  # after which it went on; null: it did not come so far
     Column("last_step", Integer),
     Column("ended", DateTime(timezone=True)),
-    Column("outcome", String),  # complete, stopped, or a Cause
+    Column("outcome", String),  # complete, stopped, by hand, or a Cause
     Column("reason", String),
 )
 curve_table = Table(
