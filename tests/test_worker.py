@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 from sqlalchemy import text
+from test_cli import until
 
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
@@ -132,6 +133,23 @@ def test_a_trial_that_only_gets_better_is_checkpointed_too(
 
     worker_for(make_study(load_spec(tiny_space)), data, tmp_path, stop).run()
     assert seen[4] > 0
+
+
+def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    """Killed between the two, a trial would go on after its best step and never write it again."""
+    tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
+    study, folder, written = make_study(load_spec(tiny_space)), tmp_path / "trial-0", list[int]()
+
+    def stop() -> bool:
+        if not written and checkpoints(folder):
+            until((folder / "best.safetensors").exists)
+            written.extend(path.stat().st_mtime_ns for path in (folder / "best.safetensors", checkpoints(folder)[-1]))
+        return bool(written)
+
+    worker_for(study, data, tmp_path, stop).run()
+    assert written == sorted(written)
 
 
 def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
