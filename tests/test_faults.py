@@ -19,7 +19,6 @@ from sqlalchemy import make_url
 from test_cli import until
 from test_study import curve
 
-from hpo.decoder.artifact import load_decoder
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import TrainState
@@ -124,7 +123,7 @@ def test_a_signal_while_the_database_is_away_keeps_the_work(
 def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
     make_study: Make, tiny_space: Path, data: Data, tmp_path: Path
 ) -> None:
-    tiny_space.write_text(TINY + "attempts: {lease_seconds: 3, checkpoint_seconds: 0}")
+    tiny_space.write_text(TINY + "attempts: {lease_seconds: 5, checkpoint_seconds: 0}")
     study = make_study(load_spec(tiny_space))
     taken, looks = list[int](), iter(range(100))
 
@@ -144,7 +143,6 @@ def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
     assert worker.run_trial(trial) is None
     assert taken == [0]
     assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path / "trial-0")] == [2]
-    assert load_decoder(tmp_path / "trial-0" / "best.safetensors").facts["step"] == 2
     assert [step for step, _, _ in curve(study, trial)] == [2]
     assert study.records()[0].state == "running"
 
