@@ -143,7 +143,7 @@ def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
     """Killed between the two, a trial would go on after its best step and never write it again."""
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
     study, folder, written = make_study(load_spec(tiny_space)), tmp_path / "trial-0", list[int]()
-    looks = iter(range(3))
+    looks = iter(range(100))
 
     def stop() -> bool:
         if next(looks) == 2:  # after step 2; before, there is no score
