@@ -49,6 +49,7 @@ class Study:
         self.id = study._study_id
         self.name = study.study_name
         self._spec: StudySpec | None = None
+        self._settled: dict[int, Record] = {}  # of trials that do not change any more: a launch asks twice a second
 
     @classmethod
     def create_or_open(cls, database: Database, name: str, spec: StudySpec, data: Mapping[str, Any], extend: bool = False) -> "Study":
@@ -407,13 +408,18 @@ class Study:
         return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None
 
     def records(self) -> list[Record]:
+        """In the order of their numbers. The first time costs as much as there are trials, later what is going on."""
         try:
             trials = self._storage.get_all_trials(self.id, deepcopy=False)
         except KeyError:
             raise self._deleted() from None
+        new = {trial._trial_id: trial for trial in trials if trial._trial_id not in self._settled}
         with self._engine.begin() as connection:
-            rows = ledger.rows_of(connection, [trial._trial_id for trial in trials])
-        return [record_of(trial, rows.get(trial._trial_id)) for trial in trials]
+            rows = ledger.rows_of(connection, list(new))
+        found = self._settled | {trial_id: record_of(trial, rows.get(trial_id)) for trial_id, trial in new.items()}
+        held = {trial_id for trial_id, row in rows.items() if row.lease is not None}
+        self._settled |= {trial_id: found[trial_id] for trial_id in new.keys() - held if new[trial_id].state.is_finished()}
+        return [found[trial._trial_id] for trial in trials]
 
     def curves(self, records: Iterable[Record]) -> dict[int, list[Point]]:
         """The fine curve of each trial, by its number: `step`, `per`, `validation_loss`, `loss`, `grad_norm`, `lr`, `step_seconds`."""
