@@ -123,13 +123,14 @@ def test_a_signal_while_the_database_is_away_keeps_the_work(
 def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
     make_study: Make, tiny_space: Path, data: Data, tmp_path: Path
 ) -> None:
-    tiny_space.write_text(TINY + "attempts: {lease_seconds: 0.5, checkpoint_seconds: 0}")
+    tiny_space.write_text(TINY + "attempts: {lease_seconds: 5, checkpoint_seconds: 0}")
     study = make_study(load_spec(tiny_space))
-    taken: list[int] = []
+    taken, looks = list[int](), iter(range(100))
 
     def stop() -> bool:
         """After step 2 it hangs, until another worker has its trial."""
-        if checkpoints(tmp_path / "trial-0") and not taken:
+        if next(looks) == 1:
+            until(lambda: bool(checkpoints(tmp_path / "trial-0")))
             until(lambda: state_after_sweep(study) == "waiting")
             other = study.claim(Process("another-host", "1:1"), RECORD)
             assert other is not None

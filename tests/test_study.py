@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -15,6 +16,7 @@ import pytest
 from conftest import TINY
 from optuna.trial import TrialState
 from sqlalchemy import text
+from sqlalchemy.engine import Connection, Row
 
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
@@ -280,6 +282,31 @@ def test_a_value_that_was_given_by_hand_is_no_score(make_study: Make, tiny_spec:
     assert (found["best"], found["stopped_by"]) == (None, {"by hand": 1})
     assert study.records()[0].reason == "ended by hand"
     assert study.standing().ended == 1
+
+
+def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make, tiny_spec: StudySpec) -> None:
+    """A launch asks twice a second, in a study of thousands."""
+    study, watcher = make_study(tiny_spec), make_study(tiny_spec)
+    one, two, by_hand = claim(study), claim(study), claim(study)
+    assert study.finish(one, completed(0.5))
+    assert study.finish(two, Interrupted())
+    study._study.tell(by_hand.number, state=TrialState.FAIL)  # its worker does not know yet
+    assert [record.state for record in watcher.records()] == ["complete", "waiting", "failed"]
+    assert not study.finish(by_hand, completed(0.5))
+    assert study.finish(claim(study), DIVERGED)
+    assert watcher.records() == study.records()
+    asked = list[int]()
+
+    def rows(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
+        asked.extend(trial_ids)
+        return rows_of(connection, trial_ids)
+
+    rows_of = ledger.rows_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "rows_of", rows)
+        running = claim(study)
+        assert [record.state for record in watcher.records()] == ["complete", "stopped", "failed", "running"]
+    assert asked == [running.id]
 
 
 def test_a_study_that_hpo_did_not_make_is_left_alone(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:

@@ -7,11 +7,14 @@ import pytest
 import torch
 from conftest import TINY
 from sqlalchemy import text
+from test_cli import until
 
+from hpo.decoder.artifact import load_decoder, save_decoder
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import TrainState
 from hpo.errors import MemoryShortError
+from hpo.search.ledger import Process
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Stopped
@@ -132,6 +135,46 @@ def test_a_trial_that_only_gets_better_is_checkpointed_too(
 
     worker_for(make_study(load_spec(tiny_space)), data, tmp_path, stop).run()
     assert seen[4] > 0
+
+
+def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    """Killed between the two, a trial would go on after its best step and never write it again."""
+    tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
+    study, folder, written = make_study(load_spec(tiny_space)), tmp_path / "trial-0", list[int]()
+    looks = iter(range(100))
+
+    def stop() -> bool:
+        if next(looks) == 2:  # after step 2; before, there is no score
+            until(lambda: bool(checkpoints(folder)) and (folder / "best.safetensors").exists())
+            written.extend(path.stat().st_mtime_ns for path in (folder / "best.safetensors", checkpoints(folder)[-1]))
+        return bool(written)
+
+    worker_for(study, data, tmp_path, stop).run()
+    assert written == sorted(written)
+
+
+def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_the_next_one(
+    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+) -> None:
+    study, best = make_study(load_spec(tiny_space)), tmp_path / "trial-0" / "best.safetensors"
+    trial = study.claim(Process.this(), RECORD)
+    assert trial is not None
+
+    def stop() -> bool:
+        """After step 2 the lease has run out, on this side too; the trial is not asked for yet."""
+        if best.exists():
+            run.reporter._lease_seconds = 0.0
+        return False
+
+    run = _Run(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
+    run.writer.submit("another's", save_decoder, best, TrainState(trial.config, data).scored.state_dict(), trial.config, {"step": 99})
+    run.writer.wait()
+    run.to_its_end()
+    run.writer.close()
+    run.reporter.close()
+    assert load_decoder(best).facts["step"] == 99
 
 
 def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(

@@ -4,11 +4,12 @@ The file holds the weights and, as JSON in its header, all that is needed to bui
 """
 
 import json
-import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,14 +35,19 @@ class Decoder:
     facts: dict[str, Any]
 
 
-def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename. weights: of GruDecoder.state_dict(), on the CPU. Raises OSError."""
+def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any],
+                 still: Callable[[], bool] = lambda: True) -> None:  # fmt: skip
+    """Write under a temporary name, then rename if `still` it should be. weights: of GruDecoder.state_dict(), on the CPU.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft = path.with_suffix(f".{uuid4().hex}.tmp")  # process ids repeat: in containers, on other hosts
     header = {"config": config.flat(), **facts}
     try:
         save_file(weights, draft, metadata={HEADER: json.dumps(header)})
-        draft.replace(path)
+        if still():
+            draft.replace(path)
     except SafetensorError as error:  # its writer's word for a full disk
         raise OSError(f"{path}: {error}") from None
     finally:

@@ -5,11 +5,11 @@ its name. The two newest are kept: a damaged one costs the work since the one be
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -73,7 +73,7 @@ def save_checkpoint(saved: dict[str, Any], folder: Path, beside: Any = None, sti
     Written under a temporary name, then renamed if `still` it should be; older ones but one are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"checkpoint.{os.getpid()}.tmp"
+    draft = folder / f"checkpoint.{uuid4().hex}.tmp"  # process ids repeat: in containers, on other hosts
     try:
         torch.save(saved | {"beside": beside}, draft)
         if not still():

@@ -49,6 +49,7 @@ class Study:
         self.id = study._study_id
         self.name = study.study_name
         self._spec: StudySpec | None = None
+        self._settled: dict[int, Record] = {}  # of trials that do not change any more: a launch asks twice a second
 
     @classmethod
     def create_or_open(cls, database: Database, name: str, spec: StudySpec, data: Mapping[str, Any], extend: bool = False) -> "Study":
@@ -450,7 +451,7 @@ class Study:
         return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None
 
     def records(self) -> list[Record]:
-        """Of the study's own trials."""
+        """Of the study's own trials, by number. The first time costs as much as there are trials, later what is going on."""
         return [record for record in self._records() if not record.imported]
 
     def imported(self) -> list[Record]:
@@ -462,9 +463,13 @@ class Study:
             trials = self._storage.get_all_trials(self.id, deepcopy=False)
         except KeyError:
             raise self._deleted() from None
+        new = {trial._trial_id: trial for trial in trials if trial._trial_id not in self._settled}
         with self._engine.begin() as connection:
-            rows = ledger.rows_of(connection, [trial._trial_id for trial in trials])
-        return [record_of(trial, rows.get(trial._trial_id)) for trial in trials]
+            rows = ledger.rows_of(connection, list(new))
+        found = self._settled | {trial_id: record_of(trial, rows.get(trial_id)) for trial_id, trial in new.items()}
+        held = {trial_id for trial_id, row in rows.items() if row.lease is not None}
+        self._settled |= {trial_id: found[trial_id] for trial_id in new.keys() - held if new[trial_id].state.is_finished()}
+        return [found[trial._trial_id] for trial in trials]
 
     def curves(self, records: Iterable[Record]) -> dict[int, list[Point]]:
         """The fine curve of each trial, by its number: `step`, `per`, `validation_loss`, `loss`, `grad_norm`, `lr`, `step_seconds`."""
@@ -473,8 +478,6 @@ class Study:
             found = ledger.curves_of(connection, list(ids))
         names = [column.name for column in curve_table.columns if column.name not in ("trial_id", "attempt")]
         return {ids[trial_id]: [{name: getattr(row, name) for name in names} for row in rows] for trial_id, rows in found.items()}
-
-    # ---- what was found out about the study
 
     def keep_result(self, kind: str, content: Mapping[str, Any]) -> None:
         """Store a finding (JSON-ready), such as `confirm`; the last one of a kind is kept."""

@@ -273,12 +273,12 @@ class _Run:
                 stop = self.study.spec.stopping.judge(self._evaluations()) if self.study.spec.stopping else None
                 if stop and not state.finished:
                     return Stopped(stop)
-                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds
-                if due and not state.finished and not self.writer.busy:
+                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
+                if score.per <= min(point["per"] for point in self.curve):
+                    self._keep(state, "best", score.per)  # before the checkpoint: who goes on from that does not score this again
+                if due and not state.finished:
                     self._checkpoint(state)
                     saved = time.monotonic()
-                if score.per <= min(point["per"] for point in self.curve):
-                    self._keep(state, "best", score.per)
             else:
                 self.reporter.at(progress.step)
             if self.reporter.lost:
@@ -308,7 +308,8 @@ class _Run:
         facts = {"study": self.study.name, "trial": self.trial.number, "weights": which, "step": state.step, "per": per,
                  "partition": "validation", **self.worker.record}  # fmt: skip
         path = self.folder / f"{which}.safetensors"
-        self.writer.submit(f"the {which} weights", save_decoder, path, state.scored.state_dict(), state.config, facts)
+        self.writer.submit(f"the {which} weights", save_decoder, path, state.scored.state_dict(), state.config, facts,
+                           self.reporter.may_write)  # fmt: skip
 
     def _write_fault(self, what: str, error: Exception) -> None:
         """A disk that is full costs the file, not the training."""
