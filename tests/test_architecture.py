@@ -20,6 +20,7 @@ DOORS = {  # library: the places that may import it
         "search/database.py",
         "search/doctor.py",
         "search/ledger.py",
+        "search/studies.py",
         "search/record.py",
         "search/snapshot.py",
         "search/studies.py",

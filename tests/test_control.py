@@ -125,6 +125,7 @@ def test_a_killed_trial_cannot_be_written_and_tells_the_sampler_no_divergence(ma
     killed = study._study.trials[0]
     assert (killed.state, killed.intermediate_values) == (TrialState.PRUNED, {2: 0.5})
     assert not killed.constraints
+    assert study.stopped_by_hand(trial) == f"by hand, {control.person()}: too slow"
     assert study.standing().ended == 1
     with pytest.raises(StudyError, match=r"trial 0 of study s is over \(stopped\)"):
         control.kill(study, 0)

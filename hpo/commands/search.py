@@ -23,9 +23,19 @@ from hpo.errors import CallerError, WorkerError
 
 if TYPE_CHECKING:
     from hpo.search.database import Database
+    from hpo.search.launch import Launcher
     from hpo.search.slurm import Job
     from hpo.search.spec import StudySpec
     from hpo.search.study import Study
+    from hpo.search.trial import Record
+
+
+def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    if not url:
+        return None
+    from hpo.search.notify import check_url
+
+    return check_url(url)
 
 
 @click.command()
@@ -41,11 +51,13 @@ if TYPE_CHECKING:
 @device_option
 @artifacts_option
 @code_option
+@click.option("--notify", metavar="URL", envvar="HPO_NOTIFY_URL", callback=_checked_url,
+              help="POST a JSON there at a new best, at trouble and the end (or set HPO_NOTIFY_URL); fits Slack's webhooks.")  # fmt: skip
 @database_option
 @slurm_options
 def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
            extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
-           allow_different_code: bool, database: str | None, **cluster: Any) -> None:  # fmt: skip
+           allow_different_code: bool, notify: str | None, database: str | None, **cluster: Any) -> None:  # fmt: skip
     """Search: make the study or go on with it, run workers here or with --slurm on a cluster, report.
 
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
@@ -56,9 +68,6 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     path = find_space(space)
     check_name(name or path.stem)
     spec = _spec(path, data, profile, settings, trials)
-    from rich.console import Console
-
-    from hpo.display import Display
     from hpo.search import control
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
@@ -79,23 +88,41 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     if halted:
         goes_on = "it goes on now" if halted.state == "stopped" else f"workers wait for hpo resume --study {study.name}"
         click.echo(f"           {halted}; {goes_on}")
-    console = Console(highlight=False)
     end = "done"
     over = study.why_over()
     if over is None and not isinstance(plan, Plan):
+        if notify:
+            click.echo("--notify: no process stays here that could; run hpo launch without --slurm for that")
         _submit(study, opened, plan, data, device, per_gpu, allow_different_code)
         return
     if over is None and isinstance(plan, Plan):
-        with Display(console) as display:
-            launcher = Launcher(study, opened, plan, data, allow_different_code=allow_different_code)
-            end = launcher.run(display)
-        for line in launcher.shared():
-            click.echo(line)
+        end = _run(Launcher(study, opened, plan, data, allow_different_code=allow_different_code), notify)
     else:
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
     print_report(study, database)
     _conclude(study, end, over is None)
+
+
+def _run(launcher: "Launcher", notify: str | None) -> str:
+    """Run the workers and show the trials. Returns how that ended."""
+    from rich.console import Console
+
+    from hpo.display import Display
+    from hpo.search.notify import notifying
+
+    def show(records: "list[Record]", budget: int) -> None:
+        display(records, budget)
+        tell(records)
+
+    def say(problem: str) -> None:
+        click.echo(f"hpo: {problem}", err=True)
+
+    with notifying(notify, launcher.study, say) as tell, Display(Console(highlight=False)) as display:
+        end = launcher.run(show)
+    for line in launcher.shared():
+        click.echo(line)
+    return end
 
 
 def _conclude(study: "Study", end: str, worked: bool) -> None:

@@ -60,7 +60,7 @@ def kill(study: Study, number: int, why: str = "") -> bool:
         try:
             if before.state.is_finished():
                 raise UpdateFinishedTrialError
-            if not ledger.take_away(connection, trial_id, reason):
+            if not ledger.take_away(connection, trial_id, BY_HAND, reason):
                 with suppress(SpecError, ValueError):  # a stopped trial without parameters would blind TPE to those of all others
                     study._configure(trial_id, number)
             study._end(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})

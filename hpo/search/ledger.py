@@ -98,7 +98,7 @@ attempt_table = Table(
     Column("first_step", Integer),  # after which it went on; null: it did not come so far
     Column("last_step", Integer),
     Column("ended", DateTime(timezone=True)),
-    Column("outcome", String),  # complete, stopped, or a Cause
+    Column("outcome", String),  # complete, stopped, by hand, or a Cause
     Column("reason", String),
 )
 curve_table = Table(
@@ -285,16 +285,17 @@ def drop_lease(connection: Connection, trial_id: int, lease: str) -> int | None:
     return connection.execute(gone.returning(trial_table.c.attempts)).scalar()
 
 
-def take_away(connection: Connection, trial_id: int, reason: str) -> bool:
-    """A person has stopped the trial: whoever holds it does so no more. Returns whether it has a configuration."""
+def take_away(connection: Connection, trial_id: int, outcome: str, reason: str) -> bool:
+    """Nobody holds the trial now, and who did finds out why: that is written first. Returns whether it has a configuration."""
     row = rows_of(connection, [trial_id]).get(trial_id)
-    if row is not None and row.lease is not None and (attempt := drop_lease(connection, trial_id, row.lease)):
-        end_attempt(connection, trial_id, attempt, "stopped", reason)
+    if row is not None and row.lease is not None:
+        end_attempt(connection, trial_id, row.attempts, outcome, reason)
+        drop_lease(connection, trial_id, row.lease)
     return row is not None and bool(row.config)
 
 
 def end_attempt(connection: Connection, trial_id: int, attempt: int, outcome: str, reason: str) -> None:
-    """outcome: complete, stopped, or a Cause. The last word counts."""
+    """outcome: complete, stopped, by hand, or a Cause. The last word counts."""
     step = select(trial_table.c.step).where(trial_table.c.trial_id == trial_id).scalar_subquery()
     mine = (attempt_table.c.trial_id == trial_id) & (attempt_table.c.attempt == attempt)
     ended = {"ended": func.now(), "last_step": step, "outcome": outcome, "reason": reason}

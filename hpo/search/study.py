@@ -367,9 +367,10 @@ class Study:
             return over(budget, self._spent(connection))
 
     def stopped_by_hand(self, trial: Trial) -> str | None:
-        """Why a person has stopped the trial; None: nobody has."""
-        attributes = self._storage.get_trial(trial.id).user_attrs
-        return str(attributes["reason"]) if attributes.get("rule") == BY_HAND else None
+        """Why a person has stopped the trial under its worker; None: nobody has."""
+        with self._engine.begin() as connection:
+            attempts = ledger.attempts_of(connection, [trial.id])[trial.id]
+        return next((row.reason for row in attempts if (row.attempt, row.outcome) == (trial.attempt, BY_HAND)), None)
 
     def shares_device(self, trial: Trial) -> bool:
         """Whether other trials of any study run on the trial's device."""

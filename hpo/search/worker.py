@@ -178,7 +178,7 @@ class Worker:
                 log.info("trial %d: stopped %s", number, reason)
                 shutil.rmtree(run.folder, ignore_errors=True)
                 return
-        except (DatabaseError, KeyError):  # away, or the study was deleted
+        except DatabaseError:
             pass
         log.warning("trial %d: not ours any more; nothing was written", number)
 
