@@ -64,19 +64,8 @@ END = (
     "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:trial, 0, 0.3, 'FINITE')",
     "UPDATE trials SET state = 'COMPLETE', datetime_complete = now() WHERE trial_id = :trial",
 )
-TITLES = (
-    "values a trial",
-    "server",
-    "starts s",
-    "first page s",
-    "first page MB",
-    "CPU s/min",
-    "Postgres CPU s/min",
-    "answers",
-    "CPU s an answer",
-    "kB/min",
-    "memory GB",
-)
+TITLES = ("values a trial", "server", "starts s", "first page s", "first page MB", "CPU s/min", "Postgres CPU s/min", "answers",
+          "CPU s an answer", "kB/min", "memory GB")  # fmt: skip
 
 
 @dataclass
@@ -241,19 +230,9 @@ def main() -> None:
                     {}, database, study.id, arguments.seconds),
         ]  # fmt: skip
         for side in sides:
-            cells = (
-                values,
-                side.name,
-                f"{side.started:.1f}",
-                f"{side.first:.1f}",
-                f"{side.first_bytes / 1e6:.1f}",
-                f"{side.cpu:.1f}",
-                f"{side.postgres:.1f}",
-                len(side.polls),
-                f"{side.each:.2f}",
-                f"{side.poll_bytes / 1e3:.0f}",
-                f"{side.memory:.2f}",
-            )
+            cells = (values, side.name, f"{side.started:.1f}", f"{side.first:.1f}", f"{side.first_bytes / 1e6:.1f}", f"{side.cpu:.1f}",
+                     f"{side.postgres:.1f}", len(side.polls), f"{side.each:.2f}", f"{side.poll_bytes / 1e3:.0f}",
+                     f"{side.memory:.2f}")  # fmt: skip
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
         ours, plain = sides
         print(f"plain / hpo: CPU a minute {(plain.cpu + plain.postgres) / (ours.cpu + ours.postgres):.1f} x, CPU an answer "

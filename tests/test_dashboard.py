@@ -28,8 +28,9 @@ from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
 from hpo.errors import CallerError, HpoError, StudyError
 from hpo.search.database import Database
+from hpo.search.launch import look_at_data
 from hpo.search.ledger import Process, point_of
-from hpo.search.spec import StudySpec
+from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
 from hpo.search.storage import open_storage
 from hpo.search.study import Study
@@ -218,9 +219,8 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study,
 
 def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 100000, evaluate_every: 20"))
-    hpo("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--trials", "0")
-    hpo("budget", "--study", "tiny", "--trials", "4")
-    study = Study.open(database, "tiny")
+    spec = load_spec(tiny_space)
+    study = Study.create_or_open(database, "tiny", spec, look_at_data(tiny_data, spec)[0])
     worker = start("worker", "--study", "tiny", "--device", "cpu")
 
     def running() -> list[int]:
