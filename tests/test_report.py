@@ -73,12 +73,12 @@ TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "per": 0.2 + n / 10 if n < 4
           for n in (2, 3, 4)]  # fmt: skip
 MAP: dict[str, Any] = {
     "x": "optimizer.lr", "y": "optimizer.name", "strength": 0.12, "x_values": [0.0001, 0.001, 0.01], "y_values": ["adam", "sgd"],
-    "x_log": True, "y_log": False, "per": [[0.5, 0.3, 0.2], [0.6, None, 0.4]], "trials": TRIALS,
+    "x_log": True, "y_log": False, "p": 0.004, "p_holm": 0.02, "per": [[0.5, 0.3, 0.2], [0.6, None, 0.4]], "trials": TRIALS,
 }  # fmt: skip
 EFFECTS: dict[str, Any] = {
     "trials": 12, "diverged": 3, "outcome": "PER at the end; a diverged trial counts as the worst.",
-    "importance": [{"name": "optimizer.lr", "ped_anova": 0.6, "fanova": 0.5, "trials": 12},
-                   {"name": "optimizer.eps", "ped_anova": 0.2, "fanova": None, "trials": 7}],
+    "importance": [{"name": "optimizer.lr", "ped_anova": 0.6, "fanova": 0.5, "trials": 120, "p": 0.0001, "p_holm": 0.0002},
+                   {"name": "optimizer.eps", "ped_anova": 0.2, "fanova": None, "trials": 7, "p": None, "p_holm": None}],
     "interactions": [MAP, {**MAP, "y": "optimizer.eps", "y_values": [1e-8, 0.1], "y_log": True,
                            "trials": [{**trial, "y": 1e-4} for trial in TRIALS]}],
     "notes": ["Few trials."],
@@ -92,7 +92,7 @@ def step(label: str, per: float | None, difference: float | None) -> dict[str, A
     return {
         "changed": [label.split()[0]] if difference else [], "label": label, "per": per, "interval": around(per),
         "difference": difference, "difference_interval": around(difference), "p": 0.01 if difference else None,
-        "diverged": 2 * (per is None), "trials": [4, 5],
+        "diverged": 2 * (per is None), "trials": [4, 5], "decided": None if difference is None else difference < 0,
     }  # fmt: skip
 
 

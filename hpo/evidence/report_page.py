@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpo.evidence import report_pictures as pictures
+from hpo.evidence.effects import stands_out
 from hpo.evidence.methods import methods
 from hpo.evidence.page import Block, Code, Number, Picture, Section, Table, Text
 from hpo.evidence.report import between, build_report, confirmed, duration, export_text, percent, value_text
@@ -232,14 +233,17 @@ def _effects(facts: Facts) -> list[Block]:
     if effects is None:
         return [_missing(facts, "effects", "How much each parameter matters, and which act together, was not computed.")]
     rows = effects["importance"]
-    blocks: list[Block] = [Text(f"{effects['trials']} trials, {effects['diverged']} of them diverged. {effects['outcome']}")]
+    blocks: list[Block] = [Text(f"{effects['trials']} trials, {effects['diverged']} of them stopped. Outcome: {effects['outcome']}")]
     if rows:
         picture = pictures.importance([(row["name"], row["ped_anova"], row["fanova"]) for row in rows])
         blocks.append(Picture(picture, "Importance by two methods." + f" The {pictures.BARS} largest." * (len(rows) > pictures.BARS)))
     for found in effects["interactions"][:MAPS]:
-        blocks.append(Picture(pictures.heat_map(found), f"{found['x']} and {found['y']}: interaction strength {found['strength']:.2g}."))
-    shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"])) for row in rows]
-    table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials"), shares, long=("parameter",))
+        verdict = "stands out of the noise" if stands_out(found) else "no more than a hint"
+        told = f"interaction strength {found['strength']:.2g}, p {_p(found['p_holm'])} (Holm): {verdict}."
+        blocks.append(Picture(pictures.heat_map(found), f"{found['x']} and {found['y']}: {told}"))
+    shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"]), _p(row["p_holm"]),
+               "stands out" if stands_out(row) else "") for row in rows]  # fmt: skip
+    table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials", "p (Holm)", ""), shares, long=("parameter",))
     return [*blocks, *([table] if shares else []), *_notes(effects)]
 
 
@@ -253,10 +257,11 @@ def _ablation(facts: Facts) -> list[Block]:
         return [_missing(facts, "ablation", "Which of the changes from a start to the best make the difference was not measured.")]
     rows = [
         (step["label"], _per(step["per"]), between(step["interval"]), _points(step["difference"]),
-         _points_between(step["difference_interval"]), _p(step["p"]), str(step["diverged"] or ""))
+         _points_between(step["difference_interval"]), _p(step["p"]), "not decided" * (step["decided"] is False),
+         str(step["diverged"] or ""))
         for step in found["steps"]
     ]  # fmt: skip
-    head = ("change", "PER", "95 % interval", "points", "interval of the difference", "p", "diverged seeds")
+    head = ("change", "PER", "95 % interval", "points", "interval of the difference", "p", "", "diverged seeds")
     how = (f"From {found['from']} to {found['to']}, one change after the other, each on top of those before: {found['seeds']} seeds a "
            f"step, {found['partition']}, {found['sentences']} sentences (study {found['child']}).")  # fmt: skip
     picture = Picture(pictures.waterfall(found["steps"]), "Dots: PER with its interval. Bars: what a change adds or takes away.")
