@@ -23,7 +23,6 @@ DOORS = {  # library: the places that may import it
         "search/studies.py",
         "search/record.py",
         "search/snapshot.py",
-        "search/studies.py",
         "search/study.py",
     },
     "bottle": {"dashboard"},

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from bottle import Bottle
 from conftest import TINY
+from sqlalchemy import text
 from test_cli import hpo, one_line, start, until
 
 from hpo.dashboard.app import build_app
@@ -216,6 +217,20 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study,
         assert client.status("GET", f"/api/studies/{study.id}") == 404
 
 
+def test_trouble_is_told_with_its_reason(study: Study, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
+    with dashboard(database) as client:
+        for body in ([], {}, {"version": "1", "body": None}):
+            assert client.status("PUT", f"/api/studies/{study.id}/note", body) == 400
+        assert client.status("PUT", "/api/studies/999999/note", {"version": 1, "body": "x"}) == 404
+        assert client.status("GET", f"/api/studies/{study.id}?after=x") == 400
+        assert client.json(f"/api/studies/{study.id}?after=-1")["trials"]
+        with study._engine.begin() as connection:
+            connection.execute(text("ALTER TABLE hpo_trial RENAME TO elsewhere"))
+        answer = client.ask("GET", f"/api/studies/{study.id}")
+        assert answer.status == 503 and "hpo_trial" in json.loads(answer.text)["reason"]  # type: ignore[attr-defined]
+
+
 def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 100000, evaluate_every: 20"))
     spec = load_spec(tiny_space)
@@ -387,7 +402,7 @@ def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, 
     def see(script: str) -> Any:
         return browser.execute_script(f"return {script}")
 
-    def text() -> str:
+    def words() -> str:
         return str(see("document.body.innerText"))
 
     def log_in(password: str) -> None:
@@ -400,16 +415,16 @@ def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, 
         assert client.ask("PUT", f"/api/studies/{study.id}/{trial}/note", note, JSON).status == 204
         browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard")
         log_in("wrong")
-        until(lambda: "Wrong password" in text())
+        until(lambda: "Wrong password" in words())
         log_in(PASSWORD)
-        until(lambda: f"{study.id}. s\n" in text(), 60)
+        until(lambda: f"{study.id}. s\n" in words(), 60)
         browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}")
         for plot in ("plot-history", "user-defined-plot:hpo-curves", "user-defined-plot:hpo-map", "user-defined-plot:hpo-starts"):
             until(lambda plot=plot: see(f"document.getElementById('{plot}')?.querySelectorAll('.scatterlayer .trace').length"), 60)  # type: ignore[misc]
-        assert "Best Trial (number=0)" in text()
+        assert "Best Trial (number=0)" in words()
         browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}/trials?numbers=0")
         until(lambda: see("[...document.images].some(i => i.src.endsWith('curve.png') && i.naturalWidth > 0)"), 60)
-        assert all(name in text() for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"))
+        assert all(name in words() for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"))
         assert see("document.title") != "hacked" and not see("document.querySelector('img[src=x]')")
         errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
         assert [error for error in errors if "/login" not in error] == []
