@@ -220,7 +220,8 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study,
 def test_trouble_is_told_with_its_reason(study: Study, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
     with dashboard(database) as client:
-        for body in ([], {}, {"version": "1", "body": None}):
+        bodies: list[Any] = [[], {}, {"version": "1", "body": None}]
+        for body in bodies:
             assert client.status("PUT", f"/api/studies/{study.id}/note", body) == 400
         assert client.status("PUT", "/api/studies/999999/note", {"version": 1, "body": "x"}) == 404
         assert client.status("GET", f"/api/studies/{study.id}?after=x") == 400
@@ -319,7 +320,7 @@ def test_the_login(study: Study, database: Database, base: str) -> None:
         cookie = entered.getheader("Set-Cookie") or ""
         assert {"HttpOnly", "SameSite=Strict", f"Path={base or '/'}"} <= set(cookie.split("; ")) and "Secure" not in cookie
         assert client.status("GET", "/api/studies") == client.status("GET", "/api/studies", headers={"Host": "lab.example"}) == 200
-        client.cookie = client.cookie[:-1] + ("A" if client.cookie[-1] != "A" else "B")
+        client.cookie = client.cookie.replace("=in.", "=inn.")
         assert client.status("GET", "/api/studies") == 401
         assert "Secure" in (client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"}).getheader("Set-Cookie") or "").split("; ")
         assert client.log_in(PASSWORD, {"Sec-Fetch-Site": "cross-site"}).status == 403
