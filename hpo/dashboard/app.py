@@ -25,7 +25,6 @@ RENAME = (
 )
 VALUE = "a trial's value is its PER, which its worker writes. A trial can be failed here; it is kept as stopped by hand"
 UPLOAD = "nothing can be uploaded here: the files of a trial are made from its record"
-DELETED = "the study is not there any more"
 
 
 def build_app(pages: Pages) -> Bottle:
@@ -40,7 +39,15 @@ def build_app(pages: Pages) -> Bottle:
             raise MachineError(f"the installed optuna-dashboard has no {method} {rule}. Install version 0.21")
 
         def install(view: View) -> View:
-            app.route(rule, method, lambda **arguments: view(there, **arguments))
+            def answer(**arguments: Any) -> Any:
+                try:
+                    return view(there, **arguments)
+                except HpoError as error:
+                    return reason(503 if isinstance(error, MachineError) else 409, str(error))
+                except KeyError:  # Optuna's
+                    return reason(404, "it is not there, or not any more")
+
+            app.route(rule, method, answer)
             return view
 
         return install
@@ -63,7 +70,7 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             return reason(400, "after: not a number")
         except KeyError:
             pages.forget(study_id)
-            return reason(404, DELETED)
+            raise
         if body is None:
             return HTTPResponse(status=304, ETag=tag)
         headers = {"Content-Type": "application/json", "ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
@@ -104,33 +111,23 @@ def _replace_writing(pages: Pages, replace: Replace) -> None:
     def delete(there: View, study_id: int) -> Any:
         """Its files stay; hpo delete removes them too."""
         if page := pages.of(study_id):
-            try:
-                refuse_if_running(page.study)
-            except HpoError as error:
-                return reason(409, str(error).partition(", or take")[0])
+            refuse_if_running(page.study)
         pages.forget(study_id)
         return there(study_id=study_id)
 
     @replace("POST", "/api/trials/<trial_id:int>/tell")
     def tell(there: View, trial_id: int) -> Any:
-        try:
-            study_id, number = pages.place(trial_id)
-        except KeyError:
-            return reason(404, "no such trial")
+        study_id, number = pages.place(trial_id)
         if (page := pages.of(study_id)) is None:
             return there(trial_id=trial_id)
-        if str((request.json or {}).get("state", "")).lower() != "fail":
+        if str(sent().get("state", "")).lower() != "fail":
             return reason(409, VALUE)
-        try:
-            control.kill(page.study, number, "in the dashboard")
-        except HpoError as error:
-            return reason(409, str(error))
+        control.kill(page.study, number, "in the dashboard")
         return HTTPResponse(status=204)
 
     def save(study_id: int, trial_id: int | None) -> Any:
         """As optuna-dashboard does it, without our part of the note."""
-        sent = request.json or {}
-        version, body = sent.get("version"), sent.get("body")
+        version, body = sent().get("version"), sent().get("body")
         if not isinstance(version, int) or not isinstance(body, str):
             return reason(400, "send version and body")
         attributes = pages.storage.get_study_system_attrs(study_id)
@@ -192,6 +189,12 @@ def _move(base: str, replace: Replace) -> None:
     @replace("GET", "/")
     def root(there: View) -> Any:
         return HTTPResponse(status=302, Location=f"{base}/dashboard")
+
+
+def sent() -> dict[str, Any]:
+    """The JSON of the request."""
+    found = request.json
+    return found if isinstance(found, dict) else {}
 
 
 def zipped(body: bytes, headers: dict[str, str]) -> HTTPResponse:
