@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import TINY, execute
 from sqlalchemy import make_url
-from test_cli import until
+from test_cli import Running, until
 from test_study import curve
 
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import TrainState
+from hpo.display import AWAY
 from hpo.errors import BadNodeError, StudyError
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.ledger import Process
@@ -203,6 +204,21 @@ def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
     spec = load_spec(tiny_space)
     sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
     return make_study(spec, fingerprint=sentences.fingerprint(), path=str(tiny_data))
+
+
+def test_a_launch_says_that_its_database_is_away_and_goes_on(
+    database: Database, tiny_space: Path, tiny_data: Path, server: EmbeddedServer
+) -> None:
+    running = Running(database, tiny_space, tiny_data)
+    outage = Outage(server, Study.open(database, "tiny"))
+    assert running.process.stdout
+    outage.begin()
+    assert any(line.strip() == AWAY for line in running.process.stdout)
+    outage.end()
+    assert any(line.startswith("The database answers again") for line in running.process.stdout)
+    running.process.send_signal(signal.SIGINT)
+    running.process.communicate(timeout=60)
+    assert running.process.returncode == 130
 
 
 def test_a_study_that_is_deleted_ends_its_workers_with_one_line(

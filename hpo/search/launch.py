@@ -135,9 +135,9 @@ class Launcher:
     _restarts: int = 0
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[list[Record], int], None] | None = None) -> End:
-        """Start the workers, `show` the trials and how many the budget has twice a second, return when all have left. Without
-        `show` nobody asks for them.
+    def run(self, show: Callable[[list[Record], int, bool], None] | None = None) -> End:
+        """Start the workers, `show` the trials, how many the budget has and whether the database is away twice a second, return
+        when all have left. Without `show` nobody asks for them.
 
         Raises WorkerError if workers died and work is left that none of them does.
         """
@@ -149,15 +149,18 @@ class Launcher:
                 self._sharing = {device: Sharing(free_memory(device)) for device in self.plan.devices}
             for device in self.plan.devices:
                 self._start(self._new(device))
+            records, trials = list[Record](), 0
             while self._running:
                 self._look_after()
                 try:
                     if show or self._sharing:
-                        records = self.study.records()
+                        records, trials = self.study.records(), self.study.budget.trials
                         if show:
-                            show(records, self.study.budget.trials)
+                            show(records, trials, False)
                         self._share(records)
                 except DatabaseError:  # the workers train on, and will tell if it is more than a moment
+                    if show:
+                        show(records, trials, True)
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
