@@ -23,8 +23,9 @@ from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import TrainState
 from hpo.display import AWAY
-from hpo.errors import BadNodeError, StudyError
+from hpo.errors import BadNodeError, StudyError, WorkerError
 from hpo.search.database import Database, EmbeddedServer
+from hpo.search.launch import Launcher, Plan
 from hpo.search.ledger import Process
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
@@ -219,6 +220,26 @@ def test_a_launch_says_that_its_database_is_away_and_goes_on(
     running.process.send_signal(signal.SIGINT)
     running.process.communicate(timeout=60)
     assert running.process.returncode == 130
+
+
+def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_are_not(
+    endless: Study, tiny_data: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such trials fail by themselves, and the study has room for some."""
+    monkeypatch.setattr("hpo.search.launch.RESTARTS", 0)
+    launcher = Launcher(endless, database, Plan(("cpu",), 1), tiny_data)
+    launcher._start(launcher._new("cpu"))
+
+    def kill() -> None:
+        launcher._running[0].kill()
+        launcher._running[0].wait()
+        launcher._look_after()
+
+    for attempts in (1, 2):
+        until(lambda attempts=attempts: endless.records()[0].attempts == attempts)  # type: ignore[misc]
+        kill()
+    with pytest.raises(WorkerError, match="worker 0 ended with SIGKILL"):
+        kill()
 
 
 def test_a_study_that_is_deleted_ends_its_workers_with_one_line(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ from hpo.search.trial import Record
 from hpo.search.worker import STOP_SIGNALS, choose_device, study_folder
 
 POLL_SECONDS = 0.5
-RESTARTS = 3  # of each worker that died without being asked to
+RESTARTS = 3  # of workers that ended with an error, or were killed before they began a trial
 End = Literal["done", "interrupted"]
 
 
@@ -133,6 +134,7 @@ class Launcher:
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
+    _attempts: int = 0  # at trials, when a worker died last
     _asked_to_stop: int = 0
 
     def run(self, show: Callable[[list[Record], int, bool], None] | None = None) -> End:
@@ -231,12 +233,21 @@ class Launcher:
                 continue
             if code == BadNodeError.exit_code and self._running:
                 continue
-            if code in (CallerError.exit_code, BadNodeError.exit_code) or self._restarts >= RESTARTS:
+            if code in (CallerError.exit_code, BadNodeError.exit_code) or self._too_often(code):
                 self._stop_workers()
                 raise WorkerError(f"worker {index} ended with {_in_words(code)}: {self._last_line(index)} (log: {self.log_of(index)}). "
                                   f"Nothing finished is lost: the same line goes on")  # fmt: skip
-            self._restarts += 1
             self._start(index)
+
+    def _too_often(self, code: int) -> bool:
+        """Note a death. How often a trial kills a worker is bounded by its attempts, and how many trials do by the budget."""
+        with suppress(DatabaseError):
+            attempts = sum(record.attempts for record in self.study.records())
+            begun, self._attempts = attempts > self._attempts, attempts
+            if code < 0 and begun:
+                return False
+        self._restarts += 1
+        return self._restarts > RESTARTS
 
     def _last_line(self, index: int) -> str:
         lines = self.log_of(index).read_text(errors="replace").strip().splitlines()
