@@ -27,10 +27,11 @@ from hpo.errors import BadNodeError, StudyError, WorkerError
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.launch import Launcher, Plan
 from hpo.search.ledger import Process
+from hpo.search.slurm import run_node
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Interrupted
-from hpo.search.worker import Worker, code_version, run_worker
+from hpo.search.worker import StopFlag, Worker, code_version, run_worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]
@@ -240,6 +241,26 @@ def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_a
         kill()
     with pytest.raises(WorkerError, match="worker 0 ended with SIGKILL"):
         kill()
+
+
+def test_a_cluster_job_that_must_leave_while_its_database_is_away_has_work_left(
+    endless: Study, tiny_data: Path, database: Database, server: EmbeddedServer
+) -> None:
+    """It is put back into the queue then: one that is not is lost to the study."""
+    outage = Outage(server, endless)
+
+    def leave() -> None:
+        until(lambda: endless.records()[0].step > 20)
+        outage.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    helper = threading.Thread(target=leave)
+    helper.start()
+    try:
+        assert run_node(endless, database, Plan(("cpu",), 1), tiny_data, StopFlag(), False)
+    finally:
+        helper.join()
+        outage.end()
 
 
 def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
