@@ -18,6 +18,7 @@ from hpo.search.trial import Record
 
 ROWS = 18  # trials shown: those that run, and the last of the others
 BARS = "▁▂▃▄▅▆▇█"
+AWAY = "The database does not answer. Workers train on, and tell everything when it does."
 STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
 
 
@@ -84,6 +85,7 @@ class Display:
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._seen: dict[int, str] | None = None
+        self._away = False
 
     def __enter__(self) -> "Display":
         if self._live:
@@ -94,11 +96,17 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def __call__(self, records: list[Record], budget: int) -> None:
+    def __call__(self, records: list[Record], budget: int, away: bool = False) -> None:
+        """away: the database does not answer, and `records` are of before."""
         try:
             if self._live:
-                self._live.update(trial_table(records, budget), refresh=True)
-            else:
+                picture = trial_table(records, budget)
+                self._live.update(Group(picture, Text(AWAY, style="bold red")) if away else picture, refresh=True)
+                return
+            if away != self._away:
+                self._console.print(AWAY if away else "The database answers again.", soft_wrap=True)
+            self._away = away
+            if not away:
                 self._print_changes(records, budget)
         except OSError:
             self._live = None  # the terminal was closed; the study goes on

@@ -16,19 +16,22 @@ import pytest
 import torch
 from conftest import TINY, execute
 from sqlalchemy import make_url
-from test_cli import until
+from test_cli import Running, until
 from test_study import curve
 
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
 from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import TrainState
-from hpo.errors import BadNodeError, StudyError
+from hpo.display import AWAY
+from hpo.errors import BadNodeError, StudyError, WorkerError
 from hpo.search.database import Database, EmbeddedServer
+from hpo.search.launch import Launcher, Plan
 from hpo.search.ledger import Process
+from hpo.search.slurm import run_node
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Interrupted
-from hpo.search.worker import Worker, code_version, run_worker
+from hpo.search.worker import StopFlag, Worker, code_version, run_worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]
@@ -203,6 +206,61 @@ def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
     spec = load_spec(tiny_space)
     sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
     return make_study(spec, fingerprint=sentences.fingerprint(), path=str(tiny_data))
+
+
+def test_a_launch_says_that_its_database_is_away_and_goes_on(
+    database: Database, tiny_space: Path, tiny_data: Path, server: EmbeddedServer
+) -> None:
+    running = Running(database, tiny_space, tiny_data)
+    outage = Outage(server, Study.open(database, "tiny"))
+    assert running.process.stdout
+    outage.begin()
+    assert any(line.strip() == AWAY for line in running.process.stdout)
+    outage.end()
+    assert any(line.startswith("The database answers again") for line in running.process.stdout)
+    running.process.send_signal(signal.SIGINT)
+    running.process.communicate(timeout=60)
+    assert running.process.returncode == 130
+
+
+def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_are_not(
+    endless: Study, tiny_data: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such trials fail by themselves, and the study has room for some."""
+    monkeypatch.setattr("hpo.search.launch.RESTARTS", 0)
+    launcher = Launcher(endless, database, Plan(("cpu",), 1), tiny_data)
+    launcher._start(launcher._new("cpu"))
+
+    def kill() -> None:
+        launcher._running[0].kill()
+        launcher._running[0].wait()
+        launcher._look_after()
+
+    for attempts in (1, 2):
+        until(lambda attempts=attempts: endless.records()[0].attempts == attempts)  # type: ignore[misc]
+        kill()
+    with pytest.raises(WorkerError, match="worker 0 ended with SIGKILL"):
+        kill()
+
+
+def test_a_cluster_job_that_must_leave_while_its_database_is_away_has_work_left(
+    endless: Study, tiny_data: Path, database: Database, server: EmbeddedServer
+) -> None:
+    """It is put back into the queue then: one that is not is lost to the study."""
+    outage = Outage(server, endless)
+
+    def leave() -> None:
+        until(lambda: endless.records()[0].step > 20)
+        outage.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    helper = threading.Thread(target=leave)
+    helper.start()
+    try:
+        assert run_node(endless, database, Plan(("cpu",), 1), tiny_data, StopFlag(), False)
+    finally:
+        helper.join()
+        outage.end()
 
 
 def test_a_study_that_is_deleted_ends_its_workers_with_one_line(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ from hpo.search.trial import Record
 from hpo.search.worker import STOP_SIGNALS, choose_device, study_folder
 
 POLL_SECONDS = 0.5
-RESTARTS = 3  # of each worker that died without being asked to
+RESTARTS = 3  # of workers that ended with an error, or were killed before they began a trial
 End = Literal["done", "interrupted"]
 
 
@@ -133,11 +134,12 @@ class Launcher:
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
+    _attempts: int = 0  # at trials, when a worker died last
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[list[Record], int], None] | None = None) -> End:
-        """Start the workers, `show` the trials and how many the budget has twice a second, return when all have left. Without
-        `show` nobody asks for them.
+    def run(self, show: Callable[[list[Record], int, bool], None] | None = None) -> End:
+        """Start the workers, `show` the trials, how many the budget has and whether the database is away twice a second, return
+        when all have left. Without `show` nobody asks for them.
 
         Raises WorkerError if workers died and work is left that none of them does.
         """
@@ -149,15 +151,18 @@ class Launcher:
                 self._sharing = {device: Sharing(free_memory(device)) for device in self.plan.devices}
             for device in self.plan.devices:
                 self._start(self._new(device))
+            records, trials = list[Record](), 0
             while self._running:
                 self._look_after()
                 try:
                     if show or self._sharing:
-                        records = self.study.records()
+                        records, trials = self.study.records(), self.study.budget.trials
                         if show:
-                            show(records, self.study.budget.trials)
+                            show(records, trials, False)
                         self._share(records)
                 except DatabaseError:  # the workers train on, and will tell if it is more than a moment
+                    if show:
+                        show(records, trials, True)
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
@@ -232,12 +237,21 @@ class Launcher:
                 continue
             if code == BadNodeError.exit_code and self._running:
                 continue
-            if code in (CallerError.exit_code, BadNodeError.exit_code) or self._restarts >= RESTARTS:
+            if code in (CallerError.exit_code, BadNodeError.exit_code) or self._too_often(code):
                 self._stop_workers()
                 raise WorkerError(f"worker {index} ended with {_in_words(code)}: {self._last_line(index)} (log: {self.log_of(index)}). "
                                   f"Nothing finished is lost: the same line goes on")  # fmt: skip
-            self._restarts += 1
             self._start(index)
+
+    def _too_often(self, code: int) -> bool:
+        """Note a death. How often a trial kills a worker is bounded by its attempts, and how many trials do by the budget."""
+        with suppress(DatabaseError):
+            attempts = sum(record.attempts for record in self.study.records())
+            begun, self._attempts = attempts > self._attempts, attempts
+            if code < 0 and begun:
+                return False
+        self._restarts += 1
+        return self._restarts > RESTARTS
 
     def _last_line(self, index: int) -> str:
         lines = self.log_of(index).read_text(errors="replace").strip().splitlines()

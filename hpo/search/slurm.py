@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hpo.errors import CallerError, SlurmError
+from hpo.errors import CallerError, DatabaseError, SlurmError
 from hpo.search.database import Database, home
 from hpo.search.launch import Launcher, Plan
 from hpo.search.study import Study
@@ -275,7 +275,13 @@ def run_node(study: Study, database: Database, plan: Plan, data: Path | None, st
     if element:
         launcher.label = f"slurm-{element}"
     end = launcher.run()
-    return (end == "interrupted" or stop()) and study.why_over() is None
+    if end == "done" and not stop():
+        return False
+    try:
+        return study.why_over() is None
+    except DatabaseError as error:  # an element that is not requeued is lost to the study; one that is asks again
+        log.warning("whether work is left is not known: %s", error)
+        return True
 
 
 def requeue() -> str | None:
