@@ -1,0 +1,151 @@
+"""The searches that are compared: Optuna's in-memory storage in place of Postgres, for speed; a test shows that the real
+Study gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+
+from hpo.search.sampling import distribution, sampler_of
+from hpo.search.spec import StudySpec
+from hpo.search.stopping import Evaluation, OwnPast, Stop
+from simulate import Rules, Search
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+Curves = Mapping[int, Sequence[Evaluation]]
+
+
+class Memory:
+    """A study of Optuna in memory. `sampler` gives the one that draws a trial."""
+
+    def __init__(self, spec: StudySpec, sampler: Callable[[int], BaseSampler], pruner: BasePruner):
+        self.spec, self._sampler = spec, sampler
+        self._study = optuna.create_study(pruner=pruner, sampler=RandomSampler(seed=0))
+        self._prunes = not isinstance(pruner, NopPruner)
+        self._trials: dict[int, optuna.Trial] = {}
+        for start in spec.starts:
+            self._study.enqueue_trial(spec.start_values(start))
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        self._study.sampler = self._sampler(len(self._trials))
+        trial = self._study.ask()
+        self._trials[trial.number] = trial
+        values: dict[str, Any] = {}
+        for name in self.spec.parameters:
+            if self.spec.active(name, values):
+                values[name] = trial._suggest(name, distribution(self.spec, name))
+        return trial.number, values
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        trial = self._trials[number]
+        trial.report(evaluation.per, evaluation.step)
+        return self._prunes and evaluation.step < self.spec.base.steps and trial.should_prune()
+
+    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
+        trial = self._trials[number]
+        if stop is not None:
+            trial.set_constraint("diverged", 1.0)
+        self._study.tell(trial, per, state=None if per is not None else optuna.trial.TrialState.PRUNED)
+
+
+class Nothing(Rules):
+    def judge(self, curve: Sequence[Evaluation], others: Curves) -> Stop | str | None:
+        return None
+
+    def resume(self, paused: Curves, others: Curves) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Own(Nothing):
+    rule: OwnPast = field(default_factory=OwnPast)
+
+    def judge(self, curve: Sequence[Evaluation], others: Curves) -> Stop | str | None:
+        return self.rule.judge(curve)
+
+
+@dataclass(frozen=True)
+class EpochThenBest(Nothing):
+    """Draw `count` at random, train each to `first` steps, then the best `keep` of them to the end; and again."""
+
+    first: int
+    count: int = 40
+    keep: int = 4
+
+    def judge(self, curve: Sequence[Evaluation], others: Curves) -> Stop | str | None:
+        return "pause" if curve[-1].step == self.first else None
+
+    def resume(self, paused: Curves, others: Curves) -> int | None:
+        rounds, into = divmod(len(others), self.count)
+        if into or not rounds:
+            return None
+        drawn = [number for number in others if (rounds - 1) * self.count <= number < rounds * self.count]
+        if any(curve and curve[-1].step < self.first for number, curve in others.items() if number in drawn):
+            pass  # a straggler of this round is judged when it comes; it then waits for none
+        advanced = sum(bool(others[number]) and others[number][-1].step > self.first for number in drawn)
+        left = sorted((paused[number][-1].per, number) for number in drawn if number in paused)
+        return left[0][1] if left and advanced < self.keep else None
+
+
+@dataclass(frozen=True)
+class Method:
+    label: str
+    search: Callable[[StudySpec, int], Search]
+    rules: Callable[[StudySpec], Rules] = lambda spec: Nothing()
+    repetitions: int = 100
+
+
+def with_seed(spec: StudySpec, seed: int) -> StudySpec:
+    return spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"seed": seed, "startup_trials": 20})})
+
+
+def ours(spec: StudySpec, seed: int) -> Search:
+    seeded = with_seed(spec, seed)
+    return Memory(seeded, lambda number: sampler_of(seeded, number), NopPruner())
+
+
+def of_optuna(sampler: Callable[[int], BaseSampler], pruner: Callable[[StudySpec], BasePruner]) -> Callable[[StudySpec, int], Search]:
+    def make(spec: StudySpec, seed: int) -> Search:
+        one = sampler(seed)
+        return Memory(spec, lambda number: one, pruner(spec))
+
+    return make
+
+
+def _random(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed)
+
+
+def _gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed)
+
+
+def _halving(spec: StudySpec) -> BasePruner:
+    return SuccessiveHalvingPruner(min_resource=spec.base.evaluate_every, reduction_factor=3)
+
+
+def _hyperband(spec: StudySpec) -> BasePruner:
+    return HyperbandPruner(min_resource=spec.base.evaluate_every, max_resource=spec.base.steps, reduction_factor=3)
+
+
+METHODS = {
+    "random": Method("random", of_optuna(_random, lambda spec: NopPruner())),
+    "tpe": Method("TPE, nothing stopped", ours),
+    "own-past": Method("TPE + own-past (hpo's default)", ours, lambda spec: Own()),
+    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner())),
+    "asha": Method("ASHA (random + SuccessiveHalvingPruner)", of_optuna(_random, _halving)),
+    "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving)),
+    "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),
+    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
+    "gp": Method("GPSampler", of_optuna(_gp, lambda spec: NopPruner()), repetitions=20),
+    "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
+                    lambda spec: EpochThenBest(6 * spec.base.evaluate_every)),
+}  # fmt: skip
