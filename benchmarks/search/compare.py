@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from methods import METHODS
 from numpy.typing import NDArray
-from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, load_table, simulate
+from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, simulate, surrogate_of
 
 HERE = Path(__file__).parent
 TRAININGS = 100  # the horizon: GPU-seconds of so many whole trainings
@@ -38,9 +38,7 @@ class Run:
         return next((second for second, regret in zip(self.seconds, self.regret, strict=True) if regret <= within), float("inf"))
 
 
-@cache
-def surrogate_of(table: str) -> Surrogate:
-    return Surrogate(load_table(table))
+fitted = cache(surrogate_of)
 
 
 def training_seconds(surrogate: Surrogate) -> float:
@@ -49,7 +47,7 @@ def training_seconds(surrogate: Surrogate) -> float:
 
 
 def repeat(table: str, method: str, seed: int) -> Run:
-    surrogate = surrogate_of(table)
+    surrogate = fitted(table)
     horizon = TRAININGS * training_seconds(surrogate)
     begin = time.process_time()
     how = METHODS[method]
@@ -111,7 +109,7 @@ def figure(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "regret"
     plot, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.5), squeeze=False)
     for axis, (table, methods) in zip(axes[0], results.items(), strict=True):
-        grid = np.linspace(0, TRAININGS * training_seconds(surrogate_of(table)), 200)
+        grid = np.linspace(0, TRAININGS * training_seconds(fitted(table)), 200)
         for method, runs in methods.items():
             curves = over_time(runs, grid)
             seen = np.isfinite(curves).mean(axis=0) > 0.5
@@ -138,7 +136,7 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes) as pool:
         for table in arguments.tables:
             results[table] = {}
-            lines += ["", f"Table {table}, a training {training_seconds(surrogate_of(table)):.1f} s", ""]
+            lines += ["", f"Table {table}, a training {training_seconds(fitted(table)):.1f} s", ""]
             lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
             for name in arguments.methods:
                 seeds = range(min(arguments.repetitions, METHODS[name].repetitions))

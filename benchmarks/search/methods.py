@@ -2,7 +2,7 @@
 Study gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +10,14 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
+from hpo.search.policy import Pausing
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Evaluation, OwnPast, Stop
-from simulate import Rules, Search
+from optuna.trial import TrialState, create_trial
+from simulate import Curves, Rules, Search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-Curves = Mapping[int, Sequence[Evaluation]]
 
 
 class Memory:
@@ -30,15 +31,18 @@ class Memory:
         for start in spec.starts:
             self._study.enqueue_trial(spec.start_values(start))
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
         self._study.sampler = self._sampler(len(self._trials))
         trial = self._study.ask()
         self._trials[trial.number] = trial
+        return trial.number, self._values(trial)
+
+    def _values(self, trial: optuna.Trial) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name in self.spec.parameters:
             if self.spec.active(name, values):
                 values[name] = trial._suggest(name, distribution(self.spec, name))
-        return trial.number, values
+        return values
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         trial = self._trials[number]
@@ -49,14 +53,45 @@ class Memory:
         trial = self._trials[number]
         if stop is not None:
             trial.set_constraint("diverged", 1.0)
-        self._study.tell(trial, per, state=None if per is not None else optuna.trial.TrialState.PRUNED)
+        self._study.tell(trial, per, state=None if per is not None else TrialState.PRUNED)
+
+
+class Ranked(Memory):
+    """The sampler sees each trial that was evaluated at a rung as complete, with its place in the policy's order."""
+
+    def __init__(self, spec: StudySpec, policy: Pausing):
+        self.spec, self.policy = spec, policy
+        self._drawn: list[dict[str, Any]] = []
+        self._stopped: set[int] = set()
+
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
+        number = len(self._drawn)
+        study = optuna.create_study(sampler=sampler_of(self.spec, number))
+        order = self.policy.order({n: curve for n, curve in curves.items() if n not in self._stopped}, self.spec.base.steps)
+        place = {n: float(rank) for rank, n in enumerate(order)} | dict.fromkeys(self._stopped, float(number))
+        for n, values in enumerate(self._drawn):
+            distributions = {name: distribution(self.spec, name) for name in values}
+            state = TrialState.COMPLETE if n in place else TrialState.RUNNING
+            frozen = create_trial(state=state, value=place.get(n), params=values, distributions=distributions)
+            study._storage.create_new_trial(study._study_id, frozen)
+        if number < len(self.spec.starts):
+            study.enqueue_trial(self.spec.start_values(list(self.spec.starts)[number]))
+        self._drawn.append(self._values(study.ask()))
+        return number, self._drawn[-1]
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        return False
+
+    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
+        if stop is not None:
+            self._stopped.add(number)
 
 
 class Nothing(Rules):
-    def judge(self, curve: Sequence[Evaluation], others: Curves) -> Stop | str | None:
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
         return None
 
-    def resume(self, paused: Curves, others: Curves) -> int | None:
+    def resume(self, paused: Curves, curves: Curves) -> int | None:
         return None
 
 
@@ -64,8 +99,20 @@ class Nothing(Rules):
 class Own(Nothing):
     rule: OwnPast = field(default_factory=OwnPast)
 
-    def judge(self, curve: Sequence[Evaluation], others: Curves) -> Stop | str | None:
-        return self.rule.judge(curve)
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
+        return self.rule.judge(curves[number])
+
+
+@dataclass(frozen=True)
+class Paused(Own):
+    steps: int = 0
+    policy: Pausing = field(default_factory=Pausing)
+
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
+        return self.rule.judge(curves[number]) or ("pause" if self.policy.pauses(number, curves, self.steps) else None)
+
+    def resume(self, paused: Curves, curves: Curves) -> int | None:
+        return self.policy.resumes(paused, curves, self.steps)
 
 
 @dataclass(frozen=True)
@@ -76,17 +123,15 @@ class EpochThenBest(Nothing):
     count: int = 40
     keep: int = 4
 
-    def judge(self, curve: Sequence[Evaluation], others: Curves) -> Stop | str | None:
-        return "pause" if curve[-1].step == self.first else None
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
+        return "pause" if curves[number][-1].step == self.first else None
 
-    def resume(self, paused: Curves, others: Curves) -> int | None:
-        rounds, into = divmod(len(others), self.count)
+    def resume(self, paused: Curves, curves: Curves) -> int | None:
+        rounds, into = divmod(len(curves), self.count)
         if into or not rounds:
             return None
-        drawn = [number for number in others if (rounds - 1) * self.count <= number < rounds * self.count]
-        if any(curve and curve[-1].step < self.first for number, curve in others.items() if number in drawn):
-            pass  # a straggler of this round is judged when it comes; it then waits for none
-        advanced = sum(bool(others[number]) and others[number][-1].step > self.first for number in drawn)
+        drawn = range((rounds - 1) * self.count, rounds * self.count)
+        advanced = sum(bool(curves[number]) and (number not in paused and curves[number][-1].step > self.first) for number in drawn)
         left = sorted((paused[number][-1].per, number) for number in drawn if number in paused)
         return left[0][1] if left and advanced < self.keep else None
 
@@ -136,6 +181,14 @@ def _hyperband(spec: StudySpec) -> BasePruner:
     return HyperbandPruner(min_resource=spec.base.evaluate_every, max_resource=spec.base.steps, reduction_factor=3)
 
 
+def pausing(policy: Pausing, draw_at_random: bool = False) -> Method:
+    def search(spec: StudySpec, seed: int) -> Search:
+        return of_optuna(_random, lambda spec: NopPruner())(spec, seed) if draw_at_random else Ranked(with_seed(spec, seed), policy)
+
+    label = f"pausing: rungs {'/'.join(f'{share:g}' for share in policy.rungs)}, 1/{policy.keep} go on"
+    return Method(f"{'random' if draw_at_random else 'TPE'} + {label}", search, lambda spec: Paused(steps=spec.base.steps, policy=policy))
+
+
 METHODS = {
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner())),
     "tpe": Method("TPE, nothing stopped", ours),
@@ -146,6 +199,7 @@ METHODS = {
     "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),
     "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
     "gp": Method("GPSampler", of_optuna(_gp, lambda spec: NopPruner()), repetitions=20),
+    "pausing": pausing(Pausing()),
     "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
                     lambda spec: EpochThenBest(6 * spec.base.evaluate_every)),
 }  # fmt: skip

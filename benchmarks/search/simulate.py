@@ -1,14 +1,15 @@
 """A search on a table's surrogate instead of on trainings: seconds are the table's, everything else is a real search's.
 
-The surrogate is a random forest on the table. It gives a configuration's expected PER, and its curve is the measured one of
-a configuration in the same leaves, shifted so that it ends where the forest says, with noise as large as between seeds.
-Trade-off: between the table's points a curve is a guess; its error, cross-validated, is printed by `python simulate.py a`.
+The surrogate is a Gaussian process on the table. It gives a configuration's expected PER; its curve is the measured one of a
+near configuration, bent so that it ends there, with noise as large as between seeds. `python simulate.py a --fit` fits and
+stores the kernel's parameters. Trade-off: between the table's points a curve is a guess; without --fit its error is printed.
 """
 
 import argparse
 import heapq
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 
 from hpo.search.sampling import seed_of
@@ -26,8 +29,10 @@ from hpo.search.stopping import Evaluation, Stop, non_finite
 
 HERE = Path(__file__).parent
 STEP_SECONDS, EVALUATION_SECONDS = 0.0166, 0.064  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`
-TREES = 200
+NEAREST = 3  # trainings, one of which lends its curve
+LEARNS = 0.7  # PER at the end of a training that learned something
 Array = NDArray[np.float64]
+Curves = Mapping[int, Sequence[Evaluation]]  # by the trial's number
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Table:
 def load_table(name: str) -> Table:
     stored = np.load(HERE / f"table_{name}.npz")
     rows, curves, fields = json.loads(str(stored["rows"])), stored["curves"].astype(float), list(stored["fields"])
+    once = {json.dumps([row["params"], row["seed"]]): index for index, row in enumerate(rows)}  # two parts begin with the starts
+    rows, curves = [rows[index] for index in once.values()], curves[list(once.values())]
     spec = StudySpec.model_validate_json(str(stored["spec"]))
     steps = np.arange(1, curves.shape[1] + 1) * float(spec.base.evaluate_every)
     return Table(spec, tuple(row["params"] for row in rows), tuple(row["part"] for row in rows), steps,
@@ -63,8 +70,11 @@ def load_table(name: str) -> Table:
 
 
 def encode(spec: StudySpec, values: Mapping[str, Any]) -> Array:
-    """Numbers as their place in the range, choices one by one; what does not exist lies outside both."""
-    found: list[float] = []
+    """Numbers as their place in the range, choices one by one, what does not exist at -0.5; first the size of a step, because
+    lr and eps (or momentum) make it together.
+    """
+    lr, eps, momentum = (values.get(f"optimizer.{name}") for name in ("lr", "eps", "momentum"))
+    found = [(math.log(lr) - (math.log(eps + 3e-3) if eps else math.log(1 - momentum))) / 5]
     for name, parameter in spec.parameters.items():
         value = values.get(name)
         if parameter.choices is not None:
@@ -91,59 +101,51 @@ class Training:
 
 
 class Surrogate:
-    def __init__(self, table: Table, seed: int = 0):
+    def __init__(self, table: Table, theta: Array | None = None):
+        """theta: logarithms of the kernel's parameters; None fits them, which takes a minute."""
         self.table, self.spec = table, table.spec
-        x = np.array([encode(self.spec, params) for params in table.params])
-        self._y = np.log(np.maximum(table.final, 1e-3))
-        forest = RandomForestRegressor(TREES, min_samples_leaf=2, max_features=0.5, oob_score=True, random_state=seed, n_jobs=1)
-        forest.fit(x, self._y)
-        self._trees = [tree.tree_ for tree in forest.estimators_]
-        self._flatten()
-        self._leaves = np.array([self._leaves_of(row) for row in x])
-        counts = np.array([np.bincount(leaves, minlength=len(self._feature)) for leaves in self._leaves.T])
-        self._leaf_size = counts.sum(axis=0)
-        means = np.zeros(len(self._feature))
-        for leaves in self._leaves.T:
-            means += np.bincount(leaves, weights=self._y, minlength=len(means))
-        self._leaf_mean = means / np.maximum(self._leaf_size, 1)
-        self._residual = self._y - forest.oob_prediction_
-        self.noise_share = seed_noise(table) / float(np.std(self._residual[table.final < 0.7]))
+        self._x = np.array([encode(self.spec, params) for params in table.params])
+        y = np.log(np.maximum(table.final, 1e-3))
+        dimensions = self._x.shape[1]
+        kernel = ConstantKernel(1.0) * Matern(np.full(dimensions, 2.0), (0.1, 100.0), nu=2.5) + WhiteKernel(0.05, (1e-4, 1.0))
+        process = GaussianProcessRegressor(kernel if theta is None else kernel.clone_with_theta(theta), normalize_y=True,
+                                           optimizer="fmin_l_bfgs_b" if theta is None else None)  # fmt: skip
+        with warnings.catch_warnings():  # of what does not matter the length goes to its bound
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            process.fit(self._x, y)
+        self.theta: Array = process.kernel_.theta
+        self._scale = np.exp(self.theta[1 : 1 + dimensions])
+        self._weights = np.exp(self.theta[0]) * process.alpha_ * np.std(y)
+        self._middle = float(np.mean(y))
+        self.noise = seed_noise(table)
         self.best = min(self.truth(params) for params in table.params)
 
-    def _flatten(self) -> None:
-        """All trees in one set of arrays, so that a single configuration goes down all of them at once."""
-        sizes = [tree.node_count for tree in self._trees]
-        self._roots = np.cumsum([0, *sizes[:-1]])
-        self._feature = np.concatenate([tree.feature for tree in self._trees])
-        self._threshold = np.concatenate([tree.threshold for tree in self._trees])
-        self._children = np.concatenate([
-            np.stack([tree.children_left, tree.children_right], axis=1) + root
-            for tree, root in zip(self._trees, self._roots, strict=True)
-        ])  # fmt: skip
-
-    def _leaves_of(self, x: Array) -> NDArray[np.int64]:
-        node = self._roots.copy()
-        while (inner := self._feature[node] >= 0).any():
-            right = x[np.where(inner, self._feature[node], 0)].astype(np.float32) > self._threshold[node]
-            node = np.where(inner, self._children[node, right.astype(int)], node)
-        return node
+    def _distances(self, values: Mapping[str, Any]) -> Array:
+        """To each training of the table, in the kernel's lengths."""
+        return np.sqrt((((self._x - encode(self.spec, values)) / self._scale) ** 2).sum(axis=1))
 
     def truth(self, values: Mapping[str, Any]) -> float:
-        """The PER that a training of this configuration is expected to end with."""
-        return float(np.exp(self._leaf_mean[self._leaves_of(encode(self.spec, values))].mean()))
+        """The PER that a training of this configuration is expected to end with: the process's mean."""
+        scaled = math.sqrt(5) * self._distances(values)
+        return float(np.exp(min(self._middle + (1 + scaled + scaled**2 / 3) * np.exp(-scaled) @ self._weights, 0.05)))
 
     def training(self, values: Mapping[str, Any], seed: int) -> Training:
-        """A neighbour's curve, drawn by how often it shares a leaf, bent in log PER so that it ends where it should."""
-        leaves = self._leaves_of(encode(self.spec, values))
-        weight = ((self._leaves == leaves) / self._leaf_size[leaves]).mean(axis=1)
-        like = int(np.random.default_rng(seed).choice(len(weight), p=weight / weight.sum()))
+        """The curve of one of the nearest trainings, bent in log PER so that it ends at the truth and a seed's noise."""
+        generator = np.random.default_rng(seed)
+        like = int(generator.choice(np.argsort(self._distances(values), kind="stable")[:NEAREST]))
         log_per, loss = np.log(np.maximum(self.table.per[like], 1e-3)), self.table.loss[like]
         if not np.isfinite(log_per[-1]):
             return Training(self.table.steps, self.table.per[like], loss)
-        end = float(self._leaf_mean[leaves].mean()) + self.noise_share * self._residual[like]
+        end = math.log(self.truth(values)) + self.noise * generator.normal()
         fallen = np.clip(log_per / min(log_per[-1], -0.05), 0, 1)  # how far it is on the way from PER 1 to its end
         shift = (end - log_per[-1]) * fallen
         return Training(self.table.steps, np.exp(log_per + shift), loss * np.exp(shift))
+
+
+def surrogate_of(name: str) -> Surrogate:
+    """With the stored parameters of the kernel."""
+    stored = json.loads((HERE / f"surrogate_{name}.json").read_text())
+    return Surrogate(load_table(name), np.array(stored["theta"]))
 
 
 def seed_noise(table: Table) -> float:
@@ -151,31 +153,29 @@ def seed_noise(table: Table) -> float:
     found: dict[int, list[float]] = {}
     for group, per in zip(table.groups, table.final, strict=True):
         found.setdefault(group, []).append(math.log(max(per, 1e-3)))
-    pairs = [values for values in found.values() if len(values) > 1 and min(values) < math.log(0.7)]
-    return float(np.sqrt(np.mean([np.var(values, ddof=1) for values in pairs]))) if pairs else 0.03
+    pairs = [values for values in found.values() if len(values) > 1 and min(values) < math.log(LEARNS)]
+    return float(np.sqrt(np.mean([np.var(values, ddof=1) for values in pairs]))) if pairs else 0.05
 
 
-def errors(table: Table, folds: int = 5) -> dict[str, float]:
-    """Cross-validated: the forest's error of log PER, its rank correlation, and the error of a drawn curve at each point."""
+def errors(table: Table, theta: Array, folds: int = 10) -> dict[str, float]:
+    """Of configurations left out (the kernel's parameters are from all): the error of PER, ranks, the error of a drawn curve."""
     predicted, drawn = np.zeros(len(table.params)), np.full_like(table.per, np.nan)
     for fit, held in GroupKFold(folds).split(table.per, groups=table.groups):
-        part = Table(table.spec, *(tuple(what[row] for row in fit) for what in (table.params, table.parts)), table.steps,
+        part = Table(table.spec, tuple(table.params[row] for row in fit), tuple(table.parts[row] for row in fit), table.steps,
                      table.per[fit], table.loss[fit])  # fmt: skip
-        surrogate = Surrogate(part)
+        surrogate = Surrogate(part, theta)
         for row in held:
             predicted[row] = surrogate.truth(table.params[row])
-            drawn[row] = surrogate.training(table.params[row], row).per
-    learns = table.final < 0.7
-    good = table.final <= np.quantile(table.final, 0.25)
-    error = np.abs(np.log(predicted) - np.log(table.final))
-    curve = np.abs(drawn - table.per)[learns]
+            drawn[row] = surrogate.training(table.params[row], int(row)).per
+    learns, good = table.final < LEARNS, table.final <= np.quantile(table.final, 0.25)
+    error = np.expm1(np.abs(np.log(predicted) - np.log(table.final)))
     return {
-        "median error of PER, learning": float(np.median(np.expm1(error[learns]))),
-        "median error of PER, best quarter": float(np.median(np.expm1(error[good]))),
+        "median error of PER where it learns": float(np.median(error[learns])),
+        "median error of PER, best quarter": float(np.median(error[good])),
         "rank correlation": float(spearmanr(predicted, table.final).statistic),
         "rank correlation, best quarter": float(spearmanr(predicted[good], table.final[good]).statistic),
-        "median error of a curve's points": float(np.nanmedian(curve)),
-        "SD between seeds": seed_noise(table),
+        "median error of a curve's points": float(np.nanmedian(np.abs(drawn - table.per)[learns])),
+        "SD between seeds, of log PER": seed_noise(table),
     }
 
 
@@ -185,8 +185,8 @@ def errors(table: Table, folds: int = 5) -> dict[str, float]:
 class Search(Protocol):
     """What a worker asks of a study. The real Study and Optuna's memory both give it."""
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """A new trial: its number and values."""
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
+        """A new trial: its number and values. curves: of those before it."""
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         """True: the study's own rule ends the trial."""
@@ -198,10 +198,10 @@ class Search(Protocol):
 class Rules(Protocol):
     """What decides while trials run; `stopping` and `policy` of ours, or nothing (Optuna's pruners are in the search)."""
 
-    def judge(self, curve: Sequence[Evaluation], others: Mapping[int, Sequence[Evaluation]]) -> Stop | str | None:
-        """Stop: for good. "pause": perhaps to go on later."""
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
+        """After an evaluation of a trial. Stop: for good. "pause": perhaps to go on later."""
 
-    def resume(self, paused: Mapping[int, Sequence[Evaluation]], others: Mapping[int, Sequence[Evaluation]]) -> int | None:
+    def resume(self, paused: Curves, curves: Curves) -> int | None:
         """Which paused trial goes on; None: take a new one."""
 
 
@@ -227,11 +227,11 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
     cost = workers * (STEP_SECONDS * every + EVALUATION_SECONDS)
 
     def begin(now: float) -> None:
-        others = {number: trace.curve for number, trace in traces.items()}
+        curves = {number: trace.curve for number, trace in traces.items()}
         paused = {number: trace.curve for number, trace in traces.items() if trace.state == "paused"}
-        number = rules.resume(paused, others)
+        number = rules.resume(paused, curves)
         if number is None:
-            number, values = search.ask()
+            number, values = search.ask(curves)
             training = surrogate.training(values, seed_of(seed, number))
             traces[number] = Trace(number, values, training, surrogate.truth(values))
         traces[number].state = "running"
@@ -263,7 +263,7 @@ def _advance(search: Search, rules: Rules, traces: Mapping[int, Trace], trace: T
     if point + 1 == len(trace.training.steps):
         search.end(trace.number, evaluation.per, None)
         return "complete"
-    verdict = rules.judge(trace.curve, {number: other.curve for number, other in traces.items() if number != trace.number})
+    verdict = rules.judge(trace.number, {number: other.curve for number, other in traces.items()})
     if isinstance(verdict, Stop) or ended:
         search.end(trace.number, None, verdict if isinstance(verdict, Stop) else None)
         return "stopped"
@@ -273,14 +273,18 @@ def _advance(search: Search, rules: Rules, traces: Mapping[int, Trace], trace: T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table")
-    table = load_table(parser.parse_args().table)
-    surrogate = Surrogate(table)
+    parser.add_argument("--fit", action="store_true")
+    arguments = parser.parse_args()
+    table = load_table(arguments.table)
+    if arguments.fit:
+        theta = [round(float(value), 4) for value in Surrogate(table).theta]
+        (HERE / f"surrogate_{arguments.table}.json").write_text(json.dumps({"theta": theta}) + "\n")
+    surrogate = surrogate_of(arguments.table)
     print(f"{len(table.params)} trainings of {len(set(table.groups))} configurations; best measured {table.final.min():.3f}, "
-          f"expected {surrogate.best:.3f}; noise as large as {surrogate.noise_share:.2f} of the forest's residuals")  # fmt: skip
-    for name, value in errors(table).items():
+          f"expected {surrogate.best:.3f}")  # fmt: skip
+    for name, value in errors(table, surrogate.theta).items():
         print(f"{name:36} {value:.3f}")
 
 
 if __name__ == "__main__":
-    _: Callable[..., None] = main
     main()

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from hpo.decoder.formats import read_sentences
+from hpo.errors import StudyError
 from hpo.search.database import home, open_database
 from hpo.search.launch import Launcher, Plan, look_at_data
 from hpo.search.spec import Parameter, StudySpec, find_space, load_spec
@@ -136,14 +137,16 @@ def export(table: str, parts: tuple[str, ...]) -> None:
 
 def run(table: str, part: str, workers: int) -> bool:
     """Train what is missing of a part. Whether it is all there."""
-    spec, path = part_spec(table, part), data_of(table)
-    database = open_database()
-    facts, _ = look_at_data(path, spec)
-    study = Study.create_or_open(database, study_name(table, part), spec, facts)
-    study.settle(None, code_version())
+    database, path = open_database(), data_of(table)
+    if _exists(table, part):
+        study = Study.open(database, study_name(table, part))
+    else:
+        spec = part_spec(table, part)
+        study = Study.create_or_open(database, study_name(table, part), spec, look_at_data(path, spec)[0])
+        study.settle(None, code_version())
     if study.why_over() is None:
-        Launcher(study, database, Plan(("cpu",) * workers, threads=1), path).run()
-    return study.standing().ended >= spec.budget.trials
+        Launcher(study, database, Plan(("cpu",) * workers, threads=1), path, allow_different_code=True).run()
+    return study.standing().ended >= study.budget.trials
 
 
 def main() -> None:
@@ -161,8 +164,6 @@ def main() -> None:
 
 
 def _exists(table: str, part: str) -> bool:
-    from hpo.errors import StudyError
-
     try:
         Study.open(open_database(), study_name(table, part))
     except StudyError:
