@@ -102,7 +102,8 @@ def chosen_again(table: str, count: int) -> dict[str, dict[str, Any]]:
     rows = sorted((row for row in rows_of(table, ("sobol", "tpe")) if row["per"] is not None), key=lambda row: float(row["per"]))
     best, rest = rows[: count // 2], rows[count // 2 :]
     spread = [rest[int(place)] for place in np.linspace(0, len(rest) - 1, count - len(best))]
-    return {f"{row['part']}-{row['number']}": row["params"] for row in best + spread}
+    in_turn = [row for pair in zip(best, spread, strict=True) for row in pair]
+    return {f"{row['part']}-{row['number']}": row["params"] for row in in_turn}
 
 
 def study_name(table: str, part: str) -> str:
