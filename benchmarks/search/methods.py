@@ -2,7 +2,7 @@
 Study gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,20 @@ from hpo.search.policy import Pausing
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Evaluation, OwnPast, Stop
-from optuna.trial import TrialState, create_trial
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from simulate import Curves, Rules, Search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def drawn(spec: StudySpec, trial: optuna.Trial) -> dict[str, Any]:
+    """The trial's parameters, as Study draws them."""
+    values: dict[str, Any] = {}
+    for name in spec.parameters:
+        if spec.active(name, values):
+            values[name] = trial._suggest(name, distribution(spec, name))
+    return values
 
 
 class Memory:
@@ -35,14 +45,7 @@ class Memory:
         self._study.sampler = self._sampler(len(self._trials))
         trial = self._study.ask()
         self._trials[trial.number] = trial
-        return trial.number, self._values(trial)
-
-    def _values(self, trial: optuna.Trial) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name in self.spec.parameters:
-            if self.spec.active(name, values):
-                values[name] = trial._suggest(name, distribution(self.spec, name))
-        return values
+        return trial.number, drawn(self.spec, trial)
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         trial = self._trials[number]
@@ -56,28 +59,44 @@ class Memory:
         self._study.tell(trial, per, state=None if per is not None else TrialState.PRUNED)
 
 
-class Ranked(Memory):
-    """The sampler sees each trial that was evaluated at a rung as complete, with its place in the policy's order."""
+class _Shown(InMemoryStorage):
+    """What a sampler is to believe; trials are asked of it, but only `shown` is there."""
+
+    def __init__(self, shown: list[FrozenTrial]):
+        super().__init__()
+        self._shown = shown
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+class Ranked:
+    """Our sampler; it sees each trial that came to a rung as complete, with its place in the policy's order."""
 
     def __init__(self, spec: StudySpec, policy: Pausing):
         self.spec, self.policy = spec, policy
-        self._drawn: list[dict[str, Any]] = []
+        self._drawn: list[FrozenTrial] = []
         self._stopped: set[int] = set()
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
         number = len(self._drawn)
-        study = optuna.create_study(sampler=sampler_of(self.spec, number))
-        order = self.policy.order({n: curve for n, curve in curves.items() if n not in self._stopped}, self.spec.base.steps)
-        place = {n: float(rank) for rank, n in enumerate(order)} | dict.fromkeys(self._stopped, float(number))
-        for n, values in enumerate(self._drawn):
-            distributions = {name: distribution(self.spec, name) for name in values}
-            state = TrialState.COMPLETE if n in place else TrialState.RUNNING
-            frozen = create_trial(state=state, value=place.get(n), params=values, distributions=distributions)
-            study._storage.create_new_trial(study._study_id, frozen)
         if number < len(self.spec.starts):
-            study.enqueue_trial(self.spec.start_values(list(self.spec.starts)[number]))
-        self._drawn.append(self._values(study.ask()))
-        return number, self._drawn[-1]
+            values = self.spec.start_values(list(self.spec.starts)[number])
+        else:
+            self._place(curves)
+            study = optuna.create_study(storage=_Shown(self._drawn), sampler=sampler_of(self.spec, number))
+            values = drawn(self.spec, study.ask())
+        distributions = {name: distribution(self.spec, name) for name in values}
+        self._drawn.append(create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
+        self._drawn[-1].number = number
+        return number, values
+
+    def _place(self, curves: Curves) -> None:
+        order = self.policy.order({n: curve for n, curve in curves.items() if n not in self._stopped}, self.spec.base.steps)
+        for place, number in enumerate([*order, *self._stopped]):
+            self._drawn[number].state, self._drawn[number].value = TrialState.COMPLETE, float(place)
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         return False
