@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, simulate, surrogate_of
 
 HERE = Path(__file__).parent
-TRAININGS = 100  # the horizon: GPU-seconds of so many whole trainings
 CLOSE = (0.05, 0.02)
 
 
@@ -46,9 +45,9 @@ def training_seconds(surrogate: Surrogate) -> float:
     return base.steps * STEP_SECONDS + base.steps / base.evaluate_every * EVALUATION_SECONDS
 
 
-def repeat(table: str, method: str, seed: int) -> Run:
+def repeat(table: str, method: str, seed: int, trainings: float) -> Run:
     surrogate = fitted(table)
-    horizon = TRAININGS * training_seconds(surrogate)
+    horizon = trainings * training_seconds(surrogate)
     begin = time.process_time()
     how = METHODS[method]
     traces = simulate(surrogate, how.search(surrogate.spec, seed), how.rules(surrogate.spec), seed, horizon)
@@ -91,7 +90,16 @@ def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-HEAD = ("method", "runs", "GPU-s to 5 %: median [quartiles]", "to 2 %", "regret at the end, % [95 %]", "trials", "best one killed", "ms a trial")
+HEAD = (
+    "method",
+    "runs",
+    "GPU-s to 5 %: median [quartiles]",
+    "to 2 %",
+    "regret at the end, % [95 %]",
+    "trials",
+    "best one killed",
+    "ms a trial",
+)
 
 
 def row_of(label: str, runs: Sequence[Run]) -> tuple[str, ...]:
@@ -103,13 +111,13 @@ def row_of(label: str, runs: Sequence[Run]) -> tuple[str, ...]:
             f"{1000 * np.median([run.cost for run in runs]):.0f}")  # fmt: skip
 
 
-def figure(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
+def figure(results: dict[str, dict[str, list[Run]]], trainings: float, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "regret"
     plot, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.5), squeeze=False)
     for axis, (table, methods) in zip(axes[0], results.items(), strict=True):
-        grid = np.linspace(0, TRAININGS * training_seconds(fitted(table)), 200)
+        grid = np.linspace(0, trainings * training_seconds(fitted(table)), 200)
         for method, runs in methods.items():
             curves = over_time(runs, grid)
             seen = np.isfinite(curves).mean(axis=0) > 0.5
@@ -128,6 +136,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repetitions", type=int, default=100)
+    parser.add_argument("--trainings", type=float, default=80, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
@@ -140,12 +149,12 @@ def main() -> None:
             lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
             for name in arguments.methods:
                 seeds = range(min(arguments.repetitions, METHODS[name].repetitions))
-                runs = list(pool.map(repeat, [table] * len(seeds), [name] * len(seeds), seeds))
+                runs = list(pool.map(repeat, [table] * len(seeds), [name] * len(seeds), seeds, [arguments.trainings] * len(seeds)))
                 results[table][name] = runs
                 lines.append("| " + " | ".join(row_of(METHODS[name].label, runs)) + " |")
                 print(lines[-1], flush=True)
     (arguments.out / "results.md").write_text("\n".join(lines[1:]) + "\n")
-    figure(results, arguments.out / "regret.svg")
+    figure(results, arguments.trainings, arguments.out / "regret.svg")
 
 
 if __name__ == "__main__":

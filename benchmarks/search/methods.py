@@ -9,14 +9,14 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from simulate import Curves, Rules, Search
 
 from hpo.search.policy import Pausing
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Evaluation, OwnPast, Stop
-from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from simulate import Curves, Rules, Search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -66,9 +66,7 @@ class _Shown(InMemoryStorage):
         super().__init__()
         self._shown = shown
 
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
         return [trial for trial in self._shown if states is None or trial.state in states]
 
 
@@ -163,12 +161,13 @@ class Method:
     repetitions: int = 100
 
 
-def with_seed(spec: StudySpec, seed: int) -> StudySpec:
-    return spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"seed": seed, "startup_trials": 20})})
+def with_seed(spec: StudySpec, seed: int, startup_trials: int = 20) -> StudySpec:
+    """startup_trials: 20 is the space's own number; the demo profile has fewer."""
+    return spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"seed": seed, "startup_trials": startup_trials})})
 
 
-def ours(spec: StudySpec, seed: int) -> Search:
-    seeded = with_seed(spec, seed)
+def ours(spec: StudySpec, seed: int, startup_trials: int = 20) -> Search:
+    seeded = with_seed(spec, seed, startup_trials)
     return Memory(seeded, lambda number: sampler_of(seeded, number), NopPruner())
 
 

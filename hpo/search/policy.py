@@ -57,6 +57,7 @@ class Pausing(Settings):
 
     def order(self, curves: Curves, steps: int) -> list[int]:
         """All trials that were evaluated at a rung, the best first: those of a higher rung lead those of a lower one."""
+
         def key(number: int) -> tuple[float, ...]:
             curve = curves[number]
             if curve[-1].step >= steps:
