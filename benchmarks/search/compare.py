@@ -6,10 +6,11 @@ measured PER, at each moment. Seconds are those of all workers together.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Run:
         return next((second for second, regret in zip(self.seconds, self.regret, strict=True) if regret <= within), float("inf"))
 
 
+Results = dict[str, dict[str, list[Run]]]  # by table, by method
 fitted = cache(surrogate_of)
 
 
@@ -60,8 +62,8 @@ def run_of(traces: Sequence[Trace], best: float, cost: float = 0.0) -> Run:
     for trace in complete:
         if trace.curve[-1].per < lowest:
             lowest = trace.curve[-1].per
-            seconds.append(trace.ended)
-            regret.append(trace.truth / best - 1)
+            seconds.append(round(trace.ended, 1))
+            regret.append(round(trace.truth / best - 1, 4))
     ended = [trace for trace in traces if trace.state != "running"]
     killed = bool(ended) and min(ended, key=lambda trace: np.nan_to_num(trace.training.per[-1], nan=9.0)).state != "complete"
     return Run(tuple(seconds), tuple(regret), len(traces), len(complete), killed, cost)
@@ -111,7 +113,7 @@ def row_of(label: str, runs: Sequence[Run]) -> tuple[str, ...]:
             f"{1000 * np.median([run.cost for run in runs]):.0f}")  # fmt: skip
 
 
-def figure(results: dict[str, dict[str, list[Run]]], trainings: float, path: Path) -> None:
+def figure(results: Results, trainings: float, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "regret"
@@ -131,6 +133,16 @@ def figure(results: dict[str, dict[str, list[Run]]], trainings: float, path: Pat
     plot.savefig(path, metadata={"Date": None})
 
 
+def report(results: Results, trainings: float, out: Path) -> None:
+    lines: list[str] = []
+    for table, methods in results.items():
+        lines += ["", f"Table {table}, a training {training_seconds(fitted(table)):.1f} s", ""]
+        lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+        lines += ["| " + " | ".join(row_of(METHODS[name].label, runs)) + " |" for name, runs in methods.items()]
+    (out / "results.md").write_text("\n".join(lines[1:]) + "\n")
+    figure(results, trainings, out / "regret.svg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
@@ -139,22 +151,23 @@ def main() -> None:
     parser.add_argument("--trainings", type=float, default=80, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--draw", action="store_true", help="results.md and regret.svg from runs.json, no simulation")
     arguments = parser.parse_args()
-    results: dict[str, dict[str, list[Run]]] = {}
-    lines: list[str] = []
+    kept = arguments.out / "runs.json"
+    if arguments.draw:
+        stored = json.loads(kept.read_text())
+        results = {table: {name: [Run(**run) for run in runs] for name, runs in found.items()} for table, found in stored.items()}
+        return report(results, arguments.trainings, arguments.out)
+    results = {table: {} for table in arguments.tables}
     with ProcessPoolExecutor(arguments.processes) as pool:
         for table in arguments.tables:
-            results[table] = {}
-            lines += ["", f"Table {table}, a training {training_seconds(fitted(table)):.1f} s", ""]
-            lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
             for name in arguments.methods:
-                seeds = range(min(arguments.repetitions, METHODS[name].repetitions))
-                runs = list(pool.map(repeat, [table] * len(seeds), [name] * len(seeds), seeds, [arguments.trainings] * len(seeds)))
-                results[table][name] = runs
-                lines.append("| " + " | ".join(row_of(METHODS[name].label, runs)) + " |")
-                print(lines[-1], flush=True)
-    (arguments.out / "results.md").write_text("\n".join(lines[1:]) + "\n")
-    figure(results, arguments.trainings, arguments.out / "regret.svg")
+                seeds = range(max(2, round(arguments.repetitions * METHODS[name].share)))
+                again = ([table] * len(seeds), [name] * len(seeds), seeds, [arguments.trainings] * len(seeds))
+                results[table][name] = list(pool.map(repeat, *again))
+                print("| " + " | ".join(row_of(METHODS[name].label, results[table][name])) + " |", flush=True)
+                kept.write_text(json.dumps({t: {m: [asdict(run) for run in runs] for m, runs in of.items()} for t, of in results.items()}))
+    report(results, arguments.trainings, arguments.out)
 
 
 if __name__ == "__main__":

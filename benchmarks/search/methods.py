@@ -158,7 +158,7 @@ class Method:
     label: str
     search: Callable[[StudySpec, int], Search]
     rules: Callable[[StudySpec], Rules] = lambda spec: Nothing()
-    repetitions: int = 100
+    share: float = 1.0  # of the repetitions: slow ones have fewer
 
 
 def with_seed(spec: StudySpec, seed: int, startup_trials: int = 20) -> StudySpec:
@@ -211,13 +211,15 @@ METHODS = {
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner())),
     "tpe": Method("TPE, nothing stopped", ours),
     "own-past": Method("TPE + own-past (hpo's default)", ours, lambda spec: Own()),
-    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner())),
+    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), share=0.4),
     "asha": Method("ASHA (random + SuccessiveHalvingPruner)", of_optuna(_random, _halving)),
-    "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving)),
-    "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),
-    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
-    "gp": Method("GPSampler", of_optuna(_gp, lambda spec: NopPruner()), repetitions=20),
+    "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving), share=0.4),
+    "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband), share=0.4),
+    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner()), share=0.2),
+    "gp": Method("GPSampler", of_optuna(_gp, lambda spec: NopPruner()), share=0.1),
     "pausing": pausing(Pausing()),
+    "pausing-3": pausing(Pausing(rungs=(0.15, 0.3, 0.6))),
+    "random-pausing": pausing(Pausing(rungs=(0.05, 0.1, 0.2, 0.4, 0.7)), draw_at_random=True),
     "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
                     lambda spec: EpochThenBest(6 * spec.base.evaluate_every)),
 }  # fmt: skip

@@ -18,8 +18,8 @@ Curves = Mapping[int, Sequence[Evaluation]]  # by the trial's number
 class Pausing(Settings):
     """At each rung the best 1/`keep` go on; by validation loss up to `loss_until` of the steps, by PER after it."""
 
-    rungs: tuple[Fraction, ...] = (0.15, 0.3, 0.6)
-    keep: Count = Field(default=3, ge=2)
+    rungs: tuple[Fraction, ...] = (0.5,)
+    keep: Count = Field(default=2, ge=2)
     loss_until: Fraction = 0.4
 
     def pauses(self, number: int, curves: Curves, steps: int) -> bool:
