@@ -11,9 +11,9 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from policy import Pausing
 from simulate import Curves, Rules, Search
 
-from hpo.search.policy import Pausing
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Evaluation, OwnPast, Stop

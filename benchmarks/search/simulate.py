@@ -73,8 +73,8 @@ def encode(spec: StudySpec, values: Mapping[str, Any]) -> Array:
     """Numbers as their place in the range, choices one by one, what does not exist at -0.5; first the size of a step, because
     lr and eps (or momentum) make it together.
     """
-    lr, eps, momentum = (values.get(f"optimizer.{name}") for name in ("lr", "eps", "momentum"))
-    found = [(math.log(lr) - (math.log(eps + 3e-3) if eps else math.log(1 - momentum))) / 5]
+    divided = math.log(values["optimizer.eps"] + 3e-3) if "optimizer.eps" in values else math.log(1 - values["optimizer.momentum"])
+    found = [(math.log(values["optimizer.lr"]) - divided) / 5]
     for name, parameter in spec.parameters.items():
         value = values.get(name)
         if parameter.choices is not None:
@@ -122,7 +122,8 @@ class Surrogate:
 
     def _distances(self, values: Mapping[str, Any]) -> Array:
         """To each training of the table, in the kernel's lengths."""
-        return np.sqrt((((self._x - encode(self.spec, values)) / self._scale) ** 2).sum(axis=1))
+        distances: Array = np.sqrt((((self._x - encode(self.spec, values)) / self._scale) ** 2).sum(axis=1))
+        return distances
 
     def truth(self, values: Mapping[str, Any]) -> float:
         """The PER that a training of this configuration is expected to end with: the process's mean."""

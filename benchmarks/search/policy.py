@@ -1,8 +1,9 @@
-"""Which trial a free worker trains on: pure functions of the curves of a study, the same live and in a simulation.
+"""A candidate for a policy: which trial a free worker trains on. Pure functions of the curves of a study.
 
 A trial is paused at a rung (a share of its steps) unless it is among the best there, and goes on from its checkpoint when it
 has become one of them: nothing that may still win is lost, and few steps go into what does not lead. Trials are compared at
 equal shares of their schedule only, and by validation loss before PER says much: a CTC decoder is silent at first.
+No study can use it yet; README.md beside this says what it would bring.
 """
 
 from collections.abc import Mapping, Sequence
