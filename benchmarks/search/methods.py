@@ -203,7 +203,8 @@ def pausing(policy: Pausing, draw_at_random: bool = False) -> Method:
     def search(spec: StudySpec, seed: int) -> Search:
         return of_optuna(_random, lambda spec: NopPruner())(spec, seed) if draw_at_random else Ranked(with_seed(spec, seed), policy)
 
-    label = f"pausing: rungs {'/'.join(f'{share:g}' for share in policy.rungs)}, 1/{policy.keep} go on"
+    rungs = ", ".join(f"best {kept:.0%} at {share:.0%}" for share, kept in zip(policy.rungs, policy.keep, strict=True))
+    label = f"pausing ({rungs})"
     return Method(f"{'random' if draw_at_random else 'TPE'} + {label}", search, lambda spec: Paused(steps=spec.base.steps, policy=policy))
 
 
@@ -218,8 +219,7 @@ METHODS = {
     "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner()), share=0.2),
     "gp": Method("GPSampler", of_optuna(_gp, lambda spec: NopPruner()), share=0.1),
     "pausing": pausing(Pausing()),
-    "pausing-3": pausing(Pausing(rungs=(0.15, 0.3, 0.6))),
-    "random-pausing": pausing(Pausing(rungs=(0.05, 0.1, 0.2, 0.4, 0.7)), draw_at_random=True),
+    "pausing-2": pausing(Pausing(rungs=(0.1, 0.6), keep=(0.6, 0.5))),
     "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
                     lambda spec: EpochThenBest(6 * spec.base.evaluate_every)),
 }  # fmt: skip

@@ -8,19 +8,19 @@ No study can use it yet; README.md beside this says what it would bring.
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field
-
-from hpo.decoder.config import Count, Fraction, Settings
+from hpo.decoder.config import Fraction, Settings
 from hpo.search.stopping import Evaluation
 
 Curves = Mapping[int, Sequence[Evaluation]]  # by the trial's number
 
 
 class Pausing(Settings):
-    """At each rung the best 1/`keep` go on; by validation loss up to `loss_until` of the steps, by PER after it."""
+    """At each rung (a share of the steps) the best `keep` of the trials go on; by validation loss up to `loss_until` of the
+    steps, by PER after it.
+    """
 
     rungs: tuple[Fraction, ...] = (0.5,)
-    keep: Count = Field(default=2, ge=2)
+    keep: tuple[Fraction, ...] = (0.5,)  # for each rung
     loss_until: Fraction = 0.4
 
     def pauses(self, number: int, curves: Curves, steps: int) -> bool:
@@ -44,9 +44,9 @@ class Pausing(Settings):
         return sum(step >= share * steps for share in self.rungs) - 1
 
     def _leading(self, rung: int, curves: Curves, steps: int) -> list[int]:
-        """The best 1/keep of all that reached the rung, the best first."""
+        """The best of all that reached the rung, the best first."""
         scores = sorted((self._score(at), number) for number, curve in curves.items() if (at := self._at(rung, curve, steps)))
-        return [number for _, number in scores[: len(scores) // self.keep]]
+        return [number for _, number in scores[: int(len(scores) * self.keep[rung])]]
 
     def _at(self, rung: int, curve: Sequence[Evaluation], steps: int) -> tuple[Evaluation, float] | None:
         """The first evaluation at the rung, and its share of the steps."""
