@@ -188,7 +188,7 @@ def _tpe(seed: int) -> BaseSampler:
 
 
 def _gp(seed: int) -> BaseSampler:
-    return GPSampler(seed=seed)
+    return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
 def _halving(spec: StudySpec) -> BasePruner:
