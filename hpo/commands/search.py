@@ -111,8 +111,8 @@ def _run(launcher: "Launcher", notify: str | None) -> str:
     from hpo.display import Display
     from hpo.search.notify import notifying
 
-    def show(records: "list[Record]", budget: int) -> None:
-        display(records, budget)
+    def show(records: "list[Record]", budget: int, away: bool) -> None:
+        display(records, budget, away)
         tell(records)
 
     def say(problem: str) -> None:

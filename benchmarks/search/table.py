@@ -1,0 +1,176 @@
+"""Make a table of trained configurations: `python benchmarks/search/table.py a --workers 2`, again to go on.
+
+A table is studies that our own workers run, without a stopping rule, so each curve goes to the end: `sobol` (a fixed design,
+the starts included), `tpe` (what a plain search visits) and `again` (60 of both with other seeds). Stop it with Ctrl-C; other
+machines join with `hpo worker --study table-a-sobol`. Each run exports what is complete to table_a.npz beside this file.
+
+Trade-off: a table is the demo's decoder on real speech, in hours of two cores. It is no lab's decoder; the rank of its
+configurations says little about the rank there, the form of its curves (divergence, warmup, crossing) more.
+"""
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from hpo.decoder.formats import read_sentences
+from hpo.errors import StudyError
+from hpo.search.database import home, open_database
+from hpo.search.launch import Launcher, Plan, look_at_data
+from hpo.search.spec import Parameter, StudySpec, find_space, load_spec
+from hpo.search.study import Study
+from hpo.search.worker import code_version
+
+HERE = Path(__file__).parent
+SIZES = {"a": {"sobol": 200, "tpe": 100, "again": 60}, "b": {"sobol": 100, "tpe": 50, "again": 20}}
+FIELDS = ("step", "per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds")
+
+
+def spec_of(table: str) -> StudySpec:
+    """lr-aug for the bundled recordings. b: averaged weights and long warmups, which make curves cross, and fewer steps."""
+    other = {"optimizer.ema_decay": 0.98, "steps": 240, "evaluate_every": 12}
+    spec = load_spec(find_space("lr-aug"), "demo", other if table == "b" else {})
+    parameters = dict(spec.parameters)
+    if table == "b":
+        parameters["schedule.warmup"] = parameters["schedule.warmup"].model_copy(update={"low": 0.2, "high": 0.6})
+    return spec.model_copy(update={"stopping": None, "parameters": parameters})
+
+
+def data_of(table: str) -> Path | None:
+    """b: every second training sentence of the bundled recordings, as a ptDecoder_ctc pickle."""
+    if table == "a":
+        return None
+    path = home() / "table_b.pickle"
+    if not path.exists():
+        sentences = read_sentences(None, "train")
+        features = np.split(sentences.features_NC, np.cumsum(sentences.lengths_S)[:-1])
+        labels = np.split(sentences.labels_L, np.cumsum(sentences.label_lengths_S)[:-1])
+        days = []
+        for day in range(sentences.n_days):
+            numbers = np.flatnonzero(sentences.days_S == day)[::2]
+            longest = max(len(labels[number]) for number in numbers)
+            days.append({
+                "sentenceDat": [np.array(features[number]) for number in numbers],
+                "phonemes": [np.pad(labels[number], (0, longest - len(labels[number]))) for number in numbers],
+                "phoneLens": np.array([len(labels[number]) for number in numbers]),
+            })  # fmt: skip
+        path.write_bytes(pickle.dumps({"train": days, "test": days[:0]}))
+    return path
+
+
+def design(spec: StudySpec, count: int) -> dict[str, dict[str, Any]]:
+    """Points of a scrambled Sobol sequence in the space, one dimension a parameter; one that does not exist in a point is left out."""
+    points = qmc.Sobol(len(spec.parameters), seed=0).random_base2(8)[:count]
+    return {f"sobol-{row}": _configuration(spec, points[row]) for row in range(count)}
+
+
+def _configuration(spec: StudySpec, point: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for (name, parameter), share in zip(spec.parameters.items(), point, strict=True):
+        if spec.active(name, values):
+            values[name] = _value(parameter, float(share), whole=isinstance(spec.base.flat()[name], int))
+    return values
+
+
+def _value(parameter: Parameter, share: float, whole: bool) -> Any:
+    if parameter.choices is not None:
+        return parameter.choices[min(int(share * len(parameter.choices)), len(parameter.choices) - 1)]
+    assert parameter.low is not None and parameter.high is not None
+    low, high = parameter.low, parameter.high + whole  # each whole number has the same share
+    value = low * (high / low) ** share if parameter.log else low + (high - low) * share
+    return min(int(value), int(parameter.high)) if whole else value
+
+
+def part_spec(table: str, part: str) -> StudySpec:
+    spec, count = spec_of(table), SIZES[table][part]
+    if part == "sobol":
+        spec = spec.model_copy(update={"starts": spec.starts | design(spec, count - len(spec.starts))})
+    if part == "tpe":  # as a real study has them, not as the demo
+        spec = spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"startup_trials": 20})})
+    if part == "again":
+        base = spec.base.model_copy(update={"seed": 10_000})
+        spec = spec.model_copy(update={"base": base, "starts": chosen_again(table, count)})
+    return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": count})})
+
+
+def chosen_again(table: str, count: int) -> dict[str, dict[str, Any]]:
+    """Half of them the best, the others evenly over the ranks of the rest."""
+    rows = sorted((row for row in rows_of(table, ("sobol", "tpe")) if row["per"] is not None), key=lambda row: float(row["per"]))
+    best, rest = rows[: count // 2], rows[count // 2 :]
+    spread = [rest[int(place)] for place in np.linspace(0, len(rest) - 1, count - len(best))]
+    in_turn = [row for pair in zip(best, spread, strict=True) for row in pair]
+    return {f"{row['part']}-{row['number']}": row["params"] for row in in_turn}
+
+
+def study_name(table: str, part: str) -> str:
+    return f"table-{table}-{part}"
+
+
+def rows_of(table: str, parts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What is complete or not finite: part, number, params, seed, per (None: not finite), curve."""
+    rows = []
+    for part in parts:
+        study = Study.open(open_database(), study_name(table, part))
+        records = [record for record in study.records() if record.state in ("complete", "stopped")]
+        curves = study.curves(records)
+        for record in records:
+            row = {"part": part, "number": record.number, "start": record.start, "params": record.params, "seed": record.config["seed"]}
+            rows.append(row | {"per": record.per, "curve": curves[record.number], "seconds": record.gpu_seconds})
+    return rows
+
+
+def export(table: str, parts: tuple[str, ...]) -> None:
+    """To table_X.npz: `rows` (JSON, a trial each), `curves` (trial, point, field; NaN after a loss that is not finite)."""
+    rows = rows_of(table, parts)
+    points = -(-spec_of(table).base.steps // spec_of(table).base.evaluate_every)
+    curves = np.full((len(rows), points, len(FIELDS)), np.nan, dtype=np.float32)
+    for row, curve in zip(rows, curves, strict=True):
+        for index, point in enumerate(row.pop("curve")):
+            curve[index] = [point[field] for field in FIELDS]
+    spec = spec_of(table).model_dump_json()
+    np.savez_compressed(HERE / f"table_{table}.npz", rows=json.dumps(rows), curves=curves, fields=FIELDS, spec=spec)
+    print(f"table {table}: {len(rows)} trainings, {sum(row['per'] is None for row in rows)} not finite")
+
+
+def run(table: str, part: str, workers: int) -> bool:
+    """Train what is missing of a part. Whether it is all there."""
+    database, path = open_database(), data_of(table)
+    if _exists(table, part):
+        study = Study.open(database, study_name(table, part))
+    else:
+        spec = part_spec(table, part)
+        study = Study.create_or_open(database, study_name(table, part), spec, look_at_data(path, spec)[0])
+        study.settle(None, code_version())
+    if study.why_over() is None:
+        Launcher(study, database, Plan(("cpu",) * workers, threads=1), path, allow_different_code=True).run()
+    return study.standing().ended >= study.budget.trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=sorted(SIZES))
+    parser.add_argument("--workers", type=int, default=2, help="0: export only")
+    parser.add_argument("--parts", nargs="+", choices=["sobol", "tpe", "again"], default=["sobol", "tpe", "again"])
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if arguments.workers and not run(arguments.table, part, arguments.workers):
+            print(f"{study_name(arguments.table, part)}: not all is there; the same line goes on")
+            break
+    there = [part for part in SIZES[arguments.table] if _exists(arguments.table, part)]
+    export(arguments.table, tuple(there))
+
+
+def _exists(table: str, part: str) -> bool:
+    try:
+        Study.open(open_database(), study_name(table, part))
+    except StudyError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

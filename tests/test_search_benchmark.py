@@ -1,0 +1,97 @@
+"""The search benchmark: its tables, its surrogate's error as its README says it, a short comparison, and that a simulated
+search is the search that a real Study makes.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "search"
+sys.path.insert(0, str(FOLDER))
+
+from methods import Own, ours  # noqa: E402
+from simulate import Curves, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
+
+from hpo.decoder.metric import Score  # noqa: E402
+from hpo.search.ledger import Process  # noqa: E402
+from hpo.search.stopping import Evaluation, Stop  # noqa: E402
+from hpo.search.study import Study  # noqa: E402
+from hpo.search.trial import Completed, Stopped, Trial  # noqa: E402
+
+SCALE = 10**9  # reference length of a Score that holds a PER with nine digits
+
+
+@pytest.fixture(scope="module", params=["a", "b"])
+def table(request: pytest.FixtureRequest) -> tuple[str, Table]:
+    return request.param, load_table(request.param)
+
+
+def test_a_table_holds_whole_curves_of_valid_configurations(table: tuple[str, Table]) -> None:
+    _, found = table
+    spec = found.spec
+    assert found.per.shape == found.loss.shape == (len(found.params), spec.base.steps // spec.base.evaluate_every)
+    for params, per in zip(found.params, found.per, strict=True):
+        assert all(spec.parameters[name].contains(value) for name, value in params.items())
+        assert np.isfinite(per).all() or np.isnan(per[-1])
+    for start in spec.starts:
+        assert spec.start_values(start) in found.params
+
+
+def test_the_surrogate_errs_as_its_readme_says(table: tuple[str, Table]) -> None:
+    name, found = table
+    text = (FOLDER / "README.md").read_text()
+    for what, value in errors(found, surrogate_of(name).theta).items():
+        line = re.search(rf"\| {re.escape(what)} \| ([\d.]+) \| ([\d.]+) \|", text)
+        assert line, what
+        assert value == pytest.approx(float(line["ab".index(name) + 1]), abs=0.02), what
+
+
+def test_a_short_comparison_gives_a_table_and_a_figure(tmp_path: Path) -> None:
+    short = ["--tables", "a", "--methods", "random", "pausing", "--repetitions", "2", "--trainings", "8", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, FOLDER / "compare.py", *short], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results.md").read_text().count("| 2 | >") == 2
+    assert (tmp_path / "regret.svg").stat().st_size > 0
+
+
+class Real:
+    """The real Study, as a simulated search asks it."""
+
+    def __init__(self, study: Study):
+        self.study, self.trials = study, dict[int, Trial]()
+
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
+        trial = self.study.claim(Process.this(), {"device": "cpu", "code_version": "", "data": ""})
+        assert trial
+        self.trials[trial.number] = trial
+        return trial.number, self.study.records()[trial.number].params
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        point = {"step": evaluation.step, "per": evaluation.per, "validation_loss": evaluation.loss}
+        others = dict.fromkeys(("loss", "grad_norm", "lr", "step_seconds"), 0.0)
+        assert self.study.deliver(self.trials[number], [point | others], evaluation.step, 0.0)
+        return False
+
+    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
+        assert stop or per is not None
+        outcome = Stopped(stop) if stop else Completed(Score((round(SCALE * (per or 0.0)),), (SCALE,)))
+        assert self.study.finish(self.trials[number], outcome)
+
+
+def test_a_simulated_search_is_the_search_of_a_real_study(make_study: Callable[..., Study]) -> None:
+    surrogate = surrogate_of("a")
+    sampler = surrogate.spec.sampler.model_copy(update={"startup_trials": 4})
+    spec = surrogate.spec.model_copy(update={"sampler": sampler})
+    study = make_study(spec)
+    simulated = ours(spec, spec.sampler.seed, startup_trials=4)
+    traces = [simulate(surrogate, search, Own(), seed=1, horizon=100.0, workers=2) for search in (simulated, Real(study))]
+    assert len(traces[0]) > 8  # some were drawn by TPE
+    assert [(trace.values, trace.state, trace.ended) for trace in traces[0]] == [
+        (trace.values, trace.state, trace.ended) for trace in traces[1]
+    ]
