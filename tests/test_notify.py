@@ -98,6 +98,7 @@ def test_a_bad_server_holds_nothing_up(
     study, said = make_study(tiny_spec), list[str]()
     hook.mood = mood
     if mood == "is away":
+        hook.server.shutdown()
         hook.server.server_close()
     with notifying(hook.url, study, said.append) as look:
         look([])
