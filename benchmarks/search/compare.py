@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repetitions", type=int, default=100)
-    parser.add_argument("--trainings", type=float, default=80, help="the horizon: GPU-seconds of so many whole trainings")
+    parser.add_argument("--trainings", type=float, default=60, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--draw", action="store_true", help="results.md and regret.svg from runs.json, no simulation")
