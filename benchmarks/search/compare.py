@@ -120,11 +120,11 @@ def figure(results: Results, trainings: float, path: Path) -> None:
     plot, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.5), squeeze=False)
     for axis, (table, methods) in zip(axes[0], results.items(), strict=True):
         grid = np.linspace(0, trainings * training_seconds(fitted(table)), 200)
-        for method, runs in methods.items():
+        for index, (method, runs) in enumerate(methods.items()):
             curves = over_time(runs, grid)
             seen = np.isfinite(curves).mean(axis=0) > 0.5
             low, middle, high = np.nanquantile(curves[:, seen], [0.25, 0.5, 0.75], axis=0)
-            line = axis.plot(grid[seen], 100 * middle, label=METHODS[method].label)[0]
+            line = axis.plot(grid[seen], 100 * middle, label=METHODS[method].label, linestyle="--" if index >= 10 else "-")[0]
             axis.fill_between(grid[seen], 100 * low, 100 * high, color=line.get_color(), alpha=0.08, linewidth=0)
         axis.set(title=f"table {table}", xlabel="GPU-seconds, all workers", ylabel="regret, % (median, quartiles)", yscale="symlog")
         axis.axhline(5, color="grey", linewidth=0.5, linestyle=":")
