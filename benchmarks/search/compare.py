@@ -120,11 +120,11 @@ def figure(results: Results, trainings: float, path: Path) -> None:
     plot, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4.5), squeeze=False)
     for axis, (table, methods) in zip(axes[0], results.items(), strict=True):
         grid = np.linspace(0, trainings * training_seconds(fitted(table)), 200)
-        for method, runs in methods.items():
+        for index, (method, runs) in enumerate(methods.items()):
             curves = over_time(runs, grid)
             seen = np.isfinite(curves).mean(axis=0) > 0.5
             low, middle, high = np.nanquantile(curves[:, seen], [0.25, 0.5, 0.75], axis=0)
-            line = axis.plot(grid[seen], 100 * middle, label=METHODS[method].label)[0]
+            line = axis.plot(grid[seen], 100 * middle, label=METHODS[method].label, linestyle="--" if index >= 10 else "-")[0]
             axis.fill_between(grid[seen], 100 * low, 100 * high, color=line.get_color(), alpha=0.08, linewidth=0)
         axis.set(title=f"table {table}", xlabel="GPU-seconds, all workers", ylabel="regret, % (median, quartiles)", yscale="symlog")
         axis.axhline(5, color="grey", linewidth=0.5, linestyle=":")
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repetitions", type=int, default=100)
-    parser.add_argument("--trainings", type=float, default=80, help="the horizon: GPU-seconds of so many whole trainings")
+    parser.add_argument("--trainings", type=float, default=60, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--draw", action="store_true", help="results.md and regret.svg from runs.json, no simulation")
