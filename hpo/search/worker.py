@@ -134,7 +134,7 @@ class Worker:
                 outcome = Failed(f"{type(error).__name__}: {_first_line(error)}")
         finally:
             run.writer.close()
-            seconds = run.reporter.close()
+            seconds = run.reporter.close(self.stop)
         if outcome is None or not self._finish(run, outcome, seconds):
             log.warning("trial %d: not ours any more; nothing was written", trial.number)
             return None
