@@ -334,6 +334,8 @@ def test_a_host_on_which_all_fails_is_left_to_those_that_work(make_study: Make, 
     assert study.bad_host("bad")
     assert not study.bad_host("good")
     assert [record.state for record in study.records()[2:]] == ["waiting", "waiting"]
+    assert study.finish(held, completed(0.5))
+    assert not study.bad_host("bad")  # nobody else is there to take them
     assert claim(study, good).number == 2
 
 

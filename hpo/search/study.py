@@ -379,7 +379,8 @@ class Study:
         with self._engine.begin() as connection:
             here = ledger.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
             others = ledger.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
-        return here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))
+            elsewhere = ledger.works_elsewhere(connection, self.id, host)
+        return elsewhere and here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))
 
     # ---- reading
 

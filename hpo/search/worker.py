@@ -101,10 +101,16 @@ class Worker:
             outcome = self.run_trial(trial)
             log.info("trial %d: %s", trial.number, outcome if outcome is None else type(outcome).__name__.lower())
             done += isinstance(outcome, (Completed, Stopped, Failed))
-            if isinstance(outcome, Failed) and self.study.bad_host(self.process.host):
+            if isinstance(outcome, Failed) and self._bad_host():
                 raise BadNodeError(f"the last trials failed on this host ({outcome.reason}), while other hosts bring theirs to an end. "
                                    f"Nothing is lost: they go on elsewhere. Look at this machine")  # fmt: skip
         return done
+
+    def _bad_host(self) -> bool:
+        try:
+            return self.study.bad_host(self.process.host)
+        except DatabaseAwayError:  # the next failure asks again
+            return False
 
     def _claim(self) -> Trial | None:
         try:
