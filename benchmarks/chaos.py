@@ -135,7 +135,7 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
             compared += 1
             pers, errors = undisturbed(DecoderConfig().with_values(record.config), data)
             assert pers == [point.per for point in points], f"trial {record.number}: another curve than undisturbed"
-            assert errors == list(study.final_score(record.id).errors)
+            assert errors == list(study.scores([record.id])[record.id].errors)
     steps = sum(record.steps for record in ended)
     assert repeated <= most_repeated * steps, f"{repeated} of {steps} steps repeated"
     outcomes = Counter(row.outcome for rows in attempts.values() for row in rows)

@@ -75,7 +75,7 @@ def test_an_ensemble_of_trained_decoders(study: Study, write_data: Callable[...,
     outputs = outputs_of(study, [0, 1, 2])
     for mean in MEANS:
         for number in (0, 1, 2):  # of one: exactly its trial's score
-            assert scores_along([number], outputs, mean)[0] == study.final_score(records[number].id)
+            assert scores_along([number], outputs, mean)[0] == study.scores([records[number].id])[records[number].id]
         assert scores_along([0, 1, 1], outputs, mean)[2].errors == by_hand(outputs, [0, 1, 1], mean)
         path = select(outputs, mean, 4)
         pers = [score.per for score in scores_along(path, outputs, mean)]

@@ -286,6 +286,27 @@ def test_each_signal_hands_the_trial_back_and_ends_well(endless: Study, tiny_dat
     assert int(checkpoints(folder)[0].name.split("-")[1]) == record.step
 
 
+def test_a_signal_is_heard_while_the_database_hangs(endless: Study, tiny_data: Path, tmp_path: Path, database: Database) -> None:
+    """Its connections stand, and no answer comes, as when the disk of its machine hangs. 30 s are what SLURM gives."""
+    running = WorkerProcess(endless, tiny_data, tmp_path / "log")
+    connection = psycopg2.connect(make_url(database.url).set(drivername="postgresql").render_as_string(hide_password=False))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pid FROM pg_stat_activity WHERE application_name ~ %s", (rf"^hpo \S+ {running.process.pid}$",))
+        halted = [pid for (pid,) in cursor.fetchall()]
+    connection.close()
+    try:
+        for pid in halted:
+            os.kill(pid, signal.SIGSTOP)
+        running.process.terminate()
+        assert running.process.wait(30) == 0
+    finally:
+        for pid in halted:
+            os.kill(pid, signal.SIGCONT)
+        running.process.kill()
+    folder = Path(os.environ["HPO_HOME"]) / "studies" / f"s-{endless.unique}" / "trial-0"
+    assert checkpoints(folder)  # from which the trial goes on
+
+
 def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
     endless: Study, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

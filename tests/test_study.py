@@ -335,6 +335,8 @@ def test_a_host_on_which_all_fails_is_left_to_those_that_work(make_study: Make, 
     assert study.bad_host("bad")
     assert not study.bad_host("good")
     assert [record.state for record in study.records()[2:]] == ["waiting", "waiting"]
+    assert study.finish(held, completed(0.5))
+    assert not study.bad_host("bad")  # nobody else is there to take them
     assert claim(study, good).number == 2
 
 
@@ -402,7 +404,7 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     assert found["starts"]["baseline"]["points_above_best"] == 0
     assert (found["starts"]["slow"]["per"], found["starts"]["slow"]["state"]) == (None, "stopped")
     assert found["gpu_seconds"] == {"spent": 3.5, "saved": 2.0}  # 2 of 6 steps took 1 s
-    assert study.final_score(done.id) == Score((2, 3), (5, 5))
+    assert study.scores([done.id])[done.id] == Score((2, 3), (5, 5))
     best = best_of(study.records())
     assert best is not None
     assert (best.number, best.best_per, best.best_step) == (0, 0.3, 2)

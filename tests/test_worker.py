@@ -39,7 +39,7 @@ def test_a_trial_completes_with_its_final_score(make_study: Callable[..., Study]
     records = study.records()
     assert [record.state for record in records] == ["complete"] * 4
     for record in records:
-        assert study.final_score(record.id).per == record.per == record.last_per
+        assert study.scores([record.id])[record.id].per == record.per == record.last_per
         assert (record.step, record.steps) == (6, 6)
         assert record.seconds > 0
 

@@ -45,7 +45,7 @@ def build_report(study: Study) -> dict[str, Any]:
             "per": best.per,
             "interval": _interval(study, best),
             "partition": PARTITION,
-            "sentences": len(study.final_score(best.id).errors),
+            "sentences": len(study.scores([best.id])[best.id].errors),
             "params": best.params,
             "config": best.config,
         },
@@ -66,7 +66,7 @@ def build_report(study: Study) -> dict[str, Any]:
 
 def _interval(study: Study, record: Record) -> tuple[float, float] | None:
     """95 %, for new sentences; of a complete trial."""
-    return None if record.per is None else per_interval([study.final_score(record.id)])
+    return None if record.per is None else per_interval([study.scores([record.id])[record.id]])
 
 
 def _start(study: Study, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:

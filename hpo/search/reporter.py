@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from hpo.errors import DatabaseAwayError
@@ -17,6 +18,7 @@ from hpo.search.trial import Trial
 
 RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
 LOOK_SECONDS = 10.0  # how long a spent budget or a passed deadline may stay unnoticed
+ANSWER_SECONDS = 5.0  # so long a worker waits for an answer, even if it is to leave
 OUTAGE_SECONDS = 3600.0  # a worker waits so long for a database that is away, with nothing else to do
 Found = TypeVar("Found")
 
@@ -39,7 +41,7 @@ def persistently(
     backoff, begin, last = Backoff(), time.monotonic(), ""
     while True:
         try:
-            return ask()
+            return _answer(ask, given_up)
         except DatabaseAwayError as error:
             if given_up() or time.monotonic() - begin > limit:
                 raise
@@ -49,6 +51,31 @@ def persistently(
             until = time.monotonic() + backoff.seconds()
             while time.monotonic() < until and not given_up():
                 time.sleep(0.1)
+
+
+def _answer(ask: Callable[[], Found], given_up: Callable[[], bool]) -> Found:
+    """ask() in a thread of its own: nothing ends a wait for a server that hangs, and a signal is not heard within it."""
+    answer: Future[Found] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    thread = threading.Thread(target=work, name="ask", daemon=True)
+    thread.start()
+    if not _joined(thread, given_up):
+        raise DatabaseAwayError(f"database: no answer for {ANSWER_SECONDS:g} s")
+    return answer.result()
+
+
+def _joined(thread: threading.Thread, given_up: Callable[[], bool]) -> bool:
+    """Wait for its end, ANSWER_SECONDS at least; False: `given_up` came first."""
+    thread.join(ANSWER_SECONDS)
+    while thread.is_alive() and not given_up():
+        thread.join(0.5)
+    return not thread.is_alive()
 
 
 class Reporter:
@@ -86,11 +113,11 @@ class Reporter:
         held = time.monotonic() - self._confirmed < self._lease_seconds
         return not self.lost and (held or self._away)
 
-    def close(self) -> float:
+    def close(self, given_up: Callable[[], bool] = lambda: False) -> float:
         """End the thread, which may leave points owed. Returns the seconds of this attempt."""
         self._end = True
         self._wake.set()
-        self._thread.join()
+        _joined(self._thread, given_up)
         return time.monotonic() - self._begin
 
     def deliver(self) -> None:

@@ -418,7 +418,8 @@ class Study:
         with self._engine.begin() as connection:
             here = ledger.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
             others = ledger.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
-        return here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))
+            elsewhere = ledger.works_elsewhere(connection, self.id, host)
+        return elsewhere and here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))
 
     # ---- reading
 
@@ -489,12 +490,8 @@ class Study:
         with self._engine.begin() as connection:
             return ledger.results_of(connection, self.id)
 
-    def final_score(self, trial_id: int) -> Score:
-        """Errors and lengths per validation sentence of a complete trial."""
-        return self.scores([trial_id])[trial_id]
-
     def scores(self, trial_ids: Sequence[int], partition: str = "validation") -> dict[int, Score]:
-        """The final scores by trial id, of the trials that have one."""
+        """Errors and lengths per sentence at the end of the training, by trial id, of the trials that have them."""
         with self._engine.begin() as connection:
             rows = ledger.scores_of(connection, list(trial_ids), partition)
         return {row.trial_id: Score(tuple(row.errors), tuple(row.lengths)) for row in rows}

@@ -106,10 +106,16 @@ class Worker:
                 why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
                 log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
             done += isinstance(outcome, (Completed, Stopped, Failed))
-            if isinstance(outcome, Failed) and self.study.bad_host(self.process.host):
+            if isinstance(outcome, Failed) and self._bad_host():
                 raise BadNodeError(f"the last trials failed on this host ({outcome.reason}), while other hosts bring theirs to an end. "
                                    f"Nothing is lost: they go on elsewhere. Look at this machine")  # fmt: skip
         return done
+
+    def _bad_host(self) -> bool:
+        try:
+            return self.study.bad_host(self.process.host)
+        except DatabaseAwayError:  # the next failure asks again
+            return False
 
     def _claim(self) -> Trial | None:
         """None: nothing is left to do, the study was stopped, or we are to leave."""
@@ -158,7 +164,7 @@ class Worker:
                 outcome = Failed(f"{type(error).__name__}: {_first_line(error)}")
         finally:
             run.writer.close()
-            seconds = run.reporter.close()
+            seconds = run.reporter.close(self.stop)
         if outcome is None or not self._finish(run, outcome, seconds):
             self._let_go(run)
             return None
