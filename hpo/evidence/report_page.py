@@ -276,7 +276,8 @@ def _questions(facts: Facts) -> list[Block]:
     for answer in found["answers"]:
         verdict = "Decided" if answer["verdict"] == "decided" else "Not decided"
         blocks += [Text(answer["ask"], "quote"), Text(f"{verdict}. {answer['answer']}")]
-        blocks += [Text(evidence["in_words"], "note") for evidence in answer["evidence"]]
+        if not all(evidence["in_words"] in answer["answer"] for evidence in answer["evidence"]):
+            blocks += [Text(evidence["in_words"], "note") for evidence in answer["evidence"]]
     return [
         *blocks,
         Text(f"Measured on {found['partition']} with {found['seeds']} seeds a side (study {found['child']}).", "note"),
