@@ -92,7 +92,7 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     launcher = Launcher(study, database, plan_workers(None, "cpu", "auto"), tiny_data)
     most = 0
 
-    def show(records: list[Record], budget: int) -> None:
+    def show(records: list[Record], budget: int, away: bool) -> None:
         nonlocal most
         most = max(most, len(launcher._running))
         if len(launcher._sharing["cpu"].rates) == 2 and not launcher._asked_to_stop:

@@ -382,7 +382,7 @@ def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Mak
     assert study.records()[0].state == "running"
     with ledger.fenced(taker.id, taker.lease):
         study._end(taker.id, TrialState.COMPLETE, {}, [0.1])
-    assert study.records()[0].per == 0.1
+    assert study._study.get_trials()[0].value == 0.1
 
 
 def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
