@@ -279,7 +279,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) -> Group:
     """What `hpo import` shows: a row a run, then every doubt with the runs that it is about."""
     table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
-    for title in ("evaluations", "last step", "of", "best PER", "last PER", "split", "GPU-hours"):
+    for title in ("evals", "step", "of", "best PER", "last PER", "split", "GPU-h"):
         table.add_column(title, justify="right", no_wrap=True)
     with_study = any("trial" in run for run in runs)
     if with_study:
