@@ -139,10 +139,7 @@ class Study:
     @property
     def halt(self) -> Halt | None:
         """That it is paused or stopped; None: it runs. Raises StudyError if it was deleted."""
-        try:
-            found = self._study.user_attrs.get("halt")
-        except KeyError:
-            raise StudyError(f"study {self.name} was deleted") from None
+        found = self._attributes.get("halt")
         return Halt(**found) if found else None
 
     def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:

@@ -181,7 +181,8 @@ class Worker:
         """The trial is not ours any more. If a person has stopped it nobody needs its files."""
         number = run.trial.number
         try:
-            if reason := self.study.stopped_by_hand(run.trial):
+            asked = partial(self.study.stopped_by_hand, run.trial)
+            if not self.stop() and (reason := persistently(asked, self.stop, log.warning)):
                 log.info("trial %d: stopped %s", number, reason)
                 shutil.rmtree(run.folder, ignore_errors=True)
                 return
