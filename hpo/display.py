@@ -14,12 +14,12 @@ from hpo.evidence.report import best_of, duration, percent
 from hpo.search.budget import local
 from hpo.search.snapshot import Ended, Snapshot
 from hpo.search.studies import Line
-from hpo.search.trial import Record
+from hpo.search.trial import DONE, Record
 
 ROWS = 18  # trials shown: those that run, and the last of the others
 BARS = "▁▂▃▄▅▆▇█"
 AWAY = "The database does not answer. Workers train on, and tell everything when it does."
-STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
+STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim", "parked": "dim"}
 
 
 def trial_table(records: list[Record], budget: int) -> Group:
@@ -40,9 +40,9 @@ def trial_table(records: list[Record], budget: int) -> Group:
 
 
 def totals(records: list[Record], budget: int) -> str:
-    ended = sum(record.state in ("complete", "stopped") for record in records)
+    done, parked = (sum(record.state in states for record in records) for states in (DONE, ("parked",)))
     best, left = best_of(records), seconds_left(records, budget)
-    parts = [f"{ended} of {budget} trials done"]
+    parts = [trials_done(done, budget, parked)]
     if best is not None and best.per is not None:
         parts.append(f"best PER {percent(best.per)} (trial {best.number})")
     if left is not None:
@@ -50,11 +50,16 @@ def totals(records: list[Record], budget: int) -> str:
     return ", ".join(parts)
 
 
+def trials_done(done: int, budget: int, parked: int) -> str:
+    """done: parked ones too."""
+    return f"{done} of {budget} trials done" + (f" ({parked} parked)" if parked else "")
+
+
 def seconds_left(records: list[Record], budget: int) -> float | None:
     """An estimate of the time to the end of the study, from the pace so far; None before there is any."""
     steps = sum(record.step for record in records)
     running = [record for record in records if record.state == "running"]
-    ended = [record for record in records if record.state in ("complete", "stopped")]
+    ended = [record for record in records if record.state in DONE]
     if not steps or not running:
         return None
     typical = sum(record.step for record in ended) / len(ended) if ended else float(running[0].steps)
@@ -168,7 +173,8 @@ def _behind(per: float | None, seen: Snapshot) -> str:
 
 
 def watch_totals(seen: Snapshot) -> str:
-    parts = [f"{seen.spent.ended} of {seen.budget.trials} trials done", f"{len(seen.running)} run", f"{seen.waiting} wait"]
+    spent = seen.spent
+    parts = [trials_done(spent.ended + spent.parked, seen.budget.trials, spent.parked), f"{len(seen.running)} run", f"{seen.waiting} wait"]
     parts += [f"{seen.spent.failed} failed"] if seen.spent.failed else []
     parts += [f"best PER {percent(seen.best[1])} (trial {seen.best[0]})"] if seen.best else []
     parts += [f"about {duration(seen.seconds_left)} to go"] if seen.seconds_left is not None else []
@@ -197,7 +203,7 @@ def studies_table(lines: Sequence[Line]) -> Table:
         table.add_column(title, justify="left" if title in ("study", "state") else "right")
     for line in lines:
         of = "" if line.budget is None else f" of {line.budget}"
-        table.add_row(line.name, Text(line.state), f"{line.ended}{of}", str(line.running), str(line.failed),
+        table.add_row(line.name, Text(line.state), f"{line.done}{of}", str(line.running), str(line.failed),
                       "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
     return table
 

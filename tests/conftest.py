@@ -31,6 +31,7 @@ starts:
   baseline: {}
   slow: {optimizer.lr: 0.001, optimizer.name: sgd}
 budget: {trials: 4}
+policy: tpe
 sampler: {startup_trials: 3}
 """
 

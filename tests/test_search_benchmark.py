@@ -5,9 +5,10 @@ search is the search that a real Study makes.
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +16,16 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "search"
 sys.path.insert(0, str(FOLDER))
 
-from methods import Own, ours  # noqa: E402
-from simulate import Curves, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
+from methods import Ours, Own, tpe  # noqa: E402
+from simulate import Curves, Rules, Search, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
 
 from hpo.decoder.metric import Score  # noqa: E402
+from hpo.search import choice  # noqa: E402
 from hpo.search.ledger import Process  # noqa: E402
-from hpo.search.stopping import Evaluation, Stop  # noqa: E402
+from hpo.search.spec import Policy  # noqa: E402
+from hpo.search.stopping import Evaluation, OwnPast, Stop  # noqa: E402
 from hpo.search.study import Study  # noqa: E402
-from hpo.search.trial import Completed, Stopped, Trial  # noqa: E402
+from hpo.search.trial import Completed, Parked, Stopped, Trial  # noqa: E402
 
 SCALE = 10**9  # reference length of a Score that holds a PER with nine digits
 
@@ -53,24 +56,30 @@ def test_the_surrogate_errs_as_its_readme_says(table: tuple[str, Table]) -> None
 
 
 def test_a_short_comparison_gives_a_table_and_a_figure(tmp_path: Path) -> None:
-    short = ["--tables", "a", "--methods", "random", "pausing", "--repetitions", "2", "--trainings", "8", "--out", str(tmp_path)]
+    short = ["--tables", "a", "--methods", "random", "gp-halving", "--repetitions", "2", "--trainings", "8", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, FOLDER / "compare.py", *short], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "results.md").read_text().count("| 2 | >") == 2
     assert (tmp_path / "regret.svg").stat().st_size > 0
 
 
-class Real:
-    """The real Study, as a simulated search asks it."""
+class Real(Own):
+    """The real Study as the simulator asks a search and its rules."""
 
     def __init__(self, study: Study):
+        super().__init__()
         self.study, self.trials = study, dict[int, Trial]()
+        self.next: Trial | None = None
+
+    def resume(self, paused: Curves, curves: Curves) -> int | None:
+        self.next = self.study.claim(Process.this(), {"device": "cpu", "code_version": "", "data": ""})
+        assert self.next
+        self.trials[self.next.number] = self.next
+        return self.next.number if self.next.number in paused else None
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
-        trial = self.study.claim(Process.this(), {"device": "cpu", "code_version": "", "data": ""})
-        assert trial
-        self.trials[trial.number] = trial
-        return trial.number, self.study.records()[trial.number].params
+        assert self.next
+        return self.next.number, self.study.records()[self.next.number].params
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         point = {"step": evaluation.step, "per": evaluation.per, "validation_loss": evaluation.loss}
@@ -78,20 +87,30 @@ class Real:
         assert self.study.deliver(self.trials[number], [point | others], evaluation.step, 0.0)
         return False
 
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
+        if stop := super().judge(number, curves):
+            return stop
+        if reason := choice.why_park(self.study, self.trials[number], curves[number]):
+            assert self.study.finish(self.trials[number], Parked(reason))
+        return reason
+
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
         assert stop or per is not None
         outcome = Stopped(stop) if stop else Completed(Score((round(SCALE * (per or 0.0)),), (SCALE,)))
         assert self.study.finish(self.trials[number], outcome)
 
 
-def test_a_simulated_search_is_the_search_of_a_real_study(make_study: Callable[..., Study]) -> None:
+@pytest.mark.parametrize("policy", [Policy.GP_HALVING, Policy.TPE])
+def test_a_simulated_search_is_the_search_of_a_real_study(make_study: Callable[..., Study], policy: Policy) -> None:
     surrogate = surrogate_of("a")
-    sampler = surrogate.spec.sampler.model_copy(update={"startup_trials": 4})
-    spec = surrogate.spec.model_copy(update={"sampler": sampler})
-    study = make_study(spec)
-    simulated = ours(spec, spec.sampler.seed, startup_trials=4)
-    traces = [simulate(surrogate, search, Own(), seed=1, horizon=100.0, workers=2) for search in (simulated, Real(study))]
-    assert len(traces[0]) > 8  # some were drawn by TPE
-    assert [(trace.values, trace.state, trace.ended) for trace in traces[0]] == [
-        (trace.values, trace.state, trace.ended) for trace in traces[1]
-    ]
+    sampler = surrogate.spec.sampler.model_copy(update={"startup_trials": 6, "seed": 3})
+    budget = surrogate.spec.budget.model_copy(update={"trials": 100})
+    spec = surrogate.spec.model_copy(update={"sampler": sampler, "policy": policy, "stopping": OwnPast(), "budget": budget})
+    ours: Search = tpe(spec, 3, 6) if policy == Policy.TPE else Ours(policy, spec, 3, 6)
+    rules: Rules = Own() if policy == Policy.TPE else cast(Ours, ours)
+    real = Real(make_study(spec))
+    simulated, done = (simulate(surrogate, *both, seed=1, horizon=110.0, workers=2) for both in ((ours, rules), (real, real)))
+    assert [(trace.values, trace.state, trace.ended) for trace in simulated] == [(trace.values, trace.state, trace.ended) for trace in done]
+    states = Counter(trace.state for trace in simulated)
+    assert states["complete"] > 6  # later ones were drawn by the model
+    assert bool(states["paused"]) == (policy == Policy.GP_HALVING)

@@ -306,7 +306,7 @@ def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make,
         patch.setattr(ledger, "rows_of", rows)
         running = claim(study)
         assert [record.state for record in watcher.records()] == ["complete", "stopped", "failed", "running"]
-    assert asked == [running.id]
+    assert set(asked) == {running.id}  # by the claim, which shows the policy what there is, and by the watcher
 
 
 def test_a_study_that_hpo_did_not_make_is_left_alone(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:

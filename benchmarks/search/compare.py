@@ -47,12 +47,13 @@ def training_seconds(surrogate: Surrogate) -> float:
     return base.steps * STEP_SECONDS + base.steps / base.evaluate_every * EVALUATION_SECONDS
 
 
-def repeat(table: str, method: str, seed: int, trainings: float) -> Run:
+def repeat(table: str, method: str, seed: int, trainings: float, longest: float) -> Run:
     surrogate = fitted(table)
-    horizon = trainings * training_seconds(surrogate)
+    horizon, longest = (count * training_seconds(surrogate) for count in (trainings, longest))
+    goal = surrogate.best * (1 + CLOSE[0])
     begin = time.process_time()
-    how = METHODS[method]
-    traces = simulate(surrogate, how.search(surrogate.spec, seed), how.rules(surrogate.spec), seed, horizon)
+    search = METHODS[method].search(surrogate.spec, seed)
+    traces = simulate(surrogate, search, METHODS[method].rules(search), seed, horizon, goal=goal, longest=longest)
     return run_of(traces, surrogate.best, (time.process_time() - begin) / len(traces))
 
 

@@ -2,21 +2,23 @@
 Study gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from policy import Pausing
+from optuna.trial import TrialState
 from simulate import Curves, Rules, Search
 
+from hpo.search.policy import Seen, due, propose, rung_steps, why_park
 from hpo.search.sampling import distribution, sampler_of
-from hpo.search.spec import StudySpec
+from hpo.search.spec import Policy, SamplerSettings, StudySpec
 from hpo.search.stopping import Evaluation, OwnPast, Stop
+
+STARTUP_TRIALS = SamplerSettings().startup_trials  # the demo profile, with which tables are made, may have fewer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -59,51 +61,6 @@ class Memory:
         self._study.tell(trial, per, state=None if per is not None else TrialState.PRUNED)
 
 
-class _Shown(InMemoryStorage):
-    """What a sampler is to believe; trials are asked of it, but only `shown` is there."""
-
-    def __init__(self, shown: list[FrozenTrial]):
-        super().__init__()
-        self._shown = shown
-
-    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        return [trial for trial in self._shown if states is None or trial.state in states]
-
-
-class Ranked:
-    """Our sampler; it sees each trial that came to a rung as complete, with its place in the policy's order."""
-
-    def __init__(self, spec: StudySpec, policy: Pausing):
-        self.spec, self.policy = spec, policy
-        self._drawn: list[FrozenTrial] = []
-        self._stopped: set[int] = set()
-
-    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
-        number = len(self._drawn)
-        if number < len(self.spec.starts):
-            values = self.spec.start_values(list(self.spec.starts)[number])
-        else:
-            self._place(curves)
-            study = optuna.create_study(storage=_Shown(self._drawn), sampler=sampler_of(self.spec, number))
-            values = drawn(self.spec, study.ask())
-        distributions = {name: distribution(self.spec, name) for name in values}
-        self._drawn.append(create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
-        self._drawn[-1].number = number
-        return number, values
-
-    def _place(self, curves: Curves) -> None:
-        order = self.policy.order({n: curve for n, curve in curves.items() if n not in self._stopped}, self.spec.base.steps)
-        for place, number in enumerate([*order, *self._stopped]):
-            self._drawn[number].state, self._drawn[number].value = TrialState.COMPLETE, float(place)
-
-    def report(self, number: int, evaluation: Evaluation) -> bool:
-        return False
-
-    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
-        if stop is not None:
-            self._stopped.add(number)
-
-
 class Nothing(Rules):
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
         return None
@@ -112,24 +69,56 @@ class Nothing(Rules):
         return None
 
 
+class Ours(Nothing):
+    """A policy of ours and its stopping rule: search and rules in one. hpo/search/policy.py decides, here as in a real study."""
+
+    def __init__(self, policy: Policy, spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS):
+        self.spec = with_seed(spec, seed, startup_trials).model_copy(update={"policy": policy})
+        self._rule = OwnPast()
+        self._values: list[dict[str, Any]] = []
+        self._ends: dict[int, float] = {}
+
+    def _seen(self, curves: Curves, parked: Container[int] = (), without: int = -1) -> list[Seen]:
+        return [Seen(number, values, self._ends.get(number), self._rungs(curves.get(number, ())), number in parked)
+                for number, values in enumerate(self._values) if number != without]  # fmt: skip
+
+    def _rungs(self, curve: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+        steps = rung_steps(self.spec)
+        return tuple(evaluation for evaluation in curve if evaluation.step in steps)
+
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
+        number = len(self._values)
+        if number < len(self.spec.starts):
+            values = self.spec.start_values(list(self.spec.starts)[number])
+        else:
+            values = propose(self.spec, self._seen(curves), self.spec.sampler.seed, number).values
+        self._values.append(values)
+        return number, values
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        return False
+
+    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
+        self._ends[number] = 1.0 if per is None else per
+
+    def judge(self, number: int, curves: Curves) -> Stop | str | None:
+        if stop := self._rule.judge(curves[number]):
+            return stop
+        if number < len(self.spec.starts) or curves[number][-1].step not in rung_steps(self.spec):
+            return None
+        mine = Seen(number, self._values[number], None, self._rungs(curves[number]))
+        return "pause" if why_park(self.spec, mine, self._seen(curves, without=number)) else None
+
+    def resume(self, paused: Curves, curves: Curves) -> int | None:
+        return next(iter(due(self.spec, self._seen(curves, paused))), None) if paused else None
+
+
 @dataclass(frozen=True)
 class Own(Nothing):
     rule: OwnPast = field(default_factory=OwnPast)
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
         return self.rule.judge(curves[number])
-
-
-@dataclass(frozen=True)
-class Paused(Own):
-    steps: int = 0
-    policy: Pausing = field(default_factory=Pausing)
-
-    def judge(self, number: int, curves: Curves) -> Stop | str | None:
-        return self.rule.judge(curves[number]) or ("pause" if self.policy.pauses(number, curves, self.steps) else None)
-
-    def resume(self, paused: Curves, curves: Curves) -> int | None:
-        return self.policy.resumes(paused, curves, self.steps)
 
 
 @dataclass(frozen=True)
@@ -157,17 +146,17 @@ class EpochThenBest(Nothing):
 class Method:
     label: str
     search: Callable[[StudySpec, int], Search]
-    rules: Callable[[StudySpec], Rules] = lambda spec: Nothing()
+    rules: Callable[[Search], Rules] = lambda search: Nothing()
     share: float = 1.0  # of the repetitions: slow ones have fewer
 
 
-def with_seed(spec: StudySpec, seed: int, startup_trials: int = 20) -> StudySpec:
-    """startup_trials: 20 is the space's own number; the demo profile has fewer."""
+def with_seed(spec: StudySpec, seed: int, startup_trials: int) -> StudySpec:
     return spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"seed": seed, "startup_trials": startup_trials})})
 
 
-def ours(spec: StudySpec, seed: int, startup_trials: int = 20) -> Search:
-    seeded = with_seed(spec, seed, startup_trials)
+def tpe(spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS) -> Search:
+    """Our policy of that name, drawn as a study draws."""
+    seeded = with_seed(spec, seed, startup_trials).model_copy(update={"policy": Policy.TPE})
     return Memory(seeded, lambda number: sampler_of(seeded, number), NopPruner())
 
 
@@ -199,27 +188,22 @@ def _hyperband(spec: StudySpec) -> BasePruner:
     return HyperbandPruner(min_resource=spec.base.evaluate_every, max_resource=spec.base.steps, reduction_factor=3)
 
 
-def pausing(policy: Pausing, draw_at_random: bool = False) -> Method:
-    def search(spec: StudySpec, seed: int) -> Search:
-        return of_optuna(_random, lambda spec: NopPruner())(spec, seed) if draw_at_random else Ranked(with_seed(spec, seed), policy)
-
-    rungs = ", ".join(f"best {kept:.0%} at {share:.0%}" for share, kept in zip(policy.rungs, policy.keep, strict=True))
-    label = f"pausing ({rungs})"
-    return Method(f"{'random' if draw_at_random else 'TPE'} + {label}", search, lambda spec: Paused(steps=spec.base.steps, policy=policy))
+def policy(which: Policy, label: str) -> Method:
+    return Method(label, partial(Ours, which), lambda search: cast(Ours, search))
 
 
 METHODS = {
+    "gp-halving": policy(Policy.GP_HALVING, "hpo: gp-halving"),
+    "gp": policy(Policy.GP, "hpo: gp"),
+    "tpe": Method("hpo: tpe", tpe, lambda search: Own()),
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner())),
-    "tpe": Method("TPE, nothing stopped", ours),
-    "own-past": Method("TPE + own-past (hpo's default)", ours, lambda spec: Own()),
-    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), share=0.4),
+    "tpe-all": Method("TPE, nothing stopped", of_optuna(_tpe, lambda spec: NopPruner())),
+    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner())),
     "asha": Method("ASHA (random + SuccessiveHalvingPruner)", of_optuna(_random, _halving)),
-    "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving), share=0.4),
-    "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband), share=0.4),
-    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner()), share=0.2),
-    "gp": Method("GPSampler", of_optuna(_gp, lambda spec: NopPruner()), share=0.1),
-    "pausing": pausing(Pausing()),
-    "pausing-2": pausing(Pausing(rungs=(0.1, 0.6), keep=(0.6, 0.5))),
+    "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving)),
+    "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),
+    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
+    "gpsampler": Method("Optuna's GPSampler", of_optuna(_gp, lambda spec: NopPruner())),
     "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
-                    lambda spec: EpochThenBest(6 * spec.base.evaluate_every)),
+                    lambda search: EpochThenBest(6 * cast(Memory, search).spec.base.evaluate_every)),
 }  # fmt: skip

@@ -23,13 +23,16 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 
+from hpo.search.policy import Model, Seen
 from hpo.search.sampling import seed_of
+from hpo.search.space import Cube
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Evaluation, Stop, non_finite
 
 HERE = Path(__file__).parent
 STEP_SECONDS, EVALUATION_SECONDS = 0.0166, 0.064  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`
 NEAREST = 3  # trainings, one of which lends its curve
+DIGITS = 9  # of a simulated PER: a study keeps it as errors over a length, and must find the same
 LEARNS = 0.7  # PER at the end of a training that learned something
 Array = NDArray[np.float64]
 Curves = Mapping[int, Sequence[Evaluation]]  # by the trial's number
@@ -140,7 +143,8 @@ class Surrogate:
         end = math.log(self.truth(values)) + self.noise * generator.normal()
         fallen = np.clip(log_per / min(log_per[-1], -0.05), 0, 1)  # how far it is on the way from PER 1 to its end
         shift = (end - log_per[-1]) * fallen
-        return Training(self.table.steps, np.exp(log_per + shift), loss * np.exp(shift))
+        per = np.round(np.exp(log_per + shift), DIGITS)
+        return Training(self.table.steps, per, loss * np.exp(shift))
 
 
 def surrogate_of(name: str) -> Surrogate:
@@ -180,6 +184,31 @@ def errors(table: Table, theta: Array, folds: int = 10) -> dict[str, float]:
     }
 
 
+class _Apart(Cube):
+    """Without the last feature, the size of a step."""
+
+    def features(self, points_NP: Array) -> Array:
+        features_NF: Array = super().features(points_NP)[:, :-1]
+        return features_NF
+
+
+def policy_ranks(table: Table, shown: int = 45, times: int = 12) -> dict[str, float]:
+    """Rank correlation, on the trainings themselves, of what the policy's own model expects of those it was not shown: it sees
+    `shown` configurations, drawn anew each time.
+    """
+    first = np.unique(table.groups)
+    found: dict[str, list[float]] = {}
+    for seed in range(times):
+        some = np.random.default_rng(seed).choice(first, shown, replace=False)
+        rest = np.setdiff1d(first, some)
+        seen = [Seen(int(row), table.params[row], float(table.final[row])) for row in some]
+        for what, cube in (("with", Cube(table.spec)), ("without", _Apart(table.spec))):
+            expected = Model(cube, seen).expected(np.array([cube.point(table.params[row]) for row in rest]))
+            rank = spearmanr(expected, table.final[rest]).statistic
+            found.setdefault(f"rank correlation of the policy's model, {what} the size of a step", []).append(float(rank))
+    return {what: float(np.mean(ranks)) for what, ranks in found.items()}
+
+
 # ---- a search
 
 
@@ -197,7 +226,7 @@ class Search(Protocol):
 
 
 class Rules(Protocol):
-    """What decides while trials run; `stopping` and `policy` of ours, or nothing (Optuna's pruners are in the search)."""
+    """What decides while trials run: `stopping` and `policy` of ours, or nothing (Optuna's pruners are in the search)."""
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
         """After an evaluation of a trial. Stop: for good. "pause": perhaps to go on later."""
@@ -220,8 +249,12 @@ class Trace:
     state: str = "running"
 
 
-def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, horizon: float, workers: int = 4) -> list[Trace]:
-    """All trials begun before `horizon` GPU-seconds. A worker takes its next trial when its last one ends or is paused."""
+def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, horizon: float, workers: int = 4,
+             goal: float = 0.0, longest: float = 0.0) -> list[Trace]:  # fmt: skip
+    """All trials begun before `horizon` GPU-seconds. A worker takes its next trial when its last one ends or is paused.
+
+    After the horizon it goes on until `longest`, while the PER that is expected of the configuration it would name is above `goal`.
+    """
     traces: dict[int, Trace] = {}
     queue: list[tuple[float, int, int]] = []  # when (GPU-seconds), the trial, its next point
     every = surrogate.spec.base.evaluate_every
@@ -240,7 +273,8 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
 
     for _ in range(workers):
         begin(0.0)
-    while queue and queue[0][0] <= horizon:
+    lowest, named = math.inf, math.inf
+    while queue and queue[0][0] <= (horizon if named <= goal else max(horizon, longest)):
         now, number, point = heapq.heappop(queue)
         trace = traces[number]
         trace.seconds += cost / workers
@@ -249,6 +283,8 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
             heapq.heappush(queue, (now + cost, number, point + 1))
             continue
         trace.state, trace.ended = state, now
+        if state == "complete" and trace.curve[-1].per < lowest:
+            lowest, named = trace.curve[-1].per, trace.truth
         begin(now)
     return list(traces.values())
 
@@ -283,8 +319,8 @@ def main() -> None:
     surrogate = surrogate_of(arguments.table)
     print(f"{len(table.params)} trainings of {len(set(table.groups))} configurations; best measured {table.final.min():.3f}, "
           f"expected {surrogate.best:.3f}")  # fmt: skip
-    for name, value in errors(table, surrogate.theta).items():
-        print(f"{name:36} {value:.3f}")
+    for name, value in (errors(table, surrogate.theta) | policy_ranks(table)).items():
+        print(f"{name:72} {value:.3f}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
 @data_option
 @click.option("--profile", metavar="NAME", help="A profile of the space. Default: demo for the bundled recordings, else none.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base, such as model.units=128.")
-@click.option("--trials", type=int, metavar="N", help="The budget: trials completed or stopped by a rule. Default: the space's.")
+@click.option("--trials", type=int, metavar="N", help="The budget: trials that are begun and do not fail. Default: the space's.")
+@click.option("--policy", metavar="gp-halving|gp|tpe|random", help="Which trial a free worker trains on. Default: the space's.")
 @click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
 @per_gpu_option
@@ -56,7 +57,7 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
 @database_option
 @slurm_options
 def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
-           extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
+           policy: str | None, extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
            allow_different_code: bool, notify: str | None, database: str | None, **cluster: Any) -> None:  # fmt: skip
     """Search: make the study or go on with it, run workers here or with --slurm on a cluster, report.
 
@@ -67,7 +68,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
 
     path = find_space(space)
     check_name(name or path.stem)
-    spec = _spec(path, data, profile, settings, trials)
+    spec = _spec(path, data, profile, settings, trials, policy)
     from hpo.search import control
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
@@ -132,19 +133,20 @@ def _conclude(study: "Study", end: str, worked: bool) -> None:
             click.echo("The last trials run under another launch or worker.")
         else:
             raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
-    elif end == "done" and worked and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
+    elif end == "done" and worked and (spent := study.standing()).ended + spent.parked < study.budget.trials:  # GPU-hours or deadline
         click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
         raise SystemExit(130)  # as shells say it of Ctrl-C
 
 
-def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None) -> "StudySpec":
+def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
+          policy: str | None) -> "StudySpec":  # fmt: skip
     from hpo.search.spec import DEMO_PROFILE, has_profile, load_spec, parse_settings
 
     if profile is None and data is None and has_profile(path, DEMO_PROFILE):
         profile = DEMO_PROFILE
-    return load_spec(path, profile, parse_settings(settings), trials)
+    return load_spec(path, profile, parse_settings(settings), trials, policy)
 
 
 def _slurm_job(cluster: dict[str, Any], workers: int | None, device: str | None, per_gpu: str | None, database: str | None) -> "Job | None":
@@ -230,12 +232,13 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
 
 @click.command()
 @study_option
-@click.option("--trials", metavar="N|+N", help="Completed or stopped by a rule.")
+@click.option("--trials", metavar="N|+N", help="That are completed, stopped by a rule, or parked.")
 @click.option("--failures", metavar="N|+N", help="Failed trials that are replaced.")
 @click.option("--gpu-hours", metavar="H|+H|none", help="Of all workers; trainings that share a GPU share its hours.")
 @click.option("--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone.")
+@click.option("--min-gain", metavar="P|none", help="End it when a GPU-hour more is expected to lower PER by less than P points.")
 @database_option
-def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None,
+def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None, min_gain: str | None,
            database: str | None) -> None:  # fmt: skip
     """Show a study's budget and what of it is spent; raise or lower it, also while it runs.
 
@@ -243,7 +246,7 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     finished, those that are beyond the GPU-hours or the deadline are handed back with a checkpoint.
     """
     found = open_study(study, database)
-    given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline}
+    given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline, "min_gain": min_gain}
     changes = {name: value for name, value in given.items() if value is not None}
     if changes:
         before, now = found.change_budget(changes)
@@ -253,4 +256,6 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
             click.echo(f"Nothing new starts: {over}.{handed * bool(found.standing().running)}")
     else:
         click.echo(f"budget {found.budget}")
-    click.echo(f"spent  {found.standing()}")
+    click.echo(f"spent  {(spent := found.standing())}")
+    if spent.hourly_gain is not None:
+        click.echo(f"ahead  {spent.hourly_gain:.2g} points of PER are expected of a GPU-hour more, by the last draws")

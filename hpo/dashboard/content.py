@@ -10,7 +10,7 @@ from hpo.dashboard.plots import BEST, GREY
 from hpo.evidence.report import best_of, duration, percent, value_text
 from hpo.search.ledger import ENQUEUED, Point
 from hpo.search.study import Study
-from hpo.search.trial import Record
+from hpo.search.trial import DONE, Record
 
 LOG_LINES = 200
 FILES = {"curve.png": "image/png", "configuration.yaml": "text/plain; charset=utf-8", "log.txt": "text/plain; charset=utf-8"}
@@ -65,7 +65,7 @@ def _differences(record: Record, parent: Parent) -> str:
 def study_note(study: Study, records: Sequence[Record], where: str, address: str) -> str:
     """where: a worker can join. address: of the study's page."""
     spec, best = study.spec, best_of(list(records))
-    ended = sum(record.state in ("complete", "stopped") for record in records)
+    done = sum(record.state in DONE for record in records)
     starts = {record.start: record for record in records if record.start}
     lines = [plain(spec.question) + "\n"] if spec.question else []
     if best and best.per is not None:
@@ -75,7 +75,7 @@ def study_note(study: Study, records: Sequence[Record], where: str, address: str
             result = f"PER {percent(found.per)}" if found.per is not None else f"{found.state}{_why(found)}"
             lines.append(f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}")
     lines.append(f"- **Data**: {plain(str(study.data['path'] or 'the bundled recordings'))}, fingerprint {study.data['fingerprint']}")
-    lines.append(f"- **Budget**: {plain(str(study.budget))}; {ended} done" + (f". {plain(str(study.halt))}" if study.halt else ""))
+    lines.append(f"- **Budget**: {plain(str(study.budget))}; {done} done" + (f". {plain(str(study.halt))}" if study.halt else ""))
     lines.append(f"- **Join**: `hpo worker --study {study.name}`, on {plain(where)}")
     return "\n".join(lines)
 

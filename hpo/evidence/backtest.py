@@ -21,6 +21,7 @@ from hpo.errors import SpecError
 from hpo.evidence.past_runs import PastRun
 from hpo.search.stopping import Evaluation, OwnPast
 from hpo.search.study import Study
+from hpo.search.trial import DONE
 
 OWN_PAST = "own-past"
 DEFAULT_RULES = (OWN_PAST, "median", "asha")
@@ -88,12 +89,13 @@ def study_curves(study: Study) -> tuple[list[Curve], dict[str, str]]:
     curves, left_out = [], {}
     for record in records:
         points, name = found[record.number], f"trial {record.number}"
-        if record.state not in ("complete", "stopped") or not points:
+        if record.state not in DONE or not points:
             left_out[name] = record.state if points else f"{record.state}, no evaluation is recorded"
             continue
         pace = record.gpu_seconds / record.step if record.step else 0.0
         evaluations = tuple(Evaluation(int(point["step"]), point["per"], point["validation_loss"]) for point in points)
-        remark = f"censored: {record.rule} stopped it, so what came after is not known" if record.state == "stopped" else ""
+        who = {"stopped": f"{record.rule} stopped it", "parked": "it is parked"}.get(record.state)
+        remark = f"censored: {who}, so what came after is not known" if who else ""
         curves.append(Curve(name, evaluations, tuple(pace * point.step for point in evaluations), record.steps, remark))
     return curves, left_out
 

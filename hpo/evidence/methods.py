@@ -5,7 +5,8 @@ from typing import Any
 
 from hpo.evidence.page import Block, Text
 from hpo.evidence.report import between, confirmed, percent
-from hpo.search.spec import StudySpec
+from hpo.search.policy import RUNGS
+from hpo.search.spec import Policy, StudySpec
 from hpo.search.trial import Record
 
 
@@ -24,12 +25,10 @@ def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
              "model.stride": f"stride {base.model.stride}", "batch_size": f"batches of {base.batch_size} sentences",
              "steps": f"{base.steps} optimizer updates"}  # fmt: skip
     fixed = ", ".join(text for name, text in sizes.items() if name not in searched)
-    sampler, rule = spec.sampler, spec.stopping
-    startup = min(sampler.startup_trials, sum(report["trials"].values()))
+    rule = spec.stopping
     lines = [
         f"We searched {len(searched)} hyperparameters of a GRU decoder trained with CTC ({fixed}): {', '.join(searched)}.",
-        f"Configurations were drawn by Optuna's multivariate tree-structured Parzen estimator, the first {startup} trials "
-        f"at random or given ({', '.join(report['starts']) or 'none'}); sampler seed {sampler.seed}.",
+        _drawn(report, spec),
         "The criterion was the phoneme error rate (PER: total edit distance over total reference length, greedy decoding) at the end of "
         f"training on {report['best']['sentences']} validation sentences, {100 * spec.validation.fraction:g} % of each day's training "
         f"sentences drawn with seed {spec.validation.seed}; the search did not use the test partition.",
@@ -38,14 +37,33 @@ def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
         lines.append(f"A trial was stopped early when its PER, once below {rule.learned_per:g}, exceeded its own best by more than "
                      f"{rule.per_margin:g} in {rule.per_patience} evaluations in a row, when its loss exceeded {rule.loss_factor:g} times "
                      f"its own best in {rule.loss_patience} in a row, or when a value was not finite.")  # fmt: skip
-    return lines
+    return lines + ([_parked(spec)] if spec.policy == Policy.GP_HALVING else [])
+
+
+def _drawn(report: dict[str, Any], spec: StudySpec) -> str:
+    given, startup = ", ".join(report["starts"]) or "none", min(spec.sampler.startup_trials, sum(report["trials"].values()))
+    if spec.policy == Policy.RANDOM:
+        how = f"at random or given ({given})"
+    elif spec.policy == Policy.TPE:
+        how = f"by Optuna's multivariate tree-structured Parzen estimator, the first {startup} trials at random or given ({given})"
+    else:
+        how = (f"by the largest expected improvement under a Gaussian process of log PER (Matern 5/2 kernel), the first {startup} trials "
+               f"from a scrambled Sobol sequence or given ({given})")  # fmt: skip
+    return f"Configurations were drawn {how}; sampler seed {spec.sampler.seed}."
+
+
+def _parked(spec: StudySpec) -> str:
+    rungs = [f"at {100 * rung.share:.0f} % of its updates unless its validation {'loss' if rung.by_loss else 'PER'} was among the best "
+             f"{100 * rung.keep:.0f} % there" for rung in RUNGS[spec.policy]]  # fmt: skip
+    return f"A trial was set aside {', and '.join(rungs)}; it went on from its checkpoint when it had come to be among them."
 
 
 def _outcome(report: dict[str, Any], records: list[Record]) -> list[str]:
     trials, best = report["trials"], report["best"]
     devices = sorted({re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", record.device) for record in records if record.device})
     hours = f"{report['gpu_seconds']['spent'] / 3600:.3g} {'worker' if devices == ['cpu'] else 'GPU'}-hours"
-    counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early and {trials['failed']} failed"
+    parked = f", {trials['parked']} set aside" if trials["parked"] else ""
+    counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early{parked} and {trials['failed']} failed"
     open_ones = trials["running"] + trials["waiting"]
     over = f"; {open_ones} were not over" if open_ones else ""
     lines = [

@@ -50,7 +50,7 @@ def build_report(study: Study) -> dict[str, Any]:
             "config": best.config,
         },
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
-        "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
+        "trials": {state: states[state] for state in ("complete", "stopped", "parked", "failed", "running", "waiting")},
         "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "per": past.per} for past in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
         "stopped_by": dict(Counter(record.rule for record in stopped)),
@@ -58,7 +58,7 @@ def build_report(study: Study) -> dict[str, Any]:
         "failed_because": dict(Counter(record.reason for record in records if record.state == "failed")),
         "gpu_seconds": {
             "spent": sum(record.gpu_seconds for record in records),
-            "saved": sum(_saved(record) for record in stopped),
+            "saved": sum(_saved(record) for record in records if record.state in ("stopped", "parked")),
         },
         "findings": study.results(),
     }  # fmt: skip
@@ -85,7 +85,7 @@ def _start(study: Study, records: list[Record], name: str, best: Record | None) 
 
 
 def _saved(record: Record) -> float:
-    """Seconds that the rest of a stopped trial would have taken at its own pace."""
+    """Seconds that the rest of a stopped or parked trial would have taken at its own pace."""
     return record.seconds / record.step * (record.steps - record.step) if record.step else 0.0
 
 
@@ -149,14 +149,15 @@ def _trials_line(report: dict[str, Any]) -> str:
     rules = " and ".join(report["stopped_by"])
     stopped = f"{trials['stopped']} stopped" + (f" (rule {rules}: {causes})" if causes else "")
     line = f"Trials: {trials['complete']} complete, {stopped}, {trials['failed']} failed"
-    open_ones = [f"{trials[state]} {state}" for state in ("running", "waiting") if trials[state]]
+    open_ones = [f"{trials[state]} {state}" for state in ("parked", "running", "waiting") if trials[state]]
     return ", ".join([line, *open_ones]) + f"; budget {report['budget']['trials']}"
 
 
 def _compute_line(report: dict[str, Any]) -> str:
     spent, saved = report["gpu_seconds"]["spent"], report["gpu_seconds"]["saved"]
     share = f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
-    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}"
+    by = "stopping and parking" if report["trials"]["parked"] else "stopping"
+    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by {by}{share}"
 
 
 def next_command(report: dict[str, Any], database: str | None) -> str:

@@ -200,7 +200,11 @@ def _curves(facts: Facts) -> list[Block]:
     if not trials:
         return [Text(f"No trial was evaluated yet. See `hpo status --study {facts.report['study']}`", "missing")]
     blocks: list[Block] = [
-        Picture(pictures.curves(trials), f"Validation PER of all {len(trials)} trials; marks are where the rule stopped one.")
+        Picture(
+            pictures.curves(trials),
+            f"Validation PER of all {len(trials)} trials; marks are where the rule stopped one"
+            f"{', parked ones end without' * bool(facts.report['trials']['parked'])}.",
+        )
     ]
     complete = [record for record in facts.records if record.per is not None]
     if complete:

@@ -18,7 +18,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from hpo.errors import SpecError, StudyError
-from hpo.search import ledger
+from hpo.search import choice, ledger
 from hpo.search.record import STATES
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
@@ -62,7 +62,7 @@ def kill(study: Study, number: int, why: str = "") -> bool:
                 raise UpdateFinishedTrialError
             if not ledger.take_away(connection, trial_id, BY_HAND, reason):
                 with suppress(SpecError, ValueError):  # a stopped trial without parameters would blind TPE to those of all others
-                    study._configure(trial_id, number)
+                    choice.configure(study, trial_id, number)
             study._end(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})
         except UpdateFinishedTrialError:
             state = STATES[storage.get_trial(trial_id).state]

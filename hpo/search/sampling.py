@@ -7,15 +7,35 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.decoder.config import DecoderConfig
-from hpo.search.spec import StudySpec
+from hpo.search.spec import Policy, StudySpec
 
 
-def sampler_of(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that draws trial `number`."""
+class Proposed(BaseSampler):
+    """Gives a trial the values that a policy has chosen."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = values
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return self._values[param_name]
+
+
+def sampler_of(spec: StudySpec, number: int) -> BaseSampler:
+    """Optuna's sampler that draws trial `number`."""
+    if spec.policy == Policy.RANDOM:
+        return RandomSampler(seed=seed_of(spec.sampler.seed, number))
     return TPESampler(
         n_startup_trials=spec.sampler.startup_trials,
         multivariate=True,

@@ -48,7 +48,7 @@ class Snapshot:
     budget: Budget
     spent: Spent
     halt: Halt | None
-    waiting: int
+    waiting: int  # without parked ones
     running: tuple[Running, ...]
     ended: tuple[Ended, ...]  # the last one first
     best: tuple[int, float] | None  # number and PER
@@ -71,7 +71,7 @@ def snapshot(study: Study) -> Snapshot:
             budget=budget,
             spent=spent,
             halt=halt,
-            waiting=connection.execute(waiting).scalar_one(),
+            waiting=connection.execute(waiting).scalar_one() - spent.parked,
             running=running,
             ended=tuple(ended for _, ended in _outcomes(connection, study)),
             best=(best.number, best.value) if best else None,
@@ -142,5 +142,6 @@ def _seconds_left(connection: Connection, study: Study, budget: Budget, spent: S
     if not row.steps or not running:
         return None
     typical = float(row.typical or running[0].steps)
-    to_come = max(0, budget.trials - spent.ended - len(running)) * typical + sum(trial.steps - trial.step for trial in running)
+    new = max(0, budget.trials - spent.ended - spent.parked - len(running))
+    to_come = new * typical + sum(trial.steps - trial.step for trial in running)
     return to_come * float(row.seconds) / float(row.steps) / len(running)

@@ -7,6 +7,7 @@ the study. The README section "Search spaces" documents the format.
 import hashlib
 import json
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -76,8 +77,20 @@ class Attempts(Settings):
     checkpoint_seconds: Annotated[Real, Field(ge=0)] = 30.0  # the most work that a killed worker loses, rounded up to an evaluation
 
 
+class Policy(StrEnum):
+    """Which trial a free worker trains on; policy.py."""
+
+    GP_HALVING = "gp-halving"  # gp, and trials are parked at rungs unless they lead there
+    GP = "gp"  # configurations by a Gaussian process, all trained to their ends
+    TPE = "tpe"  # Optuna's multivariate TPE
+    RANDOM = "random"
+
+
+DEFAULT_POLICY = Policy.GP_HALVING
+
+
 class SamplerSettings(Settings):
-    startup_trials: Count = 20  # drawn at random, starts included, before TPE learns from them
+    startup_trials: Count = 10  # spread over the space, starts included, before gp or tpe learn from them
     seed: Whole = Field(default=0, ge=0)
 
 
@@ -130,6 +143,7 @@ class SpaceFile(Settings):
     starts: dict[str, dict[str, Any]] = {}
     budget: dict[str, Any] = {}
     attempts: dict[str, Any] = {}
+    policy: Policy = DEFAULT_POLICY
     sampler: dict[str, Any] = {}
     validation: dict[str, Any] = {}
     stopping: OwnPast | None = OwnPast()  # null: only what is not finite stops
@@ -156,6 +170,7 @@ class StudySpec(Settings):
     starts: dict[str, dict[str, Any]]
     budget: Budget
     attempts: Attempts = Attempts()
+    policy: Policy = DEFAULT_POLICY
     sampler: SamplerSettings
     validation: Validation
     stopping: OwnPast | None
@@ -235,10 +250,11 @@ def has_profile(path: Path, profile: str) -> bool:
     return profile in _read(path).profiles
 
 
-def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any] | None = None, trials: int | None = None) -> StudySpec:
+def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any] | None = None, trials: int | None = None,
+              policy: str | None = None) -> StudySpec:  # fmt: skip
     """Read and check a space; `profile` and `settings` (dotted name -> value) overlay its base, in this order.
 
-    trials: overrides the budget's.
+    trials, policy: override the budget's and the file's.
 
     Raises SpecError, one line with the place and what is valid.
     """
@@ -265,12 +281,16 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         starts=file.starts | overlay.starts,
         budget=_section(path, Budget, "budget", file.budget | overlay.budget | ({} if trials is None else {"trials": trials})),
         attempts=_section(path, Attempts, "attempts", file.attempts),
+        policy=file.policy if policy is None else _policy(policy),
         sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
         validation=_section(path, Validation, "validation", file.validation | overlay.validation),
         stopping=file.stopping,
     )
     starts = {name: _checked_start(path, spec, name) for name in spec.starts}
     spec = spec.model_copy(update={"starts": starts})
+    if spec.policy == Policy.GP_HALVING and (shaped := {"steps", "evaluate_every"} & set(spec.parameters)):
+        raise SpecError(f"{path}: policy {spec.policy} compares trials at equal steps, and {' and '.join(sorted(shaped))} is searched. "
+                        f"Valid then: {Policy.GP}, {Policy.TPE}, {Policy.RANDOM}")  # fmt: skip
     for index, question in enumerate(spec.questions):
         for contrast in question.compare:
             _check_contrast(f"{path}: questions.{index}.compare", spec, contrast)
@@ -294,6 +314,12 @@ def _section(path: Path, model: type[Section], name: str, values: Mapping[str, A
         return model.model_validate(values)
     except ValidationError as error:
         raise SpecError(explain(error, f"{path}: {name}.")) from None
+
+
+def _policy(name: str) -> Policy:
+    if name not in set(Policy):
+        raise SpecError(unknown(name, tuple(Policy), "--policy"))
+    return Policy(name)
 
 
 def parse_settings(settings: tuple[str, ...], place: str = "--set ", valid: tuple[str, ...] = FIELDS) -> dict[str, Any]:

@@ -4,12 +4,12 @@ Optuna's tables hold parameters, states and a thin curve (samplers, pruners and 
 the ledger's tables beside them hold leases, attempts, full records and the fine curve. Trials are claimed under a lock of
 the study, so a budget is exact over any number of workers; what a worker writes of its trial is fenced by its lease.
 
-States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) | FAIL; RUNNING -> WAITING
+States: WAITING (a start, interrupted or parked) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) | FAIL; RUNNING -> WAITING
 when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from sqlalchemy.engine import Connection
 from hpo.decoder.config import DecoderConfig, explain
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
-from hpo.search import ledger
+from hpo.search import choice, ledger
 from hpo.search.budget import Budget, Spent, over, refusal
 from hpo.search.database import Database
 from hpo.search.ledger import LeaseLostError, Point, Process
 from hpo.search.record import in_thin_curve, record_of
-from hpo.search.sampling import distribution, fixed_key, fixed_trial, sampler_of
+from hpo.search.sampling import fixed_key, fixed_trial
 from hpo.search.spec import StudySpec
 from hpo.search.storage import check_name, no_study, open_storage
 from hpo.search.tables import curve_table
-from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Record, Stopped, Trial, in_words, is_over
+from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Outcome, Record, Stopped, Trial, in_words, is_over
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -198,26 +198,28 @@ class Study:
 
     # ---- the life of a trial
 
-    def claim(self, process: Process, record: Mapping[str, str], idle: bool = False) -> Trial | None:
+    def claim(self, process: Process, record: Mapping[str, str], idle: bool = False,
+              can_go_on: Callable[[int], bool] = lambda number: True) -> Trial | None:  # fmt: skip
         """Take a trial that waits, or a new one if the budget allows; None if there is nothing to do.
 
         record: device, code_version and data of the worker. idle: what `process` seems to hold is of a claim whose answer was
-        lost. Sampling, which can be slow, comes after the lock. A draw that
-        makes no valid configuration (two parameters that exclude each other) is a failed trial, and the next one is taken.
+        lost. can_go_on: whether the worker has the checkpoint of a trial, by its number. Sampling, which can be slow, comes after
+        the lock. A draw that makes no valid configuration (two parameters that exclude each other) is a failed trial, and the
+        next one is taken.
         """
         while True:
             self.refresh()
             lease = uuid4().hex
             with ledger.locked(self._engine, self.id) as connection:
                 self._sweep(connection, process if idle else None)
-                trial_id = None if self.halt else self._take(connection, process.host)
+                trial_id = None if self.halt else self._take(connection, process.host, can_go_on)
                 if trial_id is None:
                     return None
                 attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
             number = self._storage.get_trial_number_from_id(trial_id)
             try:
                 with ledger.fenced(trial_id, lease):
-                    config, start = self._configure(trial_id, number)
+                    config, start = choice.configure(self, trial_id, number)
             except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
                 continue
             except (SpecError, ValueError) as error:
@@ -231,25 +233,11 @@ class Study:
     def _lease_seconds(self) -> float:
         return self.spec.attempts.lease_seconds
 
-    def _configure(self, trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
-        """The trial's configuration, drawn or as it was, and the name of the start that it is."""
-        if fixed := self._storage.get_trial(trial_id).user_attrs.get("fixed"):
-            return DecoderConfig().with_values(fixed), None
-        sampler = sampler_of(self.spec, number)
-        self._storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
-        asked = self._asked(trial_id, sampler)
-        values: dict[str, Any] = {}
-        for name in self.spec.parameters:
-            if self.spec.active(name, values):
-                values[name] = asked._suggest(name, distribution(self.spec, name))
-        config = self.spec.base.with_values(values | {"seed": self.spec.base.seed + number})
-        return config, asked.user_attrs.get("start")
-
     def _asked(self, trial_id: int, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
         """Optuna's trial, on a Study made anew because one keeps the trials that it saw first. `sampler` is asked at once."""
         return optuna.Trial(optuna.Study(self.name, self._storage, sampler), trial_id)
 
-    def _take(self, connection: Connection, host: str) -> int | None:
+    def _take(self, connection: Connection, host: str, can_go_on: Callable[[int], bool]) -> int | None:
         """The id of a trial that is RUNNING for us now. The caller holds the study's lock.
 
         One that an error on this host has ended is left to another host, if there is one that works.
@@ -258,14 +246,15 @@ class Study:
         waiting = ledger.waiting(connection, self.id)
         bad_here = [row for row in waiting if (row.outcome, row.host) == (Cause.CODE_ERROR, host)]
         elsewhere = bool(bad_here) and ledger.works_elsewhere(connection, self.id, host)
-        for row in waiting:
-            if (elsewhere and row in bad_here) or refusal(budget, spent, row.gpu_seconds) is not None:
+        for row, done in choice.in_turn(self, waiting, can_go_on):
+            if row is None:
+                if not self.spec.child and refusal(budget, spent, new=True) is None:
+                    return self._storage.create_new_trial(self.id)
+            elif (elsewhere and row in bad_here) or refusal(budget, choice.without(spent, row), done) is not None:
                 continue
-            if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
+            elif self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
                 return int(row.trial_id)
-        if self.spec.child or refusal(budget, spent) is not None:
-            return None
-        return self._storage.create_new_trial(self.id)
+        return None
 
     def enqueue(self, wanted: Sequence[tuple[DecoderConfig, str]]) -> list[int]:
         """Let trials of these configurations (each with a label) wait, in a child study; the budget becomes what it has.
@@ -285,7 +274,9 @@ class Study:
         count = Counter(ledger.counts(connection, self.id))
         spent, promised, typical = ledger.gpu_time(connection, self.id)
         ended = count["COMPLETE"] + count["PRUNED"]
-        return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
+        waiting = ledger.waiting(connection, self.id) if count["WAITING"] else []
+        parked, gain = sum(row.outcome == Cause.PARKED for row in waiting), choice.expected_gain(self)
+        return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical, parked, gain)
 
     def _sweep(self, connection: Connection, idle: Process | None = None) -> None:
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
@@ -371,10 +362,10 @@ class Study:
                 return TrialState.COMPLETE
             case Stopped():
                 return TrialState.PRUNED
-            case Interrupted():
-                return TrialState.WAITING
             case Failed():
                 return self._after_trouble(connection, trial_id)
+            case _:
+                return TrialState.WAITING
 
     def _after_trouble(self, connection: Connection, trial_id: int) -> TrialState:
         """WAITING, or FAIL if the attempts at the trial were too many."""
@@ -442,8 +433,11 @@ class Study:
             return f"{halt}. To go on: the same launch line, or hpo resume --study {self.name}"
         with self._engine.begin() as connection:
             spent, waiting = self._spent(connection), ledger.waiting(connection, self.id)
-        idle = replace(spent, promised=0.0, running=0)
-        reason = refusal(self.budget, idle, max((row.gpu_seconds for row in waiting), default=0.0))
+        idle, budget = replace(spent, promised=0.0, running=0), self.budget
+        open_ones = [row for row in waiting if row.outcome != Cause.PARKED]
+        if any(refusal(budget, choice.without(idle, row), row.gpu_seconds) is None for row in [*open_ones, *choice.due(self, waiting)]):
+            return None
+        reason = refusal(budget, idle, new=True)
         if reason and spent.failed > self.budget.failures:
             return f"{reason}. See below, mend the cause, take --name"
         return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None

@@ -33,12 +33,13 @@ from hpo.errors import (
     StudyError,
     WorkerError,
 )
+from hpo.search.choice import why_park
 from hpo.search.database import home
 from hpo.search.ledger import Point, Process, point_of
 from hpo.search.reporter import Reporter, persistently
 from hpo.search.stopping import Evaluation, non_finite
 from hpo.search.study import Study
-from hpo.search.trial import Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
+from hpo.search.trial import Cause, Completed, Failed, Halt, Interrupted, Outcome, Parked, Stopped, Trial
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
@@ -103,7 +104,7 @@ class Worker:
             log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
             outcome = self.run_trial(trial)
             if outcome is not None:
-                why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
+                why = f" ({outcome.reason})" if isinstance(outcome, (Interrupted, Parked)) else ""
                 log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
             done += isinstance(outcome, (Completed, Stopped, Failed))
             if isinstance(outcome, Failed) and self._bad_host():
@@ -121,13 +122,17 @@ class Worker:
         """None: nothing is left to do, the study was stopped, or we are to leave."""
         try:
             while True:
-                trial = persistently(lambda: self.study.claim(self.process, self.record, idle=True), self.stop, log.warning)
+                claim = partial(self.study.claim, self.process, self.record, idle=True, can_go_on=self._has_checkpoint)
+                trial = persistently(claim, self.stop, log.warning)
                 if trial or not self._sit_out_pause():
                     return trial
         except DatabaseAwayError:
             if self.stop():
                 return None
             raise
+
+    def _has_checkpoint(self, number: int) -> bool:
+        return bool(checkpoints(trial_folder(self.folder, number)))
 
     def _sit_out_pause(self) -> bool:
         """Wait, with the data loaded, while the study is paused and not over. Returns whether it was."""
@@ -254,7 +259,7 @@ class _Run:
             held_out = {name: evaluate(state.scored, data, precision)[0] for name, data in self.worker.held_out.items()}
             outcome = replace(outcome, held_out=held_out)
             self._keep(state, "last", outcome.score.per)
-        if isinstance(outcome, (Completed, Interrupted)):
+        if isinstance(outcome, (Completed, Interrupted, Parked)):
             self._checkpoint(state)  # of a complete one until the outcome is stored
         self.writer.wait()
         return outcome
@@ -283,6 +288,8 @@ class _Run:
                 due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
                 if score.per <= min(point["per"] for point in self.curve):
                     self._keep(state, "best", score.per)  # before the checkpoint: who goes on from that does not score this again
+                if not state.finished and (reason := self._why_park()):
+                    return Parked(reason)
                 if due and not state.finished:
                     self._checkpoint(state)
                     saved = time.monotonic()
@@ -295,6 +302,13 @@ class _Run:
         if score is None:  # no steps at all, or resumed at the last one
             score, _ = evaluate(state.scored, self.data, state.config.precision)
         return Completed(score)
+
+    def _why_park(self) -> str | None:
+        """A database that is away parks nothing."""
+        try:
+            return why_park(self.study, self.trial, self._evaluations())
+        except DatabaseAwayError:
+            return None
 
     def _evaluated(self, since: list[Progress]) -> list[Progress]:
         """A point of the curve. Returns the steps since it: none."""
