@@ -24,7 +24,7 @@ for command in (
     *(results.report, results.export, results.evaluate),
     *(past.import_, past.backtest),
     *(confirm.confirm, confirm.ablate),
-    *(effects.effects, effects.ensemble),
+    *(effects.effects, effects.ensemble, effects.plan),
     *(machine.doctor, machine.data, machine.database),
 ):
     main.add_command(command)

@@ -29,7 +29,7 @@ parameters:
   model.layer_norm: {choices: [false, true]}
   augment.white_noise_sd: {low: 0.0, high: 1.2}
 budget: {trials: 60}
-sampler: {startup_trials: 60}
+policy: random
 """
 Params = dict[str, Any]
 

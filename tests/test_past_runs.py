@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from test_study import report
 
 from hpo.cli import main
 from hpo.decoder.config import DecoderConfig
@@ -337,6 +338,31 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     status = hpo("status", "--study", "s").stdout
     assert f"{spec.budget.trials} of {spec.budget.trials} trials done" in status
     assert "past run good, complete" in status
+
+
+def test_a_study_begins_with_what_another_has_found(make_study: Make, spec: StudySpec) -> None:
+    other, study = make_study(spec, "other"), make_study(spec, "s")
+    while trial := other.claim(Process.this(), RECORD):
+        for step in range(100, 1001, 100):
+            assert report(other, trial, step, 0.5, 1.0 * step)
+        other.finish(trial, Completed(Score((50,), (100,))), 6.0)
+    before = hpo("import", "--from-study", "other", "--study", "s")
+    assert before.exit_code == 0, before.output
+    assert {record.imported for record in study.imported()} == {f"other:{number}" for number in range(spec.budget.trials)}
+    assert [record.params for record in study.imported()] == [record.params for record in other.records()]
+    assert {len(curve) for curve in study.curves(study.imported()).values()} == {10}
+    assert hpo("import", "--from-study", "other", "--study", "s").exit_code == 0
+    assert len(study.imported()) == spec.budget.trials, "told twice it is there once"
+    elsewhere = make_study(spec.model_copy(update={"validation": spec.validation.model_copy(update={"seed": 1})}), "elsewhere")
+    one_line(hpo("import", "--from-study", "other", "--study", "elsewhere"), "trained on other sentences")
+    assert not elsewhere.imported()
+    one_line(hpo("import", "--from-study", "s", "--study", "s"), "that is the study itself")
+    one_line(hpo("import", "--from-study", "other"), "Add --study NAME")
+    one_line(hpo("import"), "give RUNS_DIR or --from-study NAME")
+
+
+def one_line(done: Any, part: str) -> None:
+    assert done.exit_code == 2 and part in done.output and done.output.strip().count("\n") == 0, done.output
 
 
 def refuse(arguments: dict[str, Any], **values: Any) -> dict[str, Any]:

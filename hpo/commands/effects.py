@@ -1,4 +1,4 @@
-"""What a study's trials say together: effects, ensemble."""
+"""What a study's trials say together: effects, ensemble, plan."""
 
 import json
 from pathlib import Path
@@ -55,3 +55,17 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
         raise CallerError(f"--trials {trials}: not trial numbers. Valid: such as 3,7,9")
     found = build_ensemble(open_study(study, database), [int(number) for number in numbers], max_size, device, data)
     click.echo(json.dumps(found, indent=2) if as_json else ensemble_text(found))
+
+
+@click.command()
+@study_option
+@click.option("--gpus", type=click.IntRange(min=1), required=True, metavar="N", help="That work at once.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), required=True, metavar="H", help="So long.")
+@database_option
+@json_option
+def plan(study: str, gpus: int, hours: float, database: str | None, as_json: bool) -> None:
+    """Show how many trials fit into some GPUs and hours, and the PER to expect of them, by the trials so far."""
+    from hpo.evidence.plan import build_plan, plan_text
+
+    found = build_plan(open_study(study, database), gpus, hours)
+    click.echo(json.dumps(found, indent=2) if as_json else plan_text(found))

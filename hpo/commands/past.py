@@ -26,8 +26,9 @@ def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, 
 
 
 @click.command("import")
-@click.argument("runs_dir", type=path_argument)
+@click.argument("runs_dir", type=path_argument, required=False)
 @click.option("--study", metavar="NAME", help="Add those that are comparable to this study, for its sampler.")
+@click.option("--from-study", "other", metavar="NAME", help="Take the trials of this study instead of RUNS_DIR: a warm start.")
 @click.option("--same-data", is_flag=True,
               help="I say that they were trained on the study's data and scored on its validation part: no run records that.")  # fmt: skip
 @map_option
@@ -35,25 +36,35 @@ def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, 
               help="What a field was in the runs that do not record it, such as optimizer.eps=1e-8.")  # fmt: skip
 @database_option
 @json_option
-def import_(runs_dir: Path, study: str | None, same_data: bool, maps: tuple[str, ...], settings: tuple[str, ...], database: str | None,
-            as_json: bool) -> None:  # fmt: skip
+def import_(runs_dir: Path | None, study: str | None, other: str | None, same_data: bool, maps: tuple[str, ...],
+            settings: tuple[str, ...], database: str | None, as_json: bool) -> None:  # fmt: skip
     """Show past runs and what is doubtful about them; with --study, let its sampler learn from them.
 
     RUNS_DIR is a run folder of neural_seq_decoder or a descendant (args, metrics.jsonl, trainingStats), a folder of such, or a
-    table. Imported runs are never best and count in no budget. The same import twice adds nothing.
+    table; --from-study takes another study's trials on the same data. Imported runs are never best and count in no budget.
+    The same import twice adds nothing.
     """
     from rich.console import Console
 
     from hpo.display import past_picture
-    from hpo.evidence.importing import facts, import_runs, stated
+    from hpo.evidence.importing import facts, import_runs, runs_of, stated
     from hpo.search.spec import parse_settings
 
     if same_data and not study:
         raise CallerError("--same-data without --study: it says which study's data the runs are of. Add --study NAME")
-    runs, refused = _read(runs_dir, maps)
-    values = parse_settings(settings)
-    runs = [stated(run, values) for run in runs]
-    rows = import_runs(open_study(study, database), runs, same_data) if study else [facts(run) for run in runs]
+    if (runs_dir is None) == (other is None):
+        raise CallerError("give RUNS_DIR or --from-study NAME, one of them")
+    if other and not study:
+        raise CallerError(f"--from-study {other} without --study: it says whose sampler is to learn. Add --study NAME")
+    found = open_study(study, database) if study else None
+    if runs_dir is not None:
+        runs, refused = _read(runs_dir, maps)
+        values = parse_settings(settings)
+        runs = [stated(run, values) for run in runs]
+    else:
+        assert found and other
+        runs, refused, same_data = runs_of(open_study(other, database), found), {}, True
+    rows = import_runs(found, runs, same_data) if found else [facts(run) for run in runs]
     if as_json:
         click.echo(json.dumps({"runs": rows, "refused": refused}, indent=2))
     else:

@@ -12,6 +12,7 @@ from hpo.search.imported import add_trial, place, trials_by_key
 from hpo.search.ledger import Point
 from hpo.search.stopping import OwnPast, Stop
 from hpo.search.study import Study
+from hpo.search.trial import BY_HAND, Record
 
 KIND = "past_runs"
 NEVER = 10**9  # evaluations in a row
@@ -23,6 +24,28 @@ def stated(run: PastRun, values: Mapping[str, Any]) -> PastRun:
     new = {name: value for name, value in new.items() if name not in run.config}
     said = tuple(f"{name} = {value} is stated by hand" for name, value in new.items())
     return replace(run, config=new | run.config, doubts=run.doubts + said)
+
+
+def runs_of(other: Study, study: Study) -> list[PastRun]:
+    """The trials of another study that are complete or were stopped by its rule, as past runs for `study`.
+
+    Raises StudyError if they were not trained and scored on the sentences of `study`.
+    """
+    if other.id == study.id:
+        raise StudyError(f"--from-study {other.name}: that is the study itself. Give another")
+    mine, theirs = ((found.data["fingerprint"], found.spec.validation) for found in (study, other))
+    if mine != theirs:
+        raise StudyError(f"study {other.name} was trained on other sentences than study {study.name} (data {theirs[0]}, {mine[0]}; "
+                         f"validation {theirs[1]}, {mine[1]}), so its PER do not compare")  # fmt: skip
+    records = [record for record in other.records() if record.state in ("complete", "stopped") and record.rule != BY_HAND]
+    curves = other.curves(records)
+    return [_past(other.name, record, curves.get(record.number, [])) for record in records]
+
+
+def _past(name: str, record: Record, curve: Sequence[Point]) -> PastRun:
+    pace = record.gpu_seconds / record.step if record.step else 0.0
+    points = [PastPoint(int(point["step"]), point["per"], point["validation_loss"], pace * point["step"], point["lr"]) for point in curve]
+    return PastRun(f"{name}:{record.number}", "", record.config, tuple(points), record.steps, "validation")
 
 
 def import_runs(study: Study, runs: Sequence[PastRun], same_data: bool) -> list[dict[str, Any]]:

@@ -117,6 +117,12 @@ def expected_ends(spec: StudySpec, seen: Sequence[Seen]) -> dict[int, float]:
     return found
 
 
+def with_expected(spec: StudySpec, seen: Sequence[Seen]) -> list[Seen]:
+    """The trials, those that have not ended with the PER that is expected of them."""
+    expected = expected_ends(spec, seen)
+    return [replace(trial, per=expected.get(trial.number)) if trial.per is None else trial for trial in seen]
+
+
 # ---- draws
 
 
@@ -132,8 +138,7 @@ def propose(spec: StudySpec, seen: Sequence[Seen], seed: int, number: int, fixed
     Before `startup_trials` have ended it is a point of a scrambled Sobol sequence, the same for the same seed.
     """
     cube, held = Cube(spec), fixed or {}
-    expected = expected_ends(spec, seen)
-    seen = [replace(trial, per=expected.get(trial.number)) if trial.per is None else trial for trial in seen]
+    seen = with_expected(spec, seen)
     if sum(trial.per is not None for trial in seen) < spec.sampler.startup_trials:
         return Proposal(cube.values(_with(cube, sobol(len(cube.names), seed, number)[None], held)[0]), None)
     generator = np.random.default_rng([seed, number])
@@ -217,9 +222,11 @@ class Model:
         return math.exp(self._lowest * self._scale + self._mean)
 
     def draws(self, points_NP: Array, count: int, seed: int) -> Array:
-        """(draw, point): the expected PER of each point, as `count` possible worlds have it."""
-        drawn_ND = self._process.sample_y(self.cube.features(points_NP), count, random_state=seed)
-        pers_DN: Array = np.exp(np.minimum(drawn_ND.T * self._scale + self._mean, 0.0))
+        """(draw, point): the expected PER of each point, without a seed's luck, as `count` possible worlds have it."""
+        mean_N, cov_NN = self._process.predict(self.cube.features(points_NP), return_cov=True)
+        cov_NN -= self.noise * np.eye(len(points_NP))
+        drawn_DN = np.random.default_rng(seed).multivariate_normal(mean_N, cov_NN, count, method="eigh", check_valid="ignore")
+        pers_DN: Array = np.exp(np.minimum(drawn_DN * self._scale + self._mean, 0.0))
         return pers_DN
 
 

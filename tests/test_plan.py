@@ -1,0 +1,61 @@
+"""What more GPU-hours are said to bring."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from click.testing import CliRunner
+from test_study import HERE, RECORD, completed, report
+
+from hpo.cli import main
+from hpo.errors import StudyError
+from hpo.evidence.plan import build_plan
+from hpo.search.spec import StudySpec
+from hpo.search.study import Study
+
+SECONDS = 900.0
+
+
+def searched(study: Study, trials: int) -> Study:
+    """Its trials end the better the nearer their lr is to 0.003."""
+    study.change_budget({"trials": str(trials)})
+    while trial := study.claim(HERE, RECORD):
+        assert report(study, trial, 6, 0.5, 0.0)
+        per = min(0.95, 0.3 + 0.1 * abs(math.log(trial.config.optimizer.lr / 0.003)))
+        assert study.finish(trial, completed(per), SECONDS)
+    return study
+
+
+def test_what_fits_and_what_to_expect(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+    study = searched(make_study(tiny_spec), 14)
+    some, many = build_plan(study, gpus=2, hours=1.0), build_plan(study, gpus=8, hours=24.0)
+    assert (some["trials"], many["trials"]) == (8, 768)
+    assert some["states"] == {"complete": {"trials": 14, "gpu_seconds": SECONDS}}
+    best = min(record.per for record in study.records() if record.per is not None)
+    assert some["best"]["per"] == best
+    for plan in (some, many):
+        for name in ("per_at_random", "per_at_best"):
+            low, high = plan[name]
+            assert 0 < low <= high < 0.4
+    assert many["per_at_random"][0] <= some["per_at_random"][0] and many["per_at_random"][1] <= some["per_at_random"][1]
+    assert many["per_at_best"][0] <= many["per_at_random"][0]
+    assert many["per_at_best"][1] > 0.25, "the best there is ends with 0.3"
+
+
+def test_it_says_what_to_type(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+    searched(make_study(tiny_spec), 10)
+    done = CliRunner().invoke(main, ["plan", "--study", "s", "--gpus", "2", "--hours", "0.2"])
+    assert done.exit_code == 0, done.output
+    assert "2 GPUs for 0.2 hours are 0.4 GPU-hours" in done.output
+    assert "about 1 more: hpo budget --study s --trials +1 --gpu-hours +0.4" in done.output
+    assert "a whole training takes 0:15:00, longer than the hours given" in done.output
+
+
+def test_too_few_trials_say_nothing(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+    with pytest.raises(StudyError, match="3 trials say what to expect"):
+        build_plan(searched(make_study(tiny_spec), 3), 1, 1.0)
+
+
+@pytest.mark.parametrize("wrong", [("--gpus", "0", "--hours", "1"), ("--gpus", "1", "--hours", "0"), ("--gpus", "1")])
+def test_no_gpus_or_no_hours(wrong: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(main, ["plan", "--study", "s", *wrong]).exit_code == 2
