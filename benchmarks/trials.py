@@ -1,12 +1,13 @@
 """What the service itself costs: trials of no steps by many workers, beside plain Optuna in the same run on the same server.
 
-    python benchmarks/trials.py [--workers 64] [--sizes 0 1000 10000] [--seconds 20]
+    python benchmarks/trials.py [--workers 64] [--sizes 0 1000 10000] [--seconds 20] [--policy gp-halving]
 
-Both sides: the lr-aug space (19 parameters), the same TPE sampler, Postgres, one report a trial. Ours: claim, report,
-finish. Optuna: ask and suggest, report and should_prune (its default pruner), tell; its RDBStorage as it comes. Workers are
-forked processes that have read the finished trials before the clock starts. `size`: finished trials of the study, 40 real
-ones multiplied in the database. The last table is one worker alone: what of a claim is the sampler, and what is ours.
-Uses the database of HPO_DATABASE_URL, else the embedded one; its studies are named `bench-...` and stay there.
+Both sides: the lr-aug space (19 parameters), Postgres, one report a trial, the same TPE sampler unless --policy says another for
+ours; gp-halving also asks whether to park. Ours: claim, report, finish. Optuna: ask and suggest, report and should_prune (its
+default pruner), tell; its RDBStorage as it comes. Workers are forked processes that have read the finished trials before the
+clock starts. `size`: finished trials of the study, 40 real ones multiplied in the database. The last table is one worker alone:
+what of a claim is the sampler, and what is ours. Uses the database of HPO_DATABASE_URL, else the embedded one; its studies
+are named `bench-...` and stay there.
 """
 
 import argparse
@@ -27,14 +28,15 @@ from hpo.decoder.train import Progress
 from hpo.search import choice
 from hpo.search.database import Database, open_database
 from hpo.search.ledger import Process, point_of
+from hpo.search.policy import rung_steps
 from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec, find_space, load_spec
+from hpo.search.stopping import Evaluation
 from hpo.search.study import Study
 from hpo.search.trial import Completed
 
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}
 REAL = 40
-POINT = point_of([Progress(1, 1, 1.0, 1.0, 0.1, 0.1, Score((1,), (10,)), 0.1, 1.0)])
 Times = dict[str, list[float]]
 MULTIPLY = """
 INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
@@ -46,6 +48,8 @@ INSERT INTO trial_values (trial_id, objective, value, value_type)
 SELECT n.trial_id, v.objective, v.value, v.value_type FROM twins n JOIN trial_values v ON v.trial_id = n.of;
 INSERT INTO hpo_trial (trial_id, host, process, device, attempts, seconds, gpu_seconds)
 SELECT n.trial_id, h.host, h.process, h.device, 1, 1, 1 FROM twins n JOIN hpo_trial h ON h.trial_id = n.of;
+INSERT INTO hpo_curve SELECT n.trial_id, c.step, c.attempt, c.per, c.validation_loss, c.loss, c.grad_norm, c.lr, c.step_seconds
+FROM twins n JOIN hpo_curve c ON c.trial_id = n.of;
 INSERT INTO hpo_attempt (trial_id, attempt, host, process, device, code_version, ended, outcome)
 SELECT n.trial_id, 1, a.host, a.process, a.device, a.code_version, a.ended, a.outcome FROM twins n JOIN hpo_attempt a ON a.trial_id = n.of;
 ANALYZE;
@@ -67,7 +71,11 @@ class Timer:
 
 def ours(study: Study, timer: Timer) -> None:
     trial = timer("claim", study.claim, Process.this(), RECORD)
-    timer("report", study.deliver, trial, [POINT], 1, 0.1)
+    step, score = next(iter(rung_steps(study.spec)), 1), Score((1 + trial.number % 7,), (10,))
+    point = point_of([Progress(step, 1, 1.0, 1.0, 0.1, 0.1, score, score.per, 1.0)])
+    timer("report", study.deliver, trial, [point], step, 0.1)
+    if rung_steps(study.spec):
+        timer("park", choice.why_park, study, trial, [Evaluation(step, score.per, score.per)])
     timer("finish", study.finish, trial, Completed(Score((trial.number % 7,), (10,))), 0.2)
 
 
@@ -156,9 +164,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--sizes", type=int, nargs="*", default=[0, 1000, 10000])
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--policy", default="tpe")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database, spec = open_database(), load_spec(find_space("lr-aug"), trials=10**6)
+    database, spec = open_database(), load_spec(find_space("lr-aug"), trials=10**6, policy=arguments.policy)
     alone = []
     print(f"{arguments.workers} workers, times in ms (median / 95th percentile)\n")
     row("size", "side", "trials/s", "claim", "report", "finish", "connections")
@@ -180,20 +189,21 @@ def main() -> None:
             times, pace, connections = many(arguments.workers, arguments.seconds, engines[side], cycle, database)
             row(size, side, f"{pace:.1f}", *(spread(times[name]) for name in ("claim", "report", "finish")), connections)
     print("\nOne worker alone, medians in ms\n")
-    row("size", "claim", "of it the sampler", "the rest")
-    row(*["---"] * 4)
-    for size, claim, sampler in alone:
-        row(size, *(f"{1000 * value:.1f}" for value in (claim, sampler, claim - sampler)))
+    row("size", "claim", "of it the sampler", "the rest", "whether to park")
+    row(*["---"] * 5)
+    for size, claim, sampler, park in alone:
+        row(size, *(f"{1000 * value:.1f}" for value in (claim, sampler, claim - sampler, park)))
 
 
-def parts_of_a_claim(study: Study, count: int = 15) -> tuple[float, float]:
-    """Seconds, medians: of a claim, and of the sampling in it."""
+def parts_of_a_claim(study: Study, count: int = 15) -> tuple[float, float, float]:
+    """Seconds, medians: of a claim, of the sampling in it, and of asking at a rung whether to park (0: that policy does not)."""
     timer, configure = Timer(), choice.configure
     choice.configure = lambda *arguments: timer("sampler", configure, *arguments)
     for _ in range(count):
         ours(study, timer)
     choice.configure = configure
-    return statistics.median(timer.times["claim"]), statistics.median(timer.times["sampler"])
+    claim, sampler, park = (statistics.median(timer.times.get(name, [0.0])) for name in ("claim", "sampler", "park"))
+    return claim, sampler, park
 
 
 if __name__ == "__main__":
