@@ -45,7 +45,7 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
 @click.option("--profile", metavar="NAME", help="A profile of the space. Default: demo for the bundled recordings, else none.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base, such as model.units=128.")
 @click.option("--trials", type=int, metavar="N", help="The budget: trials that are begun and do not fail. Default: the space's.")
-@click.option("--policy", metavar="gp-halving|gp|tpe|random", help="Which trial a free worker trains on. Default: the space's.")
+@click.option("--policy", metavar="gp|gp-halving|tpe|random", help="Which trial a free worker trains on. Default: the space's.")
 @click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
 @per_gpu_option

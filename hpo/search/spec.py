@@ -80,13 +80,13 @@ class Attempts(Settings):
 class Policy(StrEnum):
     """Which trial a free worker trains on; policy.py."""
 
-    GP_HALVING = "gp-halving"  # gp, and trials are parked at rungs unless they lead there
     GP = "gp"  # configurations by a Gaussian process, all trained to their ends
+    GP_HALVING = "gp-halving"  # gp, and trials are parked at rungs unless they lead there
     TPE = "tpe"  # Optuna's multivariate TPE
     RANDOM = "random"
 
 
-DEFAULT_POLICY = Policy.GP_HALVING
+DEFAULT_POLICY = Policy.GP
 
 
 class SamplerSettings(Settings):
