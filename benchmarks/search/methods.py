@@ -147,7 +147,7 @@ class Method:
     label: str
     search: Callable[[StudySpec, int], Search]
     rules: Callable[[Search], Rules] = lambda search: Nothing()
-    share: float = 0.2  # of the repetitions: what the claims are about has all
+    share: float = 0.12  # of the repetitions: what the claims are about has all
     longest: float = 0.0  # trainings: so far past the horizon it goes on until it is within 5 %, so that its median can be told
 
 
@@ -189,21 +189,21 @@ def _hyperband(spec: StudySpec) -> BasePruner:
     return HyperbandPruner(min_resource=spec.base.evaluate_every, max_resource=spec.base.steps, reduction_factor=3)
 
 
-def policy(which: Policy, label: str) -> Method:
-    return Method(label, partial(Ours, which), lambda search: cast(Ours, search), share=1.0)
+def policy(which: Policy, label: str, share: float) -> Method:
+    return Method(label, partial(Ours, which), lambda search: cast(Ours, search), share)
 
 
 METHODS = {
-    "gp-halving": policy(Policy.GP_HALVING, "hpo: gp-halving"),
-    "gp": policy(Policy.GP, "hpo: gp"),
+    "gp": policy(Policy.GP, "hpo: gp", share=1.0),
+    "gp-halving": policy(Policy.GP_HALVING, "hpo: gp-halving", share=0.2),
     "tpe": Method("hpo: tpe", tpe, lambda search: Own()),
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner()), share=1.0, longest=300),
     "tpe-all": Method("TPE, nothing stopped", of_optuna(_tpe, lambda spec: NopPruner())),
-    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), share=1.0, longest=150),
+    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), share=0.5, longest=120),
     "asha": Method("ASHA (random + SuccessiveHalvingPruner)", of_optuna(_random, _halving)),
     "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving)),
     "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),
-    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner()), share=0.1),
+    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
     "gpsampler": Method("Optuna's GPSampler", of_optuna(_gp, lambda spec: NopPruner()), share=0.06),
     "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
                     lambda search: EpochThenBest(6 * cast(Memory, search).spec.base.evaluate_every)),
