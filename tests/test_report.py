@@ -66,7 +66,8 @@ CONFIRM: dict[str, Any] = {
          "per": per, "interval": [per - 0.02, per + 0.02], "optimism": per - search}
         for name, trial, start, search, per in (("trial 9", 9, None, 0.2067, 0.26), ("baseline", 0, "baseline", 0.415, 0.4))
     ],
-    "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004}],
+    "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004,
+                     "decided": True}],
     "separated": True, "notes": ["A note of confirm."],
 }  # fmt: skip
 TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "per": 0.2 + n / 10 if n < 4 else None, "state": "complete" if n < 4 else "stopped"}
@@ -192,6 +193,29 @@ def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(study: Stud
     assert {link for pair in links for link in pair if link and not link.startswith("#")} <= {"data:i"}  # pictures within the file
     assert html.count("<svg") == len(("curves", "by trial", "by hours", "importance", "map", "map", "waterfall", "ensemble"))
     assert not re.search(r"#0[1-4][0-9a-f]{4}\b", html)  # every placeholder colour became a variable
+
+
+def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
+    first, *others = CONFIRM["configs"]
+    lost = first | {"seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "per": None}]}
+    text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
+    assert "trained anew with 2 of 3 fresh seeds, the others did not come to their end" in text
+    assert "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text  # for a paper
+    one = CONFIRM | {"configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]}
+    text = text_of(html_of(with_findings(facts, confirm=one)))
+    assert "with 95 % intervals over sentences. Nothing" in text
+    assert "(with 95 % intervals over sentences): trial 9 26.00 % (24.0..28.0 %; 1 fresh seed)" in text
+
+
+@pytest.mark.parametrize(("decided", "difference", "said"), [
+    (True, -0.1, "The largest was optimizer.name sgd -> adam: -10.00 points"),
+    (False, -0.1, "None of them was decided."),
+    (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
+])  # fmt: skip
+def test_a_paper_is_told_of_decided_changes_only(facts: Facts, decided: bool, difference: float | None, said: str) -> None:
+    change = step("optimizer.name sgd -> adam", 0.3, difference) | {"decided": decided, "in_words": "3 of 3 seeds diverged"}
+    found = ABLATION | {"steps": [step("slow", 0.4, None), change]}
+    assert said in text_of(html_of(with_findings(facts, ablation=found)))
 
 
 def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> None:
