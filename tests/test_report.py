@@ -17,6 +17,7 @@ from conftest import TINY, _url, execute
 from hpo.cli import main
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
+from hpo.evidence import report_pictures as pictures
 from hpo.evidence.page import as_html, as_markdown
 from hpo.evidence.report import build_report
 from hpo.evidence.report_page import MAPS, ROWS, Facts, facts_of, page_of
@@ -117,7 +118,8 @@ ENSEMBLE: dict[str, Any] = {
     "ensemble": {"mean": "geometric", "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}], "validation_per": 0.22,
                  "validation_interval": [0.18, 0.26], "test_per": 0.235, "test_interval": [0.21, 0.26]},
     "comparison": {"difference": -0.025, "interval": [-0.035, -0.015], "p": 0.0002},
-    "curve": [{"size": n, "added": 9, "mean": "geometric", "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100} for n in (1, 2)],
+    "curve": [{"size": n, "added": 9, "mean": mean, "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100}
+              for mean in ("arithmetic", "geometric") for n in (1, 2)],
     "cost": {"seconds_single": 1.5, "seconds_ensemble": 3.1, "ratio": 2.07, "sentences": 240, "parameters": 1000}, "notes": [],
 }  # fmt: skip
 PAST_RUNS: dict[str, Any] = {"runs": [
@@ -216,6 +218,21 @@ def test_a_paper_is_told_of_decided_changes_only(facts: Facts, decided: bool, di
     change = step("optimizer.name sgd -> adam", 0.3, difference) | {"decided": decided, "in_words": "3 of 3 seeds diverged"}
     found = ABLATION | {"steps": [step("slow", 0.4, None), change]}
     assert said in text_of(html_of(with_findings(facts, ablation=found)))
+
+
+def test_a_paper_is_told_what_is_not_decided(facts: Facts) -> None:
+    found = CONFIRM | {"comparisons": [CONFIRM["comparisons"][0] | {"interval": [-0.2, 0.1], "decided": False}]}
+    assert "points (-20.00 to +10.00, p = 0.0004, not decided)" in text_of(html_of(with_findings(facts, confirm=found)))
+
+
+def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_back() -> None:
+    curve = [{"size": n, "added": 9, "mean": mean, "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100}
+             for mean in ("arithmetic", "geometric") for n in (1, 2, 3, 4)]  # fmt: skip
+    svg = pictures.ensemble(curve, 2, "geometric")
+    lines = [[float(x) for x in re.findall(r"[ML] (\S+) \S+", path)] for path in re.findall(r'<path d="([^"]*)"', svg)]
+    of_points = [xs for xs in lines if len(xs) == 4]  # a legend's sample has 3, a grid line 2
+    assert len(of_points) == 4
+    assert all(xs == sorted(xs) for xs in of_points)
 
 
 def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> None:

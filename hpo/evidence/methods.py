@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from hpo.evidence.effects import stands_out
 from hpo.evidence.page import Block, Text
 from hpo.evidence.report import between, confirmed, fresh_seeds, percent, plural, sources
 from hpo.search.spec import StudySpec
@@ -65,7 +66,8 @@ def _confirm(report: dict[str, Any]) -> list[str]:
     measured = [f"{found['name']} {percent(found['per'])} ({between(found['interval'])}; {fresh_seeds(found)})"
                 for found in confirm["configs"] if found["per"] is not None]  # fmt: skip
     pairs = [f"{pair['a']} minus {pair['b']} {100 * pair['difference']:+.2f} points ({100 * pair['interval'][0]:+.2f} to "
-             f"{100 * pair['interval'][1]:+.2f}, p = {pair['p_holm']:.2g})" for pair in confirm["comparisons"]]  # fmt: skip
+             f"{100 * pair['interval'][1]:+.2f}, p = {pair['p_holm']:.2g}{', not decided' * (pair.get('decided') is False)})"
+             for pair in confirm["comparisons"]]  # fmt: skip
     lines = [f"Trained anew with fresh seeds and scored on {confirm['sentences']} {confirm['partition']} sentences, mean PERs were (with "
              f"{100 * confirm['level']:g} % intervals over {sources(confirm)}): {', '.join(measured)}."]  # fmt: skip
     return lines + ([f"Differences, paired over sentences, p by permutation with Holm's correction: {'; '.join(pairs)}."] if pairs else [])
@@ -75,7 +77,9 @@ def _further(report: dict[str, Any]) -> list[str]:
     findings, lines = report["findings"], []
     if effects := findings.get("effects"):
         first = [row["name"] for row in effects["importance"][:3]]
-        lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first."] if first else []
+        clear = ", ".join(row["name"] for row in effects["importance"] if stands_out(row)) or "none"
+        lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first; {clear} stood out of the "
+                  "noise."] if first else []  # fmt: skip
     if ablation := findings.get("ablation"):
         lines.append(f"The changes from {ablation['from']} to {ablation['to']} were measured one after the other with "
                      f"{plural(ablation['seeds'], 'seed')} each on {ablation['sentences']} {ablation['partition']} sentences.")  # fmt: skip

@@ -305,8 +305,8 @@ def _ensemble(facts: Facts) -> list[Block]:
         _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])]),
     ]
     if found["curve"]:
-        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]))
-        blocks.append(Picture(picture, "PER by size; the size is chosen on validation."))
+        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]), several["mean"])
+        blocks.append(Picture(picture, "PER by size; size and mean are chosen on validation."))
     return [*blocks, Text(f"Decoding {cost['sentences']} sentences takes {takes}.", "note"), *_notes(found)]
 
 
