@@ -119,6 +119,30 @@ def test_every_rank_rule_takes_curves_that_are_not_finite(rule: str) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_a_run_that_is_stopped_before_any_finite_per_gives_up_all() -> None:
+    result = backtest([curve("late", [math.nan, 0.8, 0.3]), curve("falling", FALLING)], ["own-past"])
+    late, _ = result["rules"][0]["runs"]
+    assert (late["stopped_at"], late["best_per"], late["per_forgone"]) == (100, 0.3, None)
+    assert result["rules"][0]["best_per_left"] == 0.24
+
+
+def test_every_rule_takes_runs_that_planned_nothing() -> None:
+    found = backtest([Curve("still", (Evaluation(0, 0.9, 1.0),), None, 0)], list(RULES))
+    assert [rule["runs"][0]["stopped_at"] for rule in found["rules"]] == [None] * len(RULES)
+
+
+def test_what_is_no_error_rate_is_not_replayed(tmp_path: Path) -> None:
+    rows = [f"{name},{100 * n},{scale * per}" for name, scale in (("fraction", 1), ("percent", 100)) for n, per in enumerate(FALLING)]
+    rows += [f"negative,{100 * n},{-0.1 if n == 3 else per}" for n, per in enumerate(FALLING)]
+    (tmp_path / "a.csv").write_text("\n".join(["name,step,per", *rows]))
+    found = json.loads(hpo("backtest", tmp_path / "a.csv", "--json").stdout)
+    assert [run["run"] for run in found["runs"]] == ["fraction"]
+    assert found["not_replayable"] == {
+        "percent": "no PER at or below 1, the lowest is 24: percent?",
+        "negative": "negative PER at step 300: no error rate",
+    }
+
+
 def test_patience_is_an_own_curve_rule() -> None:
     still = [0.9, 0.5, *[0.51] * 8]
     stops = backtest([curve("still", still), curve("falling", FALLING)], ["patient"])["rules"][0]["runs"]

@@ -13,14 +13,16 @@ from test_worker import RECORD, worker_for
 
 from hpo.cli import main
 from hpo.decoder.data import Data, load_data, load_for_scoring
+from hpo.decoder.metric import Score
 from hpo.errors import CallerError, DataError, StudyError
-from hpo.evidence.confirm import as_text, choose, confirm
-from hpo.evidence.retrain import Train, check_data
+from hpo.evidence.confirm import Chosen, _comparisons, as_text, choose, confirm
+from hpo.evidence.retrain import Retrained, Train, check_data
 from hpo.search.child import open_child
 from hpo.search.database import Database
 from hpo.search.ledger import Process
-from hpo.search.spec import load_spec
+from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
+from hpo.search.trial import Record, State
 from hpo.search.worker import Worker
 
 MakeStudy = Callable[..., Study]
@@ -102,6 +104,24 @@ def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(se
     for config in finding["configs"]:
         if not config["counts"].startswith("0"):
             assert both[config["name"]]["seeds"][:2] == config["seeds"]
+
+
+def side(states: str, errors: int) -> Retrained:
+    """c: complete, s: stopped."""
+    empty = dict.fromkeys(Record.__dataclass_fields__)
+    word: dict[str, State] = {"c": "complete", "s": "stopped"}
+    records = [Record(**{**empty, "id": i, "number": i, "state": word[letter]}) for i, letter in enumerate(states)]  # type: ignore[arg-type]
+    scores = {i: Score(tuple(errors + (i + n) % 3 for n in range(60)), (50,) * 60) for i, letter in enumerate(states) if letter == "c"}
+    return Retrained(records, scores)
+
+
+@pytest.mark.parametrize(("best", "start", "decided"), [("ccc", "ccc", True), ("ccc", "ccs", False), ("css", "ccc", False)])
+def test_nothing_is_decided_by_the_seeds_that_came_through(tiny_spec: StudySpec, best: str, start: str, decided: bool) -> None:
+    chosen = [Chosen("trial 3", 3, None, True, 0.2, tiny_spec.base), Chosen("baseline", 0, "baseline", False, 0.4, tiny_spec.base)]
+    (comparison,) = _comparisons(chosen, [side(best, 10), side(start, 20)])
+    assert comparison["difference"] == pytest.approx(-0.2, abs=0.02)
+    assert comparison["p_holm"] < 0.01
+    assert comparison["decided"] is decided
 
 
 def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(

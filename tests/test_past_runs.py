@@ -95,6 +95,7 @@ def test_curves_of_real_runs(lab_runs: dict[str, PastRun], name: str, evaluation
         ("gru_ctc_reg2", "grad_norm_avg is NaN or Infinity at step 600, 1200"),
         ("gru_ctc_reg2", "ended at step 1300 of 10000 planned"),
         ("gru_ctc_reg5", "trainingStats has 18 values, metrics.jsonl 19"),
+        ("gru_ctc_reg6", "the trainer skipped 3 updates"),
         ("run15_warmup_cosine_safe", "warmup of 1200 and cosine of 8800 updates in a run of 5000"),
         ("run16_3", "averaged weights (EMA 0.999)"),
         ("run17_greedy_ema_fastcos", "scored on the split validation"),
@@ -161,6 +162,18 @@ STATS = {"testPER": np.array([entry["per"] for entry in rows()]), "testLoss": np
         ({"entries": rows()[:9], "tail": '{"step": 900, "per": 0.2'}, "line 10: cut off in mid-line", 9),
         ({"entries": rows()[:3], "tail": "what?\n" + json.dumps(rows()[3]) + "\n"}, "line 4: no evaluation", 4),
         ({"entries": changed(5, step=None)}, "line 6: no evaluation", 9),
+        ({"entries": changed(5, step=10**400)}, "line 6: no evaluation", 9),
+        ({"entries": changed(5, per=[0.3])}, "line 6: no evaluation", 9),
+        ({"entries": rows(), "tail": "[" * 100_000 + "\n" + "3\n"}, "line 11: no evaluation", 10),
+        ({"entries": rows(), "tail": "x\n" * 300}, "metrics.jsonl lines 11, 12, 13, 14, 15 and 295 more: left out, the first because", 10),
+        ({"entries": changed(4, time_per_batch=math.nan)}, "GPU time is unknown", 10),
+        ({"entries": [row | {"skipped_updates": n // 4} for n, row in enumerate(rows())]}, "the trainer skipped 2 updates", 10),
+        ({"entries": [row | {"per": 100 * row["per"]} for row in rows()]}, "no PER at or below 1, the lowest is 25: percent?", 10),
+        ({"entries": [row | {"eval_split": "\x1b[31mred"} for row in rows()]}, "scored on the split ?[31mred", 10),
+        ({"entries": rows(), "arguments": ARGS | {"run_name": "\x1b]0;b\x07"}}, "args call the run ?]0;b?", 10),
+        ({"entries": rows(), "stats": STATS | {"testPER": np.ones((10, 2))}}, "trainingStats holds no testPER", 10),
+        ({"entries": rows(), "stats": STATS | {"testPER": np.array(["a"] * 10, dtype=object)}}, "trainingStats holds no testPER", 10),
+        ({"entries": rows(), "stats": STATS | {"testPER": 0.5}}, "trainingStats holds no testPER", 10),
         ({"entries": [without(row, "time_per_batch") for row in rows()]}, "GPU time is unknown", 10),
         ({"entries": [without(row, "ctc_loss") for row in rows()]}, "no loss is recorded", 10),
         ({"entries": [row | {"lr": 0.002 / (n + 1)} for n, row in enumerate(rows())]}, "learning rate 0.001 at step 100, where args's", 10),
@@ -198,10 +211,12 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         read_runs(tmp_path / "photos")
     with pytest.raises(DataError, match="a value of no sense"):
         read_lab_run(write(tmp_path / "text", rows(), ARGS | {"nBatch": "many"}))
+    with pytest.raises(DataError, match="a value of no sense"):
+        read_lab_run(write(tmp_path / "huge", rows(), ARGS | {"gradient_accumulation_steps": 10**400}))
     write(tmp_path / "good", rows())
     runs, refused = read_runs(tmp_path)
     assert [run.name for run in runs] == ["good"]
-    assert set(refused) == {"evil", "photos", "text"}
+    assert set(refused) == {"evil", "huge", "photos", "text"}
     done = hpo("import", tmp_path)
     assert done.exit_code == 0
     assert "refused evil" in done.output
@@ -246,6 +261,13 @@ def test_one_table_a_run_with_our_names(tmp_path: Path) -> None:
     assert [(run.name, run.steps, len(run.curve)) for run in runs] == [("a", 20, 3), ("b", 20, 3)]
     assert any("optimizer.lr changes along the run" in doubt for doubt in runs[0].doubts)
     assert "optimizer.lr" not in runs[0].config
+
+
+def test_runs_of_one_name_in_two_tables_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"name,step,per\n1,0,0.9\n1,100,0.5\n{name}2,0,0.9\n")
+    runs, _ = read_runs(tmp_path, {"step": "step"})
+    assert [run.name for run in runs] == ["a/1", "a2", "b/1", "b2"]
 
 
 @pytest.mark.parametrize(("options", "parts"), [
@@ -389,6 +411,8 @@ def test_what_is_not_comparable_is_kept_with_the_reason(
         "swa": (refuse(arguments, use_swa=True), "use_swa in args"),
         "short": ({"entries": validated()[:5], "arguments": arguments}, "ended at step 400 of 1000"),
         "none": ({"arguments": arguments}, "no evaluation is recorded"),
+        "negative": ({"entries": validated((0.9, 0.7, -0.1, *[0.3] * 7)), "arguments": arguments}, "negative PER at step 200"),
+        "percent": ({"entries": validated([100 * row["per"] for row in rows()]), "arguments": arguments}, "no PER at or below 1"),
     }
     for name, (contents, _) in cases.items():
         write(tmp_path / "runs" / name, **contents)

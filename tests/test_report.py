@@ -17,6 +17,7 @@ from conftest import TINY, _url, execute
 from hpo.cli import main
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
+from hpo.evidence import report_pictures as pictures
 from hpo.evidence.page import as_html, as_markdown
 from hpo.evidence.report import build_report
 from hpo.evidence.report_page import MAPS, ROWS, Facts, facts_of, page_of
@@ -66,7 +67,8 @@ CONFIRM: dict[str, Any] = {
          "per": per, "interval": [per - 0.02, per + 0.02], "optimism": per - search}
         for name, trial, start, search, per in (("trial 9", 9, None, 0.2067, 0.26), ("baseline", 0, "baseline", 0.415, 0.4))
     ],
-    "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004}],
+    "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004,
+                     "decided": True}],
     "separated": True, "notes": ["A note of confirm."],
 }  # fmt: skip
 TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "per": 0.2 + n / 10 if n < 4 else None, "state": "complete" if n < 4 else "stopped"}
@@ -116,7 +118,8 @@ ENSEMBLE: dict[str, Any] = {
     "ensemble": {"mean": "geometric", "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}], "validation_per": 0.22,
                  "validation_interval": [0.18, 0.26], "test_per": 0.235, "test_interval": [0.21, 0.26]},
     "comparison": {"difference": -0.025, "interval": [-0.035, -0.015], "p": 0.0002},
-    "curve": [{"size": n, "added": 9, "mean": "geometric", "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100} for n in (1, 2)],
+    "curve": [{"size": n, "added": 9, "mean": mean, "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100}
+              for mean in ("arithmetic", "geometric") for n in (1, 2)],
     "cost": {"seconds_single": 1.5, "seconds_ensemble": 3.1, "ratio": 2.07, "sentences": 240, "parameters": 1000}, "notes": [],
 }  # fmt: skip
 PAST_RUNS: dict[str, Any] = {"runs": [
@@ -192,6 +195,44 @@ def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(study: Stud
     assert {link for pair in links for link in pair if link and not link.startswith("#")} <= {"data:i"}  # pictures within the file
     assert html.count("<svg") == len(("curves", "by trial", "by hours", "importance", "map", "map", "waterfall", "ensemble"))
     assert not re.search(r"#0[1-4][0-9a-f]{4}\b", html)  # every placeholder colour became a variable
+
+
+def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
+    first, *others = CONFIRM["configs"]
+    lost = first | {"seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "per": None}]}
+    text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
+    assert "trained anew with 2 of 3 fresh seeds, the others did not come to their end" in text
+    assert "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text  # for a paper
+    one = CONFIRM | {"configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]}
+    text = text_of(html_of(with_findings(facts, confirm=one)))
+    assert "with 95 % intervals over sentences. Nothing" in text
+    assert "(with 95 % intervals over sentences): trial 9 26.00 % (24.0..28.0 %; 1 fresh seed)" in text
+
+
+@pytest.mark.parametrize(("decided", "difference", "said"), [
+    (True, -0.1, "The largest was optimizer.name sgd -> adam: -10.00 points"),
+    (False, -0.1, "None of them was decided."),
+    (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
+])  # fmt: skip
+def test_a_paper_is_told_of_decided_changes_only(facts: Facts, decided: bool, difference: float | None, said: str) -> None:
+    change = step("optimizer.name sgd -> adam", 0.3, difference) | {"decided": decided, "in_words": "3 of 3 seeds diverged"}
+    found = ABLATION | {"steps": [step("slow", 0.4, None), change]}
+    assert said in text_of(html_of(with_findings(facts, ablation=found)))
+
+
+def test_a_paper_is_told_what_is_not_decided(facts: Facts) -> None:
+    found = CONFIRM | {"comparisons": [CONFIRM["comparisons"][0] | {"interval": [-0.2, 0.1], "decided": False}]}
+    assert "points (-20.00 to +10.00, p = 0.0004, not decided)" in text_of(html_of(with_findings(facts, confirm=found)))
+
+
+def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_back() -> None:
+    curve = [{"size": n, "added": 9, "mean": mean, "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100}
+             for mean in ("arithmetic", "geometric") for n in (1, 2, 3, 4)]  # fmt: skip
+    svg = pictures.ensemble(curve, 2, "geometric")
+    lines = [[float(x) for x in re.findall(r"[ML] (\S+) \S+", path)] for path in re.findall(r'<path d="([^"]*)"', svg)]
+    of_points = [xs for xs in lines if len(xs) == 4]  # a legend's sample has 3, a grid line 2
+    assert len(of_points) == 4
+    assert all(xs == sorted(xs) for xs in of_points)
 
 
 def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> None:

@@ -6,7 +6,7 @@ lucky change and measuring it with the same seeds would flatter it. What a step 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, inf
+from math import inf
 from typing import Any
 
 from hpo.decoder.config import DecoderConfig
@@ -148,23 +148,19 @@ class Measured:
 
     @property
     def by_divergence(self) -> float | None:
-        """If every seed of one side diverged and none of the other: the chance of that if both were alike.
+        """If every seed of one side diverged and none of the other: the chance of that, either way round, if both were alike.
 
-        Fisher's exact test, one-sided: 1 / C(2S, S) for S seeds a side. None: it was not so.
+        At most 2 / 4^S for S seeds a side, whatever the rate at which they diverge (it is 2 (r (1 - r))^S). None: it was not so.
         """
-        total = len(self.before.records), len(self.after.records)
+        seeds = len(self.before.records)
         lost = self.before.diverged, self.after.diverged
-        return (
-            1 / comb(sum(total), total[0])
-            if lost in ((0, total[1]), (total[0], 0)) and not self.before.failed + self.after.failed
-            else None
-        )
+        return 2 / 4**seeds if lost in ((0, seeds), (seeds, 0)) and not self.before.failed + self.after.failed else None
 
     @property
     def decided(self) -> bool:
         """By the interval if no seed diverged or failed and there are two or more; else by the counts of seeds that diverged."""
         if self.by_divergence is not None:
-            return self.by_divergence <= 1 - LEVEL + 1e-12
+            return self.by_divergence <= 1 - LEVEL
         whole = all(len(side.found) == len(side.records) >= 2 for side in (self.before, self.after))
         return whole and self.apart is not None and self.apart.decided
 
@@ -177,7 +173,7 @@ class Measured:
                      f"{len(self.before.records)} without"  # fmt: skip
             failed = self.before.failed + self.after.failed
             counts += f", {failed} failed" if failed else ""
-            exact = f" (by chance: {self.by_divergence:.2g}, Fisher's exact test)" if self.by_divergence is not None else ""
+            exact = f" (by chance at most {100 * self.by_divergence:.2g} %)" if self.by_divergence is not None else ""
             return counts + exact + verdict
         assert self.apart is not None
         return f"{points(self.apart.difference)} points {points_interval(self.apart.interval)}, p {self.apart.p:.4f}{verdict}"

@@ -71,10 +71,10 @@ def lowest(evaluations: Sequence[Evaluation]) -> float | None:
 
 def past_curves(runs: Sequence[PastRun]) -> tuple[list[Curve], dict[str, str]]:
     """(curves, the runs that cannot be replayed and why)."""
-    left_out = {run.name: "no evaluation is recorded" for run in runs if not run.curve}
+    left_out = {run.name: run.no_error_rate or "no evaluation is recorded" for run in runs if run.no_error_rate or not run.curve}
     curves = []
     for run in runs:
-        if run.curve:
+        if run.curve and not run.no_error_rate:
             seconds = [point.seconds for point in run.curve if point.seconds is not None]
             timed = tuple(seconds) if len(seconds) == len(run.curve) else None
             remark = f"scored on {run.split}" if run.split not in (None, "test") else ""
@@ -113,7 +113,8 @@ def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_
             "no run has a curve, so there is nothing to replay. Valid: runs with evaluations; hpo import RUNS_DIR shows what is there"
         )
     best = min(curves, key=lambda curve: math.inf if curve.best_per is None else curve.best_per)
-    first, longest = first_rung(curves), max(curve.steps for curve in curves)
+    first = first_rung(curves)
+    longest = max(first, *(curve.steps for curve in curves))
     return {
         "runs": [_facts(curve) for curve in curves],
         "best_run": best.name,
@@ -146,11 +147,7 @@ def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, fi
     what = f"the rule that runs live ({constants})" if rule == OWN_PAST else RULES[rule].format(first=first, longest=longest)
     stops = own_past_stops(curves, own_past) if rule == OWN_PAST else _rank_stops(rule, curves, first, longest)
     runs = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
-    left = [
-        run["best_per"] if run["stopped_at"] is None else run["best_per"] + run["per_forgone"]
-        for run in runs
-        if run["best_per"] is not None
-    ]
+    left = [run["best_per"] + run["per_forgone"] for run in runs if run["per_forgone"] is not None]
     return {
         "rule": rule,
         "what": what,

@@ -119,7 +119,10 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 
 def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[dict[str, Any]]:
-    """Each top configuration against each start, and the first against the other top ones."""
+    """Each top configuration against each start, and the first against the other top ones.
+
+    decided: interval and p agree, and no seed diverged or failed, because the seeds that came through flatter their side.
+    """
     everything = list(zip(chosen, results, strict=True))
     tops, starts = ([pair for pair in everything if wanted(pair[0])] for wanted in (lambda c: c.top, lambda c: c.start is not None))
     pairs = [*product(tops, starts), *product(tops[:1], tops[1:])]
@@ -129,20 +132,18 @@ def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[dict[st
         if a is not b and frozenset((a.name, b.name)) not in seen and result_a.found and result_b.found:
             seen.add(frozenset((a.name, b.name)))
             apart = compare(result_a.scores, result_b.scores, LEVEL)
-            found.append({"a": a.name, "b": b.name, "difference": apart.difference, "interval": apart.interval, "p": apart.p})
+            whole = all(len(result.found) == len(result.records) for result in (result_a, result_b))
+            found.append({"a": a.name, "b": b.name, "difference": apart.difference, "interval": apart.interval, "p": apart.p,
+                          "decided": apart.decided and whole})  # fmt: skip
     adjusted = holm([float(comparison["p"]) for comparison in found])
-    return [{**comparison, "p_holm": p} for comparison, p in zip(found, adjusted, strict=True)]
-
-
-def _decided(comparison: dict[str, Any]) -> bool:
-    low, high = comparison["interval"]
-    return (low > 0 or high < 0) and bool(comparison["p_holm"] <= ALPHA)
+    return [{**comparison, "p_holm": p, "decided": comparison["decided"] and p <= ALPHA}
+            for comparison, p in zip(found, adjusted, strict=True)]  # fmt: skip
 
 
 def _separated(chosen: list[Chosen], comparisons: list[dict[str, Any]]) -> bool:
     """Whether the search's best differs from every other top configuration."""
     first, *others = [each.name for each in chosen if each.top]
-    decided = {frozenset((comparison["a"], comparison["b"])) for comparison in comparisons if _decided(comparison)}
+    decided = {frozenset((comparison["a"], comparison["b"])) for comparison in comparisons if comparison["decided"]}
     return all(frozenset((first, other)) in decided for other in others)
 
 
@@ -164,7 +165,7 @@ def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], compari
     tops = [each.name for each in chosen if each.top]
     for comparison in comparisons:
         a, b = comparison["a"], comparison["b"]
-        if tops[0] in (a, b) and {a, b} <= set(tops) and not _decided(comparison):
+        if tops[0] in (a, b) and {a, b} <= set(tops) and not comparison["decided"]:
             notes.append(f"{a} and {b} are not separated: {points(comparison['difference'])} points "
                          f"{points_interval(comparison['interval'])}.{_needed(by_name[a], by_name[b], seeds)}")  # fmt: skip
     return notes
@@ -200,7 +201,7 @@ def as_text(study: str, finding: dict[str, Any]) -> str:
         pairs = [f"{comparison['a']} - {comparison['b']}" for comparison in finding["comparisons"]]
         wide = max(map(len, pairs))
         lines += [f"  {pair:{wide}} {points(c['difference']):>8} {points_interval(c['interval']):18} p {c['p_holm']:.4f}"
-                  f"{'' if _decided(c) else '  not decided'}" for pair, c in zip(pairs, finding["comparisons"], strict=True)]  # fmt: skip
+                  f"{'' if c['decided'] else '  not decided'}" for pair, c in zip(pairs, finding["comparisons"], strict=True)]  # fmt: skip
     lines.append("How much higher the PER on test is than the search said, in points")
     lines += [f"  {config['name']:{width}} {points(config['optimism'])} = {points(config['selection'])} selection (fresh seeds, "
               f"validation) {points(config['partition_shift'])} other sentences (test)"

@@ -33,7 +33,7 @@ ENOUGH = 20  # trials that have the parameter, or both; below it nothing is clai
 BEST = 5  # trials that PED-ANOVA should have in its target, at least (its documentation)
 ALPHA = 0.01  # strict, because a search does not draw its trials independently
 OUTCOME = ("the PER on validation at the end of the training; of a trial that a rule stopped, the last PER seen before, at most 100 %, "
-           "and 100 % if there was none")  # fmt: skip
+           "and 100 % if there was none.")  # fmt: skip
 
 
 def build_effects(study: Study) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def outcome_of(record: Record) -> float:
 def _notes(spec: StudySpec, records: Sequence[Record], interactions: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     if len(records) < ENOUGH:
-        notes.append(f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint")
+        notes.append(f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint.")
     untested = [
         asked for asked in ASKED if asked <= set(spec.parameters) and asked not in ({pair["x"], pair["y"]} for pair in interactions)
     ]
-    notes += [f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell" for asked in untested]
+    notes += [f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell." for asked in untested]
     if any(parameter.when for parameter in spec.parameters.values()):
-        notes.append("a parameter that exists under a condition is judged among the trials that have it (column trials), except by "
-                     "PED-ANOVA, which weighs it by their share")  # fmt: skip
-    notes.append("the search tried more where PER was low, so trials are not spread evenly, and parameters may have moved together")
+        notes.append("A parameter that exists under a condition is judged among the trials that have it (column trials), except by "
+                     "PED-ANOVA, which weighs it by their share.")  # fmt: skip
+    notes.append("The search tried more where PER was low, so trials are not spread evenly, and parameters may have moved together.")
     return notes
 
 
@@ -204,7 +204,7 @@ def effects_text(found: Mapping[str, Any]) -> str:
     trials = found["trials"]
     clear = [pair for pair in found["interactions"] if stands_out(pair)]
     lines = [
-        f"{trials} trials, {found['diverged']} of them stopped. Outcome: {found['outcome']}.",
+        f"{trials} trials, {found['diverged']} of them stopped. Outcome: {found['outcome']}",
         "",
         "Importance                   PED-ANOVA                  fANOVA  trials  p (Holm)",
         *(_bar(entry) for entry in found["importance"]),
@@ -214,7 +214,7 @@ def effects_text(found: Mapping[str, Any]) -> str:
         "Interactions (those asked about, and the clearest others): "
         + (f"{len(clear)} of {len(found['interactions'])} stand out" if clear else "none stands out of the noise"),
         *(line for pair in found["interactions"] for line in _in_words(pair)),
-        *(f"Note: {note}." for note in found["notes"]),
+        *(f"Note: {note}" for note in found["notes"]),
     ]
     return "\n".join(fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line for line in lines)
 

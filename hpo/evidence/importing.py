@@ -92,6 +92,8 @@ def _comparable(study: Study, run: PastRun, same_data: bool) -> tuple[PastRun, d
     """Raises StudyError with the reason why it is not."""
     if not run.curve:
         raise StudyError("no evaluation is recorded")
+    if run.no_error_rate:
+        raise StudyError(run.no_error_rate)
     if run.split == "test":
         raise StudyError("scored on test, which the search never sees")
     if not same_data:

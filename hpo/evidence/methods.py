@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
+from hpo.evidence.effects import stands_out
 from hpo.evidence.page import Block, Text
-from hpo.evidence.report import between, confirmed, percent
+from hpo.evidence.report import between, confirmed, fresh_seeds, percent, plural, sources
 from hpo.search.policy import RUNGS
 from hpo.search.spec import Policy, StudySpec
 from hpo.search.trial import Record
@@ -80,12 +81,13 @@ def _confirm(report: dict[str, Any]) -> list[str]:
     confirm = report["findings"].get("confirm")
     if confirm is None or confirmed(report) is None:
         return []
-    measured = [f"{found['name']} {percent(found['per'])} ({between(found['interval'])}; {len(found['seeds'])} seeds)"
+    measured = [f"{found['name']} {percent(found['per'])} ({between(found['interval'])}; {fresh_seeds(found)})"
                 for found in confirm["configs"] if found["per"] is not None]  # fmt: skip
     pairs = [f"{pair['a']} minus {pair['b']} {100 * pair['difference']:+.2f} points ({100 * pair['interval'][0]:+.2f} to "
-             f"{100 * pair['interval'][1]:+.2f}, p = {pair['p_holm']:.2g})" for pair in confirm["comparisons"]]  # fmt: skip
+             f"{100 * pair['interval'][1]:+.2f}, p = {pair['p_holm']:.2g}{', not decided' * (pair.get('decided') is False)})"
+             for pair in confirm["comparisons"]]  # fmt: skip
     lines = [f"Trained anew with fresh seeds and scored on {confirm['sentences']} {confirm['partition']} sentences, mean PERs were (with "
-             f"{100 * confirm['level']:g} % intervals over seeds and sentences): {', '.join(measured)}."]  # fmt: skip
+             f"{100 * confirm['level']:g} % intervals over {sources(confirm)}): {', '.join(measured)}."]  # fmt: skip
     return lines + ([f"Differences, paired over sentences, p by permutation with Holm's correction: {'; '.join(pairs)}."] if pairs else [])
 
 
@@ -93,16 +95,13 @@ def _further(report: dict[str, Any]) -> list[str]:
     findings, lines = report["findings"], []
     if effects := findings.get("effects"):
         first = [row["name"] for row in effects["importance"][:3]]
-        lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first."] if first else []
+        clear = ", ".join(row["name"] for row in effects["importance"] if stands_out(row)) or "none"
+        lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first; {clear} stood out of the "
+                  "noise."] if first else []  # fmt: skip
     if ablation := findings.get("ablation"):
         lines.append(f"The changes from {ablation['from']} to {ablation['to']} were measured one after the other with "
-                     f"{ablation['seeds']} seeds each on {ablation['sentences']} {ablation['partition']} sentences.")  # fmt: skip
-        measured = [step for step in ablation["steps"] if step["difference"] is not None]
-        if most := max(measured, key=lambda step: abs(step["difference"]), default=None):
-            low, high = most["difference_interval"]
-            lines.append(
-                f"The largest was {most['label']}: {100 * most['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})."
-            )
+                     f"{plural(ablation['seeds'], 'seed')} each on {ablation['sentences']} {ablation['partition']} sentences.")  # fmt: skip
+        lines.append(_largest(ablation["steps"]))
     if ensemble := findings.get("ensemble"):
         several, pair = ensemble["ensemble"], ensemble["comparison"]
         lines.append(f"The {several['mean']} mean of {len(several['members'])} trained decoders, selected on "
@@ -110,3 +109,14 @@ def _further(report: dict[str, Any]) -> list[str]:
                      f"on {ensemble['partition']}, {100 * pair['difference']:+.2f} points from the best single one "
                      f"(p = {pair['p']:.2g}).")  # fmt: skip
     return lines
+
+
+def _largest(steps: list[dict[str, Any]]) -> str:
+    """Of the changes that are decided: the others may be noise, or of the seeds that did not diverge."""
+    decided = [step for step in steps if step["decided"]]
+    measured = [step for step in decided if step["difference"] is not None]
+    if measured:
+        most = max(measured, key=lambda step: abs(step["difference"]))
+        low, high = most["difference_interval"]
+        return f"The largest was {most['label']}: {100 * most['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})."
+    return f"With {decided[0]['label']} {decided[0]['in_words']}." if decided else "None of them was decided."

@@ -24,6 +24,7 @@ from hpo.search.stopping import Evaluation
 
 FILES = ("args", "metrics.jsonl", "trainingStats")
 REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
+DAY = 86400.0  # seconds; no batch takes so long
 LISTED = 5  # of a longer list of steps or fields, in a doubt
 Row = dict[str, float]  # one evaluation as read: step, per, and where they are recorded loss, seconds (since the start), lr
 
@@ -68,6 +69,13 @@ class PastRun:
     @property
     def interval(self) -> int:
         return _interval([point.step for point in self.curve])
+
+    @property
+    def no_error_rate(self) -> str:
+        """Why its PERs cannot be taken for error rates; empty: they can. Such a run informs no sampler and judges no rule."""
+        if negative := [point.step for point in self.curve if point.per < 0]:
+            return f"negative PER at step {some(negative)}: no error rate"
+        return f"no PER at or below 1, the lowest is {self.best_per:.4g}: percent?" if (self.best_per or 0) > 1 else ""
 
     @property
     def reached_its_plan(self) -> bool:
@@ -120,8 +128,10 @@ def read_lab_run(folder: Path) -> PastRun:
         config, foreign = from_lab_arguments(arguments)
         accumulation = int(arguments.get("gradient_accumulation_steps") or 1)
         interval = int(arguments.get("eval_every") or REFERENCE_INTERVAL)
+        check_step(accumulation)
+        check_step(interval)
         data = [None if arguments.get(name) is None else int(arguments[name]) for name in ("nInputFeatures", "nDays")]
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise DataError(f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the trainer was given") from None
     config = checked_config(config, doubts)
     doubts += foreign
@@ -186,6 +196,8 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
         return [], None
     tokens: dict[str, list[Any]] = {}
     entries, splits, old_name = [], [], False
+    unread: dict[int, str] = {}
+    skipped: Any = 0  # counted from the start
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -197,22 +209,34 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
             check_step(row["step"])
             row |= {ours: float(entry[theirs]) for ours, theirs in (("loss", "ctc_loss"), ("lr", "lr"), ("time", "time_per_batch"))
                     if entry.get(theirs) is not None}  # fmt: skip
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:  # a JSON error is a ValueError
             cut = number == len(lines) and isinstance(error, json.JSONDecodeError)
-            what = "cut off in mid-line" if cut else f"no evaluation ({type(error).__name__}: {error})"
-            doubts.append(f"metrics.jsonl line {number}: {what}; left out")
+            unread[number] = "cut off in mid-line" if cut else f"no evaluation ({type(error).__name__}: {error})"
             continue
         for name, value in entry.items():
             if isinstance(value, float) and not math.isfinite(value):
                 tokens.setdefault(name, []).append(entry["step"])
         splits.append(entry.get("eval_split"))
+        skipped = entry.get("skipped_updates") or skipped
         entries.append(row)
+    doubt_lines("metrics.jsonl line", unread, doubts)
     for name, steps in tokens.items():
         doubts.append(f"{name} is NaN or Infinity at step {some(steps)}, tokens that JSON does not have")
     if old_name:
         doubts.append("`cer` in place of `per`: taken as the phoneme error rate")
+    if skipped:
+        doubts.append(f"the trainer skipped {skipped} updates, whose gradients were not finite; its steps count them")
     _times(entries, doubts)
     return entries, _split([str(split or "test") for split in splits], doubts)
+
+
+def doubt_lines(what: str, unread: Mapping[int, str], doubts: list[str]) -> None:
+    """Of lines that are left out: a doubt each, or one for all if they are many."""
+    if len(unread) > LISTED:
+        first = next(iter(unread.values()))
+        doubts.append(f"{what}s {some(list(unread))}: left out, the first because: {first}")
+        return
+    doubts += [f"{what} {number}: {why}; left out" for number, why in unread.items()]
 
 
 def _split(splits: list[str], doubts: list[str]) -> str | None:
@@ -228,8 +252,8 @@ def _split(splits: list[str], doubts: list[str]) -> str | None:
 
 def _times(rows: list[Row], doubts: list[str]) -> None:
     """`time` (seconds a batch, evaluation included) becomes `seconds` since the start."""
-    if not all("time" in row for row in rows):
-        doubts.append("seconds are not recorded for every evaluation: GPU time is unknown")
+    if not all(0 <= row.get("time", math.nan) < DAY for row in rows):
+        doubts.append("seconds are not recorded for every evaluation, or are no seconds: GPU time is unknown")
         return
     before, total = 0.0, 0.0
     for number, row in enumerate(rows):
@@ -242,7 +266,7 @@ def _times(rows: list[Row], doubts: list[str]) -> None:
 
 
 def check_step(step: float) -> None:
-    if not (math.isfinite(step) and step >= 0):
+    if not 0 <= step < 2**53:
         raise ValueError(f"step {step}")
 
 
@@ -271,12 +295,12 @@ def _stats(path: Path, doubts: list[str]) -> list[Row]:
         return []
     found = unpickle(path)
     arrays = {name: found.get(name) for name in ("testPER", "testCER", "testLoss")} if isinstance(found, dict) else {}
-    per = arrays.get("testPER") if arrays.get("testPER") is not None else arrays.get("testCER")
-    loss = arrays.get("testLoss")
-    if per is None or (loss is not None and len(loss) != len(per)):
+    numbers = {name: array for name, given in arrays.items() if (array := np.asarray(given)).dtype.kind in "biuf"}
+    per, loss = numbers.get("testPER", numbers.get("testCER")), numbers.get("testLoss")
+    if per is None or per.ndim != 1 or (loss is not None and loss.shape != per.shape):
         doubts.append("trainingStats holds no testPER (or testCER) with a testLoss of its length: not used")
         return []
-    if arrays.get("testPER") is None:
+    if "testPER" not in numbers:
         doubts.append("`testCER` in place of `testPER` in trainingStats: taken as the phoneme error rate")
     return [{"per": float(per[n])} | ({} if loss is None else {"loss": float(loss[n])}) for n in range(len(per))]
 
@@ -306,8 +330,8 @@ def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
     if high := [point for point in curve if point.per > 1]:
         most = max(point.per for point in high)
         doubts.append(f"PER above 1 at step {some([point.step for point in high])}, highest {most:.4g}: insertions, or percent")
-    if negative := [point.step for point in curve if point.per < 0]:
-        doubts.append(f"negative PER at step {some(negative)}: no error rate")
+    if run.no_error_rate:
+        doubts.append(run.no_error_rate)
     steps = [point.step for point in curve]
     if lost := [step for a, b in pairwise(steps) for step in range(a + run.interval, b, run.interval)]:
         doubts.append(f"no evaluation at step {some(lost)}, every {run.interval} updates elsewhere")
@@ -315,7 +339,13 @@ def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
         doubts.append("its planned length is not recorded")
     elif curve and not run.reached_its_plan:
         doubts.append(f"ended at step {steps[-1]} of {run.steps} planned, by hand or dead: its last PER is not a whole training's")
-    return replace(run, doubts=tuple(doubts))
+    split = None if run.split is None else printable(run.split)
+    return replace(run, split=split, doubts=tuple(map(printable, doubts)), foreign=tuple(map(printable, run.foreign)))
+
+
+def printable(text: str) -> str:
+    """What a file says must not steer the terminal that shows it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _interval(steps: Sequence[int]) -> int:

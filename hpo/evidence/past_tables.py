@@ -5,14 +5,16 @@ One file may hold many runs, told apart by the column mapped to `name`; without 
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hpo.decoder.config import FIELDS, unknown
 from hpo.errors import DataError, SpecError
-from hpo.evidence.past_runs import PastRun, Row, check_step, checked_config, finished, one_start
+from hpo.evidence.past_runs import PastRun, Row, check_step, checked_config, doubt_lines, finished, one_start, printable
 from hpo.search.spec import parse_settings
 
 NUMBERS = ("step", "per", "loss", "seconds", "lr")  # of an evaluation; seconds since the start of the run
@@ -40,7 +42,9 @@ def read_tables(path: Path, maps: Mapping[str, str]) -> list[PastRun]:
     files = [path] if path.is_file() else sorted(file for ending in ENDINGS for file in path.glob(f"*{ending}"))
     if not files:
         raise DataError(f"{path}: no table there. Valid: a file or a folder of files that end with {', '.join(ENDINGS)}")
-    return [run for file in files for run in _runs(file, maps)]
+    runs = [run for file in files for run in _runs(file, maps)]
+    again = {name for name, count in Counter(run.name for run in runs).items() if count > 1}  # in several files
+    return [replace(run, name=f"{Path(run.path).stem}/{run.name}") if run.name in again else run for run in runs]
 
 
 def _runs(file: Path, maps: Mapping[str, str]) -> list[PastRun]:
@@ -71,20 +75,22 @@ def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
         return [(number, dict(json.loads(line))) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    except (csv.Error, ValueError, TypeError) as error:  # a JSON or Unicode error is a ValueError
+    except (csv.Error, ValueError, TypeError, RecursionError) as error:  # a JSON or Unicode error is a ValueError
         raise DataError(f"{file}: not a table of {', '.join(ENDINGS)} ({error}). Valid: a row an evaluation") from None
 
 
 def _run(file: Path, name: str, lines: list[tuple[int, dict[str, Any]]]) -> PastRun:
     doubts: list[str] = []
     rows: list[Row] = []
+    unread: dict[int, str] = {}
     for line, entry in lines:
         try:
             row = {field: float(entry[field]) for field in NUMBERS if field in entry or field in ("step", "per")}
             check_step(row["step"])
             rows.append(row)
-        except (KeyError, TypeError, ValueError) as error:
-            doubts.append(f"line {line}: no evaluation ({type(error).__name__}: {error}); left out")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            unread[line] = f"no evaluation ({type(error).__name__}: {error})"
+    doubt_lines("line", unread, doubts)
     rows = one_start(rows, doubts)
     if any(b["seconds"] < a["seconds"] for a, b in pairwise(rows) if "seconds" in a and "seconds" in b):
         doubts.append("seconds go backwards, so they are not since the start of the run: GPU time is unknown")
@@ -103,4 +109,4 @@ def _run(file: Path, name: str, lines: list[tuple[int, dict[str, Any]]]) -> Past
     if split is None:
         doubts.append("the split that it was scored on is not recorded")
     config = checked_config(config, doubts)
-    return finished(PastRun(name, str(file), config, (), config.get("steps"), split), rows, doubts)
+    return finished(PastRun(printable(name), str(file), config, (), config.get("steps"), split), rows, doubts)

@@ -131,7 +131,25 @@ def _confirmed_lines(report: dict[str, Any]) -> list[str]:
         return []
     confirm = report["findings"]["confirm"]
     where = f"95 % interval {between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} sentences"
-    return [f"Confirmed PER {percent(found['per'])} ({where}, {len(found['seeds'])} fresh seeds): {found['name']}"]
+    return [f"Confirmed PER {percent(found['per'])} ({where}, {fresh_seeds(found)}): {found['name']}"]
+
+
+def fresh_seeds(found: dict[str, Any]) -> str:
+    """Of a configuration of the finding `confirm`: how many its PER is the mean of, and of how many."""
+    complete, asked = sum(seed["per"] is not None for seed in found["seeds"]), len(found["seeds"])
+    return f"{complete} of {asked} fresh seeds, the others did not come to their end" if complete < asked else plural(asked, "fresh seed")
+
+
+def sources(confirm: dict[str, Any]) -> str:
+    """What the intervals of the finding `confirm` are over: of one seed nothing is known."""
+    complete = [sum(seed["per"] is not None for seed in found["seeds"]) for found in confirm["configs"] if found["per"] is not None]
+    if max(complete, default=0) < 2:
+        return "sentences"
+    return "seeds and sentences" if min(complete) > 1 else "sentences, and over seeds where two or more came to their end"
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _start_line(name: str, start: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from hpo.evidence import report_pictures as pictures
 from hpo.evidence.effects import stands_out
 from hpo.evidence.methods import methods
 from hpo.evidence.page import Block, Code, Number, Picture, Section, Table, Text
-from hpo.evidence.report import between, build_report, confirmed, duration, export_text, percent, value_text
+from hpo.evidence.report import between, build_report, confirmed, duration, export_text, fresh_seeds, percent, plural, sources, value_text
 from hpo.search.ledger import Point
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
@@ -122,7 +122,7 @@ def _headline(facts: Facts) -> list[Block]:
     if found is not None:
         confirm = report["findings"]["confirm"]
         text = (f"95 % interval {between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} sentences that the search "
-                f"never saw: {found['name']}, trained anew with {len(found['seeds'])} seeds")  # fmt: skip
+                f"never saw: {found['name']}, trained anew with {fresh_seeds(found)}")  # fmt: skip
         blocks.append(Number("Confirmed PER", percent(found["per"]), text))
     text = (f"trial {best['trial']}, 95 % interval {between(best['interval'])}, {best['partition']}, {best['sentences']} sentences. "
             f"Selected as the lowest of {report['trials']['complete']} on these, so optimistic; that is not in the interval")  # fmt: skip
@@ -158,7 +158,7 @@ def _confirmation(facts: Facts) -> list[Block]:
     blocks: list[Block] = [
         Text(
             f"PER on {partition} ({confirm['sentences']} sentences), the mean over seeds, with {100 * confirm['level']:g} % intervals over "
-            "seeds and sentences. Nothing was selected by it."
+            f"{sources(confirm)}. Nothing was selected by it."
         ),
         Table(("configuration", f"PER on {partition}", "interval", "search PER", "optimism (points)", "seeds"), rows, long=("seeds",)),
     ]
@@ -176,10 +176,11 @@ def _confirmation(facts: Facts) -> list[Block]:
 
 def _comparisons(pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     rows = [
-        (name, _points(pair["difference"]), _points_between(pair["interval"]), _p(pair["p"]), _p(pair.get("p_holm")))
+        (name, _points(pair["difference"]), _points_between(pair["interval"]), _p(pair["p"]), _p(pair.get("p_holm")),
+         "not decided" * (pair.get("decided") is False))
         for name, pair in pairs
-    ]
-    return Table(("difference", "points", "95 % interval", "p", "p (Holm)"), rows)
+    ]  # fmt: skip
+    return Table(("difference", "points", "95 % interval", "p", "p (Holm)", ""), rows)
 
 
 # ---- what the trials show
@@ -266,8 +267,9 @@ def _ablation(facts: Facts) -> list[Block]:
         for step in found["steps"]
     ]  # fmt: skip
     head = ("change", "PER", "95 % interval", "points", "interval of the difference", "p", "", "diverged seeds")
-    how = (f"From {found['from']} to {found['to']}, one change after the other, each on top of those before: {found['seeds']} seeds a "
-           f"step, {found['partition']}, {found['sentences']} sentences (study {found['child']}).")  # fmt: skip
+    seeds = plural(found["seeds"], "seed")
+    how = (f"From {found['from']} to {found['to']}, one change after the other, each on top of those before: {seeds} a step, "
+           f"{found['partition']}, {found['sentences']} sentences (study {found['child']}).")  # fmt: skip
     picture = Picture(pictures.waterfall(found["steps"]), "Dots: PER with its interval. Bars: what a change adds or takes away.")
     return [Text(how), picture, Table(head, rows, long=("change",)), *_notes(found)]
 
@@ -284,7 +286,7 @@ def _questions(facts: Facts) -> list[Block]:
             blocks += [Text(evidence["in_words"], "note") for evidence in answer["evidence"]]
     return [
         *blocks,
-        Text(f"Measured on {found['partition']} with {found['seeds']} seeds a side (study {found['child']}).", "note"),
+        Text(f"Measured on {found['partition']} with {plural(found['seeds'], 'seed')} a side (study {found['child']}).", "note"),
         *_notes(found),
     ]
 
@@ -307,8 +309,8 @@ def _ensemble(facts: Facts) -> list[Block]:
         _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])]),
     ]
     if found["curve"]:
-        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]))
-        blocks.append(Picture(picture, "PER by size; the size is chosen on validation."))
+        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]), several["mean"])
+        blocks.append(Picture(picture, "PER by size; size and mean are chosen on validation."))
     return [*blocks, Text(f"Decoding {cost['sentences']} sentences takes {takes}.", "note"), *_notes(found)]
 
 

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import matplotlib
@@ -245,17 +246,21 @@ def waterfall(steps: Sequence[Mapping[str, Any]]) -> str:
     return _picture("PER along the path of changes", paint, 0.6 + 0.19 * places[-1])
 
 
-def ensemble(points: Sequence[Mapping[str, Any]], chosen: int) -> str:
-    """PER over the ensemble's size. points: `curve` of the finding `ensemble`; chosen: the size that was taken."""
+def ensemble(points: Sequence[Mapping[str, Any]], chosen: int, mean: str) -> str:
+    """PER over the ensemble's size. points: `curve` of the finding `ensemble`; chosen, mean: the size and the mean that were taken."""
+    means = sorted({point["mean"] for point in points}, key=lambda other: other != mean)
 
     def paint(axes: Axes) -> None:
-        for number, partition in enumerate(("validation", "test")):
-            if any(point.get(f"{partition}_per") is not None for point in points):
-                ys = _percent(point.get(f"{partition}_per") for point in points)
-                axes.plot([point["size"] for point in points], ys, LINES[number] + "o", color=HIGHLIGHTS[number], label=partition)
-        axes.axvline(chosen, color=GREY, linewidth=1, label=f"taken: {chosen}")
+        for (number, partition), other in product(enumerate(("validation", "test")), means):
+            along = [point for point in points if point["mean"] == other]
+            if any(point.get(f"{partition}_per") is not None for point in along):
+                ys = _percent(point.get(f"{partition}_per") for point in along)
+                style: dict[str, Any] = {"marker": "o"} if other == mean else {"linewidth": 1, "alpha": 0.6}
+                axes.plot([point["size"] for point in along], ys, LINES[number], color=HIGHLIGHTS[number],
+                          label=f"{partition}, {other}", **style)  # fmt: skip
+        axes.axvline(chosen, color=GREY, linewidth=1, label=f"taken: {chosen}, {mean}")
         axes.set_xlabel("members, counted with their weights")
         axes.set_ylabel("PER (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return _picture("PER by the size of the ensemble", paint)
+    return _picture("PER by the size of the ensemble, a line for each mean", paint)
