@@ -19,7 +19,7 @@ from hpo.search.child import open_child
 from hpo.search.database import Database
 from hpo.search.spec import find_space, load_spec
 from hpo.search.study import Study
-from hpo.search.trial import Record, State
+from hpo.search.trial import BY_HAND, Record, State
 from hpo.search.worker import Worker
 
 MakeStudy = Callable[..., Study]
@@ -170,10 +170,11 @@ def test_questions_are_answered_or_said_to_be_open(searched: Study, database: Da
 
 
 def side(states: str, errors: int = 10) -> Retrained:
-    """c: complete, s: stopped, f: failed."""
-    word: dict[str, State] = {"c": "complete", "s": "stopped", "f": "failed"}
+    """c: complete, s: stopped, f: failed, k: killed."""
+    word: dict[str, State] = {"c": "complete", "s": "stopped", "f": "failed", "k": "stopped"}
     empty = dict.fromkeys(Record.__dataclass_fields__)
-    records = [Record(**{**empty, "id": i, "number": i, "state": word[letter]}) for i, letter in enumerate(states)]  # type: ignore[arg-type]
+    records = [Record(**{**empty, "id": i, "number": i, "state": word[letter], "rule": BY_HAND if letter == "k" else ""})  # type: ignore[arg-type]
+               for i, letter in enumerate(states)]  # fmt: skip
     return Retrained(records, {i: Score((errors, errors + i, errors), (50, 50, 50)) for i, letter in enumerate(states) if letter == "c"})
 
 
@@ -190,6 +191,7 @@ def side(states: str, errors: int = 10) -> Retrained:
         (side("sss"), side("sss"), False),
         (side("ccc"), side("ccf", 40), False),
         (side("ccc"), side("ssf"), False),
+        (side("ccc"), side("kkk"), False),  # a person has ended them: no divergence
     ],
 )
 def test_what_decides(before: Retrained, after: Retrained, decided: bool) -> None:

@@ -17,6 +17,7 @@ from hpo.cli import main
 from hpo.decoder.checkpoint import checkpoints
 from hpo.errors import SpecError, StudyError
 from hpo.search import control, ledger
+from hpo.search.child import open_child
 from hpo.search.database import Database
 from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec, parse_settings
@@ -181,6 +182,12 @@ def test_what_is_put_in_runs_next(make_study: Make, tiny_spec: StudySpec) -> Non
     assert "no values. Valid: FIELD=VALUE" in error("enqueue", "--study", "s")
     assert "no trial '9' that began" in error("enqueue", "--study", "s", "--like", "9")
     assert "no value. Valid: hpo enqueue optimizer.lr=VALUE" in error("enqueue", "--study", "s", "optimizer.lr")
+
+
+def test_nothing_is_put_into_a_study_that_retrains(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
+    open_child(database, make_study(tiny_spec, "s"), "confirm")
+    told = error("enqueue", "--study", "s.confirm", "optimizer.lr=0.01")
+    assert "study s.confirm retrains configurations of s: nothing can be put in. Give --study s" in told
 
 
 def test_the_budget_is_spent_or_below(make_study: Make, tiny_spec: StudySpec) -> None:

@@ -17,8 +17,8 @@ import optuna_dashboard
 import pytest
 import yaml
 from bottle import Bottle
-from conftest import TINY
-from sqlalchemy import text
+from conftest import TINY, execute
+from sqlalchemy import make_url, text
 from test_cli import hpo, one_line, start, until
 
 from hpo.dashboard.app import build_app
@@ -28,7 +28,7 @@ from hpo.dashboard.server import bind, serve
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
 from hpo.errors import CallerError, HpoError, StudyError
-from hpo.search.database import Database
+from hpo.search.database import Database, EmbeddedServer
 from hpo.search.launch import look_at_data
 from hpo.search.ledger import Process, point_of
 from hpo.search.spec import StudySpec, load_spec
@@ -210,6 +210,7 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study,
         assert client.status("POST", f"/api/trials/{running.id}/tell", {"state": "Complete", "values": [0]}) == 409
         assert client.status("POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"}) == 409
         assert client.status("POST", "/api/trials/999999/tell", {"state": "Fail"}) == 404
+        assert client.status("POST", f"/api/trials/{running.id}/user-attrs", {"user_attrs": {"fixed": "no configuration"}}) == 409
         assert study.records()[-1].state == "running" and Study.open(database, "s").id == study.id
         assert client.json(f"/api/studies/{study.id}")["trials"]
         assert client.status("DELETE", f"/api/studies/{study.id}", {}) == 409
@@ -225,12 +226,29 @@ def test_trouble_is_told_with_its_reason(study: Study, database: Database, monke
         for body in bodies:
             assert client.status("PUT", f"/api/studies/{study.id}/note", body) == 400
         assert client.status("PUT", "/api/studies/999999/note", {"version": 1, "body": "x"}) == 404
+        broken = client.ask("PUT", f"/api/studies/{study.id}/note", "{", JSON)
+        assert (broken.status, json.loads(broken.text)) == (400, {"reason": "Invalid JSON"})  # type: ignore[attr-defined]
         assert client.status("GET", f"/api/studies/{study.id}?after=x") == 400
         assert client.json(f"/api/studies/{study.id}?after=-1")["trials"]
         with study._engine.begin() as connection:
             connection.execute(text("ALTER TABLE hpo_trial RENAME TO elsewhere"))
         answer = client.ask("GET", f"/api/studies/{study.id}")
         assert answer.status == 503 and "hpo_trial" in json.loads(answer.text)["reason"]  # type: ignore[attr-defined]
+
+
+def test_a_database_that_is_away_is_told_by_every_view(
+    study: Study, database: Database, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = make_url(database.url).database
+    with dashboard(database) as client:
+        execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        for path in ("/api/studies", f"/api/studies/{study.id}", f"/csv/{study.id}", f"/api/studies/{study.id}/param_importances"):
+            answer = client.ask("GET", path)
+            assert (answer.status, json.loads(answer.text)["reason"][:9]) == (503, "database:")  # type: ignore[attr-defined]
+        execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert client.json("/api/studies")["study_summaries"]
+        assert "Traceback" not in caplog.text
 
 
 def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Database, tiny_space: Path, tiny_data: Path) -> None:
@@ -264,6 +282,7 @@ def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Datab
 def test_without_a_login_only_this_machine_s_names_are_answered(study: Study, database: Database) -> None:
     with dashboard(database) as client:
         assert client.status("GET", "/api/studies") == client.status("GET", "/api/studies", headers={"Host": "localhost:9"}) == 200
+        assert client.status("GET", "/api/studies", headers={"Host": "127.0.0.2:8080"}) == 200  # --host may be that
         for host in ("rebound.example", "rebound.example:8080", "", "[", "127.0.0.1.example"):
             assert client.status("GET", "/api/studies", headers={"Host": host, "X-Forwarded-Host": "localhost"}) == 403
         framed = client.ask("GET", "/dashboard")
@@ -328,6 +347,24 @@ def test_the_login(study: Study, database: Database, base: str) -> None:
         for place in ("//evil.example", "https://evil.example", "/\\evil.example", "/dashboard\r\nX: y"):
             assert (client.log_in(PASSWORD, where=place).getheader("Location") or "").startswith(f"{base}/dashboard")
         assert "<script>" not in client.ask("GET", '/login?next="><script>').text  # type: ignore[attr-defined]
+
+
+def test_what_no_browser_sends_is_refused_before_the_login(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    with dashboard(database, PASSWORD) as client:
+        for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "text/plain"):
+            assert client.ask("POST", "/login", "password=x", {"Content-Type": kind}).status == 400
+        connection = HTTPConnection("127.0.0.1", client.port, timeout=60)
+        connection.putrequest("POST", "/login")
+        connection.putheader("Content-Length", str(10**9))
+        connection.endheaders()
+        assert connection.getresponse().status == 413  # without waiting for it
+        connection.close()
+        plain = HTTPConnection("127.0.0.1", client.port, timeout=60)
+        plain.putrequest("GET", "/favicon.ico", skip_accept_encoding=True)
+        plain.endheaders()
+        assert plain.getresponse().status == 200
+        plain.close()
+        assert caplog.text == ""
 
 
 def test_ten_wrong_passwords_must_wait(database: Database) -> None:

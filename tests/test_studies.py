@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
+import optuna
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
@@ -15,6 +16,7 @@ from hpo.errors import StudyError
 from hpo.search import control
 from hpo.search.database import Database
 from hpo.search.spec import StudySpec
+from hpo.search.storage import open_storage
 from hpo.search.study import Study
 from hpo.search.worker import study_folder
 
@@ -40,6 +42,14 @@ def test_the_list(make_study: Make, tiny_spec: StudySpec) -> None:
     text = hpo("studies").stdout
     assert [line.split()[0] for line in text.splitlines()] == ["study", "busy", "done", "halted", "new"]
     assert "2 of 2" in text and "20.00 %" in text
+
+
+def test_the_list_shows_names_of_foreign_studies_as_they_are(database: Database) -> None:
+    for name in ('[/b] "x"', "[red]y"):
+        optuna.create_study(storage=open_storage(database), study_name=name)
+    done = hpo("studies")
+    assert done.exit_code == 0, done.output
+    assert [line.rstrip().rpartition(" foreign")[0].rstrip() for line in done.stdout.splitlines()[1:]] == ['[/b] "x"', "[red]y"]
 
 
 def test_the_end_of_a_study(make_study: Make, tiny_spec: StudySpec, database: Database) -> None:

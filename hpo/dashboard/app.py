@@ -4,10 +4,10 @@ import gzip
 import json
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-from bottle import Bottle, HTTPResponse, request
+from bottle import Bottle, HTTPError, HTTPResponse, request
 from optuna_dashboard import _note, wsgi
 
 from hpo.dashboard.content import FILES, curve_png, log_tail
@@ -24,6 +24,7 @@ RENAME = (
     "hpo names a study's folder, with its weights and checkpoints, after it: it cannot be renamed. Take hpo launch --name for a new one"
 )
 VALUE = "a trial's value is its PER, which its worker writes. A trial can be failed here; it is kept as stopped by hand"
+ATTRIBUTES = "a trial's attributes are hpo's record of it. Write a note instead"
 UPLOAD = "nothing can be uploaded here: the files of a trial are made from its record"
 
 
@@ -31,23 +32,18 @@ def build_app(pages: Pages) -> Bottle:
     """Raises MachineError if the installed optuna-dashboard has not what is replaced."""
     app = wsgi(pages.storage)
     assert isinstance(app, Bottle)
+    views: dict[tuple[str, str], View] = {}
+    for route in list(app.routes):  # without optuna-dashboard's decorator, which tells the terminal what is wrong and not the page
+        view = views[route.method, route.rule] = getattr(route.callback, "__wrapped__", route.callback)
+        app.route(route.rule, route.method, telling(view))
 
     def replace(method: str, rule: str) -> Callable[[View], View]:
         """The view gets the one that it replaces as its first argument."""
-        there = next((route.callback for route in app.routes if (route.method, route.rule) == (method, rule)), None)
-        if there is None:
+        if (there := views.get((method, rule))) is None:
             raise MachineError(f"the installed optuna-dashboard has no {method} {rule}. Install version 0.21")
 
         def install(view: View) -> View:
-            def answer(**arguments: Any) -> Any:
-                try:
-                    return view(there, **arguments)
-                except HpoError as error:
-                    return reason(503 if isinstance(error, MachineError) else 409, str(error))
-                except KeyError:  # Optuna's
-                    return reason(404, "it is not there, or not any more")
-
-            app.route(rule, method, answer)
+            app.route(rule, method, telling(partial(view, there)))
             return view
 
         return install
@@ -57,6 +53,22 @@ def build_app(pages: Pages) -> Bottle:
     if pages.base_path:
         _move(pages.base_path, replace)
     return app
+
+
+def telling(view: View) -> View:
+    """The view, with what is wrong as its answer."""
+
+    def answer(**arguments: Any) -> Any:
+        try:
+            return view(**arguments)
+        except HpoError as error:
+            return reason(503 if isinstance(error, MachineError) else 409, str(error))
+        except HTTPError as error:  # bottle's
+            return reason(error.status_code, str(error.body))
+        except KeyError:  # Optuna's
+            return reason(404, "it is not there, or not any more")
+
+    return answer
 
 
 def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
@@ -124,6 +136,10 @@ def _replace_writing(pages: Pages, replace: Replace) -> None:
             return reason(409, VALUE)
         control.kill(page.study, number, "in the dashboard")
         return HTTPResponse(status=204)
+
+    @replace("POST", "/api/trials/<trial_id:int>/user-attrs")
+    def attributes(there: View, trial_id: int) -> Any:
+        return reason(409, ATTRIBUTES) if pages.of(pages.place(trial_id)[0]) else there(trial_id=trial_id)
 
     def save(study_id: int, trial_id: int | None) -> Any:
         """As optuna-dashboard does it, without our part of the note."""

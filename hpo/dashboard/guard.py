@@ -30,7 +30,7 @@ WRONG_OF_ALL = 10 * WRONG  # of everybody: addresses can be had in numbers
 WAIT_SECONDS = 300.0
 ADDRESSES = 1000  # that are remembered
 FORM_BYTES = 4096
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+FORM = "application/x-www-form-urlencoded"
 READING = ("GET", "HEAD")
 HEADERS = [("X-Frame-Options", "DENY"), ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "same-origin")]
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>hpo dashboard</title>
@@ -91,6 +91,7 @@ class Guard:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             return start_response(status, [*headers, *HEADERS], *more)
 
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard takes for granted that it is there
         request = BaseRequest(environ)
         answer = self._answer(request)
         if answer is None:
@@ -101,7 +102,7 @@ class Guard:
 
     def _answer(self, request: BaseRequest) -> Answer | None:
         """None: let it through."""
-        if self.password is None and _host_of(request) not in THIS_MACHINE:
+        if self.password is None and not is_loopback(_host_of(request)):
             return _refusal("403 Forbidden", "this dashboard without a login answers to localhost and 127.0.0.1 only. For other names "
                                              "start it with HPO_DASHBOARD_PASSWORD set")  # fmt: skip
         if request.method not in READING and not _from_our_pages(request):
@@ -114,14 +115,14 @@ class Guard:
             return _refusal("401 Unauthorized", "not logged in, or not any more: load the page again")
         if request.method not in READING and self.read_only:
             return _refusal("403 Forbidden", "this dashboard was started with --read-only")
-        if request.method not in READING and request.content_type.partition(";")[0].strip().lower() != "application/json":
+        if request.method not in READING and _kind_of(request) != "application/json":
             return _refusal("415 Unsupported Media Type", "send JSON")
         return None
 
     def _login(self, request: BaseRequest, password: str) -> Answer:
         if request.method in READING:
             return self._form("200 OK", request.query.getunicode("next", ""), "")
-        if request.method != "POST" or request.content_length > FORM_BYTES:
+        if request.method != "POST" or request.content_length > FORM_BYTES or _kind_of(request) != FORM:
             return _refusal("400 Bad Request", "send the form")
         address = request.environ.get("REMOTE_ADDR", "")
         if (wait := self.attempts.wait(address)) > 0:
@@ -158,11 +159,25 @@ def _refusal(status: str, reason: str) -> Answer:
     return status, [("Content-Type", "application/json")], json.dumps({"reason": reason}).encode()
 
 
-def _host_of(request: BaseRequest) -> str | None:
+def _host_of(request: BaseRequest) -> str:
     try:
-        return urlsplit(f"//{request.environ.get('HTTP_HOST', '')}").hostname
+        return urlsplit(f"//{request.environ.get('HTTP_HOST', '')}").hostname or ""
     except ValueError:
-        return None
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it is this machine and nobody can have it name another."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _kind_of(request: BaseRequest) -> str:
+    return str(request.content_type).partition(";")[0].strip().lower()
 
 
 def _from_our_pages(request: BaseRequest) -> bool:

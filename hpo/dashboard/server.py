@@ -6,12 +6,11 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Callable
-from ipaddress import ip_address
 
 import waitress
 
 from hpo.dashboard.app import build_app
-from hpo.dashboard.guard import Guard
+from hpo.dashboard.guard import Guard, is_loopback
 from hpo.dashboard.pages import Pages
 from hpo.errors import CallerError
 from hpo.search.database import Database
@@ -20,6 +19,7 @@ from hpo.search.study import Study
 PASSWORD = "HPO_DASHBOARD_PASSWORD"  # noqa: S105  (its name)
 SHORTEST = 8  # characters of a password
 THREADS = 4
+BODY_BYTES = 2**20  # of a request: more than a note, and no more than anybody may have this machine keep before the login
 PROXY = "127.0.0.1"  # whose word on https and on the address of the browser is taken
 
 
@@ -69,20 +69,12 @@ def _check_password(password: str | None, alone: bool, host: str) -> str | None:
     return secrets.token_urlsafe(16)
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.BaseWSGIServer":
     try:
         return waitress.create_server(
-            guard, host=host, port=port, threads=THREADS, ident="hpo", url_prefix=base, clear_untrusted_proxy_headers=True,
-            trusted_proxy=PROXY, trusted_proxy_count=1, trusted_proxy_headers={"x-forwarded-for", "x-forwarded-proto"},
+            guard, host=host, port=port, threads=THREADS, ident="hpo", url_prefix=base,
+            max_request_body_size=BODY_BYTES, clear_untrusted_proxy_headers=True, trusted_proxy=PROXY, trusted_proxy_count=1,
+            trusted_proxy_headers={"x-forwarded-for", "x-forwarded-proto"},
         )  # fmt: skip
     except ValueError:  # waitress's for a name that is none
         raise CallerError(f"--host {host}: not an address of this machine. Valid: 127.0.0.1, 0.0.0.0, or one that it has") from None

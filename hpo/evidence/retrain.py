@@ -16,7 +16,7 @@ from hpo.errors import SpecError, StudyError
 from hpo.evidence.report import duration
 from hpo.evidence.stats import per_interval
 from hpo.search.study import Study
-from hpo.search.trial import Record
+from hpo.search.trial import BY_HAND, Record
 from hpo.search.worker import choose_device
 
 LEVEL = 0.95
@@ -36,11 +36,12 @@ class Retrained:
 
     @property
     def diverged(self) -> int:
-        return sum(record.state == "stopped" for record in self.records)
+        return sum(record.state == "stopped" and record.rule != BY_HAND for record in self.records)
 
     @property
     def failed(self) -> int:
-        return sum(record.state == "failed" for record in self.records)
+        """Or was killed by a person, which says as little of the configuration."""
+        return sum(record.state == "failed" or record.rule == BY_HAND for record in self.records)
 
     @property
     def per(self) -> float | None:

@@ -114,7 +114,10 @@ def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, 
 
 
 def enqueue(study: Study, values: Mapping[str, Any]) -> int:
-    """Let a trial with these values wait, before all others that do. Returns its number."""
+    """Let a trial with these values wait, before all others that do. Returns its number. Raises StudyError."""
+    if child := study.spec.child:
+        parent = child.parent
+        raise StudyError(f"study {study.name} retrains configurations of {parent}: nothing can be put in. Give --study {parent}")
     with ledger.locked(study._engine, study.id):
         study._study.enqueue_trial(dict(values), user_attrs={ledger.ENQUEUED: person()})
         waiting = study._storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.WAITING,))
