@@ -194,7 +194,7 @@ def policy(which: Policy, label: str, share: float) -> Method:
 
 
 METHODS = {
-    "gp": policy(Policy.GP, "hpo: gp", share=1.0),
+    "gp": policy(Policy.GP, "hpo: gp (the default)", share=1.0),
     "gp-halving": policy(Policy.GP_HALVING, "hpo: gp-halving", share=0.2),
     "tpe": Method("hpo: tpe", tpe, lambda search: Own()),
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner()), share=1.0, longest=300),

@@ -173,9 +173,12 @@ def renew_lease(connection: Connection, trial_id: int, lease: str, seconds: floa
     return connection.execute(statement).rowcount == 1
 
 
-def drop_lease(connection: Connection, trial_id: int, lease: str) -> int | None:
-    """Nobody holds the trial now. Returns which attempt that ends; None: another holds it."""
-    gone = update(trial_table).where(_held(trial_id, lease)).values(lease=None, lease_until=None)
+def drop_lease(connection: Connection, trial_id: int, lease: str, seen: datetime | None = None) -> int | None:
+    """Nobody holds the trial now. Returns which attempt that ends; None: another holds it, or its holder has renewed the lease
+    since its end was `seen`.
+    """
+    held = _held(trial_id, lease) if seen is None else _held(trial_id, lease) & (trial_table.c.lease_until == seen)
+    gone = update(trial_table).where(held).values(lease=None, lease_until=None)
     return connection.execute(gone.returning(trial_table.c.attempts)).scalar()
 
 
@@ -223,8 +226,8 @@ def begin_attempt(connection: Connection, trial_id: int, attempt: int, step: int
     connection.execute(update(attempt_table).where(mine).values(first_step=step))
 
 
-def orphans(connection: Connection, study_id: int, idle: Process | None) -> list[tuple[int, str | None, bool]]:
-    """(id, lease, whether `idle` had it) of the study's running trials that nobody works on: without a lease, with an expired
+def orphans(connection: Connection, study_id: int, idle: Process | None) -> list[tuple[int, str | None, datetime | None, bool]]:
+    """(id, lease, its end, whether `idle` had it) of the study's running trials that nobody works on: without a lease, with an expired
     one, of a dead holder.
 
     idle: a process that works on none. The caller holds the study's lock. A claim writes Optuna's row and ours under
@@ -232,7 +235,7 @@ def orphans(connection: Connection, study_id: int, idle: Process | None) -> list
     """
     table, trials = trial_table.c, optuna_trials.c
     late = (table.lease_until < func.now()).label("late")
-    statement = select(trials.trial_id, table.lease, table.host, table.process, late)
+    statement = select(trials.trial_id, table.lease, table.lease_until, table.host, table.process, late)
     statement = statement.join_from(optuna_trials, trial_table, trials.trial_id == table.trial_id, isouter=True)
 
     def of_idle(row: Row[Any]) -> bool:
@@ -242,7 +245,7 @@ def orphans(connection: Connection, study_id: int, idle: Process | None) -> list
         return row.lease is None or row.late or of_idle(row) or known_dead(row.host, row.process)
 
     rows = connection.execute(statement.where(trials.study_id == study_id, cast(trials.state, String) == "RUNNING"))
-    return [(row.trial_id, row.lease, of_idle(row)) for row in rows if gone(row)]
+    return [(row.trial_id, row.lease, row.lease_until, of_idle(row)) for row in rows if gone(row)]
 
 
 # ---- where a study stands

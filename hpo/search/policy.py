@@ -31,7 +31,6 @@ ITERATIONS = 15  # of that fit
 ENOUGH = 4  # trials that ended, to expect the end of another
 RIDGE = 0.5
 LOWEST_PER = 1e-3
-LENGTH, LENGTH_SD = 1.5, 0.7  # in the cube, and of its logarithm
 KERNEL = {"lengths": (0.2, 30.0), "scale": (0.1, 20.0), "noise": (5e-3, 0.5)}  # in units of the cube, and of the variance of log PER
 
 
@@ -248,7 +247,7 @@ def _process(kernel: Any, x_NF: Array, y_N: Array) -> Any:
 
     optimizer = _optimize if kernel is None else None
     if kernel is None:
-        lengths = Matern(np.full(x_NF.shape[1], LENGTH), KERNEL["lengths"], nu=2.5)
+        lengths = Matern(np.full(x_NF.shape[1], 1.5), KERNEL["lengths"], nu=2.5)
         kernel = ConstantKernel(1.0, KERNEL["scale"]) * lengths + WhiteKernel(0.05, KERNEL["noise"])
     with warnings.catch_warnings():  # of what does not matter the length goes to its bound
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -256,16 +255,7 @@ def _process(kernel: Any, x_NF: Array, y_N: Array) -> Any:
 
 
 def _optimize(objective: Any, theta: Array, bounds: Array) -> tuple[Array, float]:
-    """Maximum a posteriori: the logarithm of each length is believed to be normal around LENGTH's. Twenty lengths fitted to a dozen
-    trials without that predict far worse (benchmarks/search/simulate.py).
-    """
     from scipy.optimize import minimize
 
-    def penalized(theta: Array) -> tuple[float, Array]:
-        value, slope = objective(theta)
-        away = np.zeros_like(theta)
-        away[1:-1] = (theta[1:-1] - math.log(LENGTH)) / LENGTH_SD
-        return value + away @ away / 2, slope + away / LENGTH_SD
-
-    found = minimize(penalized, theta, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
+    found = minimize(objective, theta, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
     return found.x, found.fun

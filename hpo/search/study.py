@@ -282,10 +282,10 @@ class Study:
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
         workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
         """
-        for trial_id, lease, alive in ledger.orphans(connection, self.id, idle):
+        for trial_id, lease, until, alive in ledger.orphans(connection, self.id, idle):
             if lease is None:
                 self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
-            elif attempt := ledger.drop_lease(connection, trial_id, lease):
+            elif attempt := ledger.drop_lease(connection, trial_id, lease, until):  # else its holder was only late
                 reason = "its worker lost the database" if alive else "its worker died or fell silent"
                 ledger.end_attempt(connection, trial_id, attempt, Cause.INTERRUPTED if alive else Cause.LOST, reason)
                 state = self._after_trouble(connection, trial_id)

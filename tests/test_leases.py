@@ -1,0 +1,66 @@
+"""Leases where two processes meet at one trial, and what is counted of it: real Postgres, the moment chosen by the test."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from test_study import claim, completed, report
+
+from hpo.errors import DatabaseAwayError
+from hpo.search import ledger
+from hpo.search.ledger import Process
+from hpo.search.spec import StudySpec
+from hpo.search.study import Study
+from hpo.search.trial import Trial
+
+Make = Callable[..., Study]
+ELSEWHERE = Process("another-host 1 1", "1:1")
+
+
+def expire(study: Study) -> None:
+    with study._engine.begin() as connection:
+        connection.execute(text("UPDATE hpo_trial SET lease_until = now() - interval '1 second' WHERE lease IS NOT NULL"))
+
+
+def sweep_while(study: Study, act: Callable[[], object]) -> None:
+    """`act` between a sweeper's look at the leases and what it does about them."""
+    look = ledger.orphans
+
+    def orphans(connection: Connection, study_id: int, idle: Process | None) -> object:
+        found = look(connection, study_id, idle)
+        act()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "orphans", orphans)
+        study.sweep()
+
+
+def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(make_study: Make, tiny_spec: StudySpec) -> None:
+    """After an outage all workers come back at once, and the first of them to claim sweeps."""
+    study = make_study(tiny_spec)
+    late = claim(study, ELSEWHERE)
+    expire(study)
+    sweep_while(study, lambda: report(study, late, 2, 0.9, 1.0))
+    assert report(study, late, 4, 0.8, 2.0)
+    assert study.records()[0].state == "running"
+
+
+def finish_without_the_last_write(study: Study, trial: Trial) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        with pytest.raises(DatabaseAwayError):
+            study.finish(trial, completed(0.5), 3.0)
+
+
+def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    late = claim(study, ELSEWHERE)
+    expire(study)
+    sweep_while(study, lambda: finish_without_the_last_write(study, late))
+    assert study.finish(late, completed(0.5), 3.0)
+    record = study.records()[0]
+    assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
+    with study._engine.begin() as connection:
+        assert [row.outcome for row in ledger.attempts_of(connection, [late.id])[late.id]] == ["complete"]
