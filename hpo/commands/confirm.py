@@ -62,10 +62,12 @@ def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
 def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainings: int, as_json: bool) -> "Study":
     from hpo.evidence.retrain import cost
     from hpo.search.child import open_child
+    from hpo.search.trackers import choose, chosen
     from hpo.search.worker import code_version
 
     child = open_child(opened, parent, kind, ("test",) if kind == "confirm" else ())
     child.settle(parent.artifacts, code_version())
+    choose(child, chosen(parent)[0])
     if not as_json:
         left = sum(record.state == "waiting" for record in child.records())
         click.echo(f"study      {child.name}: at most {cost(parent, trainings, workers)}; what it has already is not trained again"

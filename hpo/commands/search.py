@@ -38,6 +38,14 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
     return check_url(url)
 
 
+def _checked_trackers(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> list[str] | None:
+    if not names:
+        return None
+    from hpo.search.trackers import check
+
+    return check(names)
+
+
 @click.command()
 @click.option("--study", "space", required=True, metavar="SPACE", help="A search space: a bundled name (lr-aug, lr-only) or a YAML file.")
 @click.option("--name", metavar="NAME", help="The study's name. Default: the space's.")
@@ -54,11 +62,14 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
 @code_option
 @click.option("--notify", metavar="URL", envvar="HPO_NOTIFY_URL", callback=_checked_url,
               help="POST a JSON there at a new best, at trouble and the end (or set HPO_NOTIFY_URL); fits Slack's webhooks.")  # fmt: skip
+@click.option("--track", multiple=True, metavar="tensorboard|mlflow|wandb|none", callback=_checked_trackers,
+              help="Write every trial there too, from now on; may be repeated. none: no more.")  # fmt: skip
 @database_option
 @slurm_options
 def launch(space: str, name: str | None, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
            policy: str | None, extend: bool, workers: int | None, per_gpu: str | None, device: str | None, artifacts: Path | None,
-           allow_different_code: bool, notify: str | None, database: str | None, **cluster: Any) -> None:  # fmt: skip
+           allow_different_code: bool, notify: str | None, track: list[str] | None, database: str | None,
+           **cluster: Any) -> None:  # fmt: skip
     """Search: make the study or go on with it, run workers here or with --slurm on a cluster, report.
 
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
@@ -81,10 +92,11 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
     study.settle(made(artifacts), code_version())
     check_code(study, allow_different_code)
+    tracked = _track(study, track)
     halted = study.halt
     if halted and halted.state == "stopped":
         control.resume(study)
-    for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *notes, f"workers    {plan}"):
+    for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *tracked, *notes, f"workers    {plan}"):
         click.echo(line)
     if halted:
         goes_on = "it goes on now" if halted.state == "stopped" else f"workers wait for hpo resume --study {study.name}"
@@ -103,6 +115,17 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     click.echo()
     print_report(study, database)
     _conclude(study, end, over is None)
+
+
+def _track(study: "Study", names: list[str] | None) -> list[str]:
+    """Remember the trackers; None: what they were. Returns lines for people."""
+    from hpo.search.trackers import FOLDER, choose, chosen
+    from hpo.search.worker import study_folder
+
+    if names is not None:
+        choose(study, names)
+    there, _ = chosen(study)
+    return [f"tracked    {', '.join(there)} in {study_folder(study) / FOLDER}"] if there else []
 
 
 def _run(launcher: "Launcher", notify: str | None) -> str:

@@ -37,9 +37,10 @@ from hpo.search.choice import why_park
 from hpo.search.database import home
 from hpo.search.ledger import Point, Process, point_of
 from hpo.search.reporter import Reporter, persistently
-from hpo.search.stopping import Evaluation, non_finite
+from hpo.search.stopping import Evaluation, Stop, non_finite
 from hpo.search.study import Study
-from hpo.search.trial import Cause, Completed, Failed, Halt, Interrupted, Outcome, Parked, Stopped, Trial
+from hpo.search.trackers import FOLDER, Subject, Tracker, Trackers, chosen
+from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Parked, Stopped, Trial
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
@@ -173,6 +174,7 @@ class Worker:
         if outcome is None or not self._finish(run, outcome, seconds):
             self._let_go(run)
             return None
+        run.trackers.close(outcome)
         if isinstance(outcome, Completed):
             run.tidy()
         if run.short_of_memory:
@@ -189,10 +191,12 @@ class Worker:
             asked = partial(self.study.stopped_by_hand, run.trial)
             if not self.stop() and (reason := persistently(asked, self.stop, log.warning)):
                 log.info("trial %d: stopped %s", number, reason)
+                run.trackers.close(Stopped(Stop(BY_HAND, BY_HAND, reason)))
                 shutil.rmtree(run.folder, ignore_errors=True)
                 return
         except DatabaseError:
             pass
+        run.trackers.close()
         log.warning("trial %d: not ours any more; nothing was written", number)
 
     def _finish(self, run: "_Run", outcome: Outcome, seconds: float) -> bool:
@@ -236,6 +240,7 @@ class _Run:
         self.trial, self.folder = trial, folder
         self.writer = Writer(self._write_fault)
         self.reporter = Reporter(worker.study, trial, log.warning)
+        self.trackers = Trackers()
         self.curve: list[Point] = []
         self.short_of_memory = False
 
@@ -252,6 +257,7 @@ class _Run:
         resume = partial(self.study.resume, self.trial, state.step, self.curve)
         if not persistently(resume, self.worker.stop, log.warning):
             return None
+        self._track()
         remove_drafts(self.folder)
         outcome = self._steps(state)
         if isinstance(outcome, Completed):
@@ -263,6 +269,12 @@ class _Run:
             self._checkpoint(state)  # of a complete one until the outcome is stored
         self.writer.wait()
         return outcome
+
+    def _track(self) -> None:
+        names, unique = persistently(partial(chosen, self.study), self.worker.stop, log.warning)
+        trial, folder = self.trial, self.worker.folder / FOLDER
+        subject = Subject(folder, self.study.name, trial.number, trial.attempt, f"{unique}-{trial.number}", trial.config.flat())
+        self.trackers = Trackers([Tracker(name, subject, self.reporter.may_write, log.warning) for name in names], self.curve)
 
     def tidy(self) -> None:
         """After the outcome is stored: no checkpoint is needed any more, unless the weights could not be written."""
@@ -315,6 +327,7 @@ class _Run:
         point = point_of(since)
         self.curve.append(point)
         self.reporter.at(since[-1].step, point)
+        self.trackers.point(point)
         return []
 
     def _evaluations(self) -> list[Evaluation]:
