@@ -15,12 +15,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from methods import METHODS
+from methods import METHODS as OURS
 from numpy.typing import NDArray
+from rivals import METHODS as RIVALS
+from rivals import absent
 from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, simulate, surrogate_of
 
 HERE = Path(__file__).parent
 CLOSE = (0.05, 0.02)
+METHODS = OURS | RIVALS
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def report(results: Results, trainings: float, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="all that are installed")
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--trainings", type=float, default=60, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
@@ -158,10 +161,15 @@ def main() -> None:
         stored = json.loads(kept.read_text())
         results = {table: {name: [Run(**run) for run in runs] for name, runs in found.items()} for table, found in stored.items()}
         return report(results, arguments.trainings, arguments.out)
+    lacking = [name for name in arguments.methods or METHODS if name in absent()]
+    if lacking:
+        how = f"{', '.join(lacking)}: Ray Tune or Syne Tune is not installed: `pip install -e .[rivals]`"
+        parser.error(how) if arguments.methods else print(f"left out: {how}", flush=True)
+    chosen = arguments.methods or [name for name in METHODS if name not in lacking]
     results = {table: {} for table in arguments.tables}
     with ProcessPoolExecutor(arguments.processes) as pool:
         for table in arguments.tables:
-            for name in arguments.methods:
+            for name in chosen:
                 seeds = range(max(2, round(arguments.repetitions * METHODS[name].share)))
                 again = ([table] * len(seeds), [name] * len(seeds), seeds, [arguments.trainings] * len(seeds))
                 results[table][name] = list(pool.map(repeat, *again))
