@@ -15,8 +15,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from methods import METHODS
+from methods import METHODS as OURS
 from numpy.typing import NDArray
+from rivals import METHODS as RIVALS
+from rivals import absent
 from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, simulate, surrogate_of
 from threadpoolctl import threadpool_limits
 
@@ -24,7 +26,8 @@ from hpo.search.spec import DEFAULT_POLICY
 
 HERE = Path(__file__).parent
 CLOSE = (0.05, 0.02)
-RIVALS = ("optuna", "random")
+METHODS = OURS | RIVALS
+RIVALRY = ("optuna", "random")  # the claims are about the ratio to these
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def report(results: Results, trainings: float, out: Path) -> None:
         lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
         horizon = trainings * training_seconds(fitted(table))
         lines += ["| " + " | ".join(row_of(METHODS[name].label, runs, horizon)) + " |" for name, runs in methods.items()]
-        lines += ["", *(ratio(table, methods, other, horizon) for other in RIVALS if {DEFAULT_POLICY, other} <= set(methods))]
+        lines += ["", *(ratio(table, methods, other, horizon) for other in RIVALRY if {DEFAULT_POLICY, other} <= set(methods))]
     (out / "results.md").write_text("\n".join(lines[1:]) + "\n")
     figure(results, trainings, out / "regret.svg")
 
@@ -168,23 +171,30 @@ def report(results: Results, trainings: float, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="all that are installed")
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--trainings", type=float, default=60, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--add", action="store_true", help="keep what runs.json has of other methods")
     parser.add_argument("--draw", action="store_true", help="results.md and regret.svg from runs.json, no simulation")
     arguments = parser.parse_args()
     kept = arguments.out / "runs.json"
-    if arguments.draw:
+    results: Results = {table: {} for table in arguments.tables}
+    if arguments.draw or arguments.add:
         stored = json.loads(kept.read_text())
         results = {table: {name: [Run(**run) for run in runs] for name, runs in found.items()} for table, found in stored.items()}
+    if arguments.draw:
         return report(results, arguments.trainings, arguments.out)
-    results = {table: {} for table in arguments.tables}
+    lacking = [name for name in arguments.methods or METHODS if name in absent()]
+    if lacking:
+        how = f"{', '.join(lacking)}: Ray Tune or Syne Tune is not installed: `pip install -e .[rivals]`"
+        parser.error(how) if arguments.methods else print(f"left out: {how}", flush=True)
+    chosen = arguments.methods or [name for name in METHODS if name not in lacking]
     with ProcessPoolExecutor(arguments.processes, initializer=threadpool_limits, initargs=(1,)) as pool:
         for table in arguments.tables:
             horizon = arguments.trainings * training_seconds(fitted(table))
-            for name in arguments.methods:
+            for name in chosen:
                 seeds = range(max(2, round(arguments.repetitions * METHODS[name].share)))
                 again = ([table] * len(seeds), [name] * len(seeds), seeds, [arguments.trainings] * len(seeds))
                 results[table][name] = list(pool.map(repeat, *again))

@@ -1,0 +1,195 @@
+"""Ray Tune and Syne Tune as searches of our simulator: their own schedulers and searchers, unmodified, are told and asked what
+their tuners would tell and ask them. No Ray is started and no process of theirs.
+
+Both know no conditions (Ray's OptunaSearch does): they draw a value for every parameter, and what does not exist is dropped.
+Their rungs begin at one evaluation, which is their default if time is counted in evaluations; other settings are their defaults.
+Not here: Syne Tune's CQR and BORE, whose models are fitted anew for each trial, a search in minutes.
+Trade-off: nothing of theirs is imported before a method of theirs runs, so that one can compare without them.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from importlib.util import find_spec
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from methods import Method, drawn
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from simulate import Curves
+
+from hpo.search.sampling import distribution, seed_of
+from hpo.search.spec import StudySpec
+from hpo.search.stopping import Evaluation, Stop
+
+
+def flat(spec: StudySpec, language: ModuleType, beyond: int) -> dict[str, Any]:
+    """The space without conditions, in a language whose functions are named as Ray's. A choice is its place in the list: Syne
+    Tune wants values of one type. beyond: 1 if the upper end of integers is not one of them.
+    """
+    space: dict[str, Any] = {}
+    for name in spec.parameters:
+        whole: Any = distribution(spec, name)
+        if isinstance(whole, CategoricalDistribution):
+            space[name] = language.choice(list(range(len(whole.choices))))
+        elif isinstance(whole, IntDistribution):
+            space[name] = (language.lograndint if whole.log else language.randint)(whole.low, whole.high + beyond)
+        else:
+            space[name] = (language.loguniform if whole.log else language.uniform)(whole.low, whole.high)
+    return space
+
+
+def encoded(spec: StudySpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a point of the flat space, without those that do not exist."""
+    places: dict[str, Any] = {}
+    for name, value in values.items():
+        whole = distribution(spec, name)
+        places[name] = int(whole.to_internal_repr(value)) if isinstance(whole, CategoricalDistribution) else value
+    return places
+
+
+def decoded(spec: StudySpec, point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of the flat space as values, without those that do not exist."""
+    values: dict[str, Any] = {}
+    for name in spec.parameters:
+        if spec.active(name, values):
+            values[name] = distribution(spec, name).to_external_repr(point[name])
+    return values
+
+
+def starts(spec: StudySpec) -> list[dict[str, Any]]:
+    return [spec.start_values(start) for start in spec.starts]
+
+
+def _report(spec: StudySpec, evaluation: Evaluation) -> dict[str, Any]:
+    return {"step": evaluation.step, "per": evaluation.per, "training_iteration": evaluation.step // spec.base.evaluate_every}
+
+
+def _rungs(spec: StudySpec) -> dict[str, Any]:
+    """The same words in both."""
+    return {"metric": "per", "time_attr": "step", "max_t": spec.base.steps, "grace_period": spec.base.evaluate_every}
+
+
+def ray_random(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Ray's default, and the space that it draws from. It draws what a start leaves open."""
+    from ray import tune
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    points = [encoded(spec, start) for start in starts(spec)]
+    return BasicVariantGenerator(points_to_evaluate=points, random_state=seed), flat(spec, tune, beyond=1)
+
+
+def ray_optuna(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Optuna's TPE as Ray has it; its function of a trial knows the conditions."""
+    from ray.tune.search import SearchGenerator
+    from ray.tune.search.optuna import OptunaSearch
+
+    def space(trial: Any) -> dict[str, Any]:
+        return encoded(spec, drawn(spec, trial))
+
+    return SearchGenerator(OptunaSearch(space, metric="per", mode="min", points_to_evaluate=starts(spec), seed=seed)), {}
+
+
+class RayTune:
+    """Ray Tune's ASHA, called as its TuneController calls it. A failed trial is one whose loss is not finite."""
+
+    def __init__(self, algorithm: Callable[[StudySpec, int], tuple[Any, dict[str, Any]]], spec: StudySpec, seed: int):
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        from ray.tune.schedulers import AsyncHyperBandScheduler
+
+        self.spec = spec
+        self._scheduler = AsyncHyperBandScheduler(mode="min", **_rungs(spec))
+        self._algorithm, space = algorithm(spec, seed)
+        with TemporaryDirectory() as folder:  # Ray tries whether it can write there; else under the home folder
+            experiment = {"run": _not_run, "config": space, "num_samples": sys.maxsize, "storage_path": folder}
+            self._algorithm.add_configurations({"search": experiment})
+        self._trials: list[Any] = []
+        self._results: dict[int, dict[str, Any]] = {}
+        self._waiting = self._draw()
+
+    def _draw(self) -> Any:
+        trial = self._algorithm.next_trial()
+        self._scheduler.on_trial_add(None, trial)
+        return trial
+
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
+        """Ray has the next trial drawn and waiting when one begins."""
+        self._trials.append(self._waiting)
+        self._waiting = self._draw()
+        return len(self._trials) - 1, decoded(self.spec, self._trials[-1].config)
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        trial, result = self._trials[number], _report(self.spec, evaluation)
+        self._results[number] = result
+        stops = bool(self._scheduler.on_trial_result(None, trial, result) == self._scheduler.STOP)
+        if not stops:
+            self._algorithm.on_trial_result(trial.trial_id, result)
+        return stops
+
+    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
+        trial = self._trials[number]
+        if stop is not None:
+            self._scheduler.on_trial_error(None, trial)
+            self._algorithm.on_trial_complete(trial.trial_id, error=True)
+        else:
+            self._scheduler.on_trial_complete(None, trial, self._results[number])
+            self._algorithm.on_trial_complete(trial.trial_id, result=self._results[number])
+
+
+def _not_run(config: dict[str, Any]) -> None:
+    """Ray wants a training."""
+
+
+class SyneTune:
+    """A scheduler of Syne Tune's `baselines`, called as its Tuner calls it. A failed trial is one whose loss is not finite."""
+
+    def __init__(self, baseline: str, spec: StudySpec, seed: int):
+        from syne_tune import config_space
+        from syne_tune.optimizer import baselines
+
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)  # ASHA warns of its own arguments
+        warnings.filterwarnings("ignore", "After 0.17", FutureWarning)  # of statsmodels, to Syne Tune
+        np.random.seed(seed_of(seed, 0))  # some of its draws are from this, whatever its own seed; the same would draw the same
+        self.spec = spec
+        space = flat(spec, config_space, beyond=0)
+        some = {name: domain.sample() for name, domain in space.items()}  # a point has to be whole
+        points = [some | encoded(spec, start) for start in starts(spec)]
+        scheduler = getattr(baselines, baseline)
+        self._scheduler = scheduler(space, random_seed=seed, points_to_evaluate=points, **_rungs(spec))
+        self._trials: list[Any] = []
+
+    def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
+        from syne_tune.backend.trial_status import Trial
+
+        config = self._scheduler.suggest().config
+        self._trials.append(Trial(len(self._trials), config, datetime.now()))
+        self._scheduler.on_trial_add(self._trials[-1])
+        return len(self._trials) - 1, decoded(self.spec, config)
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        from syne_tune.optimizer.scheduler import SchedulerDecision
+
+        return bool(self._scheduler.on_trial_result(self._trials[number], _report(self.spec, evaluation)) == SchedulerDecision.STOP)
+
+    def end(self, number: int, per: float | None, stop: Stop | None) -> None:
+        """At max_t too it says STOP, after which its Tuner removes a trial."""
+        (self._scheduler.on_trial_error if stop is not None else self._scheduler.on_trial_remove)(self._trials[number])
+
+
+METHODS = {
+    "ray-asha": Method("Ray Tune ASHA", partial(RayTune, ray_random)),
+    "ray-optuna": Method("Ray Tune ASHA + OptunaSearch", partial(RayTune, ray_optuna)),
+    "syne-asha": Method("Syne Tune ASHA", partial(SyneTune, "ASHA")),
+    "syne-bohb": Method("Syne Tune BOHB", partial(SyneTune, "BOHB"), share=0.03),
+}
+
+
+def absent() -> list[str]:
+    """Methods whose package is not installed."""
+    return [name for name in METHODS if find_spec("ray" if name.startswith("ray") else "syne_tune") is None]
