@@ -150,6 +150,7 @@ def test_a_study_ends_early_when_little_is_expected_and_says_so(make_study: Make
     study.change_budget({"min_gain": f"{ahead + 1}"})
     assert study.claim(HERE, RECORD) is None
     assert f"under the budget's min_gain of {ahead + 1:g}" in (study.why_over() or "")
+    assert "Ended early: " in as_text(build_report(study))
     study.change_budget({"min_gain": "none"})
     running = claim(study)
     study.change_budget({"min_gain": f"{ahead + 1}"})

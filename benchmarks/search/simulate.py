@@ -209,6 +209,22 @@ def policy_ranks(table: Table, shown: int = 45, times: int = 12) -> dict[str, fl
     return {what: float(np.mean(ranks)) for what, ranks in found.items()}
 
 
+def early(table: Table) -> list[str]:
+    """What an evaluation says of the PER at the end: rank correlation (Spearman) of PER and loss, over all trainings and the best
+    third, a row a share of the steps.
+    """
+    whole = np.isfinite(table.per).all(axis=1)
+    best = whole & (table.final <= np.quantile(table.final[whole], 1 / 3))
+    rows = ["share of the steps: PER of all, of the best third; loss of all, of the best third"]
+    for share in (0.05, 0.1, 0.15, 0.3, 0.4, 0.5, 0.6, 0.75):
+        point = math.ceil(share * table.per.shape[1]) - 1
+        ranks = [
+            spearmanr(values[some, point], table.final[some]).statistic for values in (table.per, table.loss) for some in (whole, best)
+        ]
+        rows.append(f"{100 * share:.0f} %: {' '.join(f'{rank:.2f}' for rank in ranks)}")
+    return rows
+
+
 # ---- a search
 
 
@@ -321,6 +337,7 @@ def main() -> None:
           f"expected {surrogate.best:.3f}")  # fmt: skip
     for name, value in (errors(table, surrogate.theta) | policy_ranks(table)).items():
         print(f"{name:72} {value:.3f}")
+    print("\n".join(early(table)))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def build_report(study: Study) -> dict[str, Any]:
         "trials": {state: states[state] for state in ("complete", "stopped", "parked", "failed", "running", "waiting")},
         "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "per": past.per} for past in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
+        "ended_early": study.why_over() if study.budget.min_gain is not None and states["running"] == 0 else None,
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
         "failed_because": dict(Counter(record.reason for record in records if record.state == "failed")),
@@ -111,6 +112,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append("Starts" if report["starts"] else "No starts")
     lines += [_start_line(name, start) for name, start in report["starts"].items()]
     lines += [_trials_line(report), _compute_line(report)]
+    if report["ended_early"]:
+        lines.append(f"Ended early: {report['ended_early']}")
     if report["imported"]:
         shown = ", ".join(f"trial {past['trial']} is {past['run']}" for past in report["imported"])
         lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
