@@ -366,7 +366,8 @@ def _provenance(facts: Facts) -> list[Block]:
         ("space", spec.space + (f", profile {spec.profile}" if spec.profile else "") + f", digest {report['digest']}"),
         ("seeds", f"training {spec.base.seed} + number of the trial, sampler {spec.sampler.seed}, validation {spec.validation.seed}"),
         ("code", ", ".join(sorted({record.code_version for record in ran})) or "-"),
-        ("budget", ", ".join(budget)),
+        ("policy", str(spec.policy)),
+        ("budget", ", ".join(budget) + (f". {report['ended_early']}" if report["ended_early"] else "")),
         ("worker time", f"{duration(seconds['spent'])} ({seconds['spent'] / 3600:.3g} GPU-hours; on CPUs worker-hours), about "
                         f"{duration(seconds['saved'])} saved by stopping"),
         ("this page", ", ".join(f"{name} {version(name)}" for name in ("bci-hpo", "optuna", "torch", "matplotlib"))),
