@@ -1,5 +1,6 @@
 """Trials that a study's policy parks and takes up again: real Postgres, and real training."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -131,6 +132,15 @@ def test_what_diverges_after_its_rung_leaves_its_place_to_a_parked_one(make_stud
     park(study, claim(study), 0.7)
     assert study.finish(best, Stopped(Stop("own-past", "per", "PER rose")))
     assert claim(study).number == 1
+
+
+def test_a_rung_of_which_the_loss_is_not_known_is_none(make_study: Make, spec: StudySpec) -> None:
+    """As in imported runs that record none."""
+    study = make_study(spec)
+    one, _ = started(study)
+    point = {"step": 4, "per": 0.5, "validation_loss": math.nan} | dict.fromkeys(("loss", "grad_norm", "lr", "step_seconds"), 0.0)
+    assert study.deliver(one, [point], 4, 4.0)
+    assert [evaluation.step for evaluation in choice.seen_by(study, -1)[0].rungs] == [2]
 
 
 def test_other_policies_and_retrainings_park_nothing(make_study: Make, spec: StudySpec) -> None:

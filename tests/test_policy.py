@@ -126,7 +126,7 @@ def test_all_trials_equal_or_diverged_still_draw() -> None:
 
 def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpo.search.policy.KNOWN", 40)
-    seen = ended(range(90))
+    seen = ended(range(60))
     model = Model(CUBE, seen)
     assert len(model._points_NP) <= 40
     best = min(seen, key=lambda trial: trial.per or 1.0)

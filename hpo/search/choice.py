@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from hpo.decoder.config import DecoderConfig
@@ -34,7 +35,8 @@ def _says(record: Record) -> bool:
 
 
 def _seen(record: Record, steps: Sequence[int], points: Sequence[Any]) -> Seen:
-    at = {point.step: Evaluation(point.step, point.per, point.validation_loss) for point in points}
+    known = [point for point in points if isfinite(point.per) and isfinite(point.validation_loss)]  # past runs may record no loss
+    at = {point.step: Evaluation(point.step, point.per, point.validation_loss) for point in known}
     missed = next((index for index, step in enumerate(steps) if step not in at), len(steps))
     per = 1.0 if record.state in ("stopped", "failed") else record.per
     return Seen(record.number, record.params, per, tuple(at[step] for step in steps[:missed]), record.state == "parked")

@@ -174,7 +174,7 @@ class Model:
     """A Gaussian process of log PER. Trials that run are believed to end where it expects them to."""
 
     def __init__(self, cube: Cube, seen: Sequence[Seen]):
-        ended = sorted((trial for trial in seen if trial.per is not None), key=lambda trial: trial.per or 0.0)
+        ended = sorted((trial for trial in seen if trial.per is not None), key=lambda trial: (trial.per or 0.0, trial.number))
         if len(ended) > KNOWN:  # the best half of them, and evenly what is left
             rest = ended[KNOWN // 2 :]
             ended = ended[: KNOWN // 2] + rest[:: -(-len(rest) // (KNOWN // 2))]
@@ -190,7 +190,7 @@ class Model:
         self._process = _process(kernel, x_NF, y_N)
         self.noise = float(kernel.k2.noise_level)
         self._lowest = float(np.min(self._process.predict(x_NF)))
-        if running := [trial for trial in seen if trial.per is None]:
+        if running := sorted((trial for trial in seen if trial.per is None), key=lambda trial: trial.number):
             new_NF = cube.features(np.array([cube.point(trial.values) for trial in running]))
             believed_N = np.concatenate([y_N, self._process.predict(new_NF)])
             self._process = _process(kernel, np.concatenate([x_NF, new_NF]), believed_N)
