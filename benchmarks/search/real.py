@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", nargs="+", default=[str(DEFAULT_POLICY), "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--gpu-hours", type=float, default=0.09, help="of each study, all workers together; on CPUs worker-hours")
+    parser.add_argument("--gpu-hours", type=float, default=0.08, help="of each study, all workers together; on CPUs worker-hours")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {policy: [] for policy in arguments.policies}

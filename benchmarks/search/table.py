@@ -21,19 +21,20 @@ from hpo.decoder.formats import read_sentences
 from hpo.errors import StudyError
 from hpo.search.database import home, open_database
 from hpo.search.launch import Launcher, Plan, look_at_data
-from hpo.search.spec import Parameter, StudySpec, find_space, load_spec
+from hpo.search.space import Cube
+from hpo.search.spec import StudySpec, find_space, load_spec
 from hpo.search.study import Study
 from hpo.search.worker import code_version
 
 HERE = Path(__file__).parent
-SIZES = {"a": {"sobol": 200, "tpe": 100, "again": 60}, "b": {"sobol": 100, "tpe": 50, "again": 20}}
+SIZES = {"a": {"sobol": 200, "tpe": 104, "again": 60}, "b": {"sobol": 80, "tpe": 40, "again": 20}}
 FIELDS = ("step", "per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds")
 
 
 def spec_of(table: str) -> StudySpec:
     """lr-aug for the bundled recordings. b: averaged weights and long warmups, which make curves cross, and fewer steps."""
     other = {"optimizer.ema_decay": 0.98, "steps": 240, "evaluate_every": 12}
-    spec = load_spec(find_space("lr-aug"), "demo", other if table == "b" else {})
+    spec = load_spec(find_space("lr-aug"), "demo", other if table == "b" else {}, policy="tpe")
     parameters = dict(spec.parameters)
     if table == "b":
         parameters["schedule.warmup"] = parameters["schedule.warmup"].model_copy(update={"low": 0.2, "high": 0.6})
@@ -65,24 +66,8 @@ def data_of(table: str) -> Path | None:
 def design(spec: StudySpec, count: int) -> dict[str, dict[str, Any]]:
     """Points of a scrambled Sobol sequence in the space, one dimension a parameter; one that does not exist in a point is left out."""
     points = qmc.Sobol(len(spec.parameters), seed=0).random_base2(8)[:count]
-    return {f"sobol-{row}": _configuration(spec, points[row]) for row in range(count)}
-
-
-def _configuration(spec: StudySpec, point: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for (name, parameter), share in zip(spec.parameters.items(), point, strict=True):
-        if spec.active(name, values):
-            values[name] = _value(parameter, float(share), whole=isinstance(spec.base.flat()[name], int))
-    return values
-
-
-def _value(parameter: Parameter, share: float, whole: bool) -> Any:
-    if parameter.choices is not None:
-        return parameter.choices[min(int(share * len(parameter.choices)), len(parameter.choices) - 1)]
-    assert parameter.low is not None and parameter.high is not None
-    low, high = parameter.low, parameter.high + whole  # each whole number has the same share
-    value = low * (high / low) ** share if parameter.log else low + (high - low) * share
-    return min(int(value), int(parameter.high)) if whole else value
+    cube = Cube(spec)
+    return {f"sobol-{row}": cube.values(points[row]) for row in range(count)}
 
 
 def part_spec(table: str, part: str) -> StudySpec:
