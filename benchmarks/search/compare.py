@@ -27,6 +27,7 @@ from hpo.search.spec import DEFAULT_POLICY
 HERE = Path(__file__).parent
 CLOSE = (0.05, 0.02)
 METHODS = OURS | RIVALS
+SLOW = ("gpsampler", "syne-bohb")  # a minute a search; only when named
 RIVALRY = ("optuna", "random")  # the claims are about the ratio to these
 
 
@@ -171,7 +172,7 @@ def report(results: Results, trainings: float, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=["a", "b"])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="all that are installed")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help=f"all that are installed, without {SLOW}")
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--trainings", type=float, default=60, help="the horizon: GPU-seconds of so many whole trainings")
     parser.add_argument("--processes", type=int, default=2)
@@ -190,7 +191,7 @@ def main() -> None:
     if lacking:
         how = f"{', '.join(lacking)}: Ray Tune or Syne Tune is not installed: `pip install -e .[rivals]`"
         parser.error(how) if arguments.methods else print(f"left out: {how}", flush=True)
-    chosen = arguments.methods or [name for name in METHODS if name not in lacking]
+    chosen = arguments.methods or [name for name in METHODS if name not in (*lacking, *SLOW)]
     with ProcessPoolExecutor(arguments.processes, initializer=threadpool_limits, initargs=(1,)) as pool:
         for table in arguments.tables:
             horizon = arguments.trainings * training_seconds(fitted(table))
