@@ -25,7 +25,7 @@ def search(policy: str, seed: int, hours: float, workers: int) -> tuple[Study, f
     changed = {name: type(getattr(spec, name)).model_validate(values) for name, values in settings.items()}
     spec = spec.model_copy(update=changed)
     database = open_database()
-    study = Study.create_or_open(database, f"real-{policy}-{seed}", spec, look_at_data(None, spec)[0])
+    study = Study.create_or_open(database, f"real-{policy}-{seed}-{hours:g}", spec, look_at_data(None, spec)[0])
     study.settle(None, code_version())
     begin = time.monotonic()
     if study.why_over() is None:
