@@ -203,7 +203,7 @@ def studies_table(lines: Sequence[Line]) -> Table:
         table.add_column(title, justify="left" if title in ("study", "state") else "right")
     for line in lines:
         of = "" if line.budget is None else f" of {line.budget}"
-        table.add_row(Text(line.name), line.state, f"{line.done}{of}", str(line.running), str(line.failed),
+        table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),
                       "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
     return table
 

@@ -30,7 +30,7 @@ class Line:
 
     name: str
     state: str  # running, paused, stopped, done, idle; foreign: not made by hpo
-    done: int  # trials: complete, stopped or parked
+    ended: int  # trials: complete, stopped or parked
     budget: int | None
     running: int
     failed: int
@@ -76,11 +76,11 @@ def _pairs(connection: Connection, statement: Any) -> dict[int, Any]:
 
 def _line(name: str, count: Counter[str], attributes: Mapping[str, Any], best: float | None, held: int, last: datetime | None) -> Line:
     budget, halt = attributes.get("budget"), attributes.get("halt")
-    done = count["COMPLETE"] + count["PRUNED"] + count["PARKED"]
+    ended = count["COMPLETE"] + count["PRUNED"] + count["PARKED"]
     state = "foreign" if budget is None else halt["state"] if halt else "running" if held else "idle"
-    if state == "idle" and budget and done >= budget["trials"]:
+    if state == "idle" and budget and ended >= budget["trials"]:
         state = "done"
-    return Line(name, state, done, budget["trials"] if budget else None, held, count["FAIL"], best, last)
+    return Line(name, state, ended, budget["trials"] if budget else None, held, count["FAIL"], best, last)
 
 
 def children(database: Database, name: str) -> list[str]:
