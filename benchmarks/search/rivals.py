@@ -3,7 +3,7 @@ their tuners would tell and ask them. No Ray is started and no process of theirs
 
 Both know no conditions (Ray's OptunaSearch does): they draw a value for every parameter, and what does not exist is dropped.
 Their rungs begin at one evaluation, which is their default if time is counted in evaluations; other settings are their defaults.
-Not here: Syne Tune's CQR and BORE, whose models are fitted anew for each trial, a search in minutes.
+Not here: Syne Tune's CQR and BORE, which fit their models anew for each trial (README.md).
 Trade-off: nothing of theirs is imported before a method of theirs runs, so that one can compare without them.
 """
 
