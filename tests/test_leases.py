@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from optuna.trial import TrialState
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from test_study import claim, completed, report
@@ -60,6 +61,28 @@ def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: 
     expire(study)
     sweep_while(study, lambda: finish_without_the_last_write(study, late))
     assert study.finish(late, completed(0.5), 3.0)
+    record = study.records()[0]
+    assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
+    with study._engine.begin() as connection:
+        assert [row.outcome for row in ledger.attempts_of(connection, [late.id])[late.id]] == ["complete"]
+
+
+def end_in_optuna(study: Study, trial: Trial) -> None:
+    """The second of the transactions in which a worker finishes; the first had renewed the lease long before."""
+    with ledger.fenced(trial.id, trial.lease):
+        study._end(trial.id, TrialState.COMPLETE, {}, [0.5])
+
+
+def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_study: Make, tiny_spec: StudySpec) -> None:
+    """It was halted between the ledger's part of its outcome and Optuna's."""
+    study = make_study(tiny_spec)
+    late = claim(study, ELSEWHERE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_end", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        with pytest.raises(DatabaseAwayError):
+            study.finish(late, completed(0.5), 3.0)
+    expire(study)
+    sweep_while(study, lambda: end_in_optuna(study, late))
     record = study.records()[0]
     assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
     with study._engine.begin() as connection:

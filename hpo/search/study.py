@@ -286,6 +286,8 @@ class Study:
             if lease is None:
                 self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
             elif attempt := ledger.drop_lease(connection, trial_id, lease, until):  # else its holder was only late
+                if self._storage.get_trial(trial_id).state != TrialState.RUNNING:
+                    continue  # its holder's last word arrived before the lease was dropped; now no other can
                 reason = "its worker lost the database" if alive else "its worker died or fell silent"
                 ledger.end_attempt(connection, trial_id, attempt, Cause.INTERRUPTED if alive else Cause.LOST, reason)
                 state = self._after_trouble(connection, trial_id)
