@@ -95,6 +95,41 @@ def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards
     assert "trying again" in caplog.text
 
 
+def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answer(
+    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another may hold the trial meanwhile, and write its weights into the folder that they share."""
+    tiny_space.write_text(TINY + "attempts: {lease_seconds: 1}")
+    study = make_study(load_spec(tiny_space))
+    outage, looks, ends = Outage(server, study), iter(range(100)), list[float]()
+    folder, while_away = tmp_path / "trial-0", list[str]()
+
+    def stop() -> bool:
+        match next(looks):
+            case 1:
+                outage.begin()
+                ends.append(time.monotonic() + 1)
+            case 2:  # a step later, of which the database is to be told
+                until(lambda: time.monotonic() > ends[0] and "it trains on" in caplog.text)
+        return False
+
+    def end_when_trained() -> None:
+        until(lambda: any(path.name.startswith("checkpoint-00000006") for path in checkpoints(folder)))
+        while_away.extend(path.name for path in folder.glob("*.safetensors"))
+        outage.end()
+
+    worker = Worker(study, data, tmp_path, RECORD, stop)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    helper = threading.Thread(target=end_when_trained)
+    helper.start()
+    with caplog.at_level("WARNING"):
+        assert isinstance(worker.run_trial(trial), Completed)
+    helper.join()
+    assert while_away == []
+    assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", "last.safetensors"]
+
+
 def test_a_signal_while_the_database_is_away_keeps_the_work(
     make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

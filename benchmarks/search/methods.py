@@ -199,7 +199,7 @@ METHODS = {
     "tpe": Method("hpo: tpe", tpe, lambda search: Own()),
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner()), share=1.0, longest=200),
     "tpe-all": Method("TPE, nothing stopped", of_optuna(_tpe, lambda spec: NopPruner())),
-    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), longest=100),
+    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), share=1.0, longest=100),
     "asha": Method("ASHA (random + SuccessiveHalvingPruner)", of_optuna(_random, _halving)),
     "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving)),
     "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),

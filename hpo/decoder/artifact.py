@@ -36,8 +36,9 @@ class Decoder:
 
 
 def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any],
-                 still: Callable[[], bool] = lambda: True) -> None:  # fmt: skip
-    """Write under a temporary name, then rename if `still` it should be. weights: of GruDecoder.state_dict(), on the CPU.
+                 still: Callable[[], bool] = lambda: True) -> bool:  # fmt: skip
+    """Write under a temporary name, then rename if `still` it should be; returns whether. weights: of GruDecoder.state_dict(), on
+    the CPU.
 
     Raises OSError.
     """
@@ -46,8 +47,9 @@ def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderCo
     header = {"config": config.flat(), **facts}
     try:
         save_file(weights, draft, metadata={HEADER: json.dumps(header)})
-        if still():
+        if renamed := still():
             draft.replace(path)
+        return renamed
     except SafetensorError as error:  # its writer's word for a full disk
         raise OSError(f"{path}: {error}") from None
     finally:

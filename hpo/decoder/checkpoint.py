@@ -31,12 +31,13 @@ class Writer:
     def busy(self) -> bool:
         return self._last is not None and not self._last.done()
 
-    def submit(self, what: str, write: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, what: str, write: Callable[..., object], *arguments: Any) -> None:
         """write(*arguments) soon, with tensors as they are now. Waits for the write before."""
         self.wait()
-        self._last = self._pool.submit(self._write, what, write, *_copied(arguments))
+        self._last = self._pool.submit(self.now, what, write, *_copied(arguments))
 
-    def _write(self, what: str, write: Callable[..., None], *arguments: Any) -> None:
+    def now(self, what: str, write: Callable[..., object], *arguments: Any) -> None:
+        """In this thread."""
         try:
             write(*arguments)
         except (OSError, RuntimeError) as error:

@@ -108,10 +108,13 @@ class Reporter:
             self._owed.append(point)
             self._wake.set()
 
+    def holds(self) -> bool:
+        """Whether the trial is surely ours. A process that was halted or cut off for longer than its lease must ask first."""
+        return not self.lost and time.monotonic() - self._confirmed < self._lease_seconds
+
     def may_write(self) -> bool:
-        """Whether files of the trial are ours to write: a process that was halted for longer than its lease must ask first."""
-        held = time.monotonic() - self._confirmed < self._lease_seconds
-        return not self.lost and (held or self._away)
+        """Whether we may add to the trial's files: the database may be away for all, and the work must not be lost."""
+        return self.holds() or (self._away and not self.lost)
 
     def close(self, given_up: Callable[[], bool] = lambda: False) -> float:
         """End the thread, which may leave points owed. Returns the seconds of this attempt."""

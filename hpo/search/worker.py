@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from hpo import __version__
 from hpo.decoder.artifact import save_decoder
 from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, remove_drafts, save_checkpoint
+from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.decoder.train import Progress, TrainState, evaluate, train
 from hpo.errors import (
@@ -205,6 +207,7 @@ class Worker:
 
         def deliver() -> bool:
             run.reporter.deliver()
+            run.keep_late()
             return not run.reporter.lost and self.study.finish(run.trial, outcome, seconds)
 
         def given_up() -> bool:
@@ -242,6 +245,7 @@ class _Run:
         self.reporter = Reporter(worker.study, trial, log.warning)
         self.trackers = Trackers()
         self.curve: list[Point] = []
+        self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
         self.short_of_memory = False
 
     def to_its_end(self) -> Outcome | None:
@@ -341,9 +345,22 @@ class _Run:
         """The weights that were scored, `best` along the curve or `last`."""
         facts = {"study": self.study.name, "trial": self.trial.number, "weights": which, "step": state.step, "per": per,
                  "partition": "validation", **self.worker.record}  # fmt: skip
-        path = self.folder / f"{which}.safetensors"
-        self.writer.submit(f"the {which} weights", save_decoder, path, state.scored.state_dict(), state.config, facts,
-                           self.reporter.may_write)  # fmt: skip
+        self.writer.submit(f"the {which} weights", self._write_weights, which, state.scored.state_dict(), state.config, facts)
+
+    def _write_weights(self, which: str, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any]) -> None:
+        """Other than a checkpoint, which any attempt can go on from, they take the place of those of a next holder: where it is not
+        known whether there is one, they wait.
+        """
+        write = partial(save_decoder, self.folder / f"{which}.safetensors", weights, config, facts, self.reporter.holds)
+        self._unkept.pop(which, None)
+        if not write():
+            self._unkept[which] = write
+
+    def keep_late(self) -> None:
+        """The database has answered: what waits is written, or forgotten with the trial."""
+        for which, write in self._unkept.items():
+            self.writer.now(f"the {which} weights", write)
+        self._unkept.clear()
 
     def _write_fault(self, what: str, error: Exception) -> None:
         """A disk that is full costs the file, not the training."""
