@@ -101,16 +101,17 @@ def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answe
     """Another may hold the trial meanwhile, and write its weights into the folder that they share."""
     tiny_space.write_text(TINY + "attempts: {lease_seconds: 1}")
     study = make_study(load_spec(tiny_space))
-    outage, looks, ends = Outage(server, study), iter(range(100)), list[float]()
+    outage, looks = Outage(server, study), iter(range(100))
     folder, while_away = tmp_path / "trial-0", list[str]()
 
     def stop() -> bool:
         match next(looks):
-            case 1:
+            case 0:  # before anything was evaluated, and so before any weights
                 outage.begin()
-                ends.append(time.monotonic() + 1)
-            case 2:  # a step later, of which the database is to be told
-                until(lambda: time.monotonic() > ends[0] and "it trains on" in caplog.text)
+                end = time.monotonic() + 1
+                until(lambda: time.monotonic() > end)
+            case 1:  # evaluated, which the database is to be told
+                until(lambda: "it trains on" in caplog.text)
         return False
 
     def end_when_trained() -> None:
