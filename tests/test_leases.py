@@ -8,8 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from test_study import claim, completed, report
 
-from hpo.errors import DatabaseAwayError
+from hpo.errors import DatabaseAwayError, StudyError
 from hpo.search import ledger
+from hpo.search.control import kill
 from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
@@ -48,6 +49,12 @@ def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(make_study:
     assert study.records()[0].state == "running"
 
 
+def outcomes(study: Study, trial: Trial) -> list[str]:
+    """Of the trial's attempts."""
+    with study._engine.begin() as connection:
+        return [row.outcome for row in ledger.attempts_of(connection, [trial.id])[trial.id]]
+
+
 def finish_without_the_last_write(study: Study, trial: Trial) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
@@ -63,14 +70,32 @@ def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: 
     assert study.finish(late, completed(0.5), 3.0)
     record = study.records()[0]
     assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
-    with study._engine.begin() as connection:
-        assert [row.outcome for row in ledger.attempts_of(connection, [late.id])[late.id]] == ["complete"]
+    assert outcomes(study, late) == ["complete"]
 
 
 def end_in_optuna(study: Study, trial: Trial) -> None:
     """The second of the transactions in which a worker finishes; the first had renewed the lease long before."""
     with ledger.fenced(trial.id, trial.lease):
         study._end(trial.id, TrialState.COMPLETE, {}, [0.5])
+
+
+def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    trial = claim(study, ELSEWHERE)
+    look = study._storage.get_trial
+
+    def get_trial(trial_id: int) -> object:
+        """What `kill` sees first, and then the worker's last word."""
+        found = look(trial_id)
+        patch.undo()
+        finish_without_the_last_write(study, trial)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study._storage, "get_trial", get_trial)
+        with pytest.raises(StudyError, match=r"trial 0 .* is over \(complete\)"):
+            kill(study, 0)
+    assert outcomes(study, trial) == ["complete"]
 
 
 def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -85,5 +110,4 @@ def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_s
     sweep_while(study, lambda: end_in_optuna(study, late))
     record = study.records()[0]
     assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
-    with study._engine.begin() as connection:
-        assert [row.outcome for row in ledger.attempts_of(connection, [late.id])[late.id]] == ["complete"]
+    assert outcomes(study, late) == ["complete"]

@@ -55,12 +55,14 @@ def kill(study: Study, number: int, why: str = "") -> bool:
     """
     storage, reason = study._storage, f"by hand, {person()}" + (f": {why}" if why else "")
     trial_id = _trial_id(study, number)
-    with ledger.locked(study._engine, study.id) as connection:
+    with ledger.locked(study._engine, study.id):
         before = storage.get_trial(trial_id)
         try:
-            if before.state.is_finished():
+            with study._engine.begin() as connection:
+                configured = ledger.take_away(connection, trial_id, BY_HAND, reason)
+            if configured is None:
                 raise UpdateFinishedTrialError
-            if not ledger.take_away(connection, trial_id, BY_HAND, reason):
+            if not configured:
                 with suppress(SpecError, ValueError):  # a stopped trial without parameters would blind TPE to those of all others
                     choice.configure(study, trial_id, number)
             study._end(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})

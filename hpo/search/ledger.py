@@ -195,8 +195,15 @@ def ended_by_hand(connection: Connection, trial_id: int, lease: str) -> bool:
     return True
 
 
-def take_away(connection: Connection, trial_id: int, outcome: str, reason: str) -> bool:
-    """Nobody holds the trial now, and who did finds out why: that is written first. Returns whether it has a configuration."""
+def take_away(connection: Connection, trial_id: int, outcome: str, reason: str) -> bool | None:
+    """Nobody holds the trial now, and who did finds out why. Returns whether it has a configuration; None: it is over already.
+
+    In one transaction, which waits for the one in which its holder ends it.
+    """
+    connection.execute(select(trial_table.c.trial_id).where(trial_table.c.trial_id == trial_id).with_for_update())
+    state = select(cast(optuna_trials.c.state, String)).where(optuna_trials.c.trial_id == trial_id)
+    if connection.execute(state).scalar_one() not in ("RUNNING", "WAITING"):
+        return None
     row = rows_of(connection, [trial_id]).get(trial_id)
     if row is not None and row.lease is not None:
         end_attempt(connection, trial_id, row.attempts, outcome, reason)
