@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -186,6 +187,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # with what it has started
     with tempfile.TemporaryDirectory(prefix="hpo-control-") as folder:
         home = Path(folder)
         home.chmod(0o711)

@@ -200,7 +200,7 @@ def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
 def studies_table(lines: Sequence[Line]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("study", "state", "trials", "run", "failed", "best PER", "last activity"):
-        table.add_column(title, justify="left" if title in ("study", "state") else "right")
+        table.add_column(title, justify="left" if title in ("study", "state") else "right", no_wrap=title != "study", overflow="fold")
     for line in lines:
         of = "" if line.budget is None else f" of {line.budget}"
         table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),

@@ -84,7 +84,7 @@ def test_it_is_raised_and_lowered_while_the_study_runs(make_study: Make, databas
     for trial in running:
         assert study.finish(trial, completed(0.5))  # those that had begun end
     assert study.claim(Process.this(), RECORD) is None
-    assert "the budget of 2 trials is spent. To go on, raise it: hpo budget --study s" in str(study.why_over())
+    assert "the budget of 2 trials is spent. To go on, raise it with hpo budget --study s" in str(study.why_over())
     with pytest.raises(StudyError, match=r"budget trials.*'few'"):
         study.change_budget({"trials": "few"})
     assert make_study(tiny_spec).budget.trials == 2  # the same launch goes on with it

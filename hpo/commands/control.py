@@ -99,7 +99,7 @@ def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str
     click.echo(f"trial {number} begins next: {', '.join(f'{name}={value}' for name, value in chosen.items())}")
     if sampled:
         click.echo(f"sampled by Optuna: {', '.join(sampled)}")
-    click.echo(f"It is one of the budget's {found.budget.trials} trials" + (f". {over}" if (over := found.why_over()) else ""))
+    click.echo(f"It is one of the budget's {found.budget.trials} trials" + (f": {over}" if (over := found.why_over()) else ""))
 
 
 def _values_of(study: "Study", like: str) -> dict[str, Any]:

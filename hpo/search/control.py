@@ -88,8 +88,10 @@ def _open(study: Study) -> str:
 def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A value for each parameter that is `given` or in `like`, and the names of those that the sampler is to choose.
 
-    given: fields of the decoder. Raises SpecError for what the space does not contain.
+    given: fields of the decoder. What one of them exists only with, and nothing names, is the base's if that fits.
+    Raises SpecError for what the space does not contain.
     """
+    given = _parents(spec, given, like) | dict(given)
     for name in given:
         if name not in spec.parameters:
             fixed = spec.base.flat()[name]
@@ -113,6 +115,16 @@ def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, 
         else:
             sampled.append(name)
     return values, sampled
+
+
+def _parents(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's values of parameters that nothing names and without which a given one would not exist."""
+    base, found = spec.base.flat(), dict[str, Any]()
+    for name, parameter in reversed(spec.parameters.items()):  # a parent stands before its children
+        for parent, allowed in parameter.when.items() if name in given or name in found else ():
+            if parent not in given and parent not in like and base[parent] in allowed:
+                found[parent] = base[parent]
+    return found
 
 
 def enqueue(study: Study, values: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from hpo.search.study import Study
 from hpo.search.trial import Trial
 
 RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
-LOOK_SECONDS = 10.0  # how long a spent budget or a passed deadline may stay unnoticed
+LOOK_SECONDS = 4.0  # how long a spent budget or a passed deadline may stay unnoticed
 ANSWER_SECONDS = 5.0  # so long a worker waits for an answer, even if it is to leave
 OUTAGE_SECONDS = 3600.0  # a worker waits so long for a database that is away, with nothing else to do
 Found = TypeVar("Found")

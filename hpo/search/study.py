@@ -442,7 +442,7 @@ class Study:
         reason = refusal(budget, idle, new=True)
         if reason and spent.failed > self.budget.failures:
             return f"{reason}. See below, mend the cause, take --name"
-        return f"{reason}. To go on, raise it: hpo budget --study {self.name} ..." if reason else None
+        return f"{reason}. To go on, raise it with hpo budget --study {self.name}" if reason else None
 
     def records(self) -> list[Record]:
         """Of the study's own trials, by number. The first time costs as much as there are trials, later what is going on."""
