@@ -7,6 +7,7 @@ complete trial with the lowest measured PER, at each moment. Seconds are those o
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,9 +93,14 @@ def over_time(runs: Sequence[Run], grid: NDArray[np.float64]) -> NDArray[np.floa
     return curves
 
 
+def quartiles(times: Sequence[float]) -> list[float]:
+    """Some of them: what never came is infinite, and lies between nothing."""
+    return list(map(float, np.quantile(times, [0.25, 0.5, 0.75], method="nearest")))
+
+
 def in_words(times: Sequence[float]) -> str:
     """Median [quartiles] and how many never came; a quartile that never came is >."""
-    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75], method="nearest")
+    low, middle, high = quartiles(times)
     late = sum(np.isinf(times))
     return f"{middle:.0f} [{low:.0f}, {high:.0f}]".replace("inf", ">") + (f", {late} of {len(times)} never" if late else "")
 
@@ -128,7 +134,7 @@ def row_of(label: str, runs: Sequence[Run], horizon: float) -> tuple[str, ...]:
 
 def ratio(table: str, methods: dict[str, list[Run]], other: str, horizon: float) -> str:
     """The default policy's median time to within 5 %, over another's."""
-    times = [float(np.median([run.reached(CLOSE[0]) for run in methods[name]])) for name in (DEFAULT_POLICY, other)]
+    times = [quartiles([run.reached(CLOSE[0]) for run in methods[name]])[1] for name in (DEFAULT_POLICY, other)]
     longest = max(horizon, METHODS[other].longest * training_seconds(fitted(table)))
     share = (
         f"{times[0] / times[1]:.2f}" if np.isfinite(times).all() else "none" if np.isinf(times[0]) else f"below {times[0] / longest:.2f}"
@@ -175,7 +181,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help=f"all that are installed, without {SLOW}")
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--trainings", type=float, default=60, help="the horizon: GPU-seconds of so many whole trainings")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--add", action="store_true", help="keep what runs.json has of other methods")
     parser.add_argument("--draw", action="store_true", help="results.md and regret.svg from runs.json, no simulation")
