@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import hpo, start
 from sqlalchemy import make_url
-from test_cli import hpo, start
 from test_dashboard import Client
 
 from hpo.search.database import Database

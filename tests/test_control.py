@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from commands import LONG, start, until
 from optuna.samplers import RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
-from test_cli import LONG, start, until
 from test_study import RECORD, claim, completed, report
 
 from hpo.cli import main

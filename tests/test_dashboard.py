@@ -17,9 +17,9 @@ import optuna_dashboard
 import pytest
 import yaml
 from bottle import Bottle
+from commands import hpo, one_line, start, until
 from conftest import TINY, execute
 from sqlalchemy import make_url, text
-from test_cli import hpo, one_line, start, until
 
 from hpo.dashboard.app import build_app
 from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts, Guard
@@ -81,9 +81,9 @@ def dashboard(database: Database, password: str | None = None, read_only: bool =
     try:
         yield Client(server.effective_port, base)
     finally:
+        server.task_dispatcher.shutdown()  # its threads pull the trigger, too
         server.trigger.pull_trigger(server.close)  # in its own thread
         thread.join(20)
-        server.task_dispatcher.shutdown()
 
 
 def report(study: Study, trial: Trial, step: int, per: float) -> None:

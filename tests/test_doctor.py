@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import asked, hpo
 from conftest import execute, tiny_contents
 from sqlalchemy import make_url
-from test_cli import hpo
 
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.doctor import (
@@ -51,18 +51,18 @@ def on_another_host(name: str, *arguments: str | Path) -> str:
 
 
 def test_a_machine_that_can_work(database: Database) -> None:
-    done = hpo("doctor")
+    done = asked("doctor")
     levels = {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()}
     assert {"versions", "GPU", "database", "version", "clock", "connections", "rights", "TLS", "artifacts", "shared"} <= set(levels)
     assert done.returncode == 0
     assert all(levels[name] == "ok" for name in ("versions", "database", "version", "clock", "connections", "rights", "TLS", "shared"))
-    as_json = hpo("doctor", "--json")
+    as_json = asked("doctor", "--json")
     assert [finding["name"] for finding in json.loads(as_json.stdout)] == list(levels)
 
 
 def test_a_machine_that_cannot(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_DATABASE_URL", make_url(database.url).set(port=1).render_as_string(hide_password=False))
-    done = hpo("doctor", "--study", "s", "--artifacts", tmp_path / "not-mounted", "--json")
+    done = asked("doctor", "--study", "s", "--artifacts", tmp_path / "not-mounted", "--json")
     assert (done.returncode, done.stderr) == (1, "")
     failed = {finding["name"]: finding["text"] for finding in json.loads(done.stdout) if finding["level"] == "fail"}
     assert set(failed) == {"database", "artifacts"}

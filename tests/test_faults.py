@@ -14,9 +14,9 @@ import optuna
 import psycopg2
 import pytest
 import torch
+from commands import Running, until
 from conftest import TINY, execute
 from sqlalchemy import make_url
-from test_cli import Running, until
 from test_study import curve
 
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
@@ -311,7 +311,7 @@ def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
         endless.records()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])  # SIGTERM, and what SLURM sends, have tests of their own
 def test_each_signal_hands_the_trial_back_and_ends_well(endless: Study, tiny_data: Path, tmp_path: Path, number: signal.Signals) -> None:
     running = WorkerProcess(endless, tiny_data, tmp_path / "log")
     running.process.send_signal(number)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import hpo
+from commands import hpo
 from test_study import claim, completed
 
 from hpo.errors import CallerError, StudyError

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
+from commands import Done, asked, hpo, start
 from conftest import execute
 from sqlalchemy import make_url
-from test_cli import Done, hpo, start
 
 from hpo.errors import CallerError, DatabaseError
 from hpo.search.database import Database, EmbeddedServer, has_password, open_database
@@ -57,7 +57,7 @@ def said(done: Done) -> str:
 
 
 def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
-    launch = start("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "2", "--device", "cpu")
+    launch = start("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu")
     lines: set[str] = set()
     deadline = time.monotonic() + 120
     while launch.poll() is None and time.monotonic() < deadline:
@@ -69,12 +69,12 @@ def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_
     assert not any(secret in line for line in lines)
 
     of = ("--study", "tiny")
-    processes = [start(*line) for line in (
-        ("status", *of), ("status", *of, "--json"), ("report", *of), ("report", *of, "--json"), ("worker", *of),
+    answers = [asked(*line) for line in (
+        ("status", *of), ("status", *of, "--json"), ("report", *of), ("report", *of, "--json"),
         ("export", *of, "--out", tmp_path / "best.yaml"), ("doctor", *of, "--json"), ("status", "--study", "no-such"),
     )]  # fmt: skip
-    outputs = [out, *("".join(process.communicate(timeout=120)) for process in processes)]
-    assert "Next: hpo export" in outputs[3]
+    outputs = [out, said(hpo("worker", *of)), *map(said, answers)]
+    assert "Next: hpo export" in outputs[4]
     assert not any(secret in output for output in outputs)
 
     files = [file for folder in (Path(os.environ["HPO_HOME"]), tmp_path) for file in folder.rglob("*") if file.is_file()]
@@ -83,12 +83,12 @@ def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_
 
 
 def test_a_url_that_is_typed_is_warned_of_in_one_line(secret: str, database: Database) -> None:
-    done = hpo("report", "--study", "none-yet", "--database", os.environ["HPO_DATABASE_URL"])
+    done = asked("report", "--study", "none-yet", "--database", os.environ["HPO_DATABASE_URL"])
     warning, error = done.stderr.splitlines()
     assert WARNING in warning and "HPO_DATABASE_URL" in warning and "~/.pgpass" in warning
     assert error.startswith("hpo: no study 'none-yet' in postgresql://u")
     assert secret not in said(done)
-    assert WARNING not in hpo("report", "--study", "none-yet").stderr
+    assert WARNING not in asked("report", "--study", "none-yet").stderr
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_refusal_is_one_line_without_the_password(secret: str, changes: dict[s
 
 
 def test_a_wrong_password_is_not_shown_either(secret: str) -> None:
-    wrong = hpo("status", "--study", "s", "--database", url_with(password=secret + "?"))
+    wrong = asked("status", "--study", "s", "--database", url_with(password=secret + "?"))
     assert wrong.returncode == 1
     assert "password authentication failed" in wrong.stderr
     assert secret not in said(wrong)
@@ -220,7 +220,7 @@ def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path, m
     for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not checked: sslmode=verify-full does"),
                            ("disable", "ok +TLS +not in use: nothing leaves this machine")):  # fmt: skip
         monkeypatch.setenv("HPO_DATABASE_URL", f"{url}?sslmode={mode}&sslrootcert={certificate}")
-        done = hpo("doctor")
+        done = asked("doctor")
         assert done.returncode == 0
         assert re.search(expected, done.stdout), done.stdout
 

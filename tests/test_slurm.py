@@ -15,10 +15,10 @@ import pytest
 import slurm_cluster
 import yaml
 from click.testing import CliRunner
+from commands import LONG, Done, hpo, one_line, until
 from conftest import TINY
 from slurm_cluster import Cluster
 from sqlalchemy import make_url
-from test_cli import LONG, Done, hpo, one_line, until
 
 from hpo.cli import main
 from hpo.errors import CallerError

@@ -1,8 +1,12 @@
 """Experiment trackers: real packages, and what they wrote read back with their own readers."""
 
+import json
 import logging
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from errno import ENOSPC
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,10 @@ from hpo.cli import main
 from hpo.decoder.data import Data, load_data
 from hpo.errors import CallerError
 from hpo.search import trackers
+from hpo.search.ledger import Point
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
-from hpo.search.trackers import check, choose, chosen
+from hpo.search.trackers import Subject, Tracker, Trackers, check, choose, chosen
 from hpo.search.worker import Worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
@@ -86,6 +91,48 @@ def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
     assert "trial 0: tensorboard gets no more of this attempt: FileExistsError" in caplog.text
 
 
+def test_what_a_killed_attempt_told_after_its_checkpoint_is_replaced(tmp_path: Path) -> None:
+    def attempt(number: int, before: Sequence[Point], told: Sequence[Point]) -> Trackers:
+        subject = Subject(tmp_path / "trackers", "s", 0, number, "unique-0", {"optimizer.lr": 0.1})
+        found = Trackers([Tracker("tensorboard", subject, lambda: True, print)], before)
+        for point in told:
+            found.point(point)
+        return found
+
+    def point(step: int, per: float) -> Point:
+        return {"step": step, "per": per}
+
+    attempt(1, [], [point(2, 0.9), point(4, 0.8), point(6, 0.7)]).close()  # as a kill leaves it: without an outcome
+    attempt(2, [point(2, 0.9)], [point(4, 0.6), point(6, 0.5)]).close()  # its checkpoint was of step 2
+    found = events(tmp_path / "trackers" / "tensorboard" / "trial-0").Scalars("per")
+    assert [(event.step, event.value) for event in found] == [(2, pytest.approx(0.9)), (4, pytest.approx(0.6)), (6, pytest.approx(0.5))]
+
+
+def test_a_disk_that_fills_up_costs_a_line_and_the_rest_of_that_attempt_alone(
+    make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter
+    write, times = writer.add_scalar, count()
+
+    def write_or_not(self: Any, name: str, value: float, step: int) -> None:
+        if next(times) == 8:  # the second evaluation of the first trial
+            raise OSError(ENOSPC, "No space left on device")
+        write(self, name, value, step)
+
+    monkeypatch.setattr(writer, "add_scalar", write_or_not)
+    study = make_study(tiny_spec)
+    choose(study, ["tensorboard"])
+    with caplog.at_level(logging.WARNING):
+        assert Worker(study, data, tmp_path, RECORD).run() == 4
+    assert [record.state for record in study.records()] == ["complete"] * 4
+    assert caplog.text.count("gets no more of this attempt") == 1
+    assert "trial 0: tensorboard gets no more of this attempt: OSError: [Errno 28] No space left on device" in caplog.text
+    folder = tmp_path / "trackers" / "tensorboard"
+    assert len(events(folder / "trial-0").Scalars("per")) < len(events(folder / "trial-1").Scalars("per")) == 3
+
+
 def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
     make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +167,35 @@ def test_mlflow_has_the_curves_and_outcomes(make_study: Make, tiny_spec: StudySp
         assert run.data.metrics["final_per"] == pytest.approx(record.per)
 
 
+def wandb_records(file: Path) -> Iterator[bytes]:
+    """Records of W&B's file, a LevelDB log: after 7 bytes, blocks of 32 KiB of pieces (checksum 4, length 2, kind 1, data)."""
+    log, at, record = file.read_bytes(), 7, b""
+    while at < len(log):
+        if (left := 32768 - at % 32768) < 7:  # the rest of a block, too short for a piece
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", log, at + 4)
+        record += log[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield record
+            record = b""
+
+
+def wandb_has(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Lines of the history, and the summary, of W&B's file."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    history, summary = list[dict[str, Any]](), dict[str, Any]()
+    for data in wandb_records(file):
+        record: Any = Record.FromString(data)
+        if record.HasField("history"):
+            history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
+        for item in record.summary.update:
+            summary[item.key or item.nested_key[0]] = json.loads(item.value_json)
+    return history, summary
+
+
 @needs["wandb"]
 def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path) -> None:
     study = make_study(tiny_spec)
@@ -127,7 +203,12 @@ def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudyS
     assert Worker(study, data, tmp_path, RECORD).run() == 4
     folders = sorted((tmp_path / "trackers" / "wandb").glob("offline-run-*"))
     assert [folder.name.rsplit("-", 1)[1] for folder in folders] == ["0", "1", "2", "3"]
-    assert all(next(folder.glob("*.wandb")).stat().st_size > 0 for folder in folders)
+    for record, folder in zip(study.records(), folders, strict=True):
+        history, summary = wandb_has(next(folder.glob("*.wandb")))
+        assert [(line["_step"], line["per"]) for line in history] == [
+            (step, pytest.approx(per)) for step, per in curve(study, record.number)
+        ]
+        assert (summary["outcome"], summary["final_per"]) == ("complete", pytest.approx(record.per))
 
 
 def test_what_track_takes() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import until
 from conftest import TINY
 from sqlalchemy import text
-from test_cli import until
 
 from hpo.decoder.artifact import load_decoder, save_decoder
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint

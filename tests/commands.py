@@ -1,0 +1,89 @@
+"""Commands as a person types them, for tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+from conftest import TINY
+
+from hpo.cli import main
+from hpo.search.database import Database
+from hpo.search.study import Study
+from hpo.search.trial import Record
+
+Done = subprocess.CompletedProcess[str]
+LONG = (
+    TINY.replace("steps: 6, evaluate_every: 2", "steps: 20000, evaluate_every: 10").replace("trials: 4", "trials: 2") + "stopping: null\n"
+)
+
+
+def start(*arguments: str | Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "hpo.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def hpo(*arguments: str | Path) -> Done:
+    """In a process of its own, which takes seconds to import PyTorch."""
+    process = start(*arguments)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def asked(*arguments: str | Path) -> Done:
+    """In this process: what trains nothing and serves nothing."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def one_line(done: Done, code: int, *parts: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("hpo: ")
+    for part in parts:
+        assert part in done.stderr
+
+
+def report_of(study: str) -> Any:
+    return json.loads(asked("report", "--study", study, "--json").stdout)
+
+
+def until(condition: Callable[[], Any], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+class Running:
+    """A launch of two long trials, caught when both have steps behind them."""
+
+    def __init__(self, database: Database, space: Path, data: Path):
+        space.write_text(LONG)
+        self.line = ("launch", "--study", space, "--data", data, "--workers", "2", "--device", "cpu")
+        self.process = start(*self.line)
+        self.database = database
+        until(lambda: len([r for r in self.records() if r.state == "running" and r.step > 20]) == 2)
+
+    def records(self) -> list[Record]:
+        try:
+            return Study.open(self.database, "tiny").records()
+        except Exception:  # not made yet
+            return []
+
+    def workers(self) -> list[int]:
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True).stdout
+        return [int(pid) for pid in children.split()]
+
+    def end(self) -> None:
+        self.process.kill()
+        for pid in self.workers():
+            os.kill(pid, signal.SIGKILL)
