@@ -1,7 +1,7 @@
 """The trials of a study on a terminal: a live table, or a line per event where the output is no terminal."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
 from hpo.evidence.report import best_of, duration, percent
-from hpo.search.budget import local
+from hpo.search.budget import Budget, Pace, local, seconds_left
 from hpo.search.snapshot import Ended, Snapshot
 from hpo.search.studies import Line
 from hpo.search.trial import DONE, Record
@@ -22,7 +22,7 @@ AWAY = "The database does not answer. Workers train on, and tell everything when
 STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim", "parked": "dim"}
 
 
-def trial_table(records: list[Record], budget: int) -> Group:
+def trial_table(records: list[Record], budget: Budget) -> Group:
     """A picture of the study: one row a trial, and a line of totals."""
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "state", "step", "PER", "best", ""):
@@ -39,10 +39,10 @@ def trial_table(records: list[Record], budget: int) -> Group:
     return Group(table, Text(totals(records, budget)))
 
 
-def totals(records: list[Record], budget: int) -> str:
+def totals(records: list[Record], budget: Budget) -> str:
     done, parked = (sum(record.state in states for record in records) for states in (DONE, ("parked",)))
-    best, left = best_of(records), seconds_left(records, budget)
-    parts = [trials_done(done, budget, parked)]
+    best, left = best_of(records), _seconds_left(records, budget)
+    parts = [trials_done(done, budget.trials, parked)]
     if best is not None and best.per is not None:
         parts.append(f"best PER {percent(best.per)} (trial {best.number})")
     if left is not None:
@@ -55,17 +55,19 @@ def trials_done(done: int, budget: int, parked: int) -> str:
     return f"{done} of {budget} trials done" + (f" ({parked} parked)" if parked else "")
 
 
-def seconds_left(records: list[Record], budget: int) -> float | None:
-    """An estimate of the time to the end of the study, from the pace so far; None before there is any."""
-    steps = sum(record.step for record in records)
+def _seconds_left(records: list[Record], budget: Budget) -> float | None:
     running = [record for record in records if record.state == "running"]
-    ended = [record for record in records if record.state in DONE]
-    if not steps or not running:
-        return None
-    typical = sum(record.step for record in ended) / len(ended) if ended else float(running[0].steps)
-    to_come = max(0, budget - len(ended) - len(running)) * typical + sum(record.steps - record.step for record in running)
-    pace = sum(record.seconds for record in records) / steps
-    return to_come * pace / len(running)
+    ended = [record for record in records if record.state in ("complete", "stopped")]
+    pace = Pace(
+        steps=sum(record.step for record in records),
+        seconds=sum(record.seconds for record in records),
+        gpu_seconds=sum(record.gpu_seconds for record in records),
+        typical=sum(record.step for record in ended) / len(ended) if ended else None,
+        begun=sum(record.state in (*DONE, "running") for record in records),
+        running=len(running),
+        to_come=sum(record.steps - record.step for record in running),
+    )
+    return seconds_left(budget, pace, datetime.now(UTC))
 
 
 def _shown(records: list[Record]) -> list[Record]:
@@ -101,7 +103,7 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def __call__(self, records: list[Record], budget: int, away: bool = False) -> None:
+    def __call__(self, records: list[Record], budget: Budget, away: bool = False) -> None:
         """away: the database does not answer, and `records` are of before."""
         try:
             if self._live:
@@ -116,7 +118,7 @@ class Display:
         except OSError:
             self._live = None  # the terminal was closed; the study goes on
 
-    def _print_changes(self, records: list[Record], budget: int) -> None:
+    def _print_changes(self, records: list[Record], budget: Budget) -> None:
         if self._seen is None:  # what had ended before is no news
             self._seen = {record.id: record.state for record in records if record.state not in ("running", "waiting")}
         for record in records:
@@ -141,8 +143,8 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
     """A study on a screen of 80 columns and `height` rows. away: since when the database does not answer."""
     lines = [
-        Text(f"{seen.name}: {watch_totals(seen)}"),
-        Text(f"budget {seen.budget}; spent {seen.spent.gpu_seconds / 3600:.3g} GPU-hours", style="dim"),
+        Text(f"{seen.name}: {', '.join(_counts(seen))}"),
+        Text(f"budget {seen.budget}; spent {'; '.join([f'{seen.spent.gpu_seconds / 3600:.3g} GPU-hours', *_to_go(seen)])}", style="dim"),
     ]
     starts = [f"{name} {percent(start.per) if start.per is not None else start.state}{_behind(start.per, seen)}"
               for name, start in seen.starts.items()]  # fmt: skip
@@ -152,14 +154,15 @@ def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
     if away:
         lines.append(Text(f"database away since {away:%H:%M:%S}; what is below is from before", style="red"))
     room = max(2, height - 2 - sum(1 + len(line) // 80 for line in lines))
-    table = Table(box=None, pad_edge=False)
-    for title in ("trial", "worker", "step", "steps/s", "lease", "PER", "curve"):
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for title in ("trial", "worker", "step", "steps/s", "GiB", "lease", "PER", "curve"):
         table.add_column(title, justify="left" if title in ("worker", "curve") else "right", no_wrap=True, max_width=22)
     shown = seen.running[: max(1, room * 2 // 3)]
     for trial in shown:
         rate = "" if trial.rate is None else f"{trial.rate:.2f}"
-        table.add_row(str(trial.number), f"{trial.host} {trial.device}", f"{trial.step}/{trial.steps}", rate, f"{trial.lease_age:.0f} s",
-                      _per(trial.pers[-1] if trial.pers else None), sparkline(trial.pers))  # fmt: skip
+        memory = "" if trial.memory is None else f"{trial.memory / 2**30:.1f}"
+        table.add_row(str(trial.number), f"{trial.host} {trial.device}", f"{trial.step}/{trial.steps}", rate, memory,
+                      f"{trial.lease_age:.0f} s", _per(trial.pers[-1] if trial.pers else None), sparkline(trial.pers))  # fmt: skip
     more = [Text(f"and {len(seen.running) - len(shown)} more run", style="dim")] if len(seen.running) > len(shown) else []
     left = max(0, room - len(shown) - len(more) - 2)
     ended = [Text(f"{trial.number:>5} {outcome(trial)}", style=STYLES[trial.state], no_wrap=True, overflow="ellipsis")
@@ -172,13 +175,19 @@ def _behind(per: float | None, seen: Snapshot) -> str:
     return f" ({100 * (per - seen.best[1]):+.2f})" if per is not None and seen.best and per > seen.best[1] else ""
 
 
-def watch_totals(seen: Snapshot) -> str:
+def _counts(seen: Snapshot) -> list[str]:
     spent = seen.spent
     parts = [trials_done(spent.ended + spent.parked, seen.budget.trials, spent.parked), f"{len(seen.running)} run", f"{seen.waiting} wait"]
     parts += [f"{seen.spent.failed} failed"] if seen.spent.failed else []
-    parts += [f"best PER {percent(seen.best[1])} (trial {seen.best[0]})"] if seen.best else []
-    parts += [f"about {duration(seen.seconds_left)} to go"] if seen.seconds_left is not None else []
-    return ", ".join(parts)
+    return [*parts, f"best PER {percent(seen.best[1])} (trial {seen.best[0]})"] if seen.best else parts
+
+
+def _to_go(seen: Snapshot) -> list[str]:
+    return [f"about {duration(seen.seconds_left)} to go"] if seen.seconds_left is not None else []
+
+
+def watch_totals(seen: Snapshot) -> str:
+    return ", ".join(_counts(seen) + _to_go(seen))
 
 
 def outcome(trial: Ended) -> str:

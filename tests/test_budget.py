@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from test_study import RECORD, claim, completed
 
 from hpo.errors import SpecError, StudyError
-from hpo.search.budget import Budget, Spent, over, refusal
+from hpo.search.budget import Budget, Pace, Spent, over, refusal, seconds_left
 from hpo.search.database import Database
 from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec, load_spec
@@ -31,6 +31,18 @@ def test_trials_that_run_count() -> None:
     assert refusal(budget, replace(NOTHING, ended=3, running=1)) == "the budget of 4 trials is taken"
     assert refusal(budget, replace(NOTHING, ended=4)) == "the budget of 4 trials is spent"
     assert "2 trials failed" in str(refusal(budget, replace(NOTHING, failed=2)))
+
+
+def test_the_first_limit_to_be_reached_says_how_long_it_takes() -> None:
+    pace = Pace(steps=1000, seconds=500.0, gpu_seconds=250.0, typical=80.0, begun=10, running=2, to_come=100)  # two share a GPU
+    assert seconds_left(Budget(trials=20), pace, NOW) == (10 * 80 + 100) * 0.5 / 2
+    assert seconds_left(Budget(trials=20, gpu_hours=350 / 3600), pace, NOW) == pytest.approx(100)  # of GPU-seconds, one GPU spends them
+    assert seconds_left(Budget(trials=20, gpu_hours=1), pace, NOW) == 225
+    assert seconds_left(Budget(trials=20, gpu_hours=200 / 3600), pace, NOW) == 0
+    assert seconds_left(Budget(trials=20, deadline=NOW + timedelta(seconds=60)), pace, NOW) == 60
+    assert seconds_left(Budget(trials=4), replace(pace, typical=None, steps=60, seconds=30.0, begun=2, to_come=140), NOW) == 85
+    assert seconds_left(Budget(trials=20), replace(pace, running=0), NOW) is None
+    assert seconds_left(Budget(trials=20), replace(pace, steps=0), NOW) is None
 
 
 def test_gpu_hours_are_promised_to_those_that_run() -> None:

@@ -10,6 +10,7 @@ from conftest import TINY
 
 from hpo.errors import CallerError
 from hpo.search import sharing
+from hpo.search.budget import Budget
 from hpo.search.database import Database
 from hpo.search.launch import Launcher, look_at_data, plan_workers
 from hpo.search.sharing import Sharing, free_memory
@@ -92,7 +93,7 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     launcher = Launcher(study, database, plan_workers(None, "cpu", "auto"), tiny_data)
     most = 0
 
-    def show(records: list[Record], budget: int, away: bool) -> None:
+    def show(records: list[Record], budget: Budget, away: bool) -> None:
         nonlocal most
         most = max(most, len(launcher._running))
         if len(launcher._sharing["cpu"].rates) == 2 and not launcher._asked_to_stop:

@@ -79,7 +79,8 @@ def test_a_snapshot_costs_as_many_queries_with_more_trials(study: Study) -> None
 
 def test_the_screen_fits(study: Study) -> None:
     lines = screen(snapshot(study))
-    assert lines[0].startswith("s: 2 of 4 trials done, 1 run, 0 wait, best PER 25.00 % (trial 0), about 4 s to")  # 2 + 6 steps, 0.5 s each
+    assert lines[0].rstrip() == "s: 2 of 4 trials done, 1 run, 0 wait, best PER 25.00 % (trial 0)"
+    assert lines[1].startswith("budget 4 trials; spent 0") and lines[1].rstrip().endswith("; about 4 s to go")  # 2 + 6 steps, 0.5 s each
     row = next(line.split() for line in lines if line.startswith("    2 "))
     assert [*row[:3], *row[-3:]] == ["2", this_host(), "cpu", "40.0", "%", "█▁"]
     assert "4/6" in row and "2.00" in row  # at the 0.5 s a step of `evaluated`
@@ -90,6 +91,15 @@ def test_the_screen_fits(study: Study) -> None:
         shown = screen(crowd, height)
         assert len(shown) <= height and max(map(len, shown)) <= 80
         assert any(line.startswith("and ") for line in shown)
+
+
+def test_the_screen_has_what_a_worker_took_of_the_memory(study: Study) -> None:
+    study.change_budget({"trials": "5"})
+    trial = claim(study, replace(HERE, identity="other"))
+    assert study.deliver(trial, [], 1, 1.0, 3 * 2**29)
+    (row,) = [line.split() for line in screen(snapshot(study)) if line.startswith("    3 ")]
+    assert row == ["3", this_host(), "cpu", "1/6", "1.5", "0", "s"]  # no evaluation yet
+    assert "GiB" in " ".join(screen(snapshot(study)))
 
 
 def test_sparkline() -> None:

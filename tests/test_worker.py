@@ -1,5 +1,6 @@
 """One worker in this process: outcomes of trainings that go wrong, with a real study and real training."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from commands import until
 from conftest import TINY
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from hpo.decoder.artifact import load_decoder, save_decoder
 from hpo.decoder.checkpoint import checkpoints, load_checkpoint
@@ -17,6 +18,7 @@ from hpo.errors import MemoryShortError
 from hpo.search.ledger import Process
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
+from hpo.search.tables import trial_table
 from hpo.search.trial import Completed, Stopped
 from hpo.search.worker import StopFlag, Worker, _Run
 
@@ -85,6 +87,9 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
     assert worker.run() == 0
     record = study.records()[0]
     assert (record.state, record.step) == ("waiting", 3)
+    with study._engine.begin() as connection:
+        memory = connection.execute(select(trial_table.c.memory)).scalars().first()
+    assert memory is not None and 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert len(checkpoints(tmp_path / "trial-0")) == 1
     assert worker_for(study, data, tmp_path).run() == 4
     assert not checkpoints(tmp_path / "trial-0")

@@ -22,6 +22,7 @@ from hpo.commands.shared import (
 from hpo.errors import CallerError, WorkerError
 
 if TYPE_CHECKING:
+    from hpo.search.budget import Budget
     from hpo.search.database import Database
     from hpo.search.launch import Launcher
     from hpo.search.slurm import Job
@@ -135,7 +136,7 @@ def _run(launcher: "Launcher", notify: str | None) -> str:
     from hpo.display import Display
     from hpo.search.notify import notifying
 
-    def show(records: "list[Record]", budget: int, away: bool) -> None:
+    def show(records: "list[Record]", budget: "Budget", away: bool) -> None:
         display(records, budget, away)
         tell(records)
 

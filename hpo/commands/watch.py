@@ -52,7 +52,7 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
                  "imported": [asdict(record) for record in imported]}  # fmt: skip
         click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
     else:
-        Console(highlight=False).print(trial_table(records, found.budget.trials))
+        Console(highlight=False).print(trial_table(records, found.budget))
         for record in imported:
             click.echo(f"imported trial {record.number}: past run {record.imported}, {record.state}")
         if halted := found.halt:

@@ -121,5 +121,32 @@ def refusal(budget: Budget, spent: Spent, done: float = 0.0, new: bool = False) 
     return None
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What trials took so far, and what those that run have before them."""
+
+    steps: int  # of all trials
+    seconds: float  # of all, training and evaluation
+    gpu_seconds: float
+    typical: float | None  # steps of a trial that ended, on average; None: there is none yet
+    begun: int  # trials of the budget: ended, parked, running
+    running: int
+    to_come: int  # steps of those that run
+
+
+def seconds_left(budget: Budget, pace: Pace, now: datetime) -> float | None:
+    """Until the trials, the GPU-hours or the time are used up, whichever is first, with as many running as now; None: not known."""
+    if not pace.steps or not pace.running:
+        return None
+    typical = pace.typical or (pace.steps + pace.to_come) / pace.running
+    to_come = max(0, budget.trials - pace.begun) * typical + pace.to_come
+    left = [to_come * pace.seconds / pace.steps / pace.running]
+    if budget.gpu_hours is not None and pace.gpu_seconds:
+        left.append((budget.gpu_hours * HOUR - pace.gpu_seconds) * pace.seconds / pace.gpu_seconds / pace.running)
+    if budget.deadline is not None:
+        left.append((budget.deadline - now).total_seconds())
+    return max(0.0, min(left))
+
+
 def local(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"

@@ -20,6 +20,7 @@ import torch
 
 from hpo.decoder.data import load_data, share_too_short
 from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, MemoryShortError, WorkerError
+from hpo.search.budget import Budget
 from hpo.search.database import Database
 from hpo.search.ledger import this_host
 from hpo.search.sharing import Sharing, free_memory
@@ -137,9 +138,9 @@ class Launcher:
     _attempts: int = 0  # at trials, when a worker died last
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[list[Record], int, bool], None] | None = None) -> End:
-        """Start the workers, `show` the trials, how many the budget has and whether the database is away twice a second, return
-        when all have left. Without `show` nobody asks for them.
+    def run(self, show: Callable[[list[Record], Budget, bool], None] | None = None) -> End:
+        """Start the workers, `show` the trials, the budget and whether the database is away twice a second, return when all
+        have left. Without `show` nobody asks for them.
 
         Raises WorkerError if workers died and work is left that none of them does.
         """
@@ -151,18 +152,18 @@ class Launcher:
                 self._sharing = {device: Sharing(free_memory(device)) for device in self.plan.devices}
             for device in self.plan.devices:
                 self._start(self._new(device))
-            records, trials = list[Record](), 0
+            records, budget = list[Record](), self.study.spec.budget
             while self._running:
                 self._look_after()
                 try:
                     if show or self._sharing:
-                        records, trials = self.study.records(), self.study.budget.trials
+                        records, budget = self.study.records(), self.study.budget
                         if show:
-                            show(records, trials, False)
+                            show(records, budget, False)
                         self._share(records)
                 except DatabaseError:  # the workers train on, and will tell if it is more than a moment
                     if show:
-                        show(records, trials, True)
+                        show(records, budget, True)
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"

@@ -146,7 +146,7 @@ def _lease_end(seconds: float) -> Any:
 def take_lease(connection: Connection, trial_id: int, lease: str, process: Process, record: dict[str, Any], seconds: float) -> int:
     """Make `process` the holder for `seconds`. Returns which attempt this is, from 1."""
     table = trial_table.c
-    row = {"lease": lease, "lease_until": _lease_end(seconds), "host": process.host, "process": process.identity, **record}
+    row = {"lease": lease, "lease_until": _lease_end(seconds), "host": process.host, "process": process.identity, "memory": None, **record}
     statement = insert(trial_table).values(trial_id=trial_id, attempts=1, **row)
     again = {**row, "attempts": table.attempts + 1, "seconds_before": table.seconds}
     statement = statement.on_conflict_do_update(index_elements=["trial_id"], set_=again)

@@ -5,6 +5,7 @@ did not pay hands its trial back. A GRU at the reference's batch size waits for 
 leaves a large GPU room for others.
 """
 
+import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,3 +80,10 @@ def free_memory(device: str) -> int:
         return torch.cuda.mem_get_info(torch.device(device))[0]
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def taken_memory(device: torch.device) -> int:
+    """Bytes that this process has taken so far at most: of the GPU, by PyTorch, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Column, Double, Integer, MetaData, String, Table, and_, cast, func, select
 from sqlalchemy.engine import Connection
 
-from hpo.search.budget import Budget, Spent
+from hpo.search.budget import Budget, Pace, Spent, seconds_left
 from hpo.search.record import STATES
 from hpo.search.study import Study
 from hpo.search.tables import curve_table, optuna_attributes, optuna_trials, trial_table
@@ -31,6 +31,7 @@ class Running:
     steps: int
     lease_age: float  # seconds since it was renewed
     rate: float | None  # steps/s since the evaluation before, evaluation not included
+    memory: int | None  # bytes that its process took at most
     pers: tuple[float, ...]  # its curve
 
 
@@ -91,7 +92,9 @@ def _state() -> Any:
 def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
     table = trial_table.c
     age = study.spec.attempts.lease_seconds - func.extract("epoch", table.lease_until - func.now())
-    statement = select(optuna_trials.c.trial_id, optuna_trials.c.number, table.host, table.device, table.step, age.label("age"))
+    statement = select(
+        optuna_trials.c.trial_id, optuna_trials.c.number, table.host, table.device, table.step, table.memory, age.label("age")
+    )
     statement = statement.add_columns(table.config["steps"].as_integer().label("steps"))
     statement = statement.join(trial_table, table.trial_id == optuna_trials.c.trial_id).where(_of(study), _state() == "RUNNING")
     rows = list(connection.execute(statement.order_by(optuna_trials.c.number)))
@@ -106,7 +109,7 @@ def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
         rate = 1 / curve[-1].step_seconds if curve and curve[-1].step_seconds else None
         host, device = (row.host or "").split(" ")[0], (row.device or "").split(" ")[0]
         return Running(row.number, host, device, row.step, row.steps or 0, max(0.0, float(row.age or 0)), rate,
-                       tuple(point.per for point in curve))  # fmt: skip
+                       row.memory, tuple(point.per for point in curve))  # fmt: skip
 
     return tuple(one(row) for row in rows)
 
@@ -134,14 +137,17 @@ def _outcomes(connection: Connection, study: Study, starts: bool = False) -> lis
 
 
 def _seconds_left(connection: Connection, study: Study, budget: Budget, spent: Spent, running: tuple[Running, ...]) -> float | None:
-    """At the pace so far of the trials that run now; None before there is any."""
     table = trial_table.c
     ended = func.avg(table.step).filter(_state().in_(["COMPLETE", "PRUNED"]))
     statement = select(func.sum(table.step).label("steps"), func.sum(table.seconds).label("seconds"), ended.label("typical"))
     row = connection.execute(statement.join(optuna_trials, optuna_trials.c.trial_id == table.trial_id).where(_of(study))).one()
-    if not row.steps or not running:
-        return None
-    typical = float(row.typical or running[0].steps)
-    new = max(0, budget.trials - spent.ended - spent.parked - len(running))
-    to_come = new * typical + sum(trial.steps - trial.step for trial in running)
-    return to_come * float(row.seconds) / float(row.steps) / len(running)
+    pace = Pace(
+        steps=row.steps or 0,
+        seconds=float(row.seconds or 0),
+        gpu_seconds=spent.gpu_seconds,
+        typical=None if row.typical is None else float(row.typical),
+        begun=spent.ended + spent.parked + len(running),
+        running=len(running),
+        to_come=sum(trial.steps - trial.step for trial in running),
+    )
+    return seconds_left(budget, pace, spent.now)

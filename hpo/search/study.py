@@ -306,7 +306,7 @@ class Study:
             ledger.forget_curve_after(connection, trial.id, step)
         return self.deliver(trial, curve, step, 0.0)
 
-    def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float) -> bool:
+    def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float, memory: int | None = None) -> bool:
         """Renew the lease after `seconds` of this attempt, and add points to the curve. Told twice it is written once.
 
         False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
@@ -314,7 +314,8 @@ class Study:
         with self._engine.begin() as connection:
             if ledger.ended_by_hand(connection, trial.id, trial.lease):
                 return False
-            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, step=step):
+            lease = trial.lease, self._lease_seconds
+            if not ledger.renew_lease(connection, trial.id, *lease, worked=seconds, step=step, memory=memory):
                 return False
             ledger.add_points(connection, trial.id, trial.attempt, points)
         try:
@@ -325,7 +326,7 @@ class Study:
         except LeaseLostError:
             return False
         except UpdateFinishedTrialError:
-            return self.deliver(trial, [], step, seconds)  # which sees it
+            return self.deliver(trial, [], step, seconds, memory)  # which sees it
         return True
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:

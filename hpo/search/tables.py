@@ -3,6 +3,7 @@
 from sqlalchemy import (
     ARRAY,
     JSON,
+    BigInteger,
     Column,
     DateTime,
     Double,
@@ -49,6 +50,7 @@ trial_table = Table(
     Column("seconds", Double, nullable=False, server_default="0"),  # over all attempts
     Column("seconds_before", Double, nullable=False, server_default="0"),  # this attempt
     Column("gpu_seconds", Double, nullable=False, server_default="0"),  # seconds / trainings on the GPU, summed up
+    Column("memory", BigInteger),  # bytes that the holder's process has taken so far at most, on its GPU or of the machine
     Column("errors", ARRAY(Integer)),  # of the final score, a sentence each
     Column("lengths", ARRAY(Integer)),
 )

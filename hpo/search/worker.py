@@ -242,7 +242,7 @@ class _Run:
         self.worker, self.study, self.data = worker, worker.study, worker.data
         self.trial, self.folder = trial, folder
         self.writer = Writer(self._write_fault)
-        self.reporter = Reporter(worker.study, trial, log.warning)
+        self.reporter = Reporter(worker.study, trial, self.data.device, log.warning)
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
