@@ -11,11 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-import torch
-
 from hpo.errors import DatabaseAwayError
 from hpo.search.ledger import Point
-from hpo.search.sharing import taken_memory
 from hpo.search.study import Study
 from hpo.search.trial import Trial
 
@@ -84,11 +81,11 @@ def _joined(thread: threading.Thread, given_up: Callable[[], bool]) -> bool:
 class Reporter:
     """Of one attempt. The training says where it is; `lost` and `spent` tell it to end."""
 
-    def __init__(self, study: Study, trial: Trial, device: torch.device, say: Callable[[str], None]):
+    def __init__(self, study: Study, trial: Trial, memory: Callable[[], int], say: Callable[[str], None]):
         self.study, self.trial = study, trial
         self.lost = False  # the trial is another's now
         self.spent = ""  # why the trial is to be handed back, once it is: the study is paused, stopped, or its budget spent
-        self._device, self._say = device, say
+        self._memory, self._say = memory, say  # bytes that the training takes
         self._owed: list[Point] = []
         self._step = self._told = 0
         self._begin = time.monotonic()
@@ -129,7 +126,7 @@ class Reporter:
     def deliver(self) -> None:
         """Once, now; raises DatabaseAwayError with everything still owed."""
         step, points, asked = self._step, list(self._owed), time.monotonic()
-        held = self.study.deliver(self.trial, points, step, self._seconds, taken_memory(self._device))
+        held = self.study.deliver(self.trial, points, step, self._seconds, self._memory())
         self._confirmed, self._told, self._away = asked, step, False
         del self._owed[: len(points)]
         self.lost = self.lost or not held

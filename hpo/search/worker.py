@@ -39,6 +39,7 @@ from hpo.search.choice import why_park
 from hpo.search.database import home
 from hpo.search.ledger import Point, Process, point_of
 from hpo.search.reporter import Reporter, persistently
+from hpo.search.sharing import taken_memory
 from hpo.search.stopping import Evaluation, Stop, non_finite
 from hpo.search.study import Study
 from hpo.search.trackers import FOLDER, Subject, Tracker, Trackers, chosen
@@ -242,7 +243,7 @@ class _Run:
         self.worker, self.study, self.data = worker, worker.study, worker.data
         self.trial, self.folder = trial, folder
         self.writer = Writer(self._write_fault)
-        self.reporter = Reporter(worker.study, trial, self.data.device, log.warning)
+        self.reporter = Reporter(worker.study, trial, partial(taken_memory, self.data.device), log.warning)
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
