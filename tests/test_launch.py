@@ -147,8 +147,12 @@ def test_a_killed_worker_is_started_again_and_its_trial_goes_on(running: Running
     until(lambda: any(record.attempts == 2 for record in running.records()))
     assert [record.number for record in running.records()] == [0, 1]  # no trial was added
     assert victim not in running.workers()
-    running.process.send_signal(signal.SIGINT)
-    running.process.communicate(timeout=60)
+    until(lambda: all(record.state == "running" for record in running.records()))
+    for pid in running.workers():
+        os.kill(pid, signal.SIGTERM)  # as its scheduler does, or the clock before a wall limit: none is started again
+    _, err = running.process.communicate(timeout=60)
+    assert (running.process.returncode, err.count("\n")) == (1, 1)
+    assert "trials wait for a worker; the same line goes on" in err
 
 
 def test_a_killed_launcher_leaves_workers_that_finish(running: Running) -> None:

@@ -154,12 +154,18 @@ def test_a_schedulers_second_signal_kills_no_worker_that_saves_its_state(databas
 def test_a_worker_leaves_before_the_wall_limit(
     database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In this process, which has imported all that a start takes seconds for: the limit is 5 s away."""
     tiny_space.write_text(LONG)
-    line = ("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cpu", "--workers", "1")
-    now = time.time()
-    in_job(monkeypatch, SLURM_JOB_START_TIME=now - 3600, SLURM_JOB_END_TIME=now + 1000, HPO_WALL_MARGIN=980)
-    done = hpo(*line)  # its workers are in the job, too
-    one_line(done, 1, "trials wait for a worker; the same line goes on")
+    launch(tiny_space, tiny_data, "--trials", "0")
+    here("budget", "--study", "tiny", "--trials", "2")
+    now, before = time.time(), {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    in_job(monkeypatch, SLURM_JOB_START_TIME=now - 3600, SLURM_JOB_END_TIME=now + 1000, HPO_WALL_MARGIN=995)
+    try:
+        done = here("worker", "--study", "tiny", "--device", "cpu")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (done.returncode, done.stdout) == (0, "0 trials came to an end here; stopped by a signal or the wall limit\n"), done.stderr
     record = Study.open(database, "tiny").records()[0]
     assert (record.state, record.step > 0) == ("waiting", True)
 
@@ -324,9 +330,9 @@ def test_preemption_the_wall_limit_and_cancelling(
     assert step > 20
 
     # the wall limit, in another job
-    monkeypatch.setenv("HPO_WALL_MARGIN", "45")
+    monkeypatch.setenv("HPO_WALL_MARGIN", "25")  # of a job's 60 s, the shortest limit: a worker starts within 35 s on a busy machine
     limited = submitted("--time", "1", "--slurm-more")
-    until(lambda: min(worker_log(job).count("begins") for job in (limited, preempted)) >= 2)  # both are back
+    until(lambda: min(worker_log(job).count("begins") for job in (limited, preempted)) >= 2, 300)  # both are back
     assert "stopped by a signal or the wall limit" in worker_log(limited)
     assert int(element(limited)["Restarts"]) >= 1
     assert element(preempted)["Restarts"] == "1"
