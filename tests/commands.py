@@ -17,6 +17,7 @@ from hpo.cli import main
 from hpo.search.database import Database
 from hpo.search.study import Study
 from hpo.search.trial import Record
+from hpo.search.worker import STOP_SIGNALS
 
 Done = subprocess.CompletedProcess[str]
 LONG = (
@@ -37,8 +38,13 @@ def hpo(*arguments: str | Path) -> Done:
 
 
 def asked(*arguments: str | Path) -> Done:
-    """In this process: what trains nothing and serves nothing."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    """In this process, which has imported PyTorch already. Its signal handlers are its own again afterwards."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
@@ -61,6 +67,18 @@ def until(condition: Callable[[], Any], seconds: float = 150) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def trained_here(space: Path, data: Path, trials: int) -> None:
+    """A study of this many trials, which a worker in this process ran; it has the space's name."""
+    of = ("--study", space.stem)
+    for line in (
+        ("launch", "--study", space, "--data", data, "--trials", "0", "--device", "cpu"),
+        ("budget", *of, "--trials", str(trials)),
+        ("worker", *of, "--device", "cpu"),
+    ):
+        done = asked(*line)
+        assert done.returncode == 0, done.stderr
 
 
 class Running:

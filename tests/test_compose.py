@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import hpo, start
+from commands import asked, hpo, start
 from sqlalchemy import make_url
 from test_dashboard import Client
 
@@ -126,7 +126,7 @@ def test_the_dashboard_s_command_serves_behind_a_login(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("as_in_a_container")
 def test_the_worker_s_command_joins_a_study(tiny_space: Path, tiny_data: Path) -> None:
-    hpo("launch", "--study", tiny_space, "--data", tiny_data, "--trials", "0", "--device", "cpu")
+    asked("launch", "--study", tiny_space, "--data", tiny_data, "--trials", "0", "--device", "cpu")
     values = {"${HPO_STUDY:-lr-aug}": "tiny", "${HPO_DEVICE:-cuda}": "cpu", "/data": str(tiny_data)}
     command = [values.get(word, word) for word in SERVICES["worker"]["command"]]
     assert set(values.values()) <= set(command)

@@ -1,7 +1,6 @@
 """A worker whose database, GPU or allocation goes away. Real training, real Postgres, real signals."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import optuna
 import psycopg2
 import pytest
 import torch
-from commands import Running, until
+from commands import Running, asked, one_line, until
 from conftest import TINY, execute
 from sqlalchemy import make_url
 from test_study import curve
@@ -31,7 +30,7 @@ from hpo.search.slurm import run_node
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Interrupted
-from hpo.search.worker import StopFlag, Worker, code_version, run_worker
+from hpo.search.worker import StopFlag, Worker, code_version, run_worker, study_folder
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]
@@ -77,6 +76,7 @@ def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards
         until(lambda: bool(checkpoints(tmp_path / "trial-0")))  # the one of its last step
         load_checkpoint(state, tmp_path / "trial-0")
         reached.append(state.step)
+        until(lambda: "trying again" in caplog.text)
         outage.end()
 
     worker, reached = Worker(study, data, tmp_path, RECORD, stop), list[int]()
@@ -92,7 +92,6 @@ def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards
     assert [step for step, _, _ in curve(study, trial)] == [2, 4, 6]
     record = study.records()[0]
     assert (record.state, record.step, record.last_per) == ("complete", 6, record.per)
-    assert "trying again" in caplog.text
 
 
 def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answer(
@@ -203,7 +202,9 @@ def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
 ) -> None:
     monkeypatch.setattr("hpo.search.reporter.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("hpo.search.reporter.RENEW_SECONDS", 0.05)
-    tiny_space.write_text(TINY.replace("steps: 6", "steps: 100000").replace("trials: 4", "trials: 4, gpu_hours: 0.00005"))  # 0.18 s
+    tiny_space.write_text(
+        TINY.replace("steps: 6", "steps: 100000").replace("trials: 4", "trials: 4, gpu_hours: 0.00005") + "stopping: null"
+    )  # 0.18 s
     study = make_study(load_spec(tiny_space))
     worker = Worker(study, data, tmp_path, RECORD)
     trial = study.claim(worker.process, RECORD)
@@ -299,27 +300,17 @@ def test_a_cluster_job_that_must_leave_while_its_database_is_away_has_work_left(
         outage.end()
 
 
-def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
-    endless: Study, tiny_data: Path, tmp_path: Path, database: Database
-) -> None:
-    running = WorkerProcess(endless, tiny_data, tmp_path / "log")
-    optuna.delete_study(study_name=endless.name, storage=database.url)
-    assert running.process.wait(60) == 2
-    assert running.log.read_text().splitlines()[-1] == "hpo: study s was deleted. Type the launch line again for a new one"
-    assert "Traceback" not in running.log.read_text()
+def test_a_study_that_is_deleted_ends_its_workers_with_one_line(endless: Study, database: Database) -> None:
+    def delete() -> None:
+        until(lambda: endless.records()[0].step > 20)
+        optuna.delete_study(study_name=endless.name, storage=database.url)
+
+    helper = threading.Thread(target=delete)
+    helper.start()
+    one_line(asked("worker", "--study", "s", "--device", "cpu"), 2, "study s was deleted. Type the launch line again for a new one")
+    helper.join()
     with pytest.raises(StudyError, match="was deleted"):  # what a launch asks for
         endless.records()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])  # SIGTERM, and what SLURM sends, have tests of their own
-def test_each_signal_hands_the_trial_back_and_ends_well(endless: Study, tiny_data: Path, tmp_path: Path, number: signal.Signals) -> None:
-    running = WorkerProcess(endless, tiny_data, tmp_path / "log")
-    running.process.send_signal(number)
-    assert running.process.wait(30) == 0
-    record = endless.records()[0]
-    assert (record.state, record.cause, record.reason) == ("waiting", "interrupted", "a signal")
-    folder = Path(os.environ["HPO_HOME"]) / "studies" / f"s-{endless.unique}" / "trial-0"
-    assert int(checkpoints(folder)[0].name.split("-")[1]) == record.step
 
 
 def test_a_signal_is_heard_while_the_database_hangs(endless: Study, tiny_data: Path, tmp_path: Path, database: Database) -> None:
@@ -339,39 +330,38 @@ def test_a_signal_is_heard_while_the_database_hangs(endless: Study, tiny_data: P
         for pid in halted:
             os.kill(pid, signal.SIGCONT)
         running.process.kill()
-    folder = Path(os.environ["HPO_HOME"]) / "studies" / f"s-{endless.unique}" / "trial-0"
-    assert checkpoints(folder)  # from which the trial goes on
+    assert checkpoints(study_folder(endless) / "trial-0")  # from which the trial goes on
 
 
+@pytest.mark.parametrize(("shared", "says"), [(True, "goes on after step {}"), (False, "it begins again at step 0")])
 def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
-    endless: Study, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    endless: Study, tiny_data: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, shared: bool, says: str,
+) -> None:  # fmt: skip
     """Two homes stand for two machines."""
-    for shared in (True, False):
-        if shared:
-            (tmp_path / "shared").mkdir()
-            endless.settle(tmp_path / "shared", "")
-        else:
-            endless._study.set_user_attr("artifacts", str(tmp_path / "not-mounted"))
-        monkeypatch.setenv("HPO_HOME", str(tmp_path / f"one-{shared}"))
-        first = WorkerProcess(endless, tiny_data, tmp_path / "log")
-        first.process.terminate()
-        first.process.wait(30)
-        left = endless.records()[0].step
-        monkeypatch.setenv("HPO_HOME", str(tmp_path / f"other-{shared}"))
-        log = tmp_path / "second"
-        with log.open("w") as output:
-            command = [sys.executable, "-m", "hpo.cli", "worker", "--study", "s", "--data", str(tiny_data), "--device", "cpu"]
-            second = subprocess.Popen(command, stdout=output, stderr=output)
-        said = f"goes on after step {left}" if shared else "it begins again at step 0"
-        until(lambda log=log, said=said: said in log.read_text())  # type: ignore[misc]
-        second.terminate()
-        second.wait(30)
-        assert ("not there on this machine" in log.read_text()) == (not shared)
-    assert endless.records()[0].number == 0
+    if shared:
+        (tmp_path / "shared").mkdir()
+        endless.settle(tmp_path / "shared", "")
+    else:
+        endless._study.set_user_attr("artifacts", str(tmp_path / "not-mounted"))
+
+    def work_at(machine: str) -> int:
+        """Returns the step at which it left."""
+        monkeypatch.setenv("HPO_HOME", str(tmp_path / machine))
+        looks = iter(range(100))
+        assert run_worker(Study.open(database, "s"), tiny_data, torch.device("cpu"), None, lambda: next(looks) > 30) == 0
+        return endless.records()[0].step
+
+    left = work_at("one")
+    assert left > 20
+    with caplog.at_level("INFO"):
+        work_at("other")
+    assert says.format(left) in caplog.text
+    assert ("not there on this machine" in caplog.text) == (not shared)
+    assert (endless.records()[0].number, endless.records()[0].attempts) == (0, 2)
 
 
-def test_a_worker_needs_two_connections_and_says_whose_they_are(
+def test_a_worker_needs_two_connections_says_whose_they_are_and_hands_back_at_ctrl_c(
     endless: Study, tiny_data: Path, tmp_path: Path, database: Database
 ) -> None:
     running = WorkerProcess(endless, tiny_data, tmp_path / "log")
@@ -385,7 +375,10 @@ def test_a_worker_needs_two_connections_and_says_whose_they_are(
             counts.append(cursor.fetchone()[0])
             connection.rollback()
     connection.close()
-    running.process.kill()
-    running.process.wait()
     assert 1 <= max(counts) <= 2
-    assert not re.search("Traceback", running.log.read_text())
+    running.process.send_signal(signal.SIGINT)  # the other signals have tests of their own
+    assert running.process.wait(30) == 0
+    assert "Traceback" not in running.log.read_text()
+    record = endless.records()[0]
+    assert (record.state, record.cause, record.reason) == ("waiting", "interrupted", "a signal")
+    assert int(checkpoints(study_folder(endless) / "trial-0")[0].name.split("-")[1]) == record.step

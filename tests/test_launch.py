@@ -48,7 +48,7 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
 
     more = asked(*line, "--trials", "5")
     assert (more.returncode, "Take --extend to go on with it" in more.stderr) == (2, True)
-    assert hpo(*line, "--trials", "5", "--extend").returncode == 0
+    assert asked(*line, "--trials", "5", "--extend").returncode == 0
     assert sum(report_of("tiny")["trials"].values()) >= 5
 
     out = tmp_path / "best.yaml"
@@ -66,7 +66,7 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
 
 def test_the_bundled_recordings_and_their_profile_are_taken_without_data(database: Database) -> None:
     steps = ("--set", "steps=2", "--set", "model.units=4", "--trials", "1", "--workers", "1", "--device", "cpu")
-    done = hpo("launch", "--study", "lr-only", *steps)
+    done = asked("launch", "--study", "lr-only", *steps)
     assert done.returncode == 0, done.stderr
     assert "no --data given: the bundled spoken-digit recordings" in done.stdout
     assert "profile demo of the space: a small decoder, because the data are the bundled ones" in done.stdout
@@ -83,7 +83,7 @@ def test_a_worker_joins_by_hand(database: Database, tiny_space: Path, tiny_data:
     other["train"][0]["phonemes"][0][0] += 1
     path = tmp_path / "other"
     path.write_bytes(pickle.dumps(other))
-    wrong = hpo("worker", "--study", "by-hand", "--data", path)
+    wrong = asked("worker", "--study", "by-hand", "--data", path)
     assert wrong.returncode == 2
     assert re.search(r"other: fingerprint \w+, but study by-hand was made on \w+", wrong.stderr)
 

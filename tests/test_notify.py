@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import hpo
+from commands import asked
 from test_study import claim, completed
 
 from hpo.errors import CallerError, StudyError
@@ -113,7 +113,7 @@ def test_a_bad_server_holds_nothing_up(
 
 def test_a_launch_tells(database: Database, tiny_space: Path, tiny_data: Path, hook: Hook) -> None:
     line = ("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu", "--trials", "1")
-    done = hpo(*line, "--notify", hook.url)
+    done = asked(*line, "--notify", hook.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert hook.messages[-1]["event"] == "end"
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
-from commands import Done, asked, hpo, start
+from commands import Done, asked, start
 from conftest import execute
 from sqlalchemy import make_url
 
@@ -73,7 +73,7 @@ def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_
         ("status", *of), ("status", *of, "--json"), ("report", *of), ("report", *of, "--json"),
         ("export", *of, "--out", tmp_path / "best.yaml"), ("doctor", *of, "--json"), ("status", "--study", "no-such"),
     )]  # fmt: skip
-    outputs = [out, said(hpo("worker", *of)), *map(said, answers)]
+    outputs = [out, said(asked("worker", *of)), *map(said, answers)]
     assert "Next: hpo export" in outputs[4]
     assert not any(secret in output for output in outputs)
 

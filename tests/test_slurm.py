@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 import slurm_cluster
 import yaml
-from click.testing import CliRunner
-from commands import LONG, Done, hpo, one_line, until
+from commands import LONG, Done, asked, one_line, until
 from conftest import TINY
 from slurm_cluster import Cluster
 from sqlalchemy import make_url
 
-from hpo.cli import main
 from hpo.errors import CallerError
 from hpo.search import slurm
 from hpo.search.database import Database
@@ -157,14 +155,10 @@ def test_a_worker_leaves_before_the_wall_limit(
     """In this process, which has imported all that a start takes seconds for: the limit is 5 s away."""
     tiny_space.write_text(LONG)
     launch(tiny_space, tiny_data, "--trials", "0")
-    here("budget", "--study", "tiny", "--trials", "2")
-    now, before = time.time(), {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    asked("budget", "--study", "tiny", "--trials", "2")
+    now = time.time()
     in_job(monkeypatch, SLURM_JOB_START_TIME=now - 3600, SLURM_JOB_END_TIME=now + 1000, HPO_WALL_MARGIN=995)
-    try:
-        done = here("worker", "--study", "tiny", "--device", "cpu")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    done = asked("worker", "--study", "tiny", "--device", "cpu")
     assert (done.returncode, done.stdout) == (0, "0 trials came to an end here; stopped by a signal or the wall limit\n"), done.stderr
     record = Study.open(database, "tiny").records()[0]
     assert (record.state, record.step > 0) == ("waiting", True)
@@ -186,17 +180,11 @@ def sbatch_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def launch(space: Path, data: Path, *more: str) -> Done:
-    return here("launch", "--study", space, "--data", data, "--device", "cpu", *more)
-
-
-def here(*arguments: str | Path) -> Done:
-    """In this process: importing torch a dozen times takes half a minute."""
-    found = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    return Done(arguments, found.exit_code, found.stdout, found.stderr)
+    return asked("launch", "--study", space, "--data", data, "--device", "cpu", *more)
 
 
 def refused(arguments: tuple[str | Path, ...], code: int, *parts: str) -> None:
-    one_line(here(*arguments), code, *parts)
+    one_line(asked(*arguments), code, *parts)
 
 
 def test_mistakes_on_the_command_line(
@@ -255,7 +243,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slurm_here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def slurm_asked(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("SLURM_CONF", str(cluster.configuration))
     yield cluster
     cluster.ask("scancel", "--user=root")
@@ -269,7 +257,7 @@ def log_texts() -> dict[str, str]:
 def test_two_nodes_run_the_budget_and_leave(slurm_here: Cluster, database: Database, tiny_space: Path, tiny_data: Path) -> None:
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 8"))
     line = ("--slurm", "--nodes", "2", "--gpus-per-node", "2", "--time", "10", "--per-gpu", "1", "--slurm-option", "comment=a b")
-    done = hpo("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cpu", *line)
+    done = launch(tiny_space, tiny_data, *line)
     assert done.returncode == 0, done.stderr
     number = re.findall(r"cancel     scancel (\d+)", done.stdout)[0]
     assert "watch      hpo status --study tiny\n" in done.stdout
@@ -282,7 +270,7 @@ def test_two_nodes_run_the_budget_and_leave(slurm_here: Cluster, database: Datab
     assert re.findall(r"JobState=(\w+)", shown) == ["COMPLETED", "COMPLETED"], log_texts()
     assert re.findall(r"Restarts=(\d)", shown) == ["0", "0"]
     assert {f"slurm-{number}_0.log", f"worker-slurm-{number}_1-0.log"} <= set(log_texts())
-    assert "SLURM none of this study's jobs waits or runs" in here("status", "--study", "tiny").stdout
+    assert "SLURM none of this study's jobs waits or runs" in asked("status", "--study", "tiny").stdout
     assert "Nothing is left to do" in launch(tiny_space, tiny_data, *line).stdout
 
 
@@ -311,7 +299,7 @@ def test_preemption_the_wall_limit_and_cancelling(
     until(lambda: [r.step > 20 for r in records()][:1] == [True])
     again = launch(tiny_space, tiny_data, *line)
     assert (again.returncode, "In SLURM's queue already: 1 running. Nothing was submitted" in again.stdout) == (0, True)
-    status = json.loads(here("status", "--study", "tiny", "--json").stdout)
+    status = json.loads(asked("status", "--study", "tiny", "--json").stdout)
     node = element(preempted)["NodeList"]
     assert [(job["id"], job["state"], job["where"]) for job in status["jobs"]] == [(f"{preempted}_0", "RUNNING", node)]
 
