@@ -30,13 +30,6 @@ def start(*arguments: str | Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def hpo(*arguments: str | Path) -> Done:
-    """In a process of its own, which takes seconds to import PyTorch."""
-    process = start(*arguments)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 def asked(*arguments: str | Path) -> Done:
     """In this process, which has imported PyTorch already. Its signal handlers are its own again afterwards."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: more threads, also of those beside us, only wait for each other
+
 import numpy as np
 import psycopg2
 import pytest
-import torch
 from sqlalchemy import make_url
 
 from hpo.decoder.formats import Sentences, read_sentences
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
-
-torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 TINY = """
 base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4, steps: 6, evaluate_every: 2}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import asked, hpo, start
+from commands import asked, start
 from sqlalchemy import make_url
 from test_dashboard import Client
 
@@ -130,5 +130,5 @@ def test_the_worker_s_command_joins_a_study(tiny_space: Path, tiny_data: Path) -
     values = {"${HPO_STUDY:-lr-aug}": "tiny", "${HPO_DEVICE:-cuda}": "cpu", "/data": str(tiny_data)}
     command = [values.get(word, word) for word in SERVICES["worker"]["command"]]
     assert set(values.values()) <= set(command)
-    done = hpo(*command)
+    done = asked(*command)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "0 trials came to an end here; nothing is left to do\n")

@@ -20,6 +20,7 @@ from bottle import Bottle
 from commands import asked, one_line, start, until
 from conftest import TINY, execute
 from sqlalchemy import make_url, text
+from waitress.wasyncore import close_all
 
 from hpo.dashboard.app import build_app
 from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts, Guard
@@ -82,8 +83,9 @@ def dashboard(database: Database, password: str | None = None, read_only: bool =
         yield Client(server.effective_port, base)
     finally:
         server.task_dispatcher.shutdown()  # its threads pull the trigger, too
-        server.trigger.pull_trigger(server.close)  # in its own thread
+        server.trigger.pull_trigger(lambda: close_all(server._map, ignore_all=True))  # in its thread; a browser keeps connections open
         thread.join(20)
+        assert not thread.is_alive()
 
 
 def report(study: Study, trial: Trial, step: int, per: float) -> None:

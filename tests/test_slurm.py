@@ -243,7 +243,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slurm_asked(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def slurm_here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("SLURM_CONF", str(cluster.configuration))
     yield cluster
     cluster.ask("scancel", "--user=root")
