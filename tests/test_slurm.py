@@ -311,15 +311,17 @@ def test_preemption_the_wall_limit_and_cancelling(
     for shown in (script, slurm_here.ask("scontrol", "show", "job", "-dd"), slurm_here.ask("ps", "-eo", "args"), *log_texts().values()):
         assert password not in shown
 
+    # another job, which will meet its wall limit meanwhile
+    monkeypatch.setenv("HPO_WALL_MARGIN", "25")  # of its 60 s, the shortest limit: a worker starts within 35 s on a busy machine
+    limited = submitted("--time", "1", "--slurm-more")
+
     # pre-emption: the trial is handed back within the grace time, the element is requeued once
     slurm_here.ask("sbatch", "--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=true")
     until(lambda: records()[0].state == "waiting", 8)
     step = records()[0].step
     assert step > 20
 
-    # the wall limit, in another job
-    monkeypatch.setenv("HPO_WALL_MARGIN", "25")  # of a job's 60 s, the shortest limit: a worker starts within 35 s on a busy machine
-    limited = submitted("--time", "1", "--slurm-more")
+    # the wall limit
     until(lambda: min(worker_log(job).count("begins") for job in (limited, preempted)) >= 2, 300)  # both are back
     assert "stopped by a signal or the wall limit" in worker_log(limited)
     assert int(element(limited)["Restarts"]) >= 1
