@@ -48,7 +48,7 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
 
     more = asked(*line, "--trials", "5")
     assert (more.returncode, "Take --extend to go on with it" in more.stderr) == (2, True)
-    assert asked(*line, "--trials", "5", "--extend").returncode == 0
+    assert asked(*line, "--workers", "1", "--trials", "5", "--extend").returncode == 0
     assert sum(report_of("tiny")["trials"].values()) >= 5
 
     out = tmp_path / "best.yaml"
