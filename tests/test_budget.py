@@ -33,6 +33,15 @@ def test_trials_that_run_count() -> None:
     assert "2 trials failed" in str(refusal(budget, replace(NOTHING, failed=2)))
 
 
+def test_what_is_expected_is_said_of_a_trial_and_of_a_gpu_hour() -> None:
+    assert NOTHING.prospect is None
+    assert replace(NOTHING, gain=0.0128, typical=9.0).prospect == (
+        "1.3 points of PER are expected of one more trial, 512 of a GPU-hour at that rate"
+    )
+    assert "0.13 points" in str(replace(NOTHING, gain=0.0013, typical=7200.0).prospect)
+    assert "0.065 of a GPU-hour" in str(replace(NOTHING, gain=0.0013, typical=7200.0).prospect)
+
+
 def test_the_first_limit_to_be_reached_says_how_long_it_takes() -> None:
     pace = Pace(steps=1000, seconds=500.0, gpu_seconds=250.0, typical=80.0, begun=10, running=2, to_come=100)  # two share a GPU
     assert seconds_left(Budget(trials=20), pace, NOW) == (10 * 80 + 100) * 0.5 / 2

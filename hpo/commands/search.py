@@ -281,5 +281,5 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     else:
         click.echo(f"budget {found.budget}")
     click.echo(f"spent  {(spent := found.standing())}")
-    if spent.hourly_gain is not None:
-        click.echo(f"ahead  {spent.hourly_gain:.2g} points of PER are expected of a GPU-hour more, by the last draws")
+    if spent.prospect:
+        click.echo(f"ahead  {spent.prospect}, by the last draws")

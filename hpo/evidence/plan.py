@@ -35,6 +35,7 @@ def build_plan(study: Study, gpus: int, hours: float) -> dict[str, Any]:
     mean = sum(record.gpu_seconds for record in records) / len(records)
     trials = int(gpus * hours * HOUR / mean) if mean else 0
     at_random, at_best = _ahead(Model(Cube(study.spec), seen), trials, study.spec.sampler.seed)
+    standing = study.standing()
     return {
         "study": study.name,
         "gpus": gpus,
@@ -49,7 +50,8 @@ def build_plan(study: Study, gpus: int, hours: float) -> dict[str, Any]:
         "level": LEVEL,
         "per_at_random": at_random,
         "per_at_best": at_best,
-        "hourly_gain": study.standing().hourly_gain,
+        "hourly_gain": standing.hourly_gain,
+        "prospect": standing.prospect,
     }
 
 
@@ -85,6 +87,6 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     if plan["training_seconds"] > plan["hours"] * HOUR:
         lines.append(f"note      a whole training takes {duration(plan['training_seconds'])}, longer than the hours given: none would end")
-    if plan["hourly_gain"] is not None:
-        lines.append(f"          by the last draws, {plan['hourly_gain']:.2g} points of PER are expected of a GPU-hour more")
+    if plan["prospect"]:
+        lines.append(f"          {plan['prospect']}, by the last draws")
     return "\n".join([*lines, f"          all of it by a Gaussian process of {plan['known']} trials; it knows no other data"])

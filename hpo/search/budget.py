@@ -82,6 +82,14 @@ class Spent:
         """Points of PER that a GPU-hour more is expected to bring."""
         return 100 * self.gain / (self.typical / HOUR) if self.gain is not None and self.typical else None
 
+    @property
+    def prospect(self) -> str | None:
+        """In words, what the next trial is expected to bring. None: not known."""
+        if self.gain is None or self.hourly_gain is None:
+            return None
+        hourly = f"{self.hourly_gain:,.0f}" if self.hourly_gain >= 100 else f"{self.hourly_gain:.2g}"
+        return f"{100 * self.gain:.2g} points of PER are expected of one more trial, {hourly} of a GPU-hour at that rate"
+
     def __str__(self) -> str:
         typical = f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
         parked = f", {self.parked} are parked" if self.parked else ""
