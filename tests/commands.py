@@ -62,18 +62,6 @@ def until(condition: Callable[[], Any], seconds: float = 150) -> None:
         time.sleep(0.02)
 
 
-def trained_here(space: Path, data: Path, trials: int) -> None:
-    """A study of this many trials, which a worker in this process ran; it has the space's name."""
-    of = ("--study", space.stem)
-    for line in (
-        ("launch", "--study", space, "--data", data, "--trials", "0", "--device", "cpu"),
-        ("budget", *of, "--trials", str(trials)),
-        ("worker", *of, "--device", "cpu"),
-    ):
-        done = asked(*line)
-        assert done.returncode == 0, done.stderr
-
-
 class Running:
     """A launch of two long trials, caught when both have steps behind them."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import asked, trained_here
+from commands import asked
 from conftest import execute, tiny_contents
 from sqlalchemy import make_url
 
@@ -106,7 +106,9 @@ def test_two_machines_prove_that_they_share_a_folder(database: Database, tmp_pat
 def test_code_and_data_of_a_study(
     database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path, make_study: Callable[..., Study]
 ) -> None:
-    trained_here(tiny_space, tiny_data, 4)
+    asked("launch", "--study", tiny_space, "--data", tiny_data, "--trials", "0", "--device", "cpu")
+    asked("budget", "--study", "tiny", "--trials", "4")
+    assert asked("worker", "--study", "tiny", "--device", "cpu").returncode == 0
     ours = by_name(examine("tiny", None, None, None))
     assert (ours["code"].level, ours["code"].text) == ("ok", f"{code_version()}, as of all 4 trials that ran")
     assert (ours["data"].level, ours["data"].text) == ("ok", f"{tiny_data}: the study's, as of all 4 trials that ran")
