@@ -79,6 +79,12 @@ def template(server: EmbeddedServer) -> str:
 
 
 @pytest.fixture(scope="session")
+def columns(server: EmbeddedServer, template: str) -> list[tuple[Any, ...]]:
+    """Of all tables, as a test should leave them."""
+    return execute(server, COLUMNS, template)
+
+
+@pytest.fixture(scope="session")
 def emptied() -> list[str]:
     """Databases that tests have left as they took them. To make one writes 16 MB, which hundreds of tests wait for."""
     return []
@@ -86,7 +92,12 @@ def emptied() -> list[str]:
 
 @pytest.fixture
 def database(
-    server: EmbeddedServer, template: str, emptied: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: EmbeddedServer,
+    template: str,
+    columns: list[tuple[Any, ...]],
+    emptied: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Iterator[Database]:
     """A database without a study, which is also the one that commands take, and a fresh HPO_HOME."""
     if emptied:
@@ -99,7 +110,7 @@ def database(
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     yield fresh
     execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-    if execute(server, COLUMNS, name) == execute(server, COLUMNS, template):
+    if execute(server, COLUMNS, name) == columns:
         execute(server, EMPTY, name)
         emptied.append(name)
     else:

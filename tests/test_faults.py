@@ -13,7 +13,7 @@ import optuna
 import psycopg2
 import pytest
 import torch
-from commands import Running, asked, one_line, until
+from commands import Running, asked, until
 from conftest import TINY, execute
 from sqlalchemy import make_url
 from test_study import curve
@@ -309,10 +309,30 @@ def test_a_study_that_is_deleted_ends_its_workers_with_one_line(endless: Study, 
 
     helper = threading.Thread(target=delete)
     helper.start()
-    one_line(asked("worker", "--study", "s", "--device", "cpu"), 2, "study s was deleted. Type the launch line again for a new one")
+    done = asked("worker", "--study", "s", "--device", "cpu")
     helper.join()
+    assert (done.returncode, done.stderr) == (2, "hpo: study s was deleted. Type the launch line again for a new one\n")
     with pytest.raises(StudyError, match="was deleted"):  # what a launch asks for
         endless.records()
+
+
+def test_sigusr1_hands_the_trial_back_and_ends_well(endless: Study) -> None:
+    def send() -> None:
+        until(lambda: endless.records()[0].step > 20)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    helper = threading.Thread(target=send)
+    helper.start()
+    done = asked("worker", "--study", "s", "--device", "cpu")
+    helper.join()
+    assert done.returncode == 0, done.stderr
+    handed_back_by_a_signal(endless)
+
+
+def handed_back_by_a_signal(study: Study) -> None:
+    record = study.records()[0]
+    assert (record.state, record.cause, record.reason) == ("waiting", "interrupted", "a signal")
+    assert int(checkpoints(study_folder(study) / "trial-0")[0].name.split("-")[1]) == record.step
 
 
 def test_a_signal_is_heard_while_the_database_hangs(endless: Study, tiny_data: Path, tmp_path: Path, database: Database) -> None:
@@ -381,6 +401,4 @@ def test_a_worker_needs_two_connections_says_whose_they_are_and_hands_back_at_ct
     running.process.send_signal(signal.SIGINT)  # the other signals have tests of their own
     assert running.process.wait(30) == 0
     assert "Traceback" not in running.log.read_text()
-    record = endless.records()[0]
-    assert (record.state, record.cause, record.reason) == ("waiting", "interrupted", "a signal")
-    assert int(checkpoints(study_folder(endless) / "trial-0")[0].name.split("-")[1]) == record.step
+    handed_back_by_a_signal(endless)

@@ -85,7 +85,7 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How many pay is the machine's affair; that a second was tried and measured, and every trial handed back, is ours."""
-    monkeypatch.setattr(sharing, "WINDOW_SECONDS", 2.0)
+    monkeypatch.setattr(sharing, "WINDOW_SECONDS", 3.0)
     tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 1_000_000, evaluate_every: 1_000_000"))
     spec = load_spec(tiny_space)
     facts, _ = look_at_data(tiny_data, spec)

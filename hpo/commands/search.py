@@ -269,6 +269,8 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     -N lowers by N, +N raises by N. Workers notice within ten seconds; trials that a lower number of trials would cut are
     finished, those that are beyond the GPU-hours or the deadline are handed back with a checkpoint.
     """
+    from hpo.search.budget import prospect
+
     found = open_study(study, database)
     given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline, "min_gain": min_gain}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -281,5 +283,5 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     else:
         click.echo(f"budget {found.budget}")
     click.echo(f"spent  {(spent := found.standing())}")
-    if spent.prospect:
-        click.echo(f"ahead  {spent.prospect}, by the last draws")
+    if spent.gain is not None and spent.hourly_gain is not None:
+        click.echo(f"ahead  {prospect(spent.gain, spent.hourly_gain)}, by the last draws")

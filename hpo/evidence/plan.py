@@ -9,7 +9,7 @@ import numpy as np
 
 from hpo.errors import StudyError
 from hpo.evidence.report import best_of, duration, percent
-from hpo.search.budget import HOUR
+from hpo.search.budget import HOUR, prospect
 from hpo.search.choice import seen_by
 from hpo.search.policy import Model, with_expected
 from hpo.search.space import Cube
@@ -51,7 +51,7 @@ def build_plan(study: Study, gpus: int, hours: float) -> dict[str, Any]:
         "per_at_random": at_random,
         "per_at_best": at_best,
         "hourly_gain": standing.hourly_gain,
-        "prospect": standing.prospect,
+        "gain": standing.gain,
     }
 
 
@@ -87,6 +87,6 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     if plan["training_seconds"] > plan["hours"] * HOUR:
         lines.append(f"note      a whole training takes {duration(plan['training_seconds'])}, longer than the hours given: none would end")
-    if plan["prospect"]:
-        lines.append(f"          {plan['prospect']}, by the last draws")
+    if plan["hourly_gain"] is not None:
+        lines.append(f"          {prospect(plan['gain'], plan['hourly_gain'])}, by the last draws")
     return "\n".join([*lines, f"          all of it by a Gaussian process of {plan['known']} trials; it knows no other data"])

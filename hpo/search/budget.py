@@ -82,18 +82,19 @@ class Spent:
         """Points of PER that a GPU-hour more is expected to bring."""
         return 100 * self.gain / (self.typical / HOUR) if self.gain is not None and self.typical else None
 
-    @property
-    def prospect(self) -> str | None:
-        """In words, what the next trial is expected to bring. None: not known."""
-        if self.gain is None or self.hourly_gain is None:
-            return None
-        hourly = f"{self.hourly_gain:,.0f}" if self.hourly_gain >= 100 else f"{self.hourly_gain:.2g}"
-        return f"{100 * self.gain:.2g} points of PER are expected of one more trial, {hourly} of a GPU-hour at that rate"
-
     def __str__(self) -> str:
         typical = f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
         parked = f", {self.parked} are parked" if self.parked else ""
         return f"{self.ended} trials{parked}, {self.running} more run; {self.gpu_seconds / HOUR:.3g} GPU-hours{typical}"
+
+
+def prospect(gain: float, hourly_gain: float) -> str:
+    """In words, what the next trial is expected to bring; the figures are those of `Spent`."""
+    return f"{_points(100 * gain)} points of PER are expected of one more trial, {_points(hourly_gain)} of a GPU-hour at that rate"
+
+
+def _points(points: float) -> str:
+    return f"{points:,.0f}" if points >= 100 else f"{points:.2g}"
 
 
 def over(budget: Budget, spent: Spent) -> str | None:
@@ -117,7 +118,8 @@ def refusal(budget: Budget, spent: Spent, done: float = 0.0, new: bool = False) 
     if reason := over(budget, spent):
         return reason
     if new and budget.min_gain is not None and spent.hourly_gain is not None and spent.hourly_gain < budget.min_gain:
-        return f"{spent.hourly_gain:.2g} points of PER are expected of a GPU-hour more, under the budget's min_gain of {budget.min_gain:g}"
+        ahead = f"{_points(spent.hourly_gain)} points of PER are expected of a GPU-hour more"
+        return f"{ahead}, under the budget's min_gain of {budget.min_gain:g}"
     cost = max(0.0, spent.typical - done) if spent.typical is not None else 0.0
     if budget.gpu_hours is not None and spent.gpu_seconds + spent.promised + cost > budget.gpu_hours * HOUR:
         left = budget.gpu_hours * HOUR - spent.gpu_seconds - spent.promised
