@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from commands import LONG, start, until
+from commands import long, start, until
 from optuna.samplers import RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
@@ -48,7 +48,7 @@ def measured(what: str, condition: Callable[[], Any]) -> None:
 
 def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     """Two workers: a trial of one is killed, both pause with checkpoints, go on from them, and leave."""
-    tiny_space.write_text(LONG.replace("steps: 20000", "steps: 100000").replace("trials: 2", "trials: 6"))
+    tiny_space.write_text(long(100_000, 10).replace("trials: 4", "trials: 6"))
     launch = start("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "2", "--device", "cpu", "--name", "live")
     until(lambda: hpo("budget", "--study", "live").exit_code == 0)
     study = Study.open(database, "live")

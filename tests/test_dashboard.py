@@ -17,8 +17,8 @@ import optuna_dashboard
 import pytest
 import yaml
 from bottle import Bottle
-from commands import asked, one_line, start, until
-from conftest import TINY, execute
+from commands import asked, long, one_line, start, until
+from conftest import execute
 from sqlalchemy import make_url, text
 from waitress.wasyncore import close_all
 
@@ -254,7 +254,7 @@ def test_a_database_that_is_away_is_told_by_every_view(
 
 
 def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Database, tiny_space: Path, tiny_data: Path) -> None:
-    tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 100000, evaluate_every: 20"))
+    tiny_space.write_text(long(100_000, 20))
     spec = load_spec(tiny_space)
     study = Study.create_or_open(database, "tiny", spec, look_at_data(tiny_data, spec)[0])
     worker = start("worker", "--study", "tiny", "--device", "cpu")

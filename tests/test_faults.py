@@ -13,7 +13,7 @@ import optuna
 import psycopg2
 import pytest
 import torch
-from commands import Running, asked, until
+from commands import Running, asked, long, until
 from conftest import TINY, execute
 from sqlalchemy import make_url
 from test_study import curve
@@ -202,9 +202,7 @@ def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
 ) -> None:
     monkeypatch.setattr("hpo.search.reporter.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("hpo.search.reporter.RENEW_SECONDS", 0.05)
-    tiny_space.write_text(
-        TINY.replace("steps: 6", "steps: 100000").replace("trials: 4", "trials: 4, gpu_hours: 0.00005") + "stopping: null"
-    )  # 0.18 s
+    tiny_space.write_text(long(100_000, 2).replace("trials: 4", "trials: 4, gpu_hours: 0.00005"))  # 0.18 s
     study = make_study(load_spec(tiny_space))
     worker = Worker(study, data, tmp_path, RECORD)
     trial = study.claim(worker.process, RECORD)
@@ -239,7 +237,7 @@ class WorkerProcess:
 
 @pytest.fixture
 def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
-    tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 1_000_000, evaluate_every: 1_000"))
+    tiny_space.write_text(long(1_000_000, 1_000))
     spec = load_spec(tiny_space)
     sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
     return make_study(spec, fingerprint=sentences.fingerprint(), path=str(tiny_data))

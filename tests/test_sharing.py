@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from commands import long
 
 from hpo.errors import CallerError
 from hpo.search import sharing
@@ -86,7 +86,7 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
 ) -> None:
     """How many pay is the machine's affair; that a second was tried and measured, and every trial handed back, is ours."""
     monkeypatch.setattr(sharing, "WINDOW_SECONDS", 3.0)
-    tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 1_000_000, evaluate_every: 1_000_000"))
+    tiny_space.write_text(long(1_000_000, 1_000_000))
     spec = load_spec(tiny_space)
     facts, _ = look_at_data(tiny_data, spec)
     study = Study.create_or_open(database, "shared", spec, facts)
