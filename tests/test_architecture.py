@@ -1,4 +1,4 @@
-"""The house rules: imports go one way, each library has its door, and nothing grows too big."""
+"""The house rules: imports go one way, each library has its door, and every file says what it is."""
 
 import ast
 import subprocess
@@ -75,16 +75,9 @@ def test_the_order_names_every_room() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_sizes(file: Path) -> None:
-    text = file.read_text()
-    assert len(text.splitlines()) <= 500
+def test_every_file_says_what_it_is(file: Path) -> None:
     assert len(file.relative_to(ROOT).parts) <= 3, "one folder level"
-    tree = ast.parse(text)
-    assert ast.get_docstring(tree), f"{file}: says nothing about itself"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
+    assert ast.get_docstring(ast.parse(file.read_text())), f"{file}: says nothing about itself"
 
 
 def test_help_loads_nothing_heavy() -> None:

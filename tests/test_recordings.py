@@ -336,6 +336,49 @@ def test_a_broken_link_in_hdf5(hdf5_folder: Path) -> None:
     refused(hdf5_folder, r"data_train.hdf5")
 
 
+def external_storage(trial: Any, secret: Path) -> None:
+    del trial["input_features"]
+    trial.create_dataset("input_features", (30, 4), "u1", external=[(str(secret), 0, 120)])
+
+
+def virtual_dataset(trial: Any, secret: Path) -> None:
+    del trial["input_features"]
+    layout = h5py.VirtualLayout((30, 4), "f4")
+    layout[:] = h5py.VirtualSource(str(secret), "x", (30, 4))
+    trial.create_virtual_dataset("input_features", layout)
+
+
+def virtual_labels(trial: Any, secret: Path) -> None:
+    del trial["seq_class_ids"]
+    layout = h5py.VirtualLayout((4,), "i4")
+    layout[:] = h5py.VirtualSource(str(secret), "x", (4,))
+    trial.create_virtual_dataset("seq_class_ids", layout)
+
+
+def external_link(trial: Any, secret: Path) -> None:
+    del trial["input_features"]
+    trial["input_features"] = h5py.ExternalLink(str(secret), "x")
+
+
+def soft_link(trial: Any, secret: Path) -> None:
+    del trial["input_features"]
+    trial["input_features"] = h5py.SoftLink("/trial_0001/input_features")
+
+
+def external_trial(trial: Any, secret: Path) -> None:
+    trial.file["trial_0009"] = h5py.ExternalLink(str(secret), "/")
+
+
+@pytest.mark.parametrize("spoil", [external_storage, virtual_dataset, virtual_labels, external_link, soft_link, external_trial])
+def test_an_hdf5_file_shows_nothing_of_other_files(hdf5_folder: Path, spoil: Callable[[Any, Path], None]) -> None:
+    secret = hdf5_folder / "secret"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.ones((30, 4), dtype=np.float32)
+    with h5py.File(hdf5_folder / "t15.2023.08.13" / "data_train.hdf5", "a") as file:
+        spoil(file["trial_0002"], secret)
+    refused(hdf5_folder, r"(is a link to something else|lie in another file)\. Valid: data in the file itself")
+
+
 def test_readers_are_not_loaded_for_the_bundled_recordings() -> None:
     code = "import sys; from hpo.decoder.formats import read_sentences; read_sentences(None, 'train'); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

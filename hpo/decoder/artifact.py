@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.formats import unpickle
 from hpo.decoder.lab import lab_arguments
 from hpo.decoder.model import GruDecoder
+from hpo.decoder.pickles import check_torch_file, unpickle
 from hpo.errors import CallerError, DataError, SpecError
 
 HEADER = "hpo_decoder"  # the key of the JSON in the file's header
@@ -132,6 +132,7 @@ def reference_name(name: str) -> str:
 def _load_reference(folder: Path) -> Decoder:
     """The weights say what the model is; only the stride is in `args` alone."""
     arguments = unpickle(folder / "args")
+    check_torch_file(folder / "modelWeights")
     try:
         theirs = torch.load(folder / "modelWeights", map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise nearly anything

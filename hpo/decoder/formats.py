@@ -1,17 +1,17 @@
 """Which format a path is, and the readers of the ptDecoder_ctc pickle of neural_seq_decoder and of the bundled recordings.
 
-Files come from other people, so nothing in them is run: pickles go through an unpickler that knows plain containers and
-numpy arrays only. The readers of the other formats are imported where there is a file for them.
+Files come from other people, so nothing in them is run: see pickles.py. The readers of the other formats are imported
+where there is a file for them.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.decoder.pickles import unpickle
 from hpo.decoder.sentences import Partition, Row, Sentences, Source, Stream
 from hpo.errors import DataError
 
@@ -129,47 +129,3 @@ def _sentence(row: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], ND
     if not np.array_equal(labels[:count], labels[:count].astype(np.int64)):
         raise DataError(f"{place}: phonemes that are no whole numbers")
     return x_TC.astype(np.float32, copy=False), labels[:count].astype(np.int64)
-
-
-class _Ndarray:
-    """Stands for numpy.ndarray in a pickle. The real one, called with a buffer, would make pointers of the file's bytes."""
-
-
-def _empty_array(kind: Any, shape: Any, dtype: Any) -> NDArray[Any]:
-    """What numpy's `_reconstruct` makes before the array's state is set."""
-    if kind is not _Ndarray:
-        raise DataError(f"asks for an array of {kind}. Valid: plain numpy arrays; nothing was run")
-    return np.empty(0, dtype=np.int8)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Allows plain containers and numpy arrays (protocols 0 to 5, numpy 1 and 2); everything else is refused unrun."""
-
-    ALLOWED = frozenset(
-        {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-        | {
-            (f"numpy.{core}.{module}", name)
-            for core in ("core", "_core")
-            for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise DataError(f"asks to load {module}.{name}. Valid: plain containers and numpy arrays; nothing was run")
-        replaced = {"ndarray": _Ndarray, "_reconstruct": _empty_array}.get(name)
-        return replaced or super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def unpickle(path: Path) -> Any:
-    file: BinaryIO
-    try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # a broken pickle can raise nearly anything: EOFError, IndexError, UnicodeDecodeError, ...
-        size = path.stat().st_size
-        raise DataError(f"{path}: not a whole pickle ({size:,} bytes; {type(error).__name__}: {error}). Copy it again") from None

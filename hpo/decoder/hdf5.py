@@ -52,10 +52,27 @@ def _sentences(path: Path, day: int) -> Iterator[Row]:
         raise DataError(f"{path}: cannot be read as HDF5 ({path.stat().st_size:,} bytes; {error}). Copy it again") from None
 
 
-def _row(file: Any, name: str, day: int, place: str) -> Row:
+def _member(group: h5py.Group, name: str, place: str) -> Any:
+    """What lies in this file under that name.
+
+    A soft link, an external link, a dataset with external storage and a virtual dataset show what lies
+    elsewhere: a file from a stranger could show us any file of ours as its features.
+    Raises KeyError if there is nothing, DataError for one that leads elsewhere.
+    """
+    link = group.get(name, getlink=True)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise DataError(f"{place}: {name} is a link to something else. Valid: data in the file itself")
+    member = group[name]
+    if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+        raise DataError(f"{place}: the data of {name} lie in another file. Valid: data in the file itself")
+    return member
+
+
+def _row(file: h5py.File, name: str, day: int, place: str) -> Row:
     try:
-        trial = file[name]
-        x_TC, labels_L = trial["input_features"], trial["seq_class_ids"]
+        trial = _member(file, name, place)
+        x_TC = _member(trial, "input_features", place)
+        labels_L = _member(trial, "seq_class_ids", place)
         bins, count = int(trial.attrs["n_time_steps"]), int(trial.attrs["seq_len"])
         shapes = x_TC.shape, labels_L.shape
         kinds = x_TC.dtype.kind, labels_L.dtype.kind

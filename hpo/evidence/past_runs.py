@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.formats import unpickle
 from hpo.decoder.lab import from_lab_arguments
+from hpo.decoder.pickles import unpickle
 from hpo.errors import DataError, SpecError
 from hpo.search.stopping import Evaluation
 
