@@ -3,11 +3,15 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import psycopg2
 import pytest
@@ -15,7 +19,7 @@ from sqlalchemy import make_url
 
 import hpo
 from hpo.errors import CallerError, DatabaseError
-from hpo.search.database import EmbeddedServer, check_version, home, normal_url, open_database
+from hpo.search.database import EmbeddedServer, check_libpq, check_version, home, normal_url, open_database
 
 
 @pytest.fixture
@@ -112,6 +116,47 @@ def test_only_the_password_lets_in_and_only_from_here(fresh: EmbeddedServer) -> 
         cursor.execute("SHOW listen_addresses")
         assert cursor.fetchone() == ("127.0.0.1",)
     connection.close()
+
+
+def test_whoever_takes_the_port_after_a_crash_learns_nothing(fresh: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for the password in clear, as libpq allows a server to do."""
+    url = fresh.start()
+    monkeypatch.setenv("PGREQUIREAUTH", "password")
+    password, port = make_url(url).password, make_url(url).port
+    os.kill(postmaster(fresh), signal.SIGKILL)
+    while fresh._processes():
+        time.sleep(0.05)
+    heard = bytearray()
+    rogue = socket.create_server(("127.0.0.1", port or 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = rogue.accept()
+                with connection:
+                    connection.settimeout(5)
+                    heard.extend(connection.recv(8192))
+                    # AuthenticationCleartextPassword; before it, N refuses TLS.
+                    connection.sendall(b"N" if heard[4:8] == b"\x04\xd2\x16\x2f" else b"R\0\0\0\x08\0\0\0\x03")
+                    while more := connection.recv(8192):
+                        heard.extend(more)
+                        connection.sendall(b"R\0\0\0\x08\0\0\0\x03")
+
+    thread = Thread(target=serve, daemon=True)
+    thread.start()
+    assert fresh.url() is None
+    with pytest.raises(DatabaseError, match="authentication method requirement"):
+        open_database(url)
+    rogue.close()
+    assert b"user\0hpo" in heard  # somebody did come
+    assert password is not None
+    assert password.encode() not in heard
+
+
+def test_a_libpq_that_would_tell_the_password_is_refused() -> None:
+    check_libpq(160000)
+    with pytest.raises(DatabaseError, match="psycopg2 here has libpq 15: the embedded Postgres needs 16 or later"):
+        check_libpq(150004)
 
 
 def python_as_nobody() -> tuple[list[str], dict[str, object]]:

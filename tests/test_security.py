@@ -202,7 +202,7 @@ def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
 def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, certificate = tls_server
     for mode in ("require", "verify-ca", "verify-full"):
-        opened = open_database(f"{url}?sslmode={mode}&sslrootcert={certificate}")
+        opened = open_database(f"{url}&sslmode={mode}&sslrootcert={certificate}")
         connection = psycopg2.connect(make_url(opened.url).set(drivername="postgresql").render_as_string(hide_password=False))
         with connection.cursor() as cursor:
             cursor.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
@@ -212,14 +212,14 @@ def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path, m
     other = tmp_path / "other.crt"
     openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=other", "-out", other, "-keyout", tmp_path / "other.key")
     with pytest.raises(DatabaseError, match="certificate verify failed"):
-        open_database(f"{url}?sslmode=verify-ca&sslrootcert={other}")
+        open_database(f"{url}&sslmode=verify-ca&sslrootcert={other}")
     with pytest.raises(DatabaseError, match='root certificate file "/nowhere" does not exist'):
-        open_database(f"{url}?sslmode=verify-ca&sslrootcert=/nowhere")
+        open_database(f"{url}&sslmode=verify-ca&sslrootcert=/nowhere")
 
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not checked: sslmode=verify-full does"),
                            ("disable", "ok +TLS +not in use: nothing leaves this machine")):  # fmt: skip
-        monkeypatch.setenv("HPO_DATABASE_URL", f"{url}?sslmode={mode}&sslrootcert={certificate}")
+        monkeypatch.setenv("HPO_DATABASE_URL", f"{url}&sslmode={mode}&sslrootcert={certificate}")
         done = asked("doctor")
         assert done.returncode == 0
         assert re.search(expected, done.stdout), done.stdout

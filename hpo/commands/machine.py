@@ -98,6 +98,9 @@ def database_status() -> None:
 
     server = EmbeddedServer(home())
     url = server.url()
+    if not url and (owner := server.owner_elsewhere()):
+        click.echo(f"not running here: it belongs to {owner}; data in {server.data}")
+        return
     click.echo(f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.data}")
 
 
@@ -107,3 +110,20 @@ def database_stop() -> None:
     from hpo.search.database import EmbeddedServer, home
 
     click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")
+
+
+@database.command(name="adopt")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def database_adopt(yes: bool) -> None:
+    """Let this machine run it from now on, when the machine that ran it is gone for good."""
+    from hpo.search.database import EmbeddedServer, home
+
+    server = EmbeddedServer(home())
+    if server.url():
+        click.echo("nothing to adopt: it runs here")
+        return
+    click.echo(f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one.")
+    if not yes:
+        click.confirm("Is there none?", abort=True)
+    server.adopt()
+    click.echo("adopted: the next command starts it here")

@@ -27,11 +27,16 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, ProgrammingError
 
 from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
+from hpo.search.owner import Owner, read_owner, write_owner
 
 OLDEST_POSTGRES = 14  # idle_session_timeout
 START_SECONDS = 60
 COMPLETION_SECONDS = 2
 URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+# After a crash anybody may listen on the server's port and ask for the password in clear. With this libpq answers
+# SCRAM alone, which shows nothing of the password and proves that the other side knows it too.
+REQUIRE_AUTH = "require_auth=scram-sha-256"
+OLDEST_LIBPQ = 16  # knows require_auth
 ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
 CONNECT_ARGUMENTS = {  # nothing waits for ever: neither we for a network that is gone, nor the server for one of us that is
     "application_name": f"hpo {socket.gethostname()} {os.getpid()}"[:63],
@@ -183,6 +188,7 @@ class EmbeddedServer:
         self.account = _unprivileged_account() if os.geteuid() == 0 else None
         self._lock = FileLock(home / "postgres.lock", timeout=2 * START_SECONDS)
         self._pointer = home / "postgres.location"  # as root: where it is, if the account cannot reach the home
+        self._owner = home / "postgres.owner"
 
     @property
     def root(self) -> Path:
@@ -206,8 +212,10 @@ class EmbeddedServer:
         with self._locked():
             if url := self.url():
                 return url
+            self._check_owner()
             try:
                 self._create()
+                write_owner(self._owner, read_owner(self._owner))
                 self._launch()
             except OSError as error:
                 raise DatabaseError(f"embedded Postgres in {self.root}: {error}. Free the space or set HPO_HOME elsewhere") from None
@@ -222,18 +230,45 @@ class EmbeddedServer:
             password = self._password.read_text()
         except (OSError, IndexError, ValueError):
             return None
-        url = f"postgresql+psycopg2://hpo:{password}@127.0.0.1:{port}/postgres"
+        check_libpq(psycopg2.extensions.libpq_version())
+        url = f"postgresql+psycopg2://hpo:{password}@127.0.0.1:{port}/postgres?{REQUIRE_AUTH}"
         return url if _problem(url) is None else None
 
     def stop(self) -> bool:
         """Stop the server, whoever uses it. Returns whether it was up."""
         with self._locked():
             if not self.url():
+                self._check_owner()
                 return False
             done = self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
             if done.returncode:
                 raise DatabaseError(f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}")
             return True
+
+    def owner_elsewhere(self) -> Owner | None:
+        """Who may run a server on these files where we cannot see it. Raises DatabaseError."""
+        owner = read_owner(self._owner)
+        return None if owner is None or owner.is_here() else owner
+
+    def _check_owner(self) -> None:
+        """Raise DatabaseError unless this place may start a server on these files and remove what a dead one left."""
+        if owner := self.owner_elsewhere():
+            raise DatabaseError(
+                f"the embedded Postgres of {self.home} belongs to {owner}. Work there, or set HPO_DATABASE_URL to a server that "
+                f"both reach. If that place is gone for good: hpo database adopt"
+            )
+        unknown = read_owner(self._owner) is None and (self.data / "postmaster.pid").exists()
+        if unknown and not self._processes():
+            raise DatabaseError(
+                f"a server of an earlier version runs on {self.data}, on another machine, or has crashed on this one. Work where it "
+                f"runs, or set HPO_DATABASE_URL. If it runs nowhere: hpo database adopt"
+            )
+
+    def adopt(self) -> None:
+        """Make this place the owner. The caller knows that no server runs on these files anywhere else."""
+        with self._locked():
+            self._owner.unlink(missing_ok=True)
+            write_owner(self._owner, None)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -356,6 +391,18 @@ class EmbeddedServer:
             draft.rename(copy)
             ROOT_FOLDER.chmod(0o711)
         return copy / "bin"
+
+
+def check_libpq(version: int) -> None:
+    """version: as psycopg2.extensions.libpq_version() gives it, 160002 for 16.2.
+
+    Raises DatabaseError for one that would give the embedded server's password to whoever asks.
+    """
+    if version < 10000 * OLDEST_LIBPQ:
+        raise DatabaseError(
+            f"psycopg2 here has libpq {version // 10000}: the embedded Postgres needs {OLDEST_LIBPQ} or later, to keep its password from "
+            f"others on its port. Do: pip install -U psycopg2-binary, or give --database URL"
+        )
 
 
 def _major(folder: Path) -> str:
