@@ -35,6 +35,7 @@ sampler: {startup_trials: 3}
 """
 
 
+TESTER_PASSWORD = os.urandom(12).hex()
 COLUMNS = """
 SELECT relname, attname, atttypid FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
 WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 ORDER BY relname, attnum
@@ -62,6 +63,10 @@ def server(private_folder: Path) -> Iterator[EmbeddedServer]:
     home.mkdir(mode=0o711)
     embedded = EmbeddedServer(home)
     embedded.start()
+    embedded.stop()
+    # The role of the product may not make databases and roles, which tests need.
+    embedded.as_superuser(embedded.data, f"CREATE ROLE tester SUPERUSER LOGIN PASSWORD '{TESTER_PASSWORD}'")
+    embedded.start()
     yield embedded
     embedded.stop()
 
@@ -70,7 +75,7 @@ def server(private_folder: Path) -> Iterator[EmbeddedServer]:
 def template(server: EmbeddedServer) -> str:
     """The name of a database with all tables in it; copying it takes 0.1 s, making them 2 s."""
     name = "hpo_template"
-    execute(server, f"CREATE DATABASE {name}")
+    execute(server, f"CREATE DATABASE {name} OWNER hpo")
     from hpo.search.storage import open_storage
 
     storage = open_storage(Database(_url(server, name), None))
@@ -104,7 +109,7 @@ def database(
         name = emptied.pop()
     else:
         name = f"test_{os.urandom(4).hex()}"
-        execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+        execute(server, f"CREATE DATABASE {name} OWNER hpo TEMPLATE {template}")
     fresh = Database(_url(server, name), None)
     monkeypatch.setenv("HPO_DATABASE_URL", fresh.url)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
@@ -124,7 +129,9 @@ def _url(server: EmbeddedServer, name: str) -> str:
 
 
 def execute(server: EmbeddedServer, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(make_url(_url(server, database)).set(drivername="postgresql").render_as_string(hide_password=False))
+    """As a superuser."""
+    url = make_url(_url(server, database)).set(drivername="postgresql", username="tester", password=TESTER_PASSWORD)
+    connection = psycopg2.connect(url.render_as_string(hide_password=False))
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:

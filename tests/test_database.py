@@ -9,9 +9,10 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psycopg2
 import pytest
@@ -157,6 +158,81 @@ def test_a_libpq_that_would_tell_the_password_is_refused() -> None:
     check_libpq(160000)
     with pytest.raises(DatabaseError, match="psycopg2 here has libpq 15: the embedded Postgres needs 16 or later"):
         check_libpq(150004)
+
+
+def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
+    connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.autocommit = True
+    with closing(connection), connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO PROGRAM 'id'",
+        "CREATE TEMP TABLE t (line text); COPY t FROM PROGRAM 'id'",
+        "CREATE TEMP TABLE t (line text); COPY t FROM '/etc/passwd'",
+        "COPY (SELECT 1) TO '/tmp/hpo-test-file'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT lo_import('/etc/passwd')",
+        "ALTER SYSTEM SET archive_command = 'id'",
+        "LOAD '/tmp/x.so'",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE c AS '/tmp/x.so', 'f'",
+        "ALTER ROLE hpo SUPERUSER",
+        "CREATE ROLE other SUPERUSER",
+        "SET ROLE postgres",
+        "SELECT rolpassword FROM pg_authid",
+    ],
+)
+def test_the_password_is_no_shell(shared_start: str, statement: str) -> None:
+    with pytest.raises(psycopg2.Error, match=r"permission denied|must be superuser|Only roles with|access to library"):
+        rows(shared_start, statement)
+
+
+@pytest.fixture(scope="module")
+def shared_start(server: EmbeddedServer) -> str:
+    return server.start()
+
+
+def test_nobody_connects_as_the_superuser(fresh: EmbeddedServer) -> None:
+    url = make_url(fresh.start())
+    assert rows(fresh.start(), "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1") == [
+        ("hpo", False),
+        ("postgres", True),
+    ]
+    for password in (str(url.password), "", "postgres"):
+        with pytest.raises(psycopg2.OperationalError, match=r"password authentication failed|no password supplied"):
+            rows(url.set(username="postgres", password=password).render_as_string(hide_password=False), "SELECT 1")
+
+
+# What an earlier version had made: one role for all, the superuser.
+AS_BEFORE = (
+    "DROP OWNED BY hpo CASCADE",
+    "ALTER DATABASE postgres OWNER TO postgres",
+    "DROP ROLE hpo",
+    "CREATE ROLE renamer SUPERUSER",
+    "SET SESSION AUTHORIZATION renamer",
+    "ALTER ROLE postgres RENAME TO hpo",
+    "SET SESSION AUTHORIZATION hpo",
+    "DROP ROLE renamer",
+)
+
+
+def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: EmbeddedServer) -> None:
+    fresh.start()
+    fresh.stop()
+    password = fresh.root.joinpath("password").read_text()
+    fresh.as_superuser(fresh.data, *AS_BEFORE, f"ALTER ROLE hpo PASSWORD '{password}'",
+                       "CREATE TYPE kind AS ENUM ('a', 'b')", "CREATE TABLE t (id serial PRIMARY KEY, kind kind)",
+                       "INSERT INTO t (kind) VALUES ('a')", "CREATE SEQUENCE alone")  # fmt: skip
+    url = fresh.start()
+    assert rows(url, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == [(False,)]
+    assert rows(url, "INSERT INTO t (kind) VALUES ('b') RETURNING id") == [(2,)]
+    rows(url, "ALTER TABLE t ADD COLUMN more int; ALTER TYPE kind ADD VALUE 'c'; CREATE TABLE new (id serial)")
+    assert fresh.stop()
+    assert rows(fresh.start(), "SELECT id, kind FROM t ORDER BY 1") == [(1, "a"), (2, "b")]
 
 
 def python_as_nobody() -> tuple[list[str], dict[str, object]]:

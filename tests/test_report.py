@@ -139,7 +139,7 @@ FINDINGS = {
 @pytest.fixture(scope="module")
 def study(server: EmbeddedServer, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     """With all findings, and the one that commands open."""
-    execute(server, f"CREATE DATABASE test_report TEMPLATE {template}")
+    execute(server, f"CREATE DATABASE test_report OWNER hpo TEMPLATE {template}")
     database, space = Database(_url(server, "test_report"), None), tmp_path_factory.mktemp("space") / "tiny.yaml"
     space.write_text(SPACE)
     data = {"path": "/secret/place/ptDecoder_ctc", "fingerprint": "f", "n_features": 3, "n_days": 2}

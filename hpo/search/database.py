@@ -55,6 +55,36 @@ max_connections = 200
 """
 
 
+# initdb makes one role, a superuser, whose password would be a shell: a superuser may run programs. So `hpo` becomes a
+# role that owns its database and no more, with the password that it had; the superuser is called `postgres`, has no
+# password, and so cannot connect. Only who may read the files can still be it, in single-user mode. Here the first
+# superuser renames itself, which it may not do under its own name.
+SEPARATE_ROLES = (
+    "BEGIN",
+    "CREATE ROLE renamer SUPERUSER",
+    "SET SESSION AUTHORIZATION renamer",
+    "ALTER ROLE hpo RENAME TO postgres",
+    "SET SESSION AUTHORIZATION postgres",
+    "DROP ROLE renamer",
+    """DO $$ BEGIN
+        EXECUTE (SELECT format('CREATE ROLE hpo LOGIN PASSWORD %L', rolpassword)
+                 FROM pg_authid WHERE rolname = 'postgres');
+    END $$""",
+    "ALTER ROLE postgres PASSWORD NULL",
+    "ALTER DATABASE postgres OWNER TO hpo",
+    """DO $$ DECLARE statement text; BEGIN
+        FOR statement IN
+            SELECT format('ALTER TABLE %s OWNER TO hpo', oid::regclass) FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+            UNION ALL
+            SELECT format('ALTER TYPE %s OWNER TO hpo', oid::regtype) FROM pg_type
+            WHERE typnamespace = 'public'::regnamespace AND typtype = 'e'
+        LOOP EXECUTE statement; END LOOP;
+    END $$""",
+    "COMMIT",
+)
+
+
 AWAY = (OperationalError, InterfaceError, InternalError)  # lost, full or restarting; the driver's; a standby that is not yet the primary
 TRANSLATED = (*AWAY, ProgrammingError)  # no right to do it
 
@@ -217,6 +247,11 @@ class EmbeddedServer:
                 self._create()
                 write_owner(self._owner, read_owner(self._owner))
                 self._launch()
+                if (url := self.url()) and _is_superuser(url):
+                    # The home of an earlier version.
+                    self._stop()
+                    self.as_superuser(self.data, *SEPARATE_ROLES)
+                    self._launch()
             except OSError as error:
                 raise DatabaseError(f"embedded Postgres in {self.root}: {error}. Free the space or set HPO_HOME elsewhere") from None
             if url := self.url():
@@ -240,10 +275,26 @@ class EmbeddedServer:
             if not self.url():
                 self._check_owner()
                 return False
-            done = self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
-            if done.returncode:
-                raise DatabaseError(f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}")
+            self._stop()
             return True
+
+    def as_superuser(self, data: Path, *statements: str) -> None:
+        """Run SQL on the data folder of a server that is down, as the superuser, who needs no password there.
+
+        Raises DatabaseError.
+        """
+        program = ("postgres", "--single", "-j", "-c", "exit_on_error=on", "-D", data, "postgres")
+        # With -j a statement ends with a semicolon and an empty line.
+        done = self._run(*program, text=";\n\n".join([*statements, ""]))
+        if done.returncode:
+            wrong = [line for line in done.stdout.splitlines() if "ERROR" in line or "FATAL" in line]
+            reason = wrong[0] if wrong else f"exit code {done.returncode}"
+            raise DatabaseError(f"embedded Postgres in {data}, in single-user mode: {reason}")
+
+    def _stop(self) -> None:
+        done = self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
+        if done.returncode:
+            raise DatabaseError(f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}")
 
     def owner_elsewhere(self) -> Owner | None:
         """Who may run a server on these files where we cannot see it. Raises DatabaseError."""
@@ -302,6 +353,7 @@ class EmbeddedServer:
                          "--pwfile", self._password)  # fmt: skip
         if done.returncode:
             raise DatabaseError(f"embedded Postgres: initdb failed in {self.root}: {done.stdout.strip().splitlines()[-1:]}")
+        self.as_superuser(draft, *SEPARATE_ROLES)
         with (draft / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION)
         draft.rename(self.data)
@@ -351,12 +403,12 @@ class EmbeddedServer:
             lines = []
         return f"{lines[-1] if lines else 'no reason given'} (log: {self.log})"
 
-    def _run(self, program: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-        """Run a Postgres program as the right account; its output must be a file, since a server would keep a pipe open."""
+    def _run(self, program: str, *arguments: str | Path, text: str = "") -> "subprocess.CompletedProcess[str]":
+        """Under the right account; its output must be a file, since a server would keep a pipe open. text: its standard input."""
         (self.root / "output").touch(mode=0o600)
         with (self.root / "output").open("w+") as output:
             command = [str(self._binaries() / program), *map(str, arguments)]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.root, **self._as_account())
+            done = subprocess.run(command, input=text, text=True, stdout=output, stderr=output, cwd=self.root, **self._as_account())
             output.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, output.read(), "")
 
@@ -391,6 +443,13 @@ class EmbeddedServer:
             draft.rename(copy)
             ROOT_FOLDER.chmod(0o711)
         return copy / "bin"
+
+
+def _is_superuser(url: str) -> bool:
+    parsed = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with closing(psycopg2.connect(parsed, connect_timeout=CONNECT_ARGUMENTS["connect_timeout"])) as connection:
+        # The server says so of itself, without a query.
+        return bool(connection.get_parameter_status("is_superuser") == "on")
 
 
 def check_libpq(version: int) -> None:
