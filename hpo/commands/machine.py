@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from hpo.commands.shared import data_option, database_option, json_option
-from hpo.errors import MachineError
+from hpo.errors import DatabaseError, MachineError
 
 
 @click.command()
@@ -99,9 +99,9 @@ def database_status() -> None:
     server = EmbeddedServer(home())
     url = server.url()
     if not url and (owner := server.owner_elsewhere()):
-        click.echo(f"not running here: it belongs to {owner}; data in {server.data}")
+        click.echo(f"not running here: it belongs to {owner}; data in {server.where()}")
         return
-    click.echo(f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.data}")
+    click.echo(f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.where()}")
 
 
 @database.command(name="stop")
@@ -122,8 +122,16 @@ def database_adopt(yes: bool) -> None:
     if server.url():
         click.echo("nothing to adopt: it runs here")
         return
-    click.echo(f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one.")
+    try:
+        if owner := server.owner_elsewhere():
+            click.echo(f"It belongs to {owner}.")
+    except DatabaseError as error:
+        click.echo(error)
+    if server.has_data():
+        click.echo(f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one.")
+    else:
+        click.echo(f"Its files, {server.data}, are not on this machine. Adopted, it begins here without studies.")
     if not yes:
-        click.confirm("Is there none?", abort=True)
+        click.confirm("Adopt it?", abort=True)
     server.adopt()
     click.echo("adopted: the next command starts it here")

@@ -5,12 +5,14 @@ The embedded server is shared by all processes of one HPO_HOME, listens on 127.0
 needs it starts it, under a file lock. Postgres refuses to run as root, so as root it runs as an unprivileged account.
 """
 
+import fcntl
 import os
 import pwd
 import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -27,10 +29,12 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, ProgrammingError
 
 from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
+from hpo.search.filesystem import is_lasting, network_filesystem
 from hpo.search.owner import Owner, read_owner, write_owner
 
 OLDEST_POSTGRES = 14  # idle_session_timeout
 START_SECONDS = 60
+LEAVE_SECONDS = 10  # for the last processes of a killed server
 COMPLETION_SECONDS = 2
 URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 # After a crash anybody may listen on the server's port and ask for the password in clear. With this libpq answers
@@ -38,6 +42,7 @@ URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 REQUIRE_AUTH = "require_auth=scram-sha-256"
 OLDEST_LIBPQ = 16  # knows require_auth
 ROOT_FOLDER = Path("/var/lib/hpo")  # as root: what the unprivileged account can reach
+USER_FOLDER = Path("/var/tmp")  # noqa: S108  (for a user whose home is on a network; a folder of a random name is made in it)
 CONNECT_ARGUMENTS = {  # nothing waits for ever: neither we for a network that is gone, nor the server for one of us that is
     "application_name": f"hpo {socket.gethostname()} {os.getpid()}"[:63],
     "connect_timeout": 10,
@@ -102,6 +107,7 @@ def _translate(context: ExceptionContext) -> None:
 class Database:
     url: str = field(repr=False)  # SQLAlchemy's, with the password
     embedded_in: Path | None  # the data folder of the embedded server
+    where: str = ""  # the same for people, with the reason if it is not in HPO_HOME
 
     def revive(self) -> None:
         """Start the embedded server again if it crashed. One that `hpo database stop` has stopped stays down."""
@@ -111,7 +117,7 @@ class Database:
 
     def __str__(self) -> str:
         if self.embedded_in:
-            return f"embedded Postgres in {self.embedded_in}"
+            return f"embedded Postgres in {self.where or self.embedded_in}"
         return make_url(self.url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)  # sslpassword is in the query
 
 
@@ -138,7 +144,7 @@ def open_database(url: str | None = None) -> Database:
     given, source = (url, "--database") if url else (os.environ.get("HPO_DATABASE_URL"), "HPO_DATABASE_URL")
     if not given:
         server = EmbeddedServer(home())
-        return Database(server.start(), server.data)
+        return Database(server.start(), server.data, server.where())
     database = Database(normal_url(given, source), None)
     problem = _problem(database.url)
     if problem:
@@ -244,8 +250,8 @@ class EmbeddedServer:
                 return url
             self._check_owner()
             try:
-                self._create()
                 write_owner(self._owner, read_owner(self._owner))
+                self._create()
                 self._launch()
                 if (url := self.url()) and _is_superuser(url):
                     # The home of an earlier version.
@@ -318,8 +324,25 @@ class EmbeddedServer:
     def adopt(self) -> None:
         """Make this place the owner. The caller knows that no server runs on these files anywhere else."""
         with self._locked():
+            if self.root.exists():
+                with self._locked_files():
+                    pass
             self._owner.unlink(missing_ok=True)
             write_owner(self._owner, None)
+            if self.account and self.root.exists():
+                # The account of another machine may have another number.
+                for path in (self.root, *self.root.rglob("*")):
+                    os.chown(path, self.account.pw_uid, self.account.pw_gid)
+
+    def has_data(self) -> bool:
+        return (self.data / "PG_VERSION").exists()
+
+    def where(self) -> str:
+        """The data folder and, if that is not in the home, why."""
+        name = network_filesystem(self.home)
+        elsewhere = name is not None and not self.data.is_relative_to(self.home)
+        why = f" (on a disk of this machine alone, because HPO_HOME is on {name}, which others may share)" if elsewhere else ""
+        return f"{self.data}{why}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -331,9 +354,10 @@ class EmbeddedServer:
 
     def _create(self) -> None:
         """initdb into a temporary folder, renamed when whole."""
-        if self.account and not self._pointer.exists() and not self._reachable(self.home):
+        local = None if self._pointer.exists() else self.local_root()
+        if local:
             draft = self._pointer.with_suffix(".new")
-            draft.write_text(str(ROOT_FOLDER / secrets.token_hex(6)))
+            draft.write_text(str(local))
             draft.rename(self._pointer)
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
@@ -358,6 +382,19 @@ class EmbeddedServer:
             file.write(CONFIGURATION)
         draft.rename(self.data)
 
+    def local_root(self) -> Path | None:
+        """A new folder on a disk of this machine, for data that may not or cannot lie in the home; else None."""
+        if self.account and not self._reachable(self.home):
+            return ROOT_FOLDER / secrets.token_hex(6)
+        if network_filesystem(self.home) is None or (self.data / "PG_VERSION").exists():
+            return None
+        if self.account:
+            return ROOT_FOLDER / secrets.token_hex(6) if is_lasting(ROOT_FOLDER.parent) else None
+        if not is_lasting(USER_FOLDER):
+            return None
+        # Made here and now, so that nobody else can have made a folder of that name.
+        return Path(tempfile.mkdtemp(prefix=f"hpo-{os.geteuid()}-", dir=USER_FOLDER))
+
     def _launch(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while self._processes() and not self.url():  # starting, or the backends of a killed postmaster leaving
@@ -368,7 +405,29 @@ class EmbeddedServer:
             return
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a crash: its pid may be a zombie or another's by now
         port = self._free_port()
-        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", f"-p {port}", "-t", str(START_SECONDS), "-w", "start")
+        with self._locked_files() as folder:
+            self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", f"-p {port}", "-t", str(START_SECONDS), "-w", "start",
+                      keeps=(folder,))  # fmt: skip
+
+    @contextmanager
+    def _locked_files(self) -> Iterator[int]:
+        """A lock on the folder, for the server to inherit: it holds as long as one of its processes lives.
+
+        So a server in another container of this machine is noticed though its processes are not seen, and programs that
+        clean up old files in /var/tmp leave the folder alone. Raises DatabaseError if a server holds it.
+        """
+        folder = os.open(self.root, os.O_RDONLY)
+        deadline = time.monotonic() + LEAVE_SECONDS
+        try:
+            while not _lock_now(folder):
+                if time.monotonic() > deadline:
+                    raise DatabaseError(
+                        f"a server runs on {self.data}, in another container or on another machine. Stop it there first: hpo database stop"
+                    )
+                time.sleep(0.05)
+            yield folder
+        finally:
+            os.close(folder)
 
     def _free_port(self) -> int:
         """The one of the last start if it is still free: workers that survived a crash of the server find it there again."""
@@ -403,12 +462,17 @@ class EmbeddedServer:
             lines = []
         return f"{lines[-1] if lines else 'no reason given'} (log: {self.log})"
 
-    def _run(self, program: str, *arguments: str | Path, text: str = "") -> "subprocess.CompletedProcess[str]":
-        """Under the right account; its output must be a file, since a server would keep a pipe open. text: its standard input."""
+    def _run(self, program: str, *arguments: str | Path, text: str = "", keeps: tuple[int, ...] = ()) -> "subprocess.CompletedProcess[str]":
+        """Under the right account; its output must be a file, since a server would keep a pipe open.
+
+        text: its standard input. keeps: open files that it inherits.
+        """
         (self.root / "output").touch(mode=0o600)
         with (self.root / "output").open("w+") as output:
             command = [str(self._binaries() / program), *map(str, arguments)]
-            done = subprocess.run(command, input=text, text=True, stdout=output, stderr=output, cwd=self.root, **self._as_account())
+            done = subprocess.run(
+                command, input=text, text=True, stdout=output, stderr=output, cwd=self.root, pass_fds=keeps, **self._as_account()
+            )
             output.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, output.read(), "")
 
@@ -443,6 +507,17 @@ class EmbeddedServer:
             draft.rename(copy)
             ROOT_FOLDER.chmod(0o711)
         return copy / "bin"
+
+
+def _lock_now(folder: int) -> bool:
+    """Lock an open folder if nobody else has. A file system without locks knows of nobody."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_superuser(url: str) -> bool:

@@ -75,16 +75,22 @@ def read_owner(path: Path) -> Owner | None:
 
 
 def write_owner(path: Path, before: Owner | None) -> None:
-    """Write down that it is here. Raises DatabaseError if another place was quicker where there was no owner."""
-    draft = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-    draft.write_text(json.dumps(asdict(this_place()), indent=2))
+    """Write down that it is here.
+
+    Raises OSError, and DatabaseError if there was no owner and another place was quicker.
+    """
+    contents = json.dumps(asdict(this_place()), indent=2)
+    if before is not None:
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        draft.write_text(contents)
+        draft.replace(path)
+        return
     try:
-        if before is None:
-            # A link is made by one place only, also on file systems that lack locks.
-            path.hardlink_to(draft)
-        else:
-            draft.replace(path)
+        # Only one place can make a file, also on file systems without locks.
+        with path.open("x") as file:
+            file.write(contents)
     except FileExistsError:
-        raise DatabaseError(f"{path}: another machine has just started a server here. Type the same line again") from None
-    finally:
-        draft.unlink(missing_ok=True)
+        raise DatabaseError(f"{path}: another machine has just begun here. Type the same line again") from None
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
