@@ -88,6 +88,16 @@ def test_a_second_machine_waits_for_adopt_after_the_first_is_gone(owned: Embedde
     assert answers(owned.start())
 
 
+def test_there_is_nothing_to_adopt_at_home(owned: EmbeddedServer) -> None:
+    for expected in ("it runs here", "it belongs to this machine"):
+        done = subprocess.run(
+            [sys.executable, "-m", "hpo.cli", "database", "adopt"],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | {"HPO_HOME": str(owned.home)},
+        )  # fmt: skip
+        assert (done.returncode, done.stdout.startswith(f"nothing to adopt: {expected}")) == (0, True), done
+        owned.stop()
+
+
 def test_the_same_machine_goes_on_after_a_crash_and_after_a_reboot(owned: EmbeddedServer) -> None:
     crash(owned)
     assert answers(owned.start())

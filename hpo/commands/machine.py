@@ -123,10 +123,15 @@ def database_adopt(yes: bool) -> None:
         click.echo("nothing to adopt: it runs here")
         return
     try:
-        if owner := server.owner_elsewhere():
-            click.echo(f"It belongs to {owner}.")
+        owner = server.owner()
     except DatabaseError as error:
+        owner = None
         click.echo(error)
+    if owner and owner.is_here():
+        click.echo("nothing to adopt: it belongs to this machine, and the next command starts it")
+        return
+    if owner:
+        click.echo(f"It belongs to {owner}.")
     if server.has_data():
         click.echo(f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one.")
     else:

@@ -302,9 +302,13 @@ class EmbeddedServer:
         if done.returncode:
             raise DatabaseError(f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}")
 
+    def owner(self) -> Owner | None:
+        """Who may run a server on these files; None if nobody has yet, or only an earlier version. Raises DatabaseError."""
+        return read_owner(self._owner)
+
     def owner_elsewhere(self) -> Owner | None:
-        """Who may run a server on these files where we cannot see it. Raises DatabaseError."""
-        owner = read_owner(self._owner)
+        """The owner, if its processes are not seen here. Raises DatabaseError."""
+        owner = self.owner()
         return None if owner is None or owner.is_here() else owner
 
     def _check_owner(self) -> None:
@@ -314,7 +318,7 @@ class EmbeddedServer:
                 f"the embedded Postgres of {self.home} belongs to {owner}. Work there, or set HPO_DATABASE_URL to a server that "
                 f"both reach. If that place is gone for good: hpo database adopt"
             )
-        unknown = read_owner(self._owner) is None and (self.data / "postmaster.pid").exists()
+        unknown = self.owner() is None and (self.data / "postmaster.pid").exists()
         if unknown and not self._processes():
             raise DatabaseError(
                 f"a server of an earlier version runs on {self.data}, on another machine, or has crashed on this one. Work where it "

@@ -33,6 +33,9 @@ class Owner:
     def is_here(self) -> bool:
         """Whether this process runs where that one ran, or on the same machine after a reboot."""
         here = this_place()
+        if not here.boot:
+            # This system tells no more than the name of the host.
+            return self.host == here.host
         if self.boot == here.boot:
             return self.pid_namespace == here.pid_namespace
         return bool(self.machine) and (self.machine, self.host) == (here.machine, here.host)
