@@ -1,9 +1,9 @@
 """What the service itself costs: trials of no steps by many workers, beside plain Optuna in the same run on the same server.
 
-    python benchmarks/trials.py [--workers 64] [--sizes 0 1000 10000] [--seconds 20] [--policy gp-halving]
+    python benchmarks/trials.py [--workers 64] [--sizes 0 1000 10000] [--seconds 20] [--policy gp]
 
 Both sides: the lr-aug space (19 parameters), Postgres, one report a trial, the same TPE sampler unless --policy says another for
-ours; gp-halving also asks whether to park. Ours: claim, report, finish. Optuna: ask and suggest, report and should_prune (its
+ours. Ours: claim, report, finish. Optuna: ask and suggest, report and should_prune (its
 default pruner), tell; its RDBStorage as it comes. Workers are forked processes that have read the finished trials before the
 clock starts. `size`: finished trials of the study, 40 real ones multiplied in the database. The last table is one worker alone:
 what of a claim is the sampler, and what is ours. Uses the database of HPO_DATABASE_URL, else the embedded one; its studies
@@ -28,10 +28,8 @@ from hpo.decoder.train import Progress
 from hpo.search import choice
 from hpo.search.database import Database, open_database
 from hpo.search.ledger import Process, point_of
-from hpo.search.policy import rung_steps
 from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec, find_space, load_spec
-from hpo.search.stopping import Evaluation
 from hpo.search.study import Study
 from hpo.search.trial import Completed
 
@@ -71,11 +69,9 @@ class Timer:
 
 def ours(study: Study, timer: Timer) -> None:
     trial = timer("claim", study.claim, Process.this(), RECORD)
-    step, score = next(iter(rung_steps(study.spec)), 1), Score((1 + trial.number % 7,), (10,))
-    point = point_of([Progress(step, 1, 1.0, 1.0, 0.1, 0.1, score, score.per, 1.0)])
-    timer("report", study.deliver, trial, [point], step, 0.1)
-    if rung_steps(study.spec):
-        timer("park", choice.why_park, study, trial, [Evaluation(step, score.per, score.per)])
+    score = Score((1 + trial.number % 7,), (10,))
+    point = point_of([Progress(1, 1, 1.0, 1.0, 0.1, 0.1, score, score.per, 1.0)])
+    timer("report", study.deliver, trial, [point], 1, 0.1)
     timer("finish", study.finish, trial, Completed(Score((trial.number % 7,), (10,))), 0.2)
 
 
@@ -189,21 +185,20 @@ def main() -> None:
             times, pace, connections = many(arguments.workers, arguments.seconds, engines[side], cycle, database)
             row(size, side, f"{pace:.1f}", *(spread(times[name]) for name in ("claim", "report", "finish")), connections)
     print("\nOne worker alone, medians in ms\n")
-    row("size", "claim", "of it the sampler", "the rest", "whether to park")
+    row("size", "claim", "of it the sampler", "the rest")
     row(*["---"] * 5)
-    for size, claim, sampler, park in alone:
-        row(size, *(f"{1000 * value:.1f}" for value in (claim, sampler, claim - sampler, park)))
+    for size, claim, sampler in alone:
+        row(size, *(f"{1000 * value:.1f}" for value in (claim, sampler, claim - sampler)))
 
 
-def parts_of_a_claim(study: Study, count: int = 15) -> tuple[float, float, float]:
-    """Seconds, medians: of a claim, of the sampling in it, and of asking at a rung whether to park (0: that policy does not)."""
+def parts_of_a_claim(study: Study, count: int = 15) -> tuple[float, float]:
+    """Seconds, medians: of a claim, and of the sampling in it."""
     timer, configure = Timer(), choice.configure
     choice.configure = lambda *arguments: timer("sampler", configure, *arguments)
     for _ in range(count):
         ours(study, timer)
     choice.configure = configure
-    claim, sampler, park = (statistics.median(timer.times.get(name, [0.0])) for name in ("claim", "sampler", "park"))
-    return claim, sampler, park
+    return statistics.median(timer.times["claim"]), statistics.median(timer.times["sampler"])
 
 
 if __name__ == "__main__":

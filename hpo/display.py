@@ -19,7 +19,7 @@ from hpo.search.trial import DONE, Record
 ROWS = 18  # trials shown: those that run, and the last of the others
 BARS = "▁▂▃▄▅▆▇█"
 AWAY = "The database does not answer. Workers train on, and tell everything when it does."
-STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim", "parked": "dim"}
+STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
 
 
 def trial_table(records: list[Record], budget: Budget) -> Group:
@@ -40,9 +40,9 @@ def trial_table(records: list[Record], budget: Budget) -> Group:
 
 
 def totals(records: list[Record], budget: Budget) -> str:
-    done, parked = (sum(record.state in states for record in records) for states in (DONE, ("parked",)))
+    done = sum(record.state in DONE for record in records)
     best, left = best_of(records), _seconds_left(records, budget)
-    parts = [trials_done(done, budget.trials, parked)]
+    parts = [trials_done(done, budget.trials)]
     if best is not None and best.per is not None:
         parts.append(f"best PER {percent(best.per)} (trial {best.number})")
     if left is not None:
@@ -50,9 +50,8 @@ def totals(records: list[Record], budget: Budget) -> str:
     return ", ".join(parts)
 
 
-def trials_done(done: int, budget: int, parked: int) -> str:
-    """done: parked ones too."""
-    return f"{done} of {budget} trials done" + (f" ({parked} parked)" if parked else "")
+def trials_done(done: int, budget: int) -> str:
+    return f"{done} of {budget} trials done"
 
 
 def _seconds_left(records: list[Record], budget: Budget) -> float | None:
@@ -177,7 +176,7 @@ def _behind(per: float | None, seen: Snapshot) -> str:
 
 def _counts(seen: Snapshot) -> list[str]:
     spent = seen.spent
-    parts = [trials_done(spent.ended + spent.parked, seen.budget.trials, spent.parked), f"{len(seen.running)} run", f"{seen.waiting} wait"]
+    parts = [trials_done(spent.ended, seen.budget.trials), f"{len(seen.running)} run", f"{seen.waiting} wait"]
     parts += [f"{seen.spent.failed} failed"] if seen.spent.failed else []
     return [*parts, f"best PER {percent(seen.best[1])} (trial {seen.best[0]})"] if seen.best else parts
 

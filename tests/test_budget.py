@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from test_study import RECORD, claim, completed
 
 from hpo.errors import SpecError, StudyError
-from hpo.search.budget import Budget, Pace, Spent, over, prospect, refusal, seconds_left
+from hpo.search.budget import Budget, Pace, Spent, over, refusal, seconds_left
 from hpo.search.database import Database
 from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec, load_spec
@@ -31,16 +31,6 @@ def test_trials_that_run_count() -> None:
     assert refusal(budget, replace(NOTHING, ended=3, running=1)) == "the budget of 4 trials is taken"
     assert refusal(budget, replace(NOTHING, ended=4)) == "the budget of 4 trials is spent"
     assert "2 trials failed" in str(refusal(budget, replace(NOTHING, failed=2)))
-
-
-def test_what_is_expected_is_said_of_a_trial_and_of_a_gpu_hour() -> None:
-    assert NOTHING.hourly_gain is None
-    quick = replace(NOTHING, gain=0.0128, typical=9.0)
-    assert quick.hourly_gain == pytest.approx(512)
-    assert prospect(0.0128, 512) == "1.3 points of PER are expected of one more trial, 512 of a GPU-hour at that rate"
-    assert prospect(0.0013, 0.065) == "0.13 points of PER are expected of one more trial, 0.065 of a GPU-hour at that rate"
-    little = refusal(Budget(trials=4, min_gain=1000), quick, new=True)
-    assert little == "512 points of PER are expected of a GPU-hour more, under the budget's min_gain of 1000"
 
 
 def test_the_first_limit_to_be_reached_says_how_long_it_takes() -> None:

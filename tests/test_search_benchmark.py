@@ -20,12 +20,11 @@ from methods import Ours, Own, tpe  # noqa: E402
 from simulate import Curves, Rules, Search, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
 
 from hpo.decoder.metric import Score  # noqa: E402
-from hpo.search import choice  # noqa: E402
 from hpo.search.ledger import Process  # noqa: E402
 from hpo.search.spec import Policy  # noqa: E402
 from hpo.search.stopping import Evaluation, OwnPast, Stop  # noqa: E402
 from hpo.search.study import Study  # noqa: E402
-from hpo.search.trial import Completed, Parked, Stopped, Trial  # noqa: E402
+from hpo.search.trial import Completed, Stopped, Trial  # noqa: E402
 
 SCALE = 10**9  # reference length of a Score that holds a PER with nine digits
 
@@ -56,7 +55,7 @@ def test_the_surrogate_errs_as_its_readme_says(table: tuple[str, Table]) -> None
 
 
 def test_a_short_comparison_gives_a_table_and_a_figure(tmp_path: Path) -> None:
-    short = ["--tables", "a", "--methods", "random", "gp-halving", "--repetitions", "2", "--trainings", "8", "--out", str(tmp_path)]
+    short = ["--tables", "a", "--methods", "random", "gp", "--repetitions", "2", "--trainings", "8", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, FOLDER / "compare.py", *short], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "results.md").read_text().count("| 2 | >") == 2
@@ -88,11 +87,7 @@ class Real(Own):
         return False
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
-        if stop := super().judge(number, curves):
-            return stop
-        if reason := choice.why_park(self.study, self.trials[number], curves[number]):
-            assert self.study.finish(self.trials[number], Parked(reason))
-        return reason
+        return super().judge(number, curves)
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
         assert stop or per is not None
@@ -100,7 +95,7 @@ class Real(Own):
         assert self.study.finish(self.trials[number], outcome)
 
 
-@pytest.mark.parametrize("policy", [Policy.GP_HALVING, Policy.TPE])
+@pytest.mark.parametrize("policy", [Policy.GP, Policy.TPE])
 def test_a_simulated_search_is_the_search_of_a_real_study(make_study: Callable[..., Study], policy: Policy) -> None:
     surrogate = surrogate_of("a")
     sampler = surrogate.spec.sampler.model_copy(update={"startup_trials": 6, "seed": 3})
@@ -113,4 +108,3 @@ def test_a_simulated_search_is_the_search_of_a_real_study(make_study: Callable[.
     assert [(trace.values, trace.state, trace.ended) for trace in simulated] == [(trace.values, trace.state, trace.ended) for trace in done]
     states = Counter(trace.state for trace in simulated)
     assert states["complete"] > 6  # later ones were drawn by the model
-    assert bool(states["paused"]) == (policy == Policy.GP_HALVING)

@@ -399,7 +399,7 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     assert found["best"] | {"params": 0, "config": 0, "interval": 0} == {
         "trial": 0, "per": 0.5, "partition": "validation", "sentences": 2, "params": 0, "config": 0, "interval": 0
     }  # fmt: skip
-    assert found["trials"] == {"complete": 1, "stopped": 1, "parked": 0, "failed": 1, "running": 0, "waiting": 0}
+    assert found["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
     assert found["stopped_by"] == {"own-past": 1}
     assert found["starts"]["baseline"]["points_above_best"] == 0
     assert (found["starts"]["slow"]["per"], found["starts"]["slow"]["state"]) == (None, "stopped")

@@ -2,7 +2,7 @@
 Study gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from simulate import Curves, Rules, Search
 
-from hpo.search.policy import Seen, due, propose, rung_steps, why_park
+from hpo.search.policy import Seen, propose
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import Policy, SamplerSettings, StudySpec
 from hpo.search.stopping import Evaluation, OwnPast, Stop
@@ -78,20 +78,15 @@ class Ours(Nothing):
         self._values: list[dict[str, Any]] = []
         self._ends: dict[int, float] = {}
 
-    def _seen(self, curves: Curves, parked: Container[int] = (), without: int = -1) -> list[Seen]:
-        return [Seen(number, values, self._ends.get(number), self._rungs(curves.get(number, ())), number in parked)
-                for number, values in enumerate(self._values) if number != without]  # fmt: skip
-
-    def _rungs(self, curve: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
-        steps = rung_steps(self.spec)
-        return tuple(evaluation for evaluation in curve if evaluation.step in steps)
+    def _seen(self) -> list[Seen]:
+        return [Seen(number, values, self._ends.get(number)) for number, values in enumerate(self._values)]
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
         number = len(self._values)
         if number < len(self.spec.starts):
             values = self.spec.start_values(list(self.spec.starts)[number])
         else:
-            values = propose(self.spec, self._seen(curves), self.spec.sampler.seed, number).values
+            values = propose(self.spec, self._seen(), self.spec.sampler.seed, number)
         self._values.append(values)
         return number, values
 
@@ -102,15 +97,7 @@ class Ours(Nothing):
         self._ends[number] = 1.0 if per is None else per
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
-        if stop := self._rule.judge(curves[number]):
-            return stop
-        if number < len(self.spec.starts) or curves[number][-1].step not in rung_steps(self.spec):
-            return None
-        mine = Seen(number, self._values[number], None, self._rungs(curves[number]))
-        return "pause" if why_park(self.spec, mine, self._seen(curves, without=number)) else None
-
-    def resume(self, paused: Curves, curves: Curves) -> int | None:
-        return next(iter(due(self.spec, self._seen(curves, paused))), None) if paused else None
+        return self._rule.judge(curves[number])
 
 
 @dataclass(frozen=True)
@@ -195,7 +182,6 @@ def policy(which: Policy, label: str, share: float) -> Method:
 
 METHODS = {
     "gp": policy(Policy.GP, "hpo: gp (the default)", share=1.0),
-    "gp-halving": policy(Policy.GP_HALVING, "hpo: gp-halving", share=0.2),
     "tpe": Method("hpo: tpe", tpe, lambda search: Own()),
     "random": Method("random", of_optuna(_random, lambda spec: NopPruner()), share=1.0, longest=200),
     "tpe-all": Method("TPE, nothing stopped", of_optuna(_tpe, lambda spec: NopPruner())),

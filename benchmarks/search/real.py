@@ -49,7 +49,7 @@ def main() -> None:
             assert best is not None and best.per is not None
             test = score(weights_of(study, str(best.number), "last"), study.data_path, "test", "cpu", None)["per"]
             found[policy].append((best.per, test))
-            cells = [policy, seed, spent.ended + spent.parked, round(spent.gpu_seconds), round(seconds), best.number]
+            cells = [policy, seed, spent.ended, round(spent.gpu_seconds), round(seconds), best.number]
             print("| " + " | ".join(map(str, [*cells, f"{100 * best.per:.1f}", f"{100 * test:.1f}"])) + " |", flush=True)
     for policy, pers in found.items():
         spread = [f"{100 * mean(values):.1f} (SD {100 * stdev(values):.1f})" for values in zip(*pers, strict=True)]

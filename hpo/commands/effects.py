@@ -64,8 +64,8 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
 @database_option
 @json_option
 def plan(study: str, gpus: int, hours: float, database: str | None, as_json: bool) -> None:
-    """Show how many trials fit into some GPUs and hours, and the PER to expect of them, by the trials so far."""
+    """Show how many trials fit into some GPUs and hours, by what the trials so far have cost."""
     from hpo.evidence.plan import build_plan, plan_text
 
     found = build_plan(open_study(study, database), gpus, hours)
-    click.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
+    click.echo(found.model_dump_json(indent=2) if as_json else plan_text(found))

@@ -54,7 +54,7 @@ def _checked_trackers(ctx: click.Context, parameter: click.Parameter, names: tup
 @click.option("--profile", metavar="NAME", help="A profile of the space. Default: demo for the bundled recordings, else none.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base, such as model.units=128.")
 @click.option("--trials", type=int, metavar="N", help="The budget: trials that are begun and do not fail. Default: the space's.")
-@click.option("--policy", metavar="gp|gp-halving|tpe|random", help="Which trial a free worker trains on. Default: the space's.")
+@click.option("--policy", metavar="gp|tpe|random", help="How configurations are drawn. Default: the space's.")
 @click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
 @per_gpu_option
@@ -157,7 +157,7 @@ def _conclude(study: "Study", end: str, worked: bool) -> None:
             click.echo("The last trials run under another launch or worker.")
         else:
             raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
-    elif end == "done" and worked and (spent := study.standing()).ended + spent.parked < study.budget.trials:  # GPU-hours or deadline
+    elif end == "done" and worked and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
         click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
@@ -256,23 +256,20 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
 
 @click.command()
 @study_option
-@click.option("--trials", metavar="N|+N", help="That are completed, stopped by a rule, or parked.")
+@click.option("--trials", metavar="N|+N", help="That are completed or stopped by a rule.")
 @click.option("--failures", metavar="N|+N", help="Failed trials that are replaced.")
 @click.option("--gpu-hours", metavar="H|+H|none", help="Of all workers; trainings that share a GPU share its hours.")
 @click.option("--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone.")
-@click.option("--min-gain", metavar="P|none", help="End it when a GPU-hour more is expected to lower PER by less than P points.")
 @database_option
-def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None, min_gain: str | None,
+def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None,
            database: str | None) -> None:  # fmt: skip
     """Show a study's budget and what of it is spent; raise or lower it, also while it runs.
 
     -N lowers by N, +N raises by N. Workers notice within ten seconds; trials that a lower number of trials would cut are
     finished, those that are beyond the GPU-hours or the deadline are handed back with a checkpoint.
     """
-    from hpo.search.budget import prospect
-
     found = open_study(study, database)
-    given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline, "min_gain": min_gain}
+    given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline}
     changes = {name: value for name, value in given.items() if value is not None}
     if changes:
         before, now = found.change_budget(changes)
@@ -282,6 +279,4 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
             click.echo(f"Nothing new starts: {over}.{handed * bool(found.standing().running)}")
     else:
         click.echo(f"budget {found.budget}")
-    click.echo(f"spent  {(spent := found.standing())}")
-    if spent.gain is not None and spent.hourly_gain is not None:
-        click.echo(f"ahead  {prospect(spent.gain, spent.hourly_gain)}, by the last draws")
+    click.echo(f"spent  {found.standing()}")

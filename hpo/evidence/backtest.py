@@ -94,8 +94,9 @@ def study_curves(study: Study) -> tuple[list[Curve], dict[str, str]]:
             continue
         pace = record.gpu_seconds / record.step if record.step else 0.0
         evaluations = tuple(Evaluation(int(point["step"]), point["per"], point["validation_loss"]) for point in points)
-        who = {"stopped": f"{record.rule} stopped it", "parked": "it is parked"}.get(record.state)
-        remark = f"censored: {who}, so what came after is not known" if who else ""
+        remark = ""
+        if record.state == "stopped":
+            remark = f"censored: {record.rule} stopped it, so what came after is not known"
         curves.append(Curve(name, evaluations, tuple(pace * point.step for point in evaluations), record.steps, remark))
     return curves, left_out
 

@@ -6,7 +6,6 @@ from typing import Any
 from hpo.evidence.effects import stands_out
 from hpo.evidence.page import Block, Text
 from hpo.evidence.report import between, confirmed, fresh_seeds, percent, plural, sources
-from hpo.search.policy import RUNGS
 from hpo.search.spec import Policy, StudySpec
 from hpo.search.trial import Record
 
@@ -38,7 +37,7 @@ def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
         lines.append(f"A trial was stopped early when its PER, once below {rule.learned_per:g}, exceeded its own best by more than "
                      f"{rule.per_margin:g} in {rule.per_patience} evaluations in a row, when its loss exceeded {rule.loss_factor:g} times "
                      f"its own best in {rule.loss_patience} in a row, or when a value was not finite.")  # fmt: skip
-    return lines + ([_parked(spec)] if spec.policy == Policy.GP_HALVING else [])
+    return lines
 
 
 def _drawn(report: dict[str, Any], spec: StudySpec) -> str:
@@ -53,18 +52,11 @@ def _drawn(report: dict[str, Any], spec: StudySpec) -> str:
     return f"Configurations were drawn {how}; sampler seed {spec.sampler.seed}."
 
 
-def _parked(spec: StudySpec) -> str:
-    rungs = [f"at {100 * rung.share:.0f} % of its updates unless its validation {'loss' if rung.by_loss else 'PER'} was among the best "
-             f"{100 * rung.keep:.0f} % there" for rung in RUNGS[spec.policy]]  # fmt: skip
-    return f"A trial was set aside {', and '.join(rungs)}; it went on from its checkpoint when it had come to be among them."
-
-
 def _outcome(report: dict[str, Any], records: list[Record]) -> list[str]:
     trials, best = report["trials"], report["best"]
     devices = sorted({re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", record.device) for record in records if record.device})
     hours = f"{report['gpu_seconds']['spent'] / 3600:.3g} {'worker' if devices == ['cpu'] else 'GPU'}-hours"
-    parked = f", {trials['parked']} set aside" if trials["parked"] else ""
-    counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early{parked} and {trials['failed']} failed"
+    counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early and {trials['failed']} failed"
     open_ones = trials["running"] + trials["waiting"]
     over = f"; {open_ones} were not over" if open_ones else ""
     lines = [

@@ -1,92 +1,84 @@
-"""What some GPUs and hours would bring: how many trials fit, and the PER to expect of the best of them.
+"""How many trials fit into some GPUs and hours, by what the study's own trials have cost."""
 
-By a study's own trials: their mean cost, and the policy's Gaussian process, of which possible worlds are drawn.
-"""
+from statistics import fmean
 
-from typing import Any
-
-import numpy as np
+from pydantic import BaseModel
 
 from hpo.errors import StudyError
 from hpo.evidence.report import best_of, duration, percent
-from hpo.search.budget import HOUR, prospect
-from hpo.search.choice import seen_by
-from hpo.search.policy import Model, with_expected
-from hpo.search.space import Cube
+from hpo.search.budget import HOUR
 from hpo.search.study import Study
-from hpo.search.trial import DONE
-
-FEWEST = 8  # trials that say something, before anything is expected of more
-POINTS = 800  # half anywhere, half near the best trials
-WORLDS = 400
-LEVEL = 0.95
+from hpo.search.trial import DONE, Record
 
 
-def build_plan(study: Study, gpus: int, hours: float) -> dict[str, Any]:
-    """JSON-ready; PER as a fraction of 1. Raises StudyError before there are FEWEST trials with an end, one of them complete."""
+class Cost(BaseModel, frozen=True):
+    """What the trials that ended in one state have cost."""
+
+    trials: int
+    # Of one trial, on average.
+    gpu_seconds: float
+
+
+class Best(BaseModel, frozen=True):
+    trial: int
+    # As a fraction of 1, on the validation sentences.
+    per: float
+
+
+class Plan(BaseModel, frozen=True):
+    study: str
+    gpus: int
+    hours: float
+    gpu_hours: float
+    # GPU-seconds of a trial on average, whether it was complete or stopped.
+    trial_seconds: float
+    states: dict[str, Cost]
+    # From the first step to the last of a complete trial, on average.
+    training_seconds: float
+    # That many more fit.
+    trials: int
+    best: Best
+
+
+def build_plan(study: Study, gpus: int, hours: float) -> Plan:
+    """Raises StudyError before a trial is complete."""
     records = [record for record in study.records() if record.state in DONE and record.step]
-    seen = with_expected(study.spec, seen_by(study, -1))
-    known = sum(trial.per is not None for trial in seen)
     best = best_of(records)
-    if best is None or known < FEWEST:
-        raise StudyError(f"study {study.name}: {known} trials say what to expect. A plan needs {FEWEST}, one of them complete: run hpo "
-                         f"launch first, or hpo import past runs")  # fmt: skip
-    cost = {state: [record.gpu_seconds for record in records if record.state == state] for state in DONE}
-    mean = sum(record.gpu_seconds for record in records) / len(records)
-    trials = int(gpus * hours * HOUR / mean) if mean else 0
-    at_random, at_best = _ahead(Model(Cube(study.spec), seen), trials, study.spec.sampler.seed)
-    standing = study.standing()
-    return {
-        "study": study.name,
-        "gpus": gpus,
-        "hours": hours,
-        "gpu_hours": gpus * hours,
-        "trial_seconds": mean,
-        "states": {state: {"trials": len(found), "gpu_seconds": float(np.mean(found))} for state, found in cost.items() if found},
-        "training_seconds": float(np.mean([record.seconds for record in records if record.state == "complete"])),
-        "trials": trials,
-        "best": {"trial": best.number, "per": best.per},
-        "known": known,
-        "level": LEVEL,
-        "per_at_random": at_random,
-        "per_at_best": at_best,
-        "hourly_gain": standing.hourly_gain,
-        "gain": standing.gain,
-    }
+    if best is None or best.per is None:
+        raise StudyError(f"study {study.name}: no trial is complete, so nothing is known of what one costs. Run hpo launch first")
+    mean = fmean(record.gpu_seconds for record in records)
+    complete = [record for record in records if record.state == "complete"]
+    return Plan(
+        study=study.name,
+        gpus=gpus,
+        hours=hours,
+        gpu_hours=gpus * hours,
+        trial_seconds=mean,
+        states=_costs(records),
+        training_seconds=fmean(record.seconds for record in complete),
+        trials=int(gpus * hours * HOUR / mean) if mean else 0,
+        best=Best(trial=best.number, per=best.per),
+    )
 
 
-def _ahead(model: Model, trials: int, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Intervals of the lowest expected PER: of `trials` more points drawn at random, and of the whole space; no higher than the
-    lowest of the trials there are.
-    """
-    generator = np.random.default_rng(seed)
-    points_NP = model.candidates(POINTS, generator)
-    pers_DN = np.minimum(model.draws(points_NP, WORLDS, seed), model.best_per)
-    anywhere = POINTS // 2
-    drawn = [pers_DN[world, generator.permutation(anywhere)[:trials]].min(initial=model.best_per) for world in range(WORLDS)]
-    return _interval(np.array(drawn)), _interval(pers_DN.min(axis=1))
+def _costs(records: list[Record]) -> dict[str, Cost]:
+    costs: dict[str, Cost] = {}
+    for state in DONE:
+        spent = [record.gpu_seconds for record in records if record.state == state]
+        if spent:
+            costs[state] = Cost(trials=len(spent), gpu_seconds=fmean(spent))
+    return costs
 
 
-def _interval(pers_D: "np.ndarray[Any, np.dtype[np.float64]]") -> tuple[float, float]:
-    low, high = np.quantile(pers_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def plan_text(plan: dict[str, Any]) -> str:
-    states = ", ".join(f"{found['trials']} {state} {duration(found['gpu_seconds'])}" for state, found in plan["states"].items())
-    best, level = plan["best"], f"{100 * plan['level']:g} %"
-    at_random, at_best = ("..".join(f"{100 * per:.1f}" for per in plan[name]) for name in ("per_at_random", "per_at_best"))
+def plan_text(plan: Plan) -> str:
+    states = ", ".join(f"{cost.trials} {state} {duration(cost.gpu_seconds)}" for state, cost in plan.states.items())
+    more = f"hpo budget --study {plan.study} --trials +{plan.trials} --gpu-hours +{plan.gpu_hours:g}"
     lines = [
-        f"{plan['gpus']} GPUs for {plan['hours']:g} hours are {plan['gpu_hours']:g} GPU-hours",
-        f"a trial   {duration(plan['trial_seconds'])} of a GPU on average ({states})",
-        f"they fit  about {plan['trials']} more: hpo budget --study {plan['study']} --trials +{plan['trials']} --gpu-hours "
-        f"+{plan['gpu_hours']:g}",
-        f"so far    best PER {percent(best['per'])} (trial {best['trial']}), on validation, a lucky seed in it",
-        f"ahead     PER of a training of the best configuration then, {level} interval: {at_random} % if they were drawn at random, "
-        f"{at_best} % at the best that the space may have; a policy comes out between",
+        f"{plan.gpus} GPUs for {plan.hours:g} hours are {plan.gpu_hours:g} GPU-hours",
+        f"a trial   {duration(plan.trial_seconds)} of a GPU on average ({states})",
+        f"they fit  about {plan.trials} more: {more}",
+        f"so far    best PER {percent(plan.best.per)} (trial {plan.best.trial}), on validation",
     ]
-    if plan["training_seconds"] > plan["hours"] * HOUR:
-        lines.append(f"note      a whole training takes {duration(plan['training_seconds'])}, longer than the hours given: none would end")
-    if plan["hourly_gain"] is not None:
-        lines.append(f"          {prospect(plan['gain'], plan['hourly_gain'])}, by the last draws")
-    return "\n".join([*lines, f"          all of it by a Gaussian process of {plan['known']} trials; it knows no other data"])
+    if plan.training_seconds > plan.hours * HOUR:
+        lines.append(f"note      a whole training takes {duration(plan.training_seconds)}, longer than the hours given: none would end")
+    return "\n".join(lines)

@@ -50,16 +50,15 @@ def build_report(study: Study) -> dict[str, Any]:
             "config": best.config,
         },
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
-        "trials": {state: states[state] for state in ("complete", "stopped", "parked", "failed", "running", "waiting")},
+        "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
         "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "per": past.per} for past in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
-        "ended_early": study.why_over() if study.budget.min_gain is not None and states["running"] == 0 else None,
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
         "failed_because": dict(Counter(record.reason for record in records if record.state == "failed")),
         "gpu_seconds": {
             "spent": sum(record.gpu_seconds for record in records),
-            "saved": sum(_saved(record) for record in records if record.state in ("stopped", "parked")),
+            "saved": sum(_saved(record) for record in records if record.state == "stopped"),
         },
         "findings": study.results(),
     }  # fmt: skip
@@ -86,7 +85,7 @@ def _start(study: Study, records: list[Record], name: str, best: Record | None) 
 
 
 def _saved(record: Record) -> float:
-    """Seconds that the rest of a stopped or parked trial would have taken at its own pace."""
+    """Seconds that the rest of a stopped trial would have taken at its own pace."""
     return record.seconds / record.step * (record.steps - record.step) if record.step else 0.0
 
 
@@ -112,8 +111,6 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append("Starts" if report["starts"] else "No starts")
     lines += [_start_line(name, start) for name, start in report["starts"].items()]
     lines += [_trials_line(report), _compute_line(report)]
-    if report["ended_early"]:
-        lines.append(f"Ended early: {report['ended_early']}")
     if report["imported"]:
         shown = ", ".join(f"trial {past['trial']} is {past['run']}" for past in report["imported"])
         lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
@@ -170,15 +167,14 @@ def _trials_line(report: dict[str, Any]) -> str:
     rules = " and ".join(report["stopped_by"])
     stopped = f"{trials['stopped']} stopped" + (f" (rule {rules}: {causes})" if causes else "")
     line = f"Trials: {trials['complete']} complete, {stopped}, {trials['failed']} failed"
-    open_ones = [f"{trials[state]} {state}" for state in ("parked", "running", "waiting") if trials[state]]
+    open_ones = [f"{trials[state]} {state}" for state in ("running", "waiting") if trials[state]]
     return ", ".join([line, *open_ones]) + f"; budget {report['budget']['trials']}"
 
 
 def _compute_line(report: dict[str, Any]) -> str:
     spent, saved = report["gpu_seconds"]["spent"], report["gpu_seconds"]["saved"]
     share = f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
-    by = "stopping and parking" if report["trials"]["parked"] else "stopping"
-    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by {by}{share}"
+    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}"
 
 
 def next_command(report: dict[str, Any], database: str | None) -> str:

@@ -203,8 +203,7 @@ def _curves(facts: Facts) -> list[Block]:
     blocks: list[Block] = [
         Picture(
             pictures.curves(trials),
-            f"Validation PER of all {len(trials)} trials; marks are where the rule stopped one"
-            f"{', parked ones end without' * bool(facts.report['trials']['parked'])}.",
+            f"Validation PER of all {len(trials)} trials; marks are where the rule stopped one.",
         )
     ]
     complete = [record for record in facts.records if record.per is not None]
@@ -367,7 +366,7 @@ def _provenance(facts: Facts) -> list[Block]:
         ("seeds", f"training {spec.base.seed} + number of the trial, sampler {spec.sampler.seed}, validation {spec.validation.seed}"),
         ("code", ", ".join(sorted({record.code_version for record in ran})) or "-"),
         ("policy", str(spec.policy)),
-        ("budget", ", ".join(budget) + (f". {report['ended_early']}" if report["ended_early"] else "")),
+        ("budget", ", ".join(budget)),
         ("worker time", f"{duration(seconds['spent'])} ({seconds['spent'] / 3600:.3g} GPU-hours; on CPUs worker-hours), about "
                         f"{duration(seconds['saved'])} saved by stopping"),
         ("this page", ", ".join(f"{name} {version(name)}" for name in ("bci-hpo", "optuna", "torch", "matplotlib"))),

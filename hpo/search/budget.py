@@ -22,21 +22,19 @@ def _with_zone(moment: datetime) -> datetime:
 
 
 class Budget(Settings):
-    trials: Whole = Field(default=100, ge=0)  # completed, stopped by a rule, or begun and parked
+    trials: Whole = Field(default=100, ge=0)  # completed or stopped by a rule
     failures: Whole = Field(default=10, ge=0)  # failed trials are replaced, at most this many
     gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # of all workers; trainings that share a GPU share its hours
     deadline: Annotated[datetime, AfterValidator(_with_zone)] | None = None
-    min_gain: Annotated[Real, Field(gt=0)] | None = None  # points of PER per GPU-hour that another trial is expected to bring
 
     def covers(self, other: "Budget") -> bool:
         """Whether this is no smaller in anything."""
-        hours, late, gain = self.gpu_hours, self.deadline, self.min_gain
+        hours, late = self.gpu_hours, self.deadline
         return (
             self.trials >= other.trials
             and self.failures >= other.failures
             and (hours is None or (other.gpu_hours is not None and hours >= other.gpu_hours))
             and (late is None or (other.deadline is not None and late >= other.deadline))
-            and (gain is None or (other.min_gain is not None and gain <= other.min_gain))
         )
 
     def changed(self, given: Mapping[str, str]) -> "Budget":
@@ -52,7 +50,6 @@ class Budget(Settings):
         parts = [f"{self.trials} trials"]
         parts += [f"{self.gpu_hours:g} GPU-hours"] if self.gpu_hours is not None else []
         parts += [f"until {local(self.deadline)}"] if self.deadline else []
-        parts += [f"while {self.min_gain:g} points of PER per GPU-hour are expected"] if self.min_gain is not None else []
         return ", ".join(parts)
 
 
@@ -74,27 +71,10 @@ class Spent:
     gpu_seconds: float  # of all trials
     promised: float  # GPU-seconds that the running trials will still take
     typical: float | None  # GPU-seconds of a complete trial, on average; None: there is none yet
-    parked: int = 0  # begun and set aside: they are of the budget's trials
-    gain: float | None = None  # by how much PER is expected to fall by one more trial; None: not known
-
-    @property
-    def hourly_gain(self) -> float | None:
-        """Points of PER that a GPU-hour more is expected to bring."""
-        return 100 * self.gain / (self.typical / HOUR) if self.gain is not None and self.typical else None
 
     def __str__(self) -> str:
         typical = f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
-        parked = f", {self.parked} are parked" if self.parked else ""
-        return f"{self.ended} trials{parked}, {self.running} more run; {self.gpu_seconds / HOUR:.3g} GPU-hours{typical}"
-
-
-def prospect(gain: float, hourly_gain: float) -> str:
-    """In words, what the next trial is expected to bring; the figures are those of `Spent`."""
-    return f"{_points(100 * gain)} points of PER are expected of one more trial, {_points(hourly_gain)} of a GPU-hour at that rate"
-
-
-def _points(points: float) -> str:
-    return f"{points:,.0f}" if points >= 100 else f"{points:.2g}"
+        return f"{self.ended} trials, {self.running} more run; {self.gpu_seconds / HOUR:.3g} GPU-hours{typical}"
 
 
 def over(budget: Budget, spent: Spent) -> str | None:
@@ -106,20 +86,14 @@ def over(budget: Budget, spent: Spent) -> str | None:
     return None
 
 
-def refusal(budget: Budget, spent: Spent, done: float = 0.0, new: bool = False) -> str | None:
-    """Why no trial may start now; None if one may. done: GPU-seconds that were put into the trial before. new: none were.
-
-    Of a parked one ask with `spent` as it is when that one is parked no more.
-    """
-    if spent.ended + spent.running + spent.parked >= budget.trials:
+def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
+    """Why no trial may start now; None if one may. done: GPU-seconds that were put into the trial before."""
+    if spent.ended + spent.running >= budget.trials:
         return f"the budget of {budget.trials} trials is {'taken' if spent.running else 'spent'}"
     if spent.failed > budget.failures:
         return f"{spent.failed} trials failed, more than the budget's {budget.failures}"
     if reason := over(budget, spent):
         return reason
-    if new and budget.min_gain is not None and spent.hourly_gain is not None and spent.hourly_gain < budget.min_gain:
-        ahead = f"{_points(spent.hourly_gain)} points of PER are expected of a GPU-hour more"
-        return f"{ahead}, under the budget's min_gain of {budget.min_gain:g}"
     cost = max(0.0, spent.typical - done) if spent.typical is not None else 0.0
     if budget.gpu_hours is not None and spent.gpu_seconds + spent.promised + cost > budget.gpu_hours * HOUR:
         left = budget.gpu_hours * HOUR - spent.gpu_seconds - spent.promised
@@ -139,7 +113,7 @@ class Pace:
     seconds: float  # of all, training and evaluation
     gpu_seconds: float
     typical: float | None  # steps of a trial that ended, on average; None: there is none yet
-    begun: int  # trials of the budget: ended, parked, running
+    begun: int  # trials of the budget: ended or running
     running: int
     to_come: int  # steps of those that run
 

@@ -7,7 +7,7 @@ tables too, it writes in transactions that begin with a look at its lease (`fenc
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -303,16 +303,6 @@ def waiting(connection: Connection, study_id: int) -> list[Row[Any]]:
     statement = statement.select_from(joined).where(trials.study_id == study_id, cast(trials.state, String) == "WAITING")
     by_hand = exists().where(optuna_attributes.c.trial_id == trials.trial_id, optuna_attributes.c.key == ENQUEUED)
     return list(connection.execute(statement.order_by(by_hand.desc(), trials.number)))
-
-
-def points_at(connection: Connection, study_id: int, steps: Sequence[int]) -> dict[int, list[Row[Any]]]:
-    """The points of the fine curves at these steps, in order, by trial id."""
-    statement = select(curve_table).join(optuna_trials, optuna_trials.c.trial_id == curve_table.c.trial_id)
-    statement = statement.where(optuna_trials.c.study_id == study_id, curve_table.c.step.in_(steps)).order_by(curve_table.c.step)
-    found: dict[int, list[Row[Any]]] = {}
-    for row in connection.execute(statement):
-        found.setdefault(row.trial_id, []).append(row)
-    return found
 
 
 def works_elsewhere(connection: Connection, study_id: int, host: str) -> bool:

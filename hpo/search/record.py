@@ -7,7 +7,7 @@ from sqlalchemy.engine import Row
 
 from hpo.decoder.config import DecoderConfig
 from hpo.search.tables import IMPORTED
-from hpo.search.trial import Cause, Record, State
+from hpo.search.trial import Record, State
 
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 STATES: dict[TrialState, State] = {
@@ -25,11 +25,10 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
     best_step = min(curve, key=lambda step: curve[step]) if curve else None
     unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and not row.scored))  # by hand
     troubled = row is not None and (unscored or trial.state in (TrialState.WAITING, TrialState.FAIL))
-    parked = row is not None and trial.state == TrialState.WAITING and row.outcome == Cause.PARKED
     return Record(
         id=trial._trial_id,
         number=trial.number,
-        state="stopped" if unscored else "parked" if parked else STATES[trial.state],
+        state="stopped" if unscored else STATES[trial.state],
         start=attributes.get("start"),
         label=attributes.get("label", ""),
         params=trial.params,

@@ -49,7 +49,7 @@ class Snapshot:
     budget: Budget
     spent: Spent
     halt: Halt | None
-    waiting: int  # without parked ones
+    waiting: int
     running: tuple[Running, ...]
     ended: tuple[Ended, ...]  # the last one first
     best: tuple[int, float] | None  # number and PER
@@ -72,7 +72,7 @@ def snapshot(study: Study) -> Snapshot:
             budget=budget,
             spent=spent,
             halt=halt,
-            waiting=connection.execute(waiting).scalar_one() - spent.parked,
+            waiting=connection.execute(waiting).scalar_one(),
             running=running,
             ended=tuple(ended for _, ended in _outcomes(connection, study)),
             best=(best.number, best.value) if best else None,
@@ -146,7 +146,7 @@ def _seconds_left(connection: Connection, study: Study, budget: Budget, spent: S
         seconds=float(row.seconds or 0),
         gpu_seconds=spent.gpu_seconds,
         typical=None if row.typical is None else float(row.typical),
-        begun=spent.ended + spent.parked + len(running),
+        begun=spent.ended + len(running),
         running=len(running),
         to_come=sum(trial.steps - trial.step for trial in running),
     )

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpo.decoder.config import FIELDS, Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
 from hpo.errors import SpecError
 from hpo.search.budget import Budget
 from hpo.search.stopping import OwnPast
+from hpo.search.upgrade import REMOVED_POLICIES
 
 DEMO_PROFILE = "demo"  # taken when the bundled recordings are the data
 _package = Path(__file__).parents[1]
@@ -81,7 +82,6 @@ class Policy(StrEnum):
     """Which trial a free worker trains on; policy.py."""
 
     GP = "gp"  # configurations by a Gaussian process, all trained to their ends
-    GP_HALVING = "gp-halving"  # gp, and trials are parked at rungs unless they lead there
     TPE = "tpe"  # Optuna's multivariate TPE
     RANDOM = "random"
 
@@ -148,6 +148,13 @@ class SpaceFile(Settings):
     validation: dict[str, Any] = {}
     stopping: OwnPast | None = OwnPast()  # null: only what is not finite stops
     profiles: dict[str, Profile] = {}
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _is_offered(cls, policy: Any) -> Any:
+        if isinstance(policy, str) and policy in REMOVED_POLICIES:
+            raise ValueError(f"{policy} was removed. Take {REMOVED_POLICIES[policy]}")
+        return policy
 
 
 class Child(Settings):
@@ -288,9 +295,6 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
     )
     starts = {name: _checked_start(path, spec, name) for name in spec.starts}
     spec = spec.model_copy(update={"starts": starts})
-    if spec.policy == Policy.GP_HALVING and (shaped := {"steps", "evaluate_every"} & set(spec.parameters)):
-        raise SpecError(f"{path}: policy {spec.policy} compares trials at equal steps, and {' and '.join(sorted(shaped))} is searched. "
-                        f"Valid then: {Policy.GP}, {Policy.TPE}, {Policy.RANDOM}")  # fmt: skip
     for index, question in enumerate(spec.questions):
         for contrast in question.compare:
             _check_contrast(f"{path}: questions.{index}.compare", spec, contrast)
@@ -317,6 +321,8 @@ def _section(path: Path, model: type[Section], name: str, values: Mapping[str, A
 
 
 def _policy(name: str) -> Policy:
+    if name in REMOVED_POLICIES:
+        raise SpecError(f"--policy {name}: it was removed. Take {REMOVED_POLICIES[name]}")
     if name not in set(Policy):
         raise SpecError(unknown(name, tuple(Policy), "--policy"))
     return Policy(name)

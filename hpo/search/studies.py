@@ -18,7 +18,6 @@ from hpo.search.database import Database
 from hpo.search.storage import open_storage
 from hpo.search.study import Study
 from hpo.search.tables import attempt_table, optuna_studies, optuna_trials, trial_table
-from hpo.search.trial import Cause
 
 _values = Table("trial_values", MetaData(), Column("trial_id", Integer), Column("value", Double))
 _attributes = Table("study_user_attributes", MetaData(), Column("study_id", Integer), Column("key", String), Column("value_json", String))
@@ -30,7 +29,7 @@ class Line:
 
     name: str
     state: str  # running, paused, stopped, done, idle; foreign: not made by hpo
-    ended: int  # trials: complete, stopped or parked
+    ended: int  # trials: complete or stopped
     budget: int | None
     running: int
     failed: int
@@ -59,12 +58,6 @@ def all_studies(database: Database) -> list[Line]:
         lease = select(trials.study_id, func.count()).join(trial_table, trial_table.c.trial_id == trials.trial_id)
         lease = lease.where(trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now())
         held, now = _pairs(connection, lease.group_by(trials.study_id)), ledger.now(connection)
-        is_parked = (attempt_table.c.outcome == Cause.PARKED) & (attempt_table.c.attempt == trial_table.c.attempts) & (state == "WAITING")
-        both = trial_table.join(attempt_table, attempt_table.c.trial_id == trial_table.c.trial_id)
-        both = both.join(optuna_trials, trials.trial_id == trial_table.c.trial_id)
-        parked = select(trials.study_id, func.count()).select_from(both).where(is_parked)
-        for study_id, count in _pairs(connection, parked.group_by(trials.study_id)).items():
-            counts[study_id]["PARKED"] = count
         names = connection.execute(select(optuna_studies.c.study_id, optuna_studies.c.study_name).order_by(optuna_studies.c.study_name))
         return [_line(row.study_name, counts[row.study_id], attributes[row.study_id], best.get(row.study_id), held.get(row.study_id, 0),
                       now if held.get(row.study_id) else last.get(row.study_id)) for row in names]  # fmt: skip
@@ -76,7 +69,7 @@ def _pairs(connection: Connection, statement: Any) -> dict[int, Any]:
 
 def _line(name: str, count: Counter[str], attributes: Mapping[str, Any], best: float | None, held: int, last: datetime | None) -> Line:
     budget, halt = attributes.get("budget"), attributes.get("halt")
-    ended = count["COMPLETE"] + count["PRUNED"] + count["PARKED"]
+    ended = count["COMPLETE"] + count["PRUNED"]
     state = "foreign" if budget is None else halt["state"] if halt else "running" if held else "idle"
     if state == "idle" and budget and ended >= budget["trials"]:
         state = "done"

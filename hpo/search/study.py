@@ -4,12 +4,13 @@ Optuna's tables hold parameters, states and a thin curve (samplers, pruners and 
 the ledger's tables beside them hold leases, attempts, full records and the fine curve. Trials are claimed under a lock of
 the study, so a budget is exact over any number of workers; what a worker writes of its trial is fenced by its lease.
 
-States: WAITING (a start, interrupted or parked) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) | FAIL; RUNNING -> WAITING
+States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) | FAIL; RUNNING -> WAITING
 when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ from hpo.search.spec import StudySpec
 from hpo.search.storage import check_name, no_study, open_storage
 from hpo.search.tables import curve_table
 from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Outcome, Record, Stopped, Trial, in_words, is_over
+from hpo.search.upgrade import upgraded_budget, upgraded_spec, what_changed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+log = logging.getLogger(__name__)
 
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
 
@@ -70,6 +73,7 @@ class Study:
             elif spec.digest() != study.spec.digest():
                 study._extend(spec, data, extend)
             else:  # what is asked about the results may have changed
+                study._warn_of_removed()
                 study._study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
 
@@ -84,7 +88,13 @@ class Study:
             raise no_study(name, database, storage) from None
         if "spec" not in study._study.user_attrs:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
+        study._warn_of_removed()
         return study
+
+    def _warn_of_removed(self) -> None:
+        attributes = self._attributes
+        for line in what_changed(attributes["spec"], attributes.get("budget") or {}):
+            log.warning("study %s: %s", self.name, line)
 
     @property
     def _attributes(self) -> dict[str, Any]:
@@ -134,7 +144,8 @@ class Study:
     @property
     def budget(self) -> Budget:
         """As it is now: the spec's, with what `hpo budget` has changed."""
-        return Budget.model_validate(self._attributes.get("budget") or self.spec.budget)
+        stored = self._attributes.get("budget")
+        return Budget.model_validate(upgraded_budget(stored)) if stored else self.spec.budget
 
     @property
     def halt(self) -> Halt | None:
@@ -176,7 +187,7 @@ class Study:
         """As when this object last looked; `refresh` looks again."""
         if self._spec is None:
             try:
-                self._spec = StudySpec.model_validate(self._attributes["spec"])
+                self._spec = StudySpec.model_validate(upgraded_spec(self._attributes["spec"]))
             except ValidationError as error:
                 raise StudyError(
                     f"study {self.name} was made by another version of hpo ({explain(error)}). Take --name for a new one"
@@ -198,21 +209,20 @@ class Study:
 
     # ---- the life of a trial
 
-    def claim(self, process: Process, record: Mapping[str, str], idle: bool = False,
-              can_go_on: Callable[[int], bool] = lambda number: True) -> Trial | None:  # fmt: skip
+    def claim(self, process: Process, record: Mapping[str, str], idle: bool = False) -> Trial | None:
         """Take a trial that waits, or a new one if the budget allows; None if there is nothing to do.
 
-        record: device, code_version and data of the worker. idle: what `process` seems to hold is of a claim whose answer was
-        lost. can_go_on: whether the worker has the checkpoint of a trial, by its number. Sampling, which can be slow, comes after
-        the lock. A draw that makes no valid configuration (two parameters that exclude each other) is a failed trial, and the
-        next one is taken.
+        record: device, code_version and data of the worker. idle: what `process` seems to hold is of
+        a claim whose answer was lost. Sampling, which can be slow, comes after the lock. A draw that
+        makes no valid configuration (two parameters that exclude each other) is a failed trial, and
+        the next one is taken.
         """
         while True:
             self.refresh()
             lease = uuid4().hex
             with ledger.locked(self._engine, self.id) as connection:
                 self._sweep(connection, process if idle else None)
-                trial_id = None if self.halt else self._take(connection, process.host, can_go_on)
+                trial_id = None if self.halt else self._take(connection, process.host)
                 if trial_id is None:
                     return None
                 attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
@@ -237,7 +247,7 @@ class Study:
         """Optuna's trial, on a Study made anew because one keeps the trials that it saw first. `sampler` is asked at once."""
         return optuna.Trial(optuna.Study(self.name, self._storage, sampler), trial_id)
 
-    def _take(self, connection: Connection, host: str, can_go_on: Callable[[int], bool]) -> int | None:
+    def _take(self, connection: Connection, host: str) -> int | None:
         """The id of a trial that is RUNNING for us now. The caller holds the study's lock.
 
         One that an error on this host has ended is left to another host, if there is one that works.
@@ -246,15 +256,16 @@ class Study:
         waiting = ledger.waiting(connection, self.id)
         bad_here = [row for row in waiting if (row.outcome, row.host) == (Cause.CODE_ERROR, host)]
         elsewhere = bool(bad_here) and ledger.works_elsewhere(connection, self.id, host)
-        for row, done in choice.in_turn(self, waiting, can_go_on):
-            if row is None:
-                if not self.spec.child and refusal(budget, spent, new=True) is None:
-                    return self._storage.create_new_trial(self.id)
-            elif (elsewhere and row in bad_here) or refusal(budget, choice.without(spent, row), done) is not None:
+        for row in waiting:
+            if elsewhere and row in bad_here:
                 continue
-            elif self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
+            if refusal(budget, spent, row.gpu_seconds) is not None:
+                continue
+            if self._storage.set_trial_state_values(row.trial_id, TrialState.RUNNING):
                 return int(row.trial_id)
-        return None
+        if self.spec.child or refusal(budget, spent) is not None:
+            return None
+        return self._storage.create_new_trial(self.id)
 
     def enqueue(self, wanted: Sequence[tuple[DecoderConfig, str]]) -> list[int]:
         """Let trials of these configurations (each with a label) wait, in a child study; the budget becomes what it has.
@@ -274,9 +285,7 @@ class Study:
         count = Counter(ledger.counts(connection, self.id))
         spent, promised, typical = ledger.gpu_time(connection, self.id)
         ended = count["COMPLETE"] + count["PRUNED"]
-        waiting = ledger.waiting(connection, self.id) if count["WAITING"] else []
-        parked, gain = sum(row.outcome == Cause.PARKED for row in waiting), choice.expected_gain(self)
-        return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical, parked, gain)
+        return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
 
     def _sweep(self, connection: Connection, idle: Process | None = None) -> None:
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
@@ -437,10 +446,9 @@ class Study:
         with self._engine.begin() as connection:
             spent, waiting = self._spent(connection), ledger.waiting(connection, self.id)
         idle, budget = replace(spent, promised=0.0, running=0), self.budget
-        open_ones = [row for row in waiting if row.outcome != Cause.PARKED]
-        if any(refusal(budget, choice.without(idle, row), row.gpu_seconds) is None for row in [*open_ones, *choice.due(self, waiting)]):
+        if any(refusal(budget, idle, row.gpu_seconds) is None for row in waiting):
             return None
-        reason = refusal(budget, idle, new=True)
+        reason = refusal(budget, idle)
         if reason and spent.failed > self.budget.failures:
             return f"{reason}. See below, mend the cause, take --name"
         return f"{reason}. To go on, raise it with hpo budget --study {self.name}" if reason else None

@@ -21,7 +21,7 @@ from filelock import FileLock
 from hpo.errors import CallerError
 from hpo.search.ledger import Point
 from hpo.search.study import Study
-from hpo.search.trial import Completed, Failed, Interrupted, Outcome, Parked, Stopped, in_words
+from hpo.search.trial import Completed, Failed, Interrupted, Outcome, Stopped, in_words
 
 FOLDER = "trackers"
 CLOSE_SECONDS = 10.0  # so long the end of an attempt waits for what is not written yet
@@ -37,7 +37,7 @@ DEFAULTS = {  # what a person has set in the environment stays
     "WANDB__DISABLE_META": "true",  # among it the command line, which may hold a database's password
     "WANDB__DISABLE_STATS": "true",
 }
-MLFLOW_STATUS = {Completed: "FINISHED", Stopped: "KILLED", Failed: "FAILED", Interrupted: "SCHEDULED", Parked: "SCHEDULED"}
+MLFLOW_STATUS = {Completed: "FINISHED", Stopped: "KILLED", Failed: "FAILED", Interrupted: "SCHEDULED"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class _MLflow:
         if isinstance(outcome, Completed):
             self._client.log_metric(self._run, "final_per", outcome.score.per, step=step)
         self._client.set_tag(self._run, "hpo.outcome", _text(outcome))
-        over = self._client.update_run if isinstance(outcome, (Interrupted, Parked)) else self._client.set_terminated
+        over = self._client.update_run if isinstance(outcome, Interrupted) else self._client.set_terminated
         over(self._run, status=MLFLOW_STATUS[type(outcome)])
 
     def close(self) -> None:

@@ -10,8 +10,8 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
 from hpo.search.stopping import Stop
 
-State = Literal["waiting", "parked", "running", "complete", "stopped", "failed"]
-DONE: tuple[State, ...] = ("complete", "stopped", "parked")  # what a budget of trials counts, besides those that run
+State = Literal["waiting", "running", "complete", "stopped", "failed"]
+DONE: tuple[State, ...] = ("complete", "stopped")  # what a budget of trials counts, besides those that run
 BY_HAND = "by hand"  # the rule of a trial that a person has stopped
 
 
@@ -19,21 +19,19 @@ class Cause(StrEnum):
     """Why an attempt ended before its trial did."""
 
     INTERRUPTED = "interrupted"  # a signal, pre-emption, the end of an allocation: it goes on, as often as that happens
-    PARKED = "parked"  # by the policy: it goes on when it is among the best at its rung
     LOST = "lost"  # its worker died, or showed no step for the length of a lease
     OUT_OF_MEMORY = "out of memory"  # it waits for a worker with a larger share of a device
     CODE_ERROR = "code error"  # an exception: tried once more
     BAD_CONFIGURATION = "bad configuration"  # it would be as bad again
 
 
-HARMLESS = (Cause.INTERRUPTED, Cause.PARKED)
 ALLOWED = {Cause.CODE_ERROR: 2, Cause.BAD_CONFIGURATION: 1}  # attempts that may end so; the others: the study's max_attempts
 
 
 def is_over(causes: Sequence[Cause], max_attempts: int) -> bool:
     """Whether a trial whose attempts ended with these causes (the last one last) fails, instead of waiting for another attempt."""
-    counted = [cause for cause in causes if cause not in HARMLESS]
-    if not counted or causes[-1] in HARMLESS:
+    counted = [cause for cause in causes if cause != Cause.INTERRUPTED]
+    if not counted or causes[-1] == Cause.INTERRUPTED:
         return False
     return len(counted) >= max_attempts or counted.count(counted[-1]) >= ALLOWED.get(counted[-1], max_attempts)
 
@@ -61,13 +59,6 @@ class Interrupted:
 
 
 @dataclass(frozen=True)
-class Parked:
-    """Set aside by the policy with a checkpoint: others look better there. It may go on."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Failed:
     """Ended by trouble. The trial waits for another attempt or fails, by its cause and how often that happened."""
 
@@ -75,7 +66,7 @@ class Failed:
     cause: Cause = Cause.CODE_ERROR
 
 
-Outcome = Completed | Stopped | Interrupted | Parked | Failed
+Outcome = Completed | Stopped | Interrupted | Failed
 
 
 def in_words(outcome: Outcome) -> tuple[str, str]:
@@ -87,8 +78,6 @@ def in_words(outcome: Outcome) -> tuple[str, str]:
             return "stopped", stop.reason
         case Interrupted(reason):
             return Cause.INTERRUPTED, reason
-        case Parked(reason):
-            return Cause.PARKED, reason
         case Failed(reason, cause):
             return cause, reason
 

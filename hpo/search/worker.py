@@ -35,7 +35,6 @@ from hpo.errors import (
     StudyError,
     WorkerError,
 )
-from hpo.search.choice import why_park
 from hpo.search.database import home
 from hpo.search.ledger import Point, Process, point_of
 from hpo.search.reporter import Reporter, persistently
@@ -43,7 +42,7 @@ from hpo.search.sharing import taken_memory
 from hpo.search.stopping import Evaluation, Stop, non_finite
 from hpo.search.study import Study
 from hpo.search.trackers import FOLDER, Subject, Tracker, Trackers, chosen
-from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Parked, Stopped, Trial
+from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
@@ -108,7 +107,7 @@ class Worker:
             log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
             outcome = self.run_trial(trial)
             if outcome is not None:
-                why = f" ({outcome.reason})" if isinstance(outcome, (Interrupted, Parked)) else ""
+                why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
                 log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
             done += isinstance(outcome, (Completed, Stopped, Failed))
             if isinstance(outcome, Failed) and self._bad_host():
@@ -126,7 +125,7 @@ class Worker:
         """None: nothing is left to do, the study was stopped, or we are to leave."""
         try:
             while True:
-                claim = partial(self.study.claim, self.process, self.record, idle=True, can_go_on=self._has_checkpoint)
+                claim = partial(self.study.claim, self.process, self.record, idle=True)
                 trial = persistently(claim, self.stop, log.warning)
                 if trial or not self._sit_out_pause():
                     return trial
@@ -134,9 +133,6 @@ class Worker:
             if self.stop():
                 return None
             raise
-
-    def _has_checkpoint(self, number: int) -> bool:
-        return bool(checkpoints(trial_folder(self.folder, number)))
 
     def _sit_out_pause(self) -> bool:
         """Wait, with the data loaded, while the study is paused and not over. Returns whether it was."""
@@ -270,7 +266,7 @@ class _Run:
             held_out = {name: evaluate(state.scored, data, precision)[0] for name, data in self.worker.held_out.items()}
             outcome = replace(outcome, held_out=held_out)
             self._keep(state, "last", outcome.score.per)
-        if isinstance(outcome, (Completed, Interrupted, Parked)):
+        if isinstance(outcome, (Completed, Interrupted)):
             self._checkpoint(state)  # of a complete one until the outcome is stored
         self.writer.wait()
         return outcome
@@ -305,8 +301,6 @@ class _Run:
                 due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
                 if score.per <= min(point["per"] for point in self.curve):
                     self._keep(state, "best", score.per)  # before the checkpoint: who goes on from that does not score this again
-                if not state.finished and (reason := self._why_park()):
-                    return Parked(reason)
                 if due and not state.finished:
                     self._checkpoint(state)
                     saved = time.monotonic()
@@ -319,13 +313,6 @@ class _Run:
         if score is None:  # no steps at all, or resumed at the last one
             score, _ = evaluate(state.scored, self.data, state.config.precision)
         return Completed(score)
-
-    def _why_park(self) -> str | None:
-        """A database that is away parks nothing."""
-        try:
-            return why_park(self.study, self.trial, self._evaluations())
-        except DatabaseAwayError:
-            return None
 
     def _evaluated(self, since: list[Progress]) -> list[Progress]:
         """A point of the curve. Returns the steps since it: none."""
