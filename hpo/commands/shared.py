@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpo.errors import CallerError, HpoError, MachineError
+from hpo.errors import CallerError, HpoError, MachineError, os_error_text
 
 if TYPE_CHECKING:
     from hpo.search.study import Study
@@ -25,8 +25,7 @@ class Commands(click.Group):
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            named = f" {error.filename}" if error.filename else ""
-            click.echo(f"hpo:{named} {error.strerror or error}. Free the space or give another place", err=True)
+            click.echo(f"hpo: {os_error_text(error)}", err=True)
             ctx.exit(MachineError.exit_code)
 
 

@@ -4,7 +4,9 @@ The file holds the weights and, as JSON in its header, all that is needed to bui
 """
 
 import json
+import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,10 @@ def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderCo
         if renamed := still():
             draft.replace(path)
         return renamed
-    except SafetensorError as error:  # its writer's word for a full disk
+    except SafetensorError as error:
+        # Its writer's word for a full disk: "... (os error 28)".
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         raise OSError(f"{path}: {error}") from None
     finally:
         draft.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hpo.decoder.config import explain
 from hpo.decoder.sentences import Partition, Sentences, Source, Stream
-from hpo.errors import CallerError, DataError, MachineError
+from hpo.errors import CallerError, DataError, MachineError, os_error_text
 
 STORE_FILE = "store.json"
 AGAIN = "Convert the data again"
@@ -135,7 +135,7 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
         yield draft
         draft.rename(out)
     except OSError as error:  # the readers turn their own into DataError
-        raise MachineError(f"{out}: cannot be written ({error.strerror or error}). Free the space or give another place") from None
+        raise MachineError(f"{out}: cannot be written: {os_error_text(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -24,11 +24,12 @@ from typing import Any
 import platformdirs
 import psycopg2
 from filelock import FileLock, Timeout
-from sqlalchemy import Engine, event, make_url
+from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
+from sqlalchemy.pool import NullPool
 
-from hpo.errors import CallerError, DatabaseAwayError, DatabaseError
+from hpo.errors import CallerError, DatabaseAwayError, DatabaseError, os_error_text
 from hpo.search.filesystem import is_lasting, network_filesystem
 from hpo.search.owner import Owner, read_owner, write_owner
 
@@ -94,13 +95,40 @@ AWAY = (OperationalError, InterfaceError, InternalError)  # lost, full or restar
 TRANSLATED = (*AWAY, ProgrammingError)  # no right to do it
 
 
-@event.listens_for(Engine, "handle_error")
+def translate_errors(engine: Engine) -> None:
+    """From now on what the server refuses on this engine is a DatabaseError of one line.
+
+    Other engines of the process, such as a tracker's or a trainer's own, stay as they are.
+    """
+    event.listen(engine, "handle_error", _translate)
+
+
 def _translate(context: ExceptionContext) -> None:
-    """What the server refuses, to Optuna's statements and ours, is a DatabaseError with one line."""
-    if isinstance(context.sqlalchemy_exception, TRANSLATED) and not context.is_pre_ping:
-        first = (str(context.original_exception).strip() or "no reason given").splitlines()[0]
-        kind = DatabaseAwayError if isinstance(context.sqlalchemy_exception, AWAY) else DatabaseError
-        raise kind(f"database: {first}. Nothing stored is lost: when it answers again, type the same line")
+    error = context.sqlalchemy_exception
+    if isinstance(error, TRANSLATED) and not context.is_pre_ping:
+        raise _database_error(error)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """The same for the statements of code whose engine is not ours yet."""
+    try:
+        yield
+    except TRANSLATED as error:
+        raise _database_error(error) from None
+
+
+def _database_error(error: DBAPIError) -> DatabaseError:
+    first_line = (str(error.orig).strip() or "no reason given").splitlines()[0]
+    kind = DatabaseAwayError if isinstance(error, AWAY) else DatabaseError
+    return kind(f"database: {first_line}. Nothing stored is lost: when it answers again, type the same line")
+
+
+def open_engine(database: "Database") -> Engine:
+    """An engine without a pool: each connection is closed after its use."""
+    engine = create_engine(database.url, poolclass=NullPool, connect_args=CONNECT_ARGUMENTS)
+    translate_errors(engine)
+    return engine
 
 
 @dataclass(frozen=True)
@@ -259,7 +287,8 @@ class EmbeddedServer:
                     self.as_superuser(self.data, *SEPARATE_ROLES)
                     self._launch()
             except OSError as error:
-                raise DatabaseError(f"embedded Postgres in {self.root}: {error}. Free the space or set HPO_HOME elsewhere") from None
+                reason = os_error_text(error)
+                raise DatabaseError(f"embedded Postgres in {self.root}: {reason}, or set HPO_HOME elsewhere") from None
             if url := self.url():
                 return url
         raise DatabaseError(f"embedded Postgres did not start: {self._last_words()}")

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, text
 
 from hpo.decoder.formats import read_sentences
 from hpo.errors import HpoError
-from hpo.search.database import CONNECT_ARGUMENTS, Database, check_version, has_password, home, open_database
+from hpo.search.database import Database, check_version, has_password, home, open_database, open_engine
 from hpo.search.ledger import this_host
 from hpo.search.study import Study
 from hpo.search.trial import Record
@@ -122,8 +121,7 @@ def _product_fault(device: torch.device) -> str | None:
 
 def server(database: Database) -> list[Finding]:
     """Raises DatabaseError if the server goes away in between."""
-    engine = create_engine(database.url, poolclass=NullPool, connect_args=CONNECT_ARGUMENTS)
-    with engine.connect() as connection:
+    with open_engine(database).connect() as connection:
         trips = [_trip(connection) for _ in range(5)]
         before, there, after = min(trips, key=lambda trip: trip[2] - trip[0])
         number, user, limit, used, may = connection.execute(text(

@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, String, case, cast, create_engine, event, exists, func, select, text, update
+from sqlalchemy import Engine, String, case, cast, event, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.pool import NullPool
 
 from hpo.search.tables import IMPORTED, attempt_table, curve_table, optuna_attributes, optuna_trials, result_table, score_table, trial_table
 
@@ -41,7 +40,10 @@ _fence: ContextVar[tuple[int, str] | None] = ContextVar("_fence", default=None)
 
 @contextmanager
 def fenced(trial_id: int, lease: str) -> Iterator[None]:
-    """Every transaction that begins meanwhile (Optuna's) holds the lease's row until it ends, or raises LeaseLostError."""
+    """Every transaction that begins meanwhile (Optuna's) holds the lease's row until it ends, or raises LeaseLostError.
+
+    On engines that `fence_transactions` knows.
+    """
     token = _fence.set((trial_id, lease))
     try:
         yield
@@ -49,7 +51,10 @@ def fenced(trial_id: int, lease: str) -> Iterator[None]:
         _fence.reset(token)
 
 
-@event.listens_for(Engine, "begin")
+def fence_transactions(engine: Engine) -> None:
+    event.listen(engine, "begin", _check_fence)
+
+
 def _check_fence(connection: Connection) -> None:
     if (held := _fence.get()) is not None:
         statement = select(trial_table.c.trial_id).where(_held(*held)).with_for_update()
@@ -123,11 +128,10 @@ def locked(engine: Engine, study_id: int) -> Iterator[Connection]:
 
 
 @contextmanager
-def alone(url: str, connect_arguments: dict[str, Any]) -> Iterator[None]:
-    """While no other process is here too, on a connection of its own. Around what creates tables: Postgres lets one of two
+def alone(engine: Engine) -> Iterator[None]:
+    """While no other process is here too. Around what creates tables: Postgres lets one of two
     CREATE TABLE IF NOT EXISTS at once fail.
     """
-    engine = create_engine(url, poolclass=NullPool, connect_args=connect_arguments)
     with locked(engine, 0):
         yield
 

@@ -5,7 +5,13 @@ import optuna
 from hpo.decoder.config import guess
 from hpo.errors import StudyError
 from hpo.search import ledger
-from hpo.search.database import CONNECT_ARGUMENTS, Database
+from hpo.search.database import (
+    CONNECT_ARGUMENTS,
+    Database,
+    open_engine,
+    translate_errors,
+    translated_errors,
+)
 from hpo.search.tables import create_tables
 
 NAME_LENGTH = 100
@@ -22,8 +28,11 @@ def check_name(name: str) -> None:
 def open_storage(database: Database) -> optuna.storages.RDBStorage:
     """Optuna's storage and our tables, made if they are missing; at most two connections."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True, "connect_args": CONNECT_ARGUMENTS}
-    with ledger.alone(database.url, CONNECT_ARGUMENTS):
-        storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
+    with ledger.alone(open_engine(database)):
+        with translated_errors():
+            storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
+        translate_errors(storage.engine)
+        ledger.fence_transactions(storage.engine)
         with storage.engine.begin() as connection:
             create_tables(connection)
     return storage
