@@ -30,7 +30,7 @@ from hpo.search import ledger
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
-from hpo.search.worker import code_version
+from hpo.search.version import code_version
 
 LEASE = 4.0
 SIZES = {"steps": 300, "evaluate_every": 10, "lease": LEASE}

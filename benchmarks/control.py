@@ -31,7 +31,7 @@ from hpo.search.database import Database, EmbeddedServer
 from hpo.search.spec import DEMO_PROFILE, find_space, load_spec
 from hpo.search.study import Study
 from hpo.search.tables import attempt_table
-from hpo.search.worker import code_version
+from hpo.search.version import code_version
 
 PROMISED_SECONDS = 10.0
 GIVEN_UP_SECONDS = 120.0

@@ -20,8 +20,8 @@ from sqlalchemy import make_url
 from hpo.decoder.checkpoint import checkpoints
 from hpo.search import ledger
 from hpo.search.database import Database, EmbeddedServer
+from hpo.search.paths import study_folder
 from hpo.search.study import Study
-from hpo.search.worker import study_folder
 
 NAME = "hpo-loss"
 HERE, THERE = "10.77.0.1", "10.77.0.2"

@@ -10,11 +10,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
-from hpo.evidence.report import best_of, duration, percent
 from hpo.search.budget import Budget, Pace, local, seconds_left
+from hpo.search.pick import best_of
 from hpo.search.snapshot import Ended, Snapshot
 from hpo.search.studies import Line
 from hpo.search.trial import DONE, Record
+from hpo.text import duration, percent
 
 ROWS = 18  # trials shown: those that run, and the last of the others
 BARS = "▁▂▃▄▅▆▇█"

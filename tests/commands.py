@@ -15,9 +15,9 @@ from conftest import TINY
 
 from hpo.cli import main
 from hpo.search.database import Database
+from hpo.search.signals import STOP_SIGNALS
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import STOP_SIGNALS
 
 Done = subprocess.CompletedProcess[str]
 

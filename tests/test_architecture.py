@@ -12,7 +12,18 @@ from hpo.cli import main
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "hpo").rglob("*.py"))
-ORDER = ["errors", "decoder", "search", "evidence", "display", "dashboard", "commands", "cli"]  # each may import itself and what is before
+# Each may import itself and what is before.
+ORDER = [
+    "errors",
+    "text",
+    "decoder",
+    "search",
+    "evidence",
+    "display",
+    "dashboard",
+    "commands",
+    "cli",
+]
 DOORS = {  # library: the places that may import it
     "optuna": {
         *("search/control.py", "search/imported.py", "search/record.py", "search/sampling.py", "search/storage.py", "search/study.py"),

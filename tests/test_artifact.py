@@ -22,9 +22,10 @@ from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.decoder.train import TrainState, evaluate
 from hpo.errors import CallerError, DataError
 from hpo.evidence.weights import score
+from hpo.search.paths import study_folder
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
-from hpo.search.worker import Worker, study_folder
+from hpo.search.worker import Worker
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from test_worker import RECORD, worker_for
 from hpo.cli import main
 from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.errors import SpecError, StudyError
-from hpo.evidence.report import as_text, build_report, pick_trial
+from hpo.evidence.report import as_text, build_report
 from hpo.search.child import fresh_seeds, open_child
 from hpo.search.database import Database
+from hpo.search.pick import pick_trial
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
 from hpo.search.worker import Worker, run_worker

@@ -20,10 +20,10 @@ from hpo.search import control, ledger
 from hpo.search.child import open_child
 from hpo.search.database import Database
 from hpo.search.ledger import Process
+from hpo.search.paths import study_folder
 from hpo.search.spec import StudySpec, parse_settings
 from hpo.search.study import Study
 from hpo.search.trial import Interrupted, Record
-from hpo.search.worker import study_folder
 
 Make = Callable[..., Study]
 PROMISED_SECONDS = 10.0  # within which a worker obeys

@@ -169,7 +169,7 @@ def test_plots_of_ours(study: Study, database: Database) -> None:
 
 
 def test_files_are_made_when_they_are_asked_for(study: Study, database: Database) -> None:
-    from hpo.search.worker import study_folder
+    from hpo.search.paths import study_folder
 
     logs = study_folder(study) / "logs"
     logs.mkdir(parents=True)

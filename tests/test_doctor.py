@@ -30,7 +30,7 @@ from hpo.search.doctor import (
     judge_tls,
 )
 from hpo.search.study import Study
-from hpo.search.worker import code_version
+from hpo.search.version import code_version
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

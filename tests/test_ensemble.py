@@ -17,9 +17,10 @@ from hpo.decoder.formats import read_sentences
 from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.train import evaluate
 from hpo.evidence.ensemble import ensemble_text
+from hpo.search.paths import study_folder
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
-from hpo.search.worker import Worker, load_study_data, study_folder
+from hpo.search.worker import Worker, load_study_data
 
 SPACE = """
 base: {model.layers: 1, model.units: 16, model.kernel: 4, model.stride: 2, batch_size: 8, steps: 150, evaluate_every: 75, model.dropout: 0,

@@ -26,11 +26,14 @@ from hpo.errors import BadNodeError, StudyError, WorkerError
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.launch import Launcher, Plan
 from hpo.search.ledger import Process
-from hpo.search.slurm import run_node
+from hpo.search.paths import study_folder
+from hpo.search.signals import StopFlag
+from hpo.search.slurm_element import run_node
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Interrupted
-from hpo.search.worker import StopFlag, Worker, code_version, run_worker, study_folder
+from hpo.search.version import code_version
+from hpo.search.worker import Worker, run_worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]

@@ -19,8 +19,9 @@ from hpo.decoder.lab import from_lab_arguments, lab_arguments
 from hpo.decoder.metric import Score
 from hpo.errors import DataError
 from hpo.evidence.past_runs import PastRun, read_lab_run, read_runs
-from hpo.evidence.report import as_text, best_of, build_report, pick_trial
+from hpo.evidence.report import as_text, build_report
 from hpo.search.ledger import Process
+from hpo.search.pick import best_of, pick_trial
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed

@@ -20,13 +20,13 @@ from slurm_cluster import Cluster
 from sqlalchemy import make_url
 
 from hpo.errors import CallerError
-from hpo.search import slurm
+from hpo.search import slurm, slurm_element
 from hpo.search.database import Database
 from hpo.search.launch import Launcher, Plan
+from hpo.search.signals import STOP_SIGNALS, StopFlag
 from hpo.search.slurm import Element, Job, batch_script
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import STOP_SIGNALS, StopFlag
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm.sh"
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_squeue_is_read() -> None:
     ("left", "seconds"), [("0:07", 7), ("1:02:03", 3723), ("2-00:00:01", 172801), ("UNLIMITED", None), ("INVALID", None), ("", None)]
 )
 def test_the_time_left_is_read(left: str, seconds: int | None) -> None:
-    assert slurm.seconds_of(left) == seconds
+    assert slurm_element.seconds_of(left) == seconds
 
 
 def in_job(monkeypatch: pytest.MonkeyPatch, **more: float | str) -> None:
@@ -102,24 +102,24 @@ def in_job(monkeypatch: pytest.MonkeyPatch, **more: float | str) -> None:
 
 
 def test_when_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert slurm.leave_at() is None
+    assert slurm_element.leave_at() is None
     in_job(monkeypatch, SLURM_JOB_START_TIME=1000, SLURM_JOB_END_TIME=1000 + 8 * 3600)
-    assert slurm.leave_at() == 1000 + 8 * 3600 - 120
+    assert slurm_element.leave_at() == 1000 + 8 * 3600 - 120
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1600")
-    assert slurm.leave_at() == 1600 - 60
+    assert slurm_element.leave_at() == 1600 - 60
     monkeypatch.setenv("HPO_WALL_MARGIN", "5")
-    assert slurm.leave_at() == 1595
+    assert slurm_element.leave_at() == 1595
     for wrong in ("5m", "600", "nan"):
         monkeypatch.setenv("HPO_WALL_MARGIN", wrong)
         with pytest.raises(CallerError, match=f"HPO_WALL_MARGIN={wrong}: valid is a number of seconds, less than the job's 600"):
-            slurm.leave_at()
+            slurm_element.leave_at()
     monkeypatch.setenv("HPO_LEAVE_AT", "1234.5")
-    assert slurm.leave_at() == 1234.5
+    assert slurm_element.leave_at() == 1234.5
 
 
 def test_a_limit_that_slurm_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     in_job(monkeypatch, PATH="/nowhere")  # in a container without SLURM's commands
-    assert slurm.leave_at() is None
+    assert slurm_element.leave_at() is None
 
 
 def test_the_flag_is_raised_by_the_clock_and_by_a_schedulers_signals() -> None:

@@ -15,10 +15,10 @@ from hpo.cli import main
 from hpo.errors import StudyError
 from hpo.search import control
 from hpo.search.database import Database
+from hpo.search.paths import study_folder
 from hpo.search.spec import StudySpec
 from hpo.search.storage import open_storage
 from hpo.search.study import Study
-from hpo.search.worker import study_folder
 
 Make = Callable[..., Study]
 

@@ -22,10 +22,11 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
 from hpo.decoder.train import Progress
 from hpo.errors import DatabaseAwayError, StudyError
-from hpo.evidence.report import best_of, build_report
+from hpo.evidence.report import build_report
 from hpo.search import ledger
 from hpo.search.database import Database
 from hpo.search.ledger import Process, point_of
+from hpo.search.pick import best_of
 from hpo.search.record import in_thin_curve
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop

@@ -20,10 +20,10 @@ from hpo.cli import main
 from hpo.display import changes, sparkline, watch_picture
 from hpo.search import control
 from hpo.search.ledger import this_host
+from hpo.search.paths import study_folder
 from hpo.search.snapshot import Snapshot, snapshot
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
-from hpo.search.worker import study_folder
 
 Make = Callable[..., Study]
 

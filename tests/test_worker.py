@@ -16,11 +16,12 @@ from hpo.decoder.data import Data, load_data
 from hpo.decoder.train import TrainState
 from hpo.errors import MemoryShortError
 from hpo.search.ledger import Process
+from hpo.search.signals import StopFlag
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.tables import trial_table
 from hpo.search.trial import Completed, Stopped
-from hpo.search.worker import StopFlag, Worker, _Run
+from hpo.search.worker import Worker, _Run
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 

@@ -9,13 +9,13 @@ import argparse
 import time
 from statistics import mean, stdev
 
-from hpo.evidence.report import best_of
 from hpo.evidence.weights import score, weights_of
 from hpo.search.database import open_database
 from hpo.search.launch import Launcher, Plan, look_at_data
+from hpo.search.pick import best_of
 from hpo.search.spec import DEFAULT_POLICY, find_space, load_spec
 from hpo.search.study import Study
-from hpo.search.worker import code_version
+from hpo.search.version import code_version
 
 
 def search(policy: str, seed: int, hours: float, workers: int) -> tuple[Study, float]:

@@ -24,7 +24,7 @@ from hpo.search.launch import Launcher, Plan, look_at_data
 from hpo.search.space import Cube
 from hpo.search.spec import StudySpec, find_space, load_spec
 from hpo.search.study import Study
-from hpo.search.worker import code_version
+from hpo.search.version import code_version
 
 HERE = Path(__file__).parent
 SIZES = {"a": {"sobol": 200, "tpe": 104, "again": 60}, "b": {"sobol": 80, "tpe": 40, "again": 20}}

@@ -63,7 +63,7 @@ def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainin
     from hpo.evidence.retrain import cost
     from hpo.search.child import open_child
     from hpo.search.trackers import choose, chosen
-    from hpo.search.worker import code_version
+    from hpo.search.version import code_version
 
     child = open_child(opened, parent, kind, ("test",) if kind == "confirm" else ())
     child.settle(parent.artifacts, code_version())
@@ -84,7 +84,7 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     from hpo.errors import StudyError
     from hpo.evidence.retrain import check_data
     from hpo.search.launch import Launcher, plan_workers
-    from hpo.search.worker import check_code
+    from hpo.search.version import check_code
 
     plan = plan_workers(workers, device, per_gpu)
     check_code(parent, allow_different_code)

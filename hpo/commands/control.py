@@ -72,7 +72,7 @@ def kill(study: str, trial: int, reason: str, database: str | None) -> None:
     found = open_study(study, database)
     ran = control.kill(found, trial, reason)
     if not ran:  # else its worker removes the checkpoints
-        from hpo.search.worker import study_folder, trial_folder
+        from hpo.search.paths import study_folder, trial_folder
 
         shutil.rmtree(trial_folder(study_folder(found), trial), ignore_errors=True)
     click.echo(f"trial {trial} is stopped by hand; {'its worker takes the next one within seconds' if ran else 'it did not run'}. "
@@ -103,7 +103,7 @@ def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str
 
 
 def _values_of(study: "Study", like: str) -> dict[str, Any]:
-    from hpo.evidence.report import pick_trial
+    from hpo.search.pick import pick_trial
 
     return study.spec.start_values(like) if like in study.spec.starts else pick_trial(study, like).params
 

@@ -85,7 +85,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.search.database import open_database
     from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
     from hpo.search.study import Study
-    from hpo.search.worker import check_code, code_version
+    from hpo.search.version import check_code, code_version
 
     plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(workers, device, per_gpu)
     facts, notes = look_at_data(data, spec)
@@ -120,8 +120,8 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
 
 def _track(study: "Study", names: list[str] | None) -> list[str]:
     """Remember the trackers; None: what they were. Returns lines for people."""
+    from hpo.search.paths import study_folder
     from hpo.search.trackers import FOLDER, choose, chosen
-    from hpo.search.worker import study_folder
 
     if names is not None:
         choose(study, names)
@@ -226,25 +226,26 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     """
     import logging
 
-    from hpo.search import slurm
+    from hpo.search import slurm_element
     from hpo.search.database import open_database
     from hpo.search.launch import plan_node
     from hpo.search.reporter import persistently
+    from hpo.search.signals import StopFlag
     from hpo.search.study import Study
-    from hpo.search.worker import StopFlag, choose_device, run_worker
+    from hpo.search.worker import choose_device, run_worker
 
     if (per_gpu or requeue) and not all_gpus:
         raise CallerError("--per-gpu and --requeue are for all the workers of a machine: add --all-gpus")
     if threads and all_gpus:
         raise CallerError(f"--threads {threads} with --all-gpus: the CPU cores are divided between the workers. Give one of them")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    flag = StopFlag(slurm.leave_at())
+    flag = StopFlag(slurm_element.leave_at())
     if all_gpus:
         plan = plan_node(device, per_gpu)
         opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
-        early = slurm.run_node(Study.open(opened, study), opened, plan, data, flag, allow_different_code)
+        early = slurm_element.run_node(Study.open(opened, study), opened, plan, data, flag, allow_different_code)
         click.echo(f"The workers left{' before the study was done' if early else ''}")
-        if early and requeue and (element := slurm.requeue()):
+        if early and requeue and (element := slurm_element.requeue()):
             click.echo(f"{element} goes back into SLURM's queue, unless it was cancelled")
         return
     flag.catch_signals()

@@ -36,10 +36,11 @@ def studies(database: str | None, as_json: bool) -> None:
 @database_option
 def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     """Remove a study: its trials, results and files. There is no way back."""
-    from hpo.evidence.report import best_of, percent
     from hpo.search.database import open_database
+    from hpo.search.paths import study_folder
+    from hpo.search.pick import best_of
     from hpo.search.studies import children, refuse_if_running, remove
-    from hpo.search.worker import study_folder
+    from hpo.text import percent
 
     found = open_study(study, database)
     if not force:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.dashboard.plots import BEST, GREY
-from hpo.evidence.report import best_of, duration, percent, value_text
 from hpo.search.ledger import ENQUEUED, Point
+from hpo.search.pick import best_of
 from hpo.search.study import Study
 from hpo.search.trial import DONE, Record
+from hpo.text import duration, percent, value_text
 
 LOG_LINES = 200
 FILES = {"curve.png": "image/png", "configuration.yaml": "text/plain; charset=utf-8", "log.txt": "text/plain; charset=utf-8"}

@@ -24,9 +24,9 @@ from optuna_dashboard._serializer import serialize_frozen_trial, serialize_study
 
 from hpo.dashboard.content import Parent, files_of, study_note, trial_note
 from hpo.dashboard.plots import figures
-from hpo.evidence.report import best_of
 from hpo.search import ledger
 from hpo.search.database import Database
+from hpo.search.pick import best_of
 from hpo.search.record import record_of
 from hpo.search.storage import open_storage
 from hpo.search.study import Study

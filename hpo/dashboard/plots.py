@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hpo.evidence.report import best_of
+from hpo.search.pick import best_of
 from hpo.search.spec import StudySpec
 from hpo.search.trial import Record
 

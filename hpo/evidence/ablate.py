@@ -11,7 +11,6 @@ from typing import Any
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import CallerError, StudyError
-from hpo.evidence.report import percent, pick_trial, value_text
 from hpo.evidence.retrain import (
     LEVEL,
     Retrained,
@@ -26,8 +25,10 @@ from hpo.evidence.retrain import (
 )
 from hpo.evidence.stats import Comparison, compare
 from hpo.search.child import fresh_seeds
+from hpo.search.pick import pick_trial
 from hpo.search.spec import Contrast, Question, StudySpec
 from hpo.search.study import Study
+from hpo.text import percent, value_text
 
 PARTITION = "validation"
 Change = dict[str, Any]  # fields that change together -> their new values

@@ -10,7 +10,6 @@ from typing import Any
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.metric import Score
 from hpo.errors import CallerError, StudyError
-from hpo.evidence.report import percent
 from hpo.evidence.retrain import (
     LEVEL,
     Retrained,
@@ -28,6 +27,7 @@ from hpo.evidence.retrain import (
 from hpo.evidence.stats import compare, holm, seeds_to_separate
 from hpo.search.child import fresh_seeds
 from hpo.search.study import Study
+from hpo.text import percent
 
 PARTITION = "test"
 ALPHA = 1 - LEVEL

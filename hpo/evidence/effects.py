@@ -18,13 +18,13 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
 from hpo.errors import StudyError
-from hpo.evidence.report import percent, value_text
 from hpo.evidence.stats import holm
 from hpo.evidence.surface import Axis, interaction, main_effect, surface
 from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import Record
+from hpo.text import percent, value_text
 
 ASKED = ({"optimizer.lr", "optimizer.eps"}, {"optimizer.lr", "model.layer_norm"}, {"optimizer.lr", "augment.white_noise_sd"})
 OTHERS = 3  # pairs shown beside those

@@ -15,12 +15,12 @@ from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_al
 from hpo.decoder.data import Data, load_for_scoring
 from hpo.decoder.metric import Score
 from hpo.errors import StudyError
-from hpo.evidence.report import percent
 from hpo.evidence.stats import compare, per_interval
 from hpo.evidence.weights import check_fit, weights_of
 from hpo.search.study import Study
 from hpo.search.trial import Record
 from hpo.search.worker import choose_device, load_study_data
+from hpo.text import percent
 
 CANDIDATES = 40  # so many of the best trials: their outputs are in memory together
 MATCHING = ("model.kernel", "model.stride", "model.classes")

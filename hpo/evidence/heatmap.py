@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpo.errors import CallerError
-from hpo.evidence.report import value_text
+from hpo.text import value_text
 
 FORMATS = (".svg", ".png")
 matplotlib.rcParams["svg.hashsalt"] = "hpo"  # the same picture is the same file

@@ -5,9 +5,10 @@ from typing import Any
 
 from hpo.evidence.effects import stands_out
 from hpo.evidence.page import Block, Text
-from hpo.evidence.report import between, confirmed, fresh_seeds, percent, plural, sources
+from hpo.evidence.report import confirmed, fresh_seeds, sources
 from hpo.search.spec import Policy, StudySpec
 from hpo.search.trial import Record
+from hpo.text import between, percent, plural
 
 
 def methods(report: dict[str, Any], spec: StudySpec, records: list[Record]) -> list[Block]:

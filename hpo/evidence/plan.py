@@ -5,10 +5,11 @@ from statistics import fmean
 from pydantic import BaseModel
 
 from hpo.errors import StudyError
-from hpo.evidence.report import best_of, duration, percent
 from hpo.search.budget import HOUR
+from hpo.search.pick import best_of
 from hpo.search.study import Study
 from hpo.search.trial import DONE, Record
+from hpo.text import duration, percent
 
 
 class Cost(BaseModel, frozen=True):

@@ -5,26 +5,19 @@ The same as a page is in report_page.py.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import yaml
 
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import lab_arguments
-from hpo.errors import StudyError
 from hpo.evidence.stats import per_interval
+from hpo.search.pick import best_of, pick_trial
 from hpo.search.study import Study
 from hpo.search.trial import Record
+from hpo.text import between, duration, percent, plural, value_text
 
 PARTITION = "validation"
-
-
-def best_of(records: list[Record]) -> Record | None:
-    """The complete trial with the lowest final PER; the first of equals. Retrainings have none: their seeds are to be averaged."""
-    complete = [record for record in records if record.per is not None and not record.label]
-    return min(complete, key=lambda record: (record.per, record.number), default=None)
 
 
 def build_report(study: Study) -> dict[str, Any]:
@@ -148,10 +141,6 @@ def sources(confirm: dict[str, Any]) -> str:
     return "seeds and sentences" if min(complete) > 1 else "sentences, and over seeds where two or more came to their end"
 
 
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def _start_line(name: str, start: dict[str, Any]) -> str:
     head = f"    {name:20} "
     if start["state"] is None:
@@ -185,38 +174,6 @@ def next_command(report: dict[str, Any], database: str | None) -> str:
     if report["best"] is None:
         return f"hpo status {where}"
     return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
-
-
-def percent(per: float) -> str:
-    return f"{100 * per:.2f} %"
-
-
-def between(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
-
-
-def value_text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "off" if value is None else str(value)
-
-
-def pick_trial(study: Study, trial: str) -> Record:
-    """`best` or a trial's number. Raises StudyError."""
-    records = study.records()
-    if trial == "best":
-        best = best_of(records)
-        if best is None:
-            if study.spec.child:
-                raise StudyError(f"study {study.name} retrains configurations of {study.spec.child.parent}: none is best. Give a number")
-            raise StudyError(f"study {study.name}: no trial is complete yet, so there is no best one. See hpo status --study {study.name}")
-        return best
-    numbers = {str(record.number): record for record in records if record.config}
-    if trial not in numbers:
-        raise StudyError(f"study {study.name}: no trial {trial!r} that began. Valid: best, {', '.join(numbers) or 'none yet'}")
-    return numbers[trial]
 
 
 def export_text(study: Study, trial: str) -> str:

@@ -15,11 +15,12 @@ from hpo.evidence import report_pictures as pictures
 from hpo.evidence.effects import stands_out
 from hpo.evidence.methods import methods
 from hpo.evidence.page import Block, Code, Number, Picture, Section, Table, Text
-from hpo.evidence.report import between, build_report, confirmed, duration, export_text, fresh_seeds, percent, plural, sources, value_text
+from hpo.evidence.report import build_report, confirmed, export_text, fresh_seeds, sources
 from hpo.search.ledger import Point
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import Record
+from hpo.text import between, duration, percent, plural, value_text
 
 ROWS = 200  # trials in the table
 MAPS = 6  # heat maps

@@ -13,11 +13,11 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import load_data, load_for_scoring
 from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
-from hpo.evidence.report import duration
 from hpo.evidence.stats import per_interval
 from hpo.search.study import Study
 from hpo.search.trial import BY_HAND, Record
 from hpo.search.worker import choose_device
+from hpo.text import duration
 
 LEVEL = 0.95
 Train = Callable[[Study], None]  # runs the waiting trials of a child to their end

@@ -9,9 +9,11 @@ from hpo.decoder.data import load_for_scoring
 from hpo.decoder.formats import Partition
 from hpo.decoder.train import evaluate, set_precision
 from hpo.errors import CallerError, DataError, StudyError
-from hpo.evidence.report import percent, pick_trial
+from hpo.search.paths import study_folder, trial_folder
+from hpo.search.pick import pick_trial
 from hpo.search.study import Study
-from hpo.search.worker import choose_device, device_name, study_folder, trial_folder
+from hpo.search.worker import choose_device, device_name
+from hpo.text import percent
 
 
 def weights_of(study: Study, trial: str, which: str) -> Path:

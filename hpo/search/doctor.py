@@ -24,7 +24,7 @@ from hpo.search.database import Database, check_version, has_password, home, ope
 from hpo.search.ledger import this_host
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import code_version
+from hpo.search.version import code_version, same_results
 
 SKEW_WARN, SKEW_FAIL = 2.0, 60.0  # seconds between the clock here and the database's
 CONNECTIONS_PER_WORKER = 2
@@ -259,10 +259,10 @@ def judge_data(shown: str, here: str, wanted: str, records: list[Record]) -> Fin
 
 
 def judge_code(here: str, wanted: str, records: list[Record]) -> Finding:
-    if wanted and here != wanted:
+    if wanted and not same_results(here, wanted):
         return Finding("code", "fail", f"here {here}, the study was made with {wanted}. Install that, or start workers with "
                                        f"--allow-different-code")  # fmt: skip
-    others = _by_value((record.code_version, record.host) for record in records if record.code_version != here)
+    others = _by_value((record.code_version, record.host) for record in records if not same_results(here, record.code_version))
     if others:
         return Finding(
             "code", "warn", f"here {here}; trials ran with {others}. Install one version on all machines, or results do not compare"

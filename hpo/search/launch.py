@@ -23,11 +23,13 @@ from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, M
 from hpo.search.budget import Budget
 from hpo.search.database import Database
 from hpo.search.ledger import this_host
+from hpo.search.paths import study_folder
 from hpo.search.sharing import Sharing, free_memory
+from hpo.search.signals import STOP_SIGNALS
 from hpo.search.spec import DEMO_PROFILE, StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import STOP_SIGNALS, choose_device, study_folder
+from hpo.search.worker import choose_device
 
 POLL_SECONDS = 0.5
 RESTARTS = 3  # of workers that ended with an error, or were killed before they began a trial

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.search import ledger
+from hpo.search.paths import study_folder
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import study_folder
 
 _begins = re.compile(r"^(\S+ \S+) trial (\d+): begins")
 

@@ -1,24 +1,17 @@
-"""run_worker: claim a trial, train it, report, ask the stopping rule, checkpoint, hand over; until nothing is left.
+"""run_worker: claim a trial, train it, report, ask the stopping rule, checkpoint, hand over; until nothing is left."""
 
-Everything that a signal does is set a flag, which is read between steps.
-"""
-
-import hashlib
 import logging
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from hpo import __version__
 from hpo.decoder.artifact import save_decoder
 from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, remove_drafts, save_checkpoint
 from hpo.decoder.config import DecoderConfig
@@ -32,41 +25,22 @@ from hpo.errors import (
     DataError,
     MachineError,
     MemoryShortError,
-    StudyError,
     WorkerError,
 )
-from hpo.search.database import home
 from hpo.search.ledger import Point, Process, point_of
+from hpo.search.paths import study_folder, trial_folder
 from hpo.search.reporter import Reporter, persistently
 from hpo.search.sharing import taken_memory
 from hpo.search.stopping import Evaluation, Stop, non_finite
 from hpo.search.study import Study
 from hpo.search.trackers import FOLDER, Subject, Tracker, Trackers, chosen
 from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
+from hpo.search.version import check_code, code_version
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
 MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last two: schedulers before they end a job
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class StopFlag:
-    """Set by a signal or by the clock, read between steps. The handler does nothing else."""
-
-    leave_at: float | None = None  # seconds since the epoch
-    raised: bool = False
-
-    def catch_signals(self) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._raise)
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        self.raised = True
-
-    def __call__(self) -> bool:
-        return self.raised or (self.leave_at is not None and time.time() >= self.leave_at)
 
 
 def choose_device(wanted: str | None) -> torch.device:
@@ -410,35 +384,3 @@ def load_study_data(study: Study, data_path: Path | None, device: torch.device) 
         raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
                         f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
     return data, fingerprint
-
-
-def check_code(study: Study, allow_different: bool) -> None:
-    """Raises StudyError if the study was made with other code, whose results may not compare with this one's."""
-    if study.code not in ("", here := code_version()) and not allow_different:
-        raise StudyError(f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code")
-
-
-def study_folder(study: Study, artifacts: Path | None = None) -> Path:
-    """Checkpoints, weights and logs: in the study's shared folder, else on this machine.
-
-    The unique part keeps studies of one name in two databases apart.
-    """
-    shared = artifacts or study.artifacts
-    if shared and not shared.is_dir():
-        log.warning("%s: not there on this machine. Checkpoints stay here, and trials that go on elsewhere begin again", shared)
-        shared = None
-    return (shared or home() / "studies") / f"{study.name}-{study.unique}"
-
-
-def trial_folder(folder: Path, number: int) -> Path:
-    return folder / f"trial-{number}"
-
-
-@cache
-def code_version() -> str:
-    """The package's version, and a digest of the source files that shape results."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted([*package.glob("decoder/*.py"), *package.glob("search/*.py")]):
-        digest.update(file.name.encode() + file.read_bytes())
-    return f"{__version__} {digest.hexdigest()[:8]}"

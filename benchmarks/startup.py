@@ -1,0 +1,55 @@
+"""What commands that only read cost before they do anything: CPU time beside a plain import.
+
+    python benchmarks/startup.py [--repetitions 5]
+
+Each command runs as a process of its own, with a study of the database of HPO_DATABASE_URL, else the
+embedded one, which is started before the clock. The yardstick is an import of the libraries that no
+such command can do without. Prints CPU seconds (user and system, the least of the repetitions) and
+the ratio to the yardstick.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+
+from hpo.search.database import open_database
+
+YARDSTICK = [sys.executable, "-c", "import optuna, sqlalchemy, psycopg2"]
+COMMANDS = (
+    ("--help",),
+    ("studies",),
+    ("status", "--study", "missing"),
+    ("logs", "--study", "missing", "--trial", "0"),
+    ("budget", "--study", "missing"),
+    ("kill", "--study", "missing", "--trial", "0"),
+    ("delete", "--study", "missing", "--yes"),
+)
+
+
+def cpu_seconds(command: list[str], repetitions: int) -> float:
+    return min(_once(command) for _ in range(repetitions))
+
+
+def _once(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, env=os.environ, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5)
+    repetitions = parser.parse_args().repetitions
+    open_database()
+    yardstick = cpu_seconds(YARDSTICK, repetitions)
+    print(f"import optuna, sqlalchemy, psycopg2  {yardstick:.2f} CPU-s")
+    for command in COMMANDS:
+        seconds = cpu_seconds([sys.executable, "-m", "hpo.cli", *command], repetitions)
+        print(f"hpo {' '.join(command):32} {seconds:.2f} CPU-s  {seconds / yardstick:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

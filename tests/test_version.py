@@ -1,0 +1,64 @@
+"""What changes the version of the code that shapes results, and what does not."""
+
+import pytest
+
+from hpo.search.version import PACKAGE, SAME_RESULTS, SHAPES_RESULTS, code_version, meaning, same_results
+
+CODE = '''
+"""About."""
+
+from math import exp
+
+RATE = 0.1
+
+
+def grow(x: float, *, by: float = 2.0) -> float:
+    """Docs."""
+    # A remark.
+    return x * by + (RATE if x > 0 else exp(x))
+'''
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"""About."""', '"""About it."""'),
+        ('    """Docs."""\n', ""),
+        ("    # A remark.\n", "    # Another one.\n\n"),
+        ("return x * by + (RATE if x > 0 else exp(x))", "return (\n        x * by + (RATE if x > 0 else exp(x))\n    )"),
+        ("x: float, *, by: float = 2.0)", "\n    x: float,\n    *,\n    by: float = 2.0,\n)"),
+        ("0.1", "0.10"),
+    ],
+)
+def test_words_and_layout_change_nothing(before: str, after: str) -> None:
+    assert CODE.count(before) == 1
+    assert meaning(CODE.replace(before, after)) == meaning(CODE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("0.1", "0.2"),
+        ("2.0", "2"),
+        ("x * by", "x / by"),
+        ("x > 0", "x >= 0"),
+        ("import exp", "import expm1 as exp"),
+        ("exp(x))", "exp(-x))"),
+        ("    # A remark.\n", "    x = x + 1\n"),
+        ("    # A remark.\n", '    "not a docstring"\n'),
+        ("*, by", "by"),
+        ("def grow", "def shrink"),
+    ],
+)
+def test_what_the_code_does_changes_it(before: str, after: str) -> None:
+    assert CODE.count(before) == 1
+    assert meaning(CODE.replace(before, after)) != meaning(CODE)
+
+
+def test_all_files_are_there_and_earlier_versions_fit_as_long_as_nothing_changed() -> None:
+    assert all((PACKAGE / name).is_file() for name in SHAPES_RESULTS)
+    assert same_results(code_version(), code_version())
+    assert not same_results(code_version(), "0.1.0 00000000")
+    for version, earlier in SAME_RESULTS.items():
+        assert same_results(version, earlier[0])
+        assert not same_results("0.1.0 00000000", earlier[0])
