@@ -10,10 +10,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hpo.decoder.phonemes import CLASSES
-from hpo.search.budget import Budget, Pace, local, seconds_left
+from hpo.search.budget import Budget, Pace, seconds_left
 from hpo.search.pick import best_of
 from hpo.search.snapshot import Ended, Snapshot
-from hpo.search.studies import Line
 from hpo.search.trial import DONE, Record
 from hpo.text import duration, percent
 
@@ -204,17 +203,6 @@ def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
     if now.halt != (before.halt if before else None):
         lines.append(f"the study is {now.halt}" if now.halt else "the study goes on")
     return lines
-
-
-def studies_table(lines: Sequence[Line]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in ("study", "state", "trials", "run", "failed", "best PER", "last activity"):
-        table.add_column(title, justify="left" if title in ("study", "state") else "right", no_wrap=title != "study", overflow="fold")
-    for line in lines:
-        of = "" if line.budget is None else f" of {line.budget}"
-        table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),
-                      "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
-    return table
 
 
 def data_picture(facts: Mapping[str, Any]) -> Group:

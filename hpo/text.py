@@ -1,7 +1,7 @@
 """Numbers, durations and intervals as people read them."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 
@@ -23,3 +23,7 @@ def value_text(value: Any) -> str:
 
 def plural(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
+
+
+def local(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"

@@ -32,7 +32,7 @@ DOORS = {  # library: the places that may import it
     "optuna_dashboard": {"dashboard", "search/control.py"},
     "sqlalchemy": {
         *("search/database.py", "search/doctor.py", "search/ledger.py", "search/record.py", "search/snapshot.py"),
-        *("search/studies.py", "search/study.py", "search/tables.py"),
+        *("search/study.py", "search/study_list.py", "search/tables.py"),
     },
     "bottle": {"dashboard"},
     "itsdangerous": {"dashboard/guard.py"},

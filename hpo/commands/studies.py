@@ -1,10 +1,17 @@
 """All the studies of a database: studies, delete."""
 
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from hpo.commands.shared import database_option, json_option, open_study, study_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hpo.search.study_list import Line
 
 
 @click.command()
@@ -16,17 +23,32 @@ def studies(database: str | None, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from hpo.display import studies_table
     from hpo.search.database import open_database
-    from hpo.search.studies import all_studies
+    from hpo.search.study_list import all_studies
 
     found = all_studies(open_database(database))
     if as_json:
         click.echo(json.dumps([asdict(line) | {"last": line.last and line.last.isoformat()} for line in found], indent=2))
     elif found:
-        Console(highlight=False).print(studies_table(found))
+        Console(highlight=False).print(_table(found))
     else:
         click.echo("There is no study. hpo launch makes one")
+
+
+def _table(lines: "Sequence[Line]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from hpo.text import local, percent
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("study", "state", "trials", "run", "failed", "best PER", "last activity"):
+        table.add_column(title, justify="left" if title in ("study", "state") else "right", no_wrap=title != "study", overflow="fold")
+    for line in lines:
+        of = "" if line.budget is None else f" of {line.budget}"
+        table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),
+                      "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
+    return table
 
 
 @click.command()
@@ -39,7 +61,8 @@ def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     from hpo.search.database import open_database
     from hpo.search.paths import study_folder
     from hpo.search.pick import best_of
-    from hpo.search.studies import children, refuse_if_running, remove
+    from hpo.search.studies import refuse_if_running, remove
+    from hpo.search.study_list import children
     from hpo.text import percent
 
     found = open_study(study, database)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from hpo.decoder.config import Real, Settings, Whole
+from hpo.text import local
 
 HOUR = 3600.0
 
@@ -130,7 +131,3 @@ def seconds_left(budget: Budget, pace: Pace, now: datetime) -> float | None:
     if budget.deadline is not None:
         left.append((budget.deadline - now).total_seconds())
     return max(0.0, min(left))
-
-
-def local(moment: datetime) -> str:
-    return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"
