@@ -288,7 +288,7 @@ class EmbeddedServer:
                     self._launch()
             except OSError as error:
                 reason = os_error_text(error)
-                raise DatabaseError(f"embedded Postgres in {self.root}: {reason}, or set HPO_HOME elsewhere") from None
+                raise DatabaseError(f"embedded Postgres in {self.root}: {reason}. Or set HPO_HOME elsewhere") from None
             if url := self.url():
                 return url
         raise DatabaseError(f"embedded Postgres did not start: {self._last_words()}")

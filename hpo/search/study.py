@@ -73,7 +73,7 @@ class Study:
             elif spec.digest() != study.spec.digest():
                 study._extend(spec, data, extend)
             else:  # what is asked about the results may have changed
-                study._warn_of_removed()
+                study._warn_of_removed(study._attributes)
                 study._study.set_user_attr("spec", spec.model_dump(mode="json"))
         return study
 
@@ -86,13 +86,13 @@ class Study:
             study = cls(optuna.load_study(study_name=name, storage=storage), storage)
         except KeyError:
             raise no_study(name, database, storage) from None
-        if "spec" not in study._study.user_attrs:
+        attributes = study._study.user_attrs
+        if "spec" not in attributes:
             raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
-        study._warn_of_removed()
+        study._warn_of_removed(attributes)
         return study
 
-    def _warn_of_removed(self) -> None:
-        attributes = self._attributes
+    def _warn_of_removed(self, attributes: Mapping[str, Any]) -> None:
         for line in what_changed(attributes["spec"], attributes.get("budget") or {}):
             log.warning("study %s: %s", self.name, line)
 

@@ -42,7 +42,7 @@ def all_studies(database: Database) -> list[Line]:
     """By name. A few queries, however many studies there are."""
     engine = open_engine(database)
     with engine.connect() as connection:
-        # The table that is made last.
+        # All of our tables are made in one transaction.
         is_ready = inspect(connection).has_table(result_table.name)
     if not is_ready:
         # Optuna is slow to import, so it is asked only here.
