@@ -21,15 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy import select
+from sqlalchemy.engine import Connection
 
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.data import Data, load_data
+from hpo.decoder.data import Data
 from hpo.decoder.train import TrainState, train
+from hpo.decoder.training import Recordings
 from hpo.errors import DatabaseError
 from hpo.search import ledger
 from hpo.search.database import Database, EmbeddedServer
+from hpo.search.dataset import load_dataset, look_at_data
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
+from hpo.search.tables import curve_table
 from hpo.search.version import code_version
 
 LEASE = 4.0
@@ -102,14 +107,23 @@ class Chaos:
         return time.monotonic() - begin
 
 
-def undisturbed(config: DecoderConfig, data: Data) -> tuple[list[float], list[int]]:
+def undisturbed(config: DecoderConfig, data: Data) -> tuple[list[float], list[float]]:
     """PER along the curve, and the errors of each sentence at its end."""
-    state, pers, errors = TrainState(config, data), [], []
-    for progress in train(state, data):
-        if progress.score is not None:
-            pers.append(progress.score.per)
-            errors = list(progress.score.errors)
+    state = TrainState(config, data)
+    pers: list[float] = []
+    errors: list[float] = []
+    for updates in train(state, data):
+        if updates.score is not None:
+            pers.append(updates.score.value)
+            errors = list(updates.score.errors)
     return pers, errors
+
+
+def measured_by(connection: Connection, trial_id: int) -> list[int]:
+    """Of each point of the trial's curve, in order, the attempt that measured it."""
+    table = curve_table.c
+    statement = select(table.attempt).where(table.trial_id == trial_id).order_by(table.step)
+    return list(connection.execute(statement).scalars())
 
 
 def check(study: Study, data: Data, most_compared: int, most_repeated: float) -> dict[str, Any]:
@@ -119,14 +133,16 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
     assert len(ended) == study.budget.trials, f"{len(ended)} of {study.budget.trials} trials"
     assert not [record for record in records if record.state == "running"]
     assert len({record.number for record in records}) == len(records)
-    every, repeated, compared = study.spec.base.evaluate_every, 0, 0
+    every, repeated, compared = study.spec.base["evaluate_every"], 0, 0
     with study._engine.begin() as connection:
         attempts = ledger.attempts_of(connection, [record.id for record in records])
         curves = ledger.curves_of(connection, [record.id for record in records])
+        measured = {record.id: measured_by(connection, record.id) for record in ended}
     for record in ended:
         tries, points = attempts[record.id], curves[record.id]
         assert [point.step for point in points] == list(range(every, record.steps + 1, every)), f"trial {record.number}: its curve"
-        assert [point.attempt for point in points] == sorted(point.attempt for point in points), f"trial {record.number}: two at once"
+        by = measured[record.id]
+        assert by == sorted(by), f"trial {record.number}: two at once"
         for earlier, later in pairwise(tries):
             assert earlier.ended <= later.begun, f"trial {record.number}: attempts {earlier.attempt} and {later.attempt} at once"
             if earlier.outcome == "lost" and earlier.first_step is not None and later.first_step is not None:
@@ -134,7 +150,8 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
         if record.attempts > 1 and compared < most_compared:
             compared += 1
             pers, errors = undisturbed(DecoderConfig().with_values(record.config), data)
-            assert pers == [point.per for point in points], f"trial {record.number}: another curve than undisturbed"
+            same = pers == [point.value for point in points]
+            assert same, f"trial {record.number}: another curve than undisturbed"
             assert errors == list(study.scores([record.id])[record.id].errors)
     steps = sum(record.steps for record in ended)
     assert repeated <= most_repeated * steps, f"{repeated} of {steps} steps repeated"
@@ -146,12 +163,11 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
 def make_study(database: Database, folder: Path, trials: int, sizes: dict[str, float] = SIZES) -> tuple[Study, Data]:
     (folder / "space.yaml").write_text(SPACE.format(**sizes))
     spec: StudySpec = load_spec(folder / "space.yaml", trials=trials)
-    validation = spec.validation
-    data, sentences = load_data(None, spec.base.model, validation.fraction, validation.seed, torch.device("cpu"))
-    facts = {"path": None, "fingerprint": sentences.fingerprint(), "n_features": data.n_features, "n_days": data.n_days}
-    study = Study.create_or_open(database, "chaos", spec, facts)
+    study = Study.create_or_open(database, "chaos", spec, look_at_data(None, spec).facts)
     study.settle(None, code_version())
-    return study, data
+    recordings = load_dataset(spec, None, "cpu")
+    assert isinstance(recordings, Recordings)
+    return study, recordings.data
 
 
 def main() -> None:

@@ -23,11 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from sqlalchemy import Row, select
 
-from hpo.decoder.data import load_data
 from hpo.search.database import Database, EmbeddedServer
+from hpo.search.dataset import look_at_data
 from hpo.search.spec import DEMO_PROFILE, find_space, load_spec
 from hpo.search.study import Study
 from hpo.search.tables import attempt_table
@@ -175,9 +174,7 @@ def all_or_none(moments: list[Any]) -> list[Any]:
 def make_study(database: Database) -> Study:
     spec = load_spec(find_space("lr-aug"), DEMO_PROFILE, {"steps": 10**6}, trials=10**5)
     spec = spec.model_copy(update={"stopping": None})
-    data, sentences = load_data(None, spec.base.model, spec.validation.fraction, spec.validation.seed, torch.device("cpu"))
-    facts = {"path": None, "fingerprint": sentences.fingerprint(), "n_features": data.n_features, "n_days": data.n_days}
-    study = Study.create_or_open(database, NAME, spec, facts)
+    study = Study.create_or_open(database, NAME, spec, look_at_data(None, spec).facts)
     study.settle(None, code_version())
     return study
 

@@ -46,9 +46,11 @@ def main() -> None:
             config = sizes.with_values(values | {"seed": seed, "evaluate_every": 10_000})
             data = Data(sentences, every, every[:1], device)  # trains on all of `train`, as the reference does
             state, begin, curve = TrainState(config, data), time.perf_counter(), []
-            for progress in train(state, data):
-                if progress.step % 100 == 0 or not progress.finite:
-                    curve.append(evaluate(state.scored, test)[0].per if progress.finite else float("nan"))
+            for updates in train(state, data):
+                if not updates.finite:
+                    curve.append(float("nan"))
+                elif updates.step % 100 == 0:
+                    curve.append(evaluate(state.scored, test)[0].value)
             seconds = time.perf_counter() - begin
             print(f"{name:18} seed {seed}: PER {curve[-1]:.4f}  best {min(curve):.4f}  reference {reference}  "
                   f"{seconds:.0f} s on {device}  curve {' '.join(f'{per:.3f}' for per in curve)}", flush=True)  # fmt: skip

@@ -17,8 +17,8 @@ from pathlib import Path
 from chaos import make_study
 from sqlalchemy import make_url
 
-from hpo.decoder.checkpoint import checkpoints
 from hpo.search import ledger
+from hpo.search.checkpoint import checkpoints
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.paths import study_folder
 from hpo.search.study import Study

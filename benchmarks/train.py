@@ -138,7 +138,8 @@ class Plain:
 
 
 def demo(device: torch.device, seed: int) -> tuple[DecoderConfig, Data]:
-    config = load_spec(find_space("lr-aug"), "demo").base.with_values(LEARNS | {"seed": seed})
+    config = load_spec(find_space("lr-aug"), "demo").config(LEARNS | {"seed": seed})
+    assert isinstance(config, DecoderConfig)
     return config, load_data(None, config.model, 0.1, 0, device)[0]
 
 
@@ -173,7 +174,7 @@ class Ours:
             next(self.training)
 
     def evaluate(self) -> float:
-        return evaluate(self.state.scored, self.data, self.state.config.precision)[0].per
+        return evaluate(self.state.scored, self.data, self.state.config.precision)[0].value
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -23,17 +23,19 @@ import optuna
 from optuna.samplers import TPESampler
 from sqlalchemy import create_engine, text
 
-from hpo.decoder.metric import Score
-from hpo.decoder.train import Progress
 from hpo.search import choice
 from hpo.search.database import Database, open_database
-from hpo.search.ledger import Process, point_of
+from hpo.search.ledger import Process
+from hpo.search.point import Point
 from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec, find_space, load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed
+from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}
+# What the built-in decoder tells beside.
+METRICS = {"grad_norm": 1.0, "lr": 0.1, "step_seconds": 0.1}
 REAL = 40
 Times = dict[str, list[float]]
 MULTIPLY = """
@@ -46,7 +48,8 @@ INSERT INTO trial_values (trial_id, objective, value, value_type)
 SELECT n.trial_id, v.objective, v.value, v.value_type FROM twins n JOIN trial_values v ON v.trial_id = n.of;
 INSERT INTO hpo_trial (trial_id, host, process, device, attempts, seconds, gpu_seconds)
 SELECT n.trial_id, h.host, h.process, h.device, 1, 1, 1 FROM twins n JOIN hpo_trial h ON h.trial_id = n.of;
-INSERT INTO hpo_curve SELECT n.trial_id, c.step, c.attempt, c.per, c.validation_loss, c.loss, c.grad_norm, c.lr, c.step_seconds
+INSERT INTO hpo_curve (trial_id, step, attempt, value, validation_loss, loss, metrics)
+SELECT n.trial_id, c.step, c.attempt, c.value, c.validation_loss, c.loss, c.metrics
 FROM twins n JOIN hpo_curve c ON c.trial_id = n.of;
 INSERT INTO hpo_attempt (trial_id, attempt, host, process, device, code_version, ended, outcome)
 SELECT n.trial_id, 1, a.host, a.process, a.device, a.code_version, a.ended, a.outcome FROM twins n JOIN hpo_attempt a ON a.trial_id = n.of;
@@ -70,7 +73,7 @@ class Timer:
 def ours(study: Study, timer: Timer) -> None:
     trial = timer("claim", study.claim, Process.this(), RECORD)
     score = Score((1 + trial.number % 7,), (10,))
-    point = point_of([Progress(1, 1, 1.0, 1.0, 0.1, 0.1, score, score.per, 1.0)])
+    point = Point(1, score.value, 1.0, 1.0, METRICS)
     timer("report", study.deliver, trial, [point], 1, 0.1)
     timer("finish", study.finish, trial, Completed(Score((trial.number % 7,), (10,))), 0.2)
 

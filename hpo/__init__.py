@@ -1,3 +1,48 @@
-"""Hyperparameter optimization for speech-BCI phoneme decoders: see README.md for the map of this package."""
+"""Hyperparameter optimization for speech-BCI phoneme decoders: see README.md for the map of this package.
+
+What a lab's own code may use is here: the parts of a trainer (README, "Your own training"), and
+`open_study` to read what a study has found.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hpo.search.study import Study, open_study
+    from hpo.settings import Config
+    from hpo.trainer import DataRequest, Metric, Progress, Score, Trainer, Training, Weights
+
+# Where each name is defined. They are imported when they are asked for: `hpo --help` needs none of them.
+_HOMES = {
+    "Config": "hpo.settings",
+    "DataRequest": "hpo.trainer",
+    "Metric": "hpo.trainer",
+    "Progress": "hpo.trainer",
+    "Score": "hpo.trainer",
+    "Study": "hpo.search.study",
+    "Trainer": "hpo.trainer",
+    "Training": "hpo.trainer",
+    "Weights": "hpo.trainer",
+    "open_study": "hpo.search.study",
+}
+__all__ = [
+    "Config",
+    "DataRequest",
+    "Metric",
+    "Progress",
+    "Score",
+    "Study",
+    "Trainer",
+    "Training",
+    "Weights",
+    "__version__",
+    "open_study",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hpo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

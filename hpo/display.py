@@ -15,6 +15,7 @@ from hpo.search.pick import best_of
 from hpo.search.snapshot import Ended, Snapshot
 from hpo.search.trial import DONE, Record
 from hpo.text import duration, percent
+from hpo.trainer import Metric
 
 ROWS = 18  # trials shown: those that run, and the last of the others
 BARS = "▁▂▃▄▅▆▇█"
@@ -22,29 +23,29 @@ AWAY = "The database does not answer. Workers train on, and tell everything when
 STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
 
 
-def trial_table(records: list[Record], budget: Budget) -> Group:
+def trial_table(records: list[Record], budget: Budget, metric: Metric) -> Group:
     """A picture of the study: one row a trial, and a line of totals."""
     table = Table(box=None, pad_edge=False)
-    for title in ("trial", "state", "step", "PER", "best", ""):
+    for title in ("trial", "state", "step", metric.name, "best", ""):
         table.add_column(title, justify="left" if title in ("state", "") else "right", no_wrap=title != "")
     for record in _shown(records):
         table.add_row(
             str(record.number),
             Text(record.state, style=STYLES[record.state]),
             f"{record.step} of {record.steps}" if record.steps else "",
-            _per(record.last_per),
-            _per(record.best_per),
+            _value(record.last_value, metric),
+            _value(record.best_value, metric),
             Text(_remark(record)),  # not markup: reasons may have brackets
         )
-    return Group(table, Text(totals(records, budget)))
+    return Group(table, Text(totals(records, budget, metric)))
 
 
-def totals(records: list[Record], budget: Budget) -> str:
+def totals(records: list[Record], budget: Budget, metric: Metric) -> str:
     done = sum(record.state in DONE for record in records)
-    best, left = best_of(records), _seconds_left(records, budget)
+    best, left = best_of(records, metric), _seconds_left(records, budget)
     parts = [trials_done(done, budget.trials)]
-    if best is not None and best.per is not None:
-        parts.append(f"best PER {percent(best.per)} (trial {best.number})")
+    if best is not None and best.value is not None:
+        parts.append(f"best {metric.name} {metric.text(best.value)} (trial {best.number})")
     if left is not None:
         parts.append(f"about {duration(left)} to go")
     return ", ".join(parts)
@@ -76,8 +77,8 @@ def _shown(records: list[Record]) -> list[Record]:
     return sorted(kept + running, key=lambda record: record.number)
 
 
-def _per(per: float | None) -> str:
-    return "" if per is None else f"{100 * per:.1f} %"
+def _value(value: float | None, metric: Metric) -> str:
+    return "" if value is None else metric.short(value)
 
 
 def _remark(record: Record) -> str:
@@ -87,8 +88,8 @@ def _remark(record: Record) -> str:
 class Display:
     """Shows records again and again: a live table on a terminal, else a line whenever a trial's state changes."""
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, metric: Metric):
+        self._console, self._metric = console, metric
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._seen: dict[int, str] | None = None
         self._away = False
@@ -106,7 +107,7 @@ class Display:
         """away: the database does not answer, and `records` are of before."""
         try:
             if self._live:
-                picture = trial_table(records, budget)
+                picture = trial_table(records, budget, self._metric)
                 self._live.update(Group(picture, Text(AWAY, style="bold red")) if away else picture, refresh=True)
                 return
             if away != self._away:
@@ -122,11 +123,14 @@ class Display:
             self._seen = {record.id: record.state for record in records if record.state not in ("running", "waiting")}
         for record in records:
             if record.state != self._seen.get(record.id) and record.state != "waiting":
-                per = f", PER {percent(record.last_per)}" if record.last_per is not None and record.state != "running" else ""
+                value = ""
+                if record.last_value is not None and record.state != "running":
+                    value = f", {self._metric.name} {self._metric.text(record.last_value)}"
                 step = f" at step {record.step} of {record.steps}" if record.steps else ""
                 remark = _remark(record)
                 self._console.print(
-                    f"trial {record.number} {record.state}{step}{per}{f' ({remark})' if remark else ''}; {totals(records, budget)}",
+                    f"trial {record.number} {record.state}{step}{value}{f' ({remark})' if remark else ''}; "
+                    f"{totals(records, budget, self._metric)}",
                     highlight=False, markup=False, soft_wrap=True,
                 )  # fmt: skip
             self._seen[record.id] = record.state
@@ -145,7 +149,7 @@ def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
         Text(f"{seen.name}: {', '.join(_counts(seen))}"),
         Text(f"budget {seen.budget}; spent {'; '.join([f'{seen.spent.gpu_seconds / 3600:.3g} GPU-hours', *_to_go(seen)])}", style="dim"),
     ]
-    starts = [f"{name} {percent(start.per) if start.per is not None else start.state}{_behind(start.per, seen)}"
+    starts = [f"{name} {seen.metric.text(start.value) if start.value is not None else start.state}{_behind(start.value, seen)}"
               for name, start in seen.starts.items()]  # fmt: skip
     lines.append(Text(f"starts: {', '.join(starts) or 'none'}", style="dim"))
     if seen.halt:
@@ -154,31 +158,34 @@ def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
         lines.append(Text(f"database away since {away:%H:%M:%S}; what is below is from before", style="red"))
     room = max(2, height - 2 - sum(1 + len(line) // 80 for line in lines))
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for title in ("trial", "worker", "step", "steps/s", "GiB", "lease", "PER", "curve"):
+    for title in ("trial", "worker", "step", "steps/s", "GiB", "lease", seen.metric.name, "curve"):
         table.add_column(title, justify="left" if title in ("worker", "curve") else "right", no_wrap=True, max_width=22)
     shown = seen.running[: max(1, room * 2 // 3)]
     for trial in shown:
         rate = "" if trial.rate is None else f"{trial.rate:.2f}"
         memory = "" if trial.memory is None else f"{trial.memory / 2**30:.1f}"
+        value = _value(trial.values[-1] if trial.values else None, seen.metric)
         table.add_row(str(trial.number), f"{trial.host} {trial.device}", f"{trial.step}/{trial.steps}", rate, memory,
-                      f"{trial.lease_age:.0f} s", _per(trial.pers[-1] if trial.pers else None), sparkline(trial.pers))  # fmt: skip
+                      f"{trial.lease_age:.0f} s", value, sparkline(trial.values))  # fmt: skip
     more = [Text(f"and {len(seen.running) - len(shown)} more run", style="dim")] if len(seen.running) > len(shown) else []
     left = max(0, room - len(shown) - len(more) - 2)
-    ended = [Text(f"{trial.number:>5} {outcome(trial)}", style=STYLES[trial.state], no_wrap=True, overflow="ellipsis")
+    ended = [Text(f"{trial.number:>5} {outcome(trial, seen.metric)}", style=STYLES[trial.state], no_wrap=True, overflow="ellipsis")
              for trial in seen.ended[:left]]  # fmt: skip
     return Group(*lines, Text(), table if seen.running else Text("no trial runs", style="dim"), *more, Text(), *ended)
 
 
-def _behind(per: float | None, seen: Snapshot) -> str:
-    """Of a start: points above the best trial."""
-    return f" ({100 * (per - seen.best[1]):+.2f})" if per is not None and seen.best and per > seen.best[1] else ""
+def _behind(value: float | None, seen: Snapshot) -> str:
+    """Of a start: how far it lies behind the best trial."""
+    if value is None or seen.best is None or not seen.metric.better(seen.best[1], value):
+        return ""
+    return f" ({seen.metric.difference(value - seen.best[1])})"
 
 
 def _counts(seen: Snapshot) -> list[str]:
     spent = seen.spent
     parts = [trials_done(spent.ended, seen.budget.trials), f"{len(seen.running)} run", f"{seen.waiting} wait"]
     parts += [f"{seen.spent.failed} failed"] if seen.spent.failed else []
-    return [*parts, f"best PER {percent(seen.best[1])} (trial {seen.best[0]})"] if seen.best else parts
+    return [*parts, f"best {seen.metric.name} {seen.metric.text(seen.best[1])} (trial {seen.best[0]})"] if seen.best else parts
 
 
 def _to_go(seen: Snapshot) -> list[str]:
@@ -189,16 +196,17 @@ def watch_totals(seen: Snapshot) -> str:
     return ", ".join(_counts(seen) + _to_go(seen))
 
 
-def outcome(trial: Ended) -> str:
-    per = f" PER {percent(trial.per)}" if trial.per is not None else ""
-    return f"{trial.state}{per}{f': {trial.reason}' if trial.reason else ''}"
+def outcome(trial: Ended, metric: Metric) -> str:
+    value = f" {metric.name} {metric.text(trial.value)}" if trial.value is not None else ""
+    return f"{trial.state}{value}{f': {trial.reason}' if trial.reason else ''}"
 
 
 def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
     """What happened in between, a line each; all of it if there was no before."""
     old = {trial.number for trial in before.ended} if before else set()
     ran = {trial.number for trial in before.running} if before else set()
-    lines = [f"trial {trial.number} {outcome(trial)}; {watch_totals(now)}" for trial in reversed(now.ended) if trial.number not in old]
+    ended = [trial for trial in reversed(now.ended) if trial.number not in old]
+    lines = [f"trial {trial.number} {outcome(trial, now.metric)}; {watch_totals(now)}" for trial in ended]
     lines += [f"trial {trial.number} runs on {trial.host} {trial.device}" for trial in now.running if trial.number not in ran]
     if now.halt != (before.halt if before else None):
         lines.append(f"the study is {now.halt}" if now.halt else "the study goes on")
@@ -279,10 +287,10 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) -> Group:
+def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str], metric: Metric) -> Group:
     """What `hpo import` shows: a row a run, then every doubt with the runs that it is about."""
     table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
-    for title in ("evals", "step", "of", "best PER", "last PER", "split", "GPU-h"):
+    for title in ("evals", "step", "of", f"best {metric.name}", f"last {metric.name}", "split", "GPU-h"):
         table.add_column(title, justify="right", no_wrap=True)
     with_study = any("trial" in run for run in runs)
     if with_study:
@@ -291,7 +299,7 @@ def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str]) 
     for run in runs:
         hours = "" if run["gpu_seconds"] is None else f"{run['gpu_seconds'] / 3600:.2f}"
         numbers = [run["evaluations"], _or_blank(run["last_step"]), _or_blank(run["steps"])]
-        cells = [*numbers, _per(run["best_per"]), _per(run["last_per"]), run["split"] or "", hours]
+        cells = [*numbers, _value(run["best_value"], metric), _value(run["last_value"], metric), run["split"] or "", hours]
         if with_study:
             cells.append("-" if run["trial"] is None else run["trial"])
         table.add_row(Text(run["name"]), *(Text(str(cell)) for cell in cells))
@@ -309,18 +317,18 @@ def _or_blank(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def backtest_picture(found: Mapping[str, Any]) -> Group:
+def backtest_picture(found: Mapping[str, Any], metric: Metric) -> Group:
     """What `hpo backtest` shows: a row a run and a column a rule, the totals of each rule, and why own-past stopped what."""
     table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
-    table.add_column("best PER", justify="right", no_wrap=True)
+    table.add_column(f"best {metric.name}", justify="right", no_wrap=True)
     table.add_column("ended")
     for rule in found["rules"]:
         table.add_column(rule["rule"])
     for number, run in enumerate(found["runs"]):
         best = " *" * (run["run"] == found["best_run"])
         ended = Text(run["ended_badly"] or "well", style="red" if run["ended_badly"] else "green")
-        fates = [_fate(rule["runs"][number], bool(run["ended_badly"])) for rule in found["rules"]]
-        table.add_row(Text(run["run"] + best), _per(run["best_per"]), ended, *fates)
+        fates = [_fate(rule["runs"][number], bool(run["ended_badly"]), metric) for rule in found["rules"]]
+        table.add_row(Text(run["run"] + best), _value(run["best_value"], metric), ended, *fates)
     table.add_section()
     bad = sum(bool(run["ended_badly"]) for run in found["runs"])
     totals: dict[str, list[str]] = {
@@ -330,12 +338,13 @@ def backtest_picture(found: Mapping[str, Any]) -> Group:
         ],
         "stopped, though well": [f"{len(rule['healthy_stopped'])} of {len(found['runs']) - bad}" for rule in found["rules"]],
         "missed, though bad": [f"{len(rule['bad_missed'])} of {bad}" for rule in found["rules"]],
-        "best PER left": [_per(rule["best_per_left"]) for rule in found["rules"]],
+        f"best {metric.name} left": [_value(rule["best_value_left"], metric) for rule in found["rules"]],
     }
     for title, cells in totals.items():
         table.add_row(title, "", "", *cells)
     notes = [
-        f"* best run. Ended badly: {found['bad']}. A cell: the step where the rule stops the run, and the PER points given up.",
+        f"* best run. Ended badly: {found['bad']}. A cell: the step where the rule stops the run, and the "
+        f"{metric.name} {metric.difference_unit} given up.",
         f"{found['order'][0].upper()}{found['order'][1:]}.",
         *(f"{rule['rule']}: {rule['what']}" for rule in found["rules"]),
     ]
@@ -347,11 +356,12 @@ def backtest_picture(found: Mapping[str, Any]) -> Group:
     return Group(table, Text(), *(Text(note) for note in notes), *_sweep(found.get("sweep", [])))
 
 
-def _fate(run: Mapping[str, Any], bad: bool) -> Text:
+def _fate(run: Mapping[str, Any], bad: bool, metric: Metric) -> Text:
     if run["stopped_at"] is None:
         return Text("missed" if bad else "-", style="red" if bad else "dim")
-    lost = 100 * (run["per_forgone"] or 0)
-    return Text(f"{run['stopped_at']}" + (f", -{lost:.1f}" if lost else ""), style="green" if bad else "red")
+    lost = metric.scale * (run["value_forgone"] or 0)
+    shown = f"{lost:.1f}" if metric.unit == "percent" else f"{lost:.3g}"
+    return Text(f"{run['stopped_at']}" + (f", -{shown}" if lost else ""), style="green" if bad else "red")
 
 
 def _sweep(rows: Sequence[Mapping[str, Any]]) -> list[Text | Table]:

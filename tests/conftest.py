@@ -4,7 +4,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ import psycopg2
 import pytest
 from sqlalchemy import make_url
 
+from hpo.decoder.config import DecoderConfig
 from hpo.decoder.formats import Sentences, read_sentences
+from hpo.decoder.training import Recordings, load_recordings
 from hpo.search.database import Database, EmbeddedServer
+from hpo.search.point import Point
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
+from hpo.trainer import DataRequest
 
 TINY = """
 base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4, steps: 6, evaluate_every: 2}
@@ -43,7 +47,7 @@ WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 ORD
 EMPTY = """
 DO $$ BEGIN EXECUTE (
     SELECT 'TRUNCATE ' || string_agg(quote_ident(tablename), ', ') FROM pg_tables
-    WHERE schemaname = 'public' AND tablename NOT IN ('version_info', 'alembic_version')
+    WHERE schemaname = 'public' AND tablename NOT IN ('version_info', 'alembic_version', 'hpo_version')
 ); END $$
 """
 
@@ -139,6 +143,21 @@ def execute(server: EmbeddedServer, statement: str, database: str = "postgres") 
             return cursor.fetchall() if cursor.description else []
     finally:
         connection.close()
+
+
+def recordings(path: Path | None, spec: StudySpec, fraction: float = 0.2, partition: str = "train") -> Recordings:
+    """As a worker has them, with `fraction` of the sentences for validation."""
+    return load_recordings(DataRequest(path, spec.config(), "cpu", fraction, 0, partition))
+
+
+def decoder_config(spec: StudySpec, values: Mapping[str, Any] | None = None) -> DecoderConfig:
+    config = spec.config(values)
+    assert isinstance(config, DecoderConfig)
+    return config
+
+
+def point(step: int, value: float, loss: float = 1.0, validation_loss: float | None = 1.5, **metrics: float) -> Point:
+    return Point(step, value, loss, validation_loss, {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5} | metrics)
 
 
 def tiny_contents(sentences: int = 12, days: int = 2, features: int = 3) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import TINY
+from conftest import TINY, recordings
 from test_worker import RECORD, worker_for
 
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.data import Data, load_data
-from hpo.decoder.metric import Score
+from hpo.decoder.trainer import PER
+from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, StudyError
 from hpo.evidence.ablate import Measured, ablate, differences, measure, named, path_text, questions_text, trainings
 from hpo.evidence.retrain import Retrained, Train
@@ -21,6 +20,7 @@ from hpo.search.spec import find_space, load_spec
 from hpo.search.study import Study
 from hpo.search.trial import BY_HAND, Record, State
 from hpo.search.worker import Worker
+from hpo.trainer import Score
 
 MakeStudy = Callable[..., Study]
 ASKED = (
@@ -36,12 +36,12 @@ questions:
 
 
 @pytest.fixture
-def data(tiny_data: Path, tiny_space: Path) -> Data:
-    return load_data(tiny_data, load_spec(tiny_space).base.model, 0.2, 0, torch.device("cpu"))[0]
+def data(tiny_data: Path, tiny_space: Path) -> Recordings:
+    return recordings(tiny_data, load_spec(tiny_space), 0.2)
 
 
 @pytest.fixture
-def train(data: Data, tmp_path: Path) -> Train:
+def train(data: Recordings, tmp_path: Path) -> Train:
     def run(child: Study) -> None:
         Worker(child, data, tmp_path / child.name, RECORD).run()
 
@@ -49,7 +49,7 @@ def train(data: Data, tmp_path: Path) -> Train:
 
 
 @pytest.fixture
-def searched(make_study: MakeStudy, tiny_space: Path, data: Data, tmp_path: Path) -> Study:
+def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path) -> Study:
     tiny_space.write_text(ASKED)
     study = make_study(load_spec(tiny_space), "p")
     worker_for(study, data, tmp_path / "p").run()
@@ -62,7 +62,7 @@ def searched(make_study: MakeStudy, tiny_space: Path, data: Data, tmp_path: Path
 def test_run11_differs_from_the_baseline_in_what_the_lab_lists() -> None:
     """DESIGN's table: the rate, the optimizer's name, eps, its decay, the clipping, the schedule, LayerNorm, two noises, two masks."""
     spec = load_spec(find_space("lr-aug"))
-    baseline, run11 = (spec.base.with_values(spec.starts[name]) for name in ("baseline", "run11"))
+    baseline, run11 = (spec.config(spec.starts[name]) for name in ("baseline", "run11"))
     groups = [list(change) for change in differences(spec, run11, baseline)]
     assert groups == [
         ["optimizer.lr"],
@@ -81,13 +81,13 @@ def test_run11_differs_from_the_baseline_in_what_the_lab_lists() -> None:
 
 def test_fields_that_exist_on_one_side_only_change_with_what_they_hang_on() -> None:
     spec = load_spec(find_space("lr-aug"))
-    end = spec.base.with_values({
+    end = spec.config({
         "optimizer.name": "sgd", "optimizer.momentum": 0.7, "optimizer.nesterov": True, "optimizer.eps": 1e-8,
         "schedule.name": "warmup-cosine", "schedule.warmup": 0.15, "schedule.end_factor": 0.2,
         "augment.time_masks": 2, "augment.time_mask_p": 0.4, "augment.time_mask_width": 7,
         "augment.feature_mask_p": 0.3, "seed": 9,
     })  # fmt: skip
-    groups = [set(change) for change in differences(spec, spec.base, end)]
+    groups = [set(change) for change in differences(spec, spec.config(), end)]
     assert groups == [
         {"optimizer.name", "optimizer.eps", "optimizer.momentum", "optimizer.nesterov"},
         {"schedule.name", "schedule.warmup", "schedule.end_factor"},
@@ -120,8 +120,8 @@ def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(search
     assert {record.config["seed"] for record in records.values()} - set(seeds) == {2_000_000}
     moved = sum(step["difference"] for step in steps[1:])
     assert moved == pytest.approx(finding["whole"]["difference"])
-    assert steps[-1]["per"] - steps[0]["per"] == pytest.approx(moved)
-    shown = path_text("p", finding)
+    assert steps[-1]["value"] - steps[0]["value"] == pytest.approx(moved)
+    shown = path_text("p", finding, PER)
     assert max(map(len, shown.splitlines())) <= 100
     assert "optimizer.lr 0.02 -> 0.001" in shown
 
@@ -136,9 +136,9 @@ def test_a_step_that_diverges_is_said_and_chosen_last(searched: Study, database:
     """To `wild` lr 1e30 comes in one step and the optimizer in another; with adam lr 1e30 may or may not diverge, with sgd it does."""
     finding = ablate(searched, open_child(database, searched, "ablate"), ("baseline", "wild"), 2, 1, None, train)
     last = finding["steps"][-1]
-    assert (last["per"], last["diverged"]) == (None, 2)
+    assert (last["value"], last["diverged"]) == (None, 2)
     assert "2 of 2 seeds diverged" in finding["whole"]["in_words"]
-    assert " diverged  " in path_text("p", finding)
+    assert " diverged  " in path_text("p", finding, PER)
 
 
 def test_what_has_no_path_is_one_line(searched: Study, database: Database, train: Train) -> None:
@@ -164,7 +164,7 @@ def test_questions_are_answered_or_said_to_be_open(searched: Study, database: Da
     assert [each["from"] for each in second["evidence"]] == ["baseline", "best"]
     assert second["verdict"] == ("decided" if all(each["decided"] for each in second["evidence"]) else "not decided")
     assert searched.results()["questions"]["answers"][0]["verdict"] == "decided"
-    shown = questions_text("p", finding)
+    shown = questions_text("p", finding, PER)
     assert "DECIDED" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
@@ -195,21 +195,21 @@ def side(states: str, errors: int = 10) -> Retrained:
     ],
 )
 def test_what_decides(before: Retrained, after: Retrained, decided: bool) -> None:
-    found = Measured.of(before, after)
+    found = Measured.of(before, after, PER)
     assert found.decided is decided
     assert ("not decided" in found.in_words) is not decided
 
 
 def test_the_chance_of_all_against_none() -> None:
     """Of all rates of divergence 1/2 gives it most often, either way round; then it comes as often as is said."""
-    claimed = Measured.of(side("ccc"), side("sss")).by_divergence
+    claimed = Measured.of(side("ccc"), side("sss"), PER).by_divergence
     assert claimed is not None
     for rate in (0.2, 0.5, 0.8):
         lost = (np.random.default_rng(0).random((20_000, 2, 3)) < rate).sum(axis=2).tolist()
         share = float(np.mean([sorted(pair) == [0, 3] for pair in lost]))
         assert share == pytest.approx(2 * (rate * (1 - rate)) ** 3, abs=0.005)
         assert share < claimed + 0.005
-    assert Measured.of(side("cccc"), side("sssc")).by_divergence is None
+    assert Measured.of(side("cccc"), side("sssc"), PER).by_divergence is None
 
 
 def test_the_configuration_of_best_is_that_trials(searched: Study) -> None:

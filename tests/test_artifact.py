@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import TINY, tiny_contents
+from conftest import TINY, recordings, tiny_contents
 from reference_model import Reference
 from safetensors.torch import save_file
 from test_decoder import CPU, config, run
@@ -40,6 +40,7 @@ def trained(data: Data, **values: object) -> Decoder:
 
 
 def saved(decoder: Decoder, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_decoder(path, decoder.model.state_dict(), decoder.config, decoder.facts)
     return path
 
@@ -179,7 +180,7 @@ def study(make_study: Callable[..., Study], tiny_space: Path, tiny_data: Path) -
     tiny_space.write_text(TINY.replace("steps: 6, evaluate_every: 2", "steps: 9, evaluate_every: 1"))
     spec = load_spec(tiny_space)
     made = make_study(spec, path=str(tiny_data))
-    loaded, _ = load_data(tiny_data, spec.base.model, spec.validation.fraction, spec.validation.seed, CPU)
+    loaded = recordings(tiny_data, spec, spec.validation.fraction)
     Worker(made, loaded, study_folder(made), {"device": "cpu", "code_version": "0", "data": "f"}).run()
     return made
 
@@ -187,13 +188,13 @@ def study(make_study: Callable[..., Study], tiny_space: Path, tiny_data: Path) -
 def test_weights_of_a_finished_trial(study: Study, tiny_data: Path, tmp_path: Path) -> None:
     """`last` are those of the trial's PER, `best` those of the curve's lowest."""
     spec = study.spec
-    validation, _ = load_data(tiny_data, spec.base.model, spec.validation.fraction, spec.validation.seed, CPU)
+    validation = recordings(tiny_data, spec, spec.validation.fraction).data
     for record in study.records():
         folder = study_folder(study) / f"trial-{record.number}"
         assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", "last.safetensors"]
         last, best = (load_decoder(folder / f"{which}.safetensors") for which in ("last", "best"))
-        assert evaluate(last.model, validation)[0].per == record.per == last.facts["per"]
-        assert evaluate(best.model, validation)[0].per == record.best_per == best.facts["per"]
+        assert evaluate(last.model, validation)[0].value == record.value == last.facts["per"]
+        assert evaluate(best.model, validation)[0].value == record.best_value == best.facts["per"]
         assert last.facts["step"] == 9 and last.config.flat() == record.config
 
     done = hpo("evaluate", "--study", study.name, "--model", 1, "--partition", "test", "--json")
@@ -201,7 +202,7 @@ def test_weights_of_a_finished_trial(study: Study, tiny_data: Path, tmp_path: Pa
     found = json.loads(done.stdout)
     last = load_decoder(study_folder(study) / "trial-1" / "last.safetensors")
     expected, _ = evaluate(last.model, load_for_scoring(tiny_data, "test", last.config.model, CPU))
-    assert (found["per"], tuple(found["errors"])) == (expected.per, expected.errors)
+    assert (found["per"], tuple(found["errors"])) == (expected.value, expected.errors)
     assert found["facts"]["trial"] == 1
 
     out = tmp_path / "lab"
@@ -209,7 +210,7 @@ def test_weights_of_a_finished_trial(study: Study, tiny_data: Path, tmp_path: Pa
     assert done.exit_code == 0, done.output
     assert "nInputLayers=2" in done.stdout
     again = hpo("evaluate", "--model", out, "--data", tiny_data, "--partition", "test")
-    assert f"PER {100 * expected.per:.2f} % on test: {sum(expected.errors)} errors in {sum(expected.lengths)} phonemes" in again.stdout
+    assert f"PER {100 * expected.value:.2f} % on test: {sum(expected.errors)} errors in {sum(expected.lengths)} phonemes" in again.stdout
     again = hpo("export", "--study", study.name, "--trial", 1, "--format", "neural_seq_decoder", "--out", out)
     assert (again.exit_code, "is there already" in again.stderr) == (2, True)
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import point
 
 from hpo.cli import main
-from hpo.decoder.metric import Score
-from hpo.decoder.train import Progress
+from hpo.decoder.trainer import PER
 from hpo.evidence.backtest import RULES, SWEEP, Curve, backtest, own_past_stops, sweep
-from hpo.search.ledger import Process, point_of
+from hpo.search.ledger import Process
+from hpo.search.point import Point
 from hpo.search.spec import StudySpec
-from hpo.search.stopping import Evaluation, OwnPast, Stop
+from hpo.search.stopping import OwnPast, Stop
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Interrupted, Outcome, Stopped
+from hpo.trainer import Score
 
 # Labels from shared/data/lab_runs/README.md: diverged, diverged, degraded; the others are healthy.
 BAD = {"gru_ctc_reg2", "run12_baseline_hybrid", "run17_greedy_ema_fastcos"}
@@ -29,8 +31,8 @@ def hpo(*arguments: object) -> Result:
 
 
 def curve(name: str, pers: list[float], seconds: bool = True) -> Curve:
-    points = tuple(Evaluation(100 * n, per, 1.0) for n, per in enumerate(pers, 1))
-    return Curve(name, points, tuple(float(point.step) for point in points) if seconds else None, 100 * len(pers))
+    points = tuple(Point(100 * n, per, 1.0, 1.0) for n, per in enumerate(pers, 1))
+    return Curve(name, points, PER, tuple(float(point.step) for point in points) if seconds else None, 100 * len(pers))
 
 
 FALLING = [0.9, 0.6, 0.5, 0.4, 0.35, 0.3, 0.28, 0.26, 0.25, 0.24]
@@ -51,7 +53,7 @@ def test_own_past_on_real_runs(found: Any) -> None:
     assert own["rule"] == "own-past"
     assert {run["run"] for run in own["runs"] if run["stopped_at"] is not None} == BAD
     assert own["healthy_stopped"] == own["bad_missed"] == []
-    assert all(run["per_forgone"] == 0 for run in own["runs"])
+    assert all(run["value_forgone"] == 0 for run in own["runs"])
     assert 0 < own["gpu_hours_saved"] < own["gpu_hours_total"]
     assert own["best_run_stopped_at"] is None
     assert {run["run"] for run in found["runs"] if run["ended_badly"]} == BAD  # the curves alone say what the labels do
@@ -64,7 +66,7 @@ def test_rank_rules_would_have_killed_the_winner(found: Any) -> None:
         assert rule["rule"] in ("median", "asha")
         assert set(rule["healthy_stopped"]) == HEALTHY
         assert rule["best_run_stopped_at"] == 300  # 3 % of the plan of 10,000
-        assert rule["best_per_left"] > 0.2152
+        assert rule["best_value_left"] > 0.2152
 
 
 def test_the_constants_are_safe_over_a_wide_range(found: Any) -> None:
@@ -80,7 +82,7 @@ def test_the_table_and_the_picture(shared_data: Path, tmp_path: Path) -> None:
         done = hpo("backtest", shared_data / "lab_runs", "--plot", picture, "--sweep", *(("--rule", "own-past") if ending == "svg" else ()))
         assert done.exit_code == 0, done.output
         assert picture.read_bytes().startswith(begin)
-        for part in ("run16_3 *", "not replayed: run18_long_sgdr_swa", "per_margin", "GPU-hours saved"):
+        for part in ("run16_3 *", "not replayed: run18_long_sgdr_swa", "margin", "GPU-hours saved"):
             assert part in done.output
     svg = (tmp_path / "stops.svg").read_text()
     assert "run16_3" in svg
@@ -91,7 +93,7 @@ def test_where_why_saved_and_given_up() -> None:
     result = backtest([curve("falling", FALLING), curve("rising", RISING), curve("late", LATE, seconds=False)], ["own-past"])
     falling, rising, late = result["rules"][0]["runs"]
     assert (falling["stopped_at"], falling["reason"]) == (None, "")
-    assert (rising["stopped_at"], rising["per_forgone"], rising["gpu_seconds_saved"]) == (500, 0.0, 500.0)
+    assert (rising["stopped_at"], rising["value_forgone"], rising["gpu_seconds_saved"]) == (500, 0.0, 500.0)
     assert "above its best 0.400" in rising["reason"]
     assert late["gpu_seconds_saved"] is None
     assert result["best_run"] == "late"
@@ -107,7 +109,7 @@ def test_a_rank_rule_judges_a_run_as_if_it_came_last() -> None:
         stopped = {run["run"]: run["stopped_at"] for run in rule["runs"]}
         assert stopped["late"] == 100
         assert stopped["best"] is None
-        assert next(run for run in rule["runs"] if run["run"] == "late")["per_forgone"] == pytest.approx(0.95 - 0.1)
+        assert next(run for run in rule["runs"] if run["run"] == "late")["value_forgone"] == pytest.approx(0.95 - 0.1)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "own-past"])
@@ -122,12 +124,12 @@ def test_every_rank_rule_takes_curves_that_are_not_finite(rule: str) -> None:
 def test_a_run_that_is_stopped_before_any_finite_per_gives_up_all() -> None:
     result = backtest([curve("late", [math.nan, 0.8, 0.3]), curve("falling", FALLING)], ["own-past"])
     late, _ = result["rules"][0]["runs"]
-    assert (late["stopped_at"], late["best_per"], late["per_forgone"]) == (100, 0.3, None)
-    assert result["rules"][0]["best_per_left"] == 0.24
+    assert (late["stopped_at"], late["best_value"], late["value_forgone"]) == (100, 0.3, None)
+    assert result["rules"][0]["best_value_left"] == 0.24
 
 
 def test_every_rule_takes_runs_that_planned_nothing() -> None:
-    found = backtest([Curve("still", (Evaluation(0, 0.9, 1.0),), None, 0)], list(RULES))
+    found = backtest([Curve("still", (Point(0, 0.9, 1.0, 1.0),), PER, None, 0)], list(RULES))
     assert [rule["runs"][0]["stopped_at"] for rule in found["rules"]] == [None] * len(RULES)
 
 
@@ -150,21 +152,21 @@ def test_patience_is_an_own_curve_rule() -> None:
 
 
 def test_the_replay_is_the_live_rule() -> None:
-    rule = OwnPast(per_margin=0.2, per_patience=2)
+    rule = OwnPast(margin=0.2, patience=2)
     (stop,) = own_past_stops([curve("rising", RISING)], rule)
     assert stop is not None
-    points = curve("rising", RISING).evaluations
-    assert rule.judge(points[: stop[0]]) is None
-    live = rule.judge(points[: stop[0] + 1])
+    points = curve("rising", RISING).points
+    assert rule.judge(points[: stop[0]], PER) is None
+    live = rule.judge(points[: stop[0] + 1], PER)
     assert live is not None and live.reason == stop[1]
 
 
 def test_a_sweep_names_what_breaks() -> None:
     rows = {row["constant"]: row for row in sweep([curve("falling", FALLING), curve("rising", RISING)])}
     assert set(rows) == set(SWEEP) == set(OwnPast.model_fields)
-    tried = {entry["value"]: entry for entry in rows["learned_per"]["tried"]}
+    tried = {entry["value"]: entry for entry in rows["learned"]["tried"]}
     assert tried[0.3]["bad_missed"] == ["rising"]  # it never was below 0.3
-    assert rows["learned_per"]["safe"][0] == 0.5
+    assert rows["learned"]["safe"][0] == 0.5
     assert sweep([curve("dip", [0.5, 0.6, 0.6, 0.6, 0.5])])[0]["safe"] is None  # the default stops it, though it ends well
 
 
@@ -185,7 +187,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[str, ...], parts
 
 
 def test_a_study_is_replayed_with_its_own_rule(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
-    study = make_study(tiny_spec.model_copy(update={"stopping": OwnPast(per_margin=0.5)}))
+    study = make_study(tiny_spec.model_copy(update={"stopping": OwnPast(margin=0.5)}))
     record = {"device": "cpu", "code_version": "0", "data": "f"}
     outcomes: list[Outcome] = [Completed(Score((40,), (100,))), Stopped(Stop("own-past", "per", "PER rose")), Interrupted()]
     for outcome in outcomes:
@@ -193,7 +195,7 @@ def test_a_study_is_replayed_with_its_own_rule(make_study: Callable[..., Study],
         assert trial is not None
         for step, per in ((2, 0.3), (4, 0.4), (6, 0.4)):
             score = Score((round(per * 100),), (100,))
-            study.deliver(trial, [point_of([Progress(step, 1, 1.0, 2.0, 0.1, 0.5, score, 0.1, 1.5)])], step, float(step))
+            study.deliver(trial, [point(step, score.value)], step, float(step))
         study.finish(trial, outcome, 6.0)
     done = hpo("backtest", "--study", "s", "--json")
     assert done.exit_code == 0, done.output
@@ -201,6 +203,6 @@ def test_a_study_is_replayed_with_its_own_rule(make_study: Callable[..., Study],
     assert [run["run"] for run in found["runs"]] == ["trial 0", "trial 1"]
     assert found["runs"][1]["remark"].startswith("censored")
     assert found["not_replayable"] == {"trial 2": "waiting"}
-    assert "per_margin 0.5" in found["rules"][0]["what"]
+    assert "margin 0.5" in found["rules"][0]["what"]
     assert found["rules"][0]["gpu_hours_total"] == pytest.approx(12 / 3600)
     assert study.results()["backtest"]["best_run"] == "trial 0"

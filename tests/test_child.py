@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY
+from conftest import TINY, recordings
 from sqlalchemy import text
 from test_worker import RECORD, worker_for
 
 from hpo.cli import main
-from hpo.decoder.data import Data, load_data, load_for_scoring
+from hpo.decoder.training import Recordings
 from hpo.errors import SpecError, StudyError
 from hpo.evidence.report import as_text, build_report
 from hpo.search.child import fresh_seeds, open_child
@@ -26,21 +26,21 @@ MakeStudy = Callable[..., Study]
 
 
 @pytest.fixture
-def data(tiny_data: Path, tiny_spec: StudySpec) -> Data:
-    return load_data(tiny_data, tiny_spec.base.model, 0.2, 0, torch.device("cpu"))[0]
+def data(tiny_data: Path, tiny_spec: StudySpec) -> Recordings:
+    return recordings(tiny_data, tiny_spec, 0.2)
 
 
 def test_a_child_trains_what_it_is_given_and_draws_nothing(
-    make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, data: Data, tmp_path: Path, database: Database
+    make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, data: Recordings, tmp_path: Path, database: Database
 ) -> None:
     parent = make_study(tiny_spec, "p")
     child = open_child(database, parent, "confirm", ("test",))
-    inside = tiny_spec.base.with_values({"seed": 7, "optimizer.lr": 0.01})
+    inside = tiny_spec.config({"seed": 7, "optimizer.lr": 0.01})
     outside = inside.with_values({"optimizer.lr": 0.4, "model.units": 5, "optimizer.name": "sgd"})  # lr beyond the space
     ids = child.enqueue([(inside, "trial 1"), (outside, "baseline")])
     assert child.enqueue([(outside, "another label"), (inside, "trial 1")]) == ids[::-1]
     assert child.budget.trials == 2
-    test = load_for_scoring(tiny_data, "test", tiny_spec.base.model, torch.device("cpu"))
+    test = recordings(tiny_data, tiny_spec, partition="test")
     assert Worker(child, data, tmp_path, RECORD, held_out={"test": test}).run() == 2
     records = {record.id: record for record in child.records()}
     assert len(records) == 2
@@ -52,19 +52,19 @@ def test_a_child_trains_what_it_is_given_and_draws_nothing(
     ]
     assert child.budget_spent()
     assert {len(score.lengths) for score in child.scores(ids, "test").values()} == {24}
-    assert child.scores(ids)[ids[0]].per == records[ids[0]].per
+    assert child.scores(ids)[ids[0]].value == records[ids[0]].value
     more = inside.with_values({"seed": 8})
     child.enqueue([(more, "trial 1")])
     assert (child.budget.trials, child.budget_spent()) == (3, False)
 
 
 def test_a_search_scores_validation_alone_and_no_file_can_ask_for_more(
-    make_study: MakeStudy, tiny_space: Path, data: Data, tmp_path: Path
+    make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
     worker_for(study, data, tmp_path).run()
     with study._engine.begin() as connection:
-        assert connection.execute(text("SELECT count(*) FROM hpo_score")).scalar() == 0
+        assert connection.execute(text("SELECT DISTINCT partition FROM hpo_score")).all() == [("validation",)]
     tiny_space.write_text(TINY + "child: {parent: s, unique: x, score: [test]}\n")
     with pytest.raises(SpecError, match="there is no 'child'"):
         load_spec(tiny_space)
@@ -73,22 +73,22 @@ def test_a_search_scores_validation_alone_and_no_file_can_ask_for_more(
 def test_the_worker_of_a_child_loads_what_it_scores(
     make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, database: Database
 ) -> None:
-    fingerprint = load_data(tiny_data, tiny_spec.base.model, 0.1, 0, torch.device("cpu"))[1].fingerprint()
+    fingerprint = recordings(tiny_data, tiny_spec, 0.1).fingerprint
     parent = make_study(tiny_spec, "p", fingerprint, path=str(tiny_data))
     for kind, scored in (("confirm", 24), ("ablate", 0)):
         child = open_child(database, parent, kind, ("test",) if kind == "confirm" else ())  # type: ignore[arg-type]
-        ids = child.enqueue([(tiny_spec.base, "baseline")])
+        ids = child.enqueue([(tiny_spec.config(), "baseline")])
         run_worker(child, None, torch.device("cpu"), 1, lambda: False)
         found = child.scores(ids, "test")
         assert [len(score.errors) for score in found.values()] == [scored] * bool(scored)
 
 
 def test_the_score_of_a_worker_that_lost_its_trial_is_not_written(
-    make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, data: Data, tmp_path: Path, database: Database
+    make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, data: Recordings, tmp_path: Path, database: Database
 ) -> None:
     child = open_child(database, make_study(tiny_spec, "p"), "confirm", ("test",))
-    ids = child.enqueue([(tiny_spec.base, "baseline")])
-    test = load_for_scoring(tiny_data, "test", tiny_spec.base.model, torch.device("cpu"))
+    ids = child.enqueue([(tiny_spec.config(), "baseline")])
+    test = recordings(tiny_data, tiny_spec, partition="test")
     worker = Worker(child, data, tmp_path, RECORD, held_out={"test": test})
     trial = child.claim(worker.process, RECORD)
     assert trial is not None
@@ -116,12 +116,12 @@ def test_fresh_seeds_are_no_trials_and_each_use_has_its_own(make_study: MakeStud
 
 
 def test_report_and_status_of_a_child_name_no_best(
-    make_study: MakeStudy, tiny_spec: StudySpec, data: Data, tmp_path: Path, database: Database
+    make_study: MakeStudy, tiny_spec: StudySpec, data: Recordings, tmp_path: Path, database: Database
 ) -> None:
     child = open_child(database, make_study(tiny_spec, "p"), "confirm")
-    child.enqueue([(tiny_spec.base, "baseline")])
+    child.enqueue([(tiny_spec.config(), "baseline")])
     worker_for(child, data, tmp_path).run()
-    shown = as_text(build_report(child))
+    shown = as_text(build_report(child), child.spec.metric)
     assert "It retrains configurations of study p, so none of its trials is best." in shown
     assert "Best" not in shown
     done = CliRunner().invoke(main, ["status", "--study", "p.confirm"])

@@ -21,7 +21,7 @@ def launch_with(space: Path, data: Path, *more: str) -> Done:
         (("--workers", "0"), ("--workers 0", "valid is 1 or more")),
         (("--name", "a/b"), ("study name 'a/b'", "Valid: letters")),
         (("--profile", "dmeo"), ("--profile", "'dmeo'")),
-        (("--set", "model.unit=3"), ("--set model.unit=3", "Did you mean model.units?")),
+        (("--set", "model.unit=3"), ("--set model.unit: there is no 'model.unit'", "Did you mean model.units?")),
         (("--set", "model.units=many"), ("--set model.units", "'many'")),
         (("--trials", "-1"), ("trials", "greater than or equal to 0")),
         (("--device", "gpu"), ("--device gpu", "Valid: cpu, cuda")),

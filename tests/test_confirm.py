@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
-from conftest import TINY, tiny_contents
+from conftest import TINY, recordings, tiny_contents
 from test_worker import RECORD, worker_for
 
 from hpo.cli import main
-from hpo.decoder.data import Data, load_data, load_for_scoring
-from hpo.decoder.metric import Score
+from hpo.decoder.trainer import PER
+from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, DataError, StudyError
 from hpo.evidence.confirm import Chosen, _comparisons, as_text, choose, confirm
 from hpo.evidence.retrain import Retrained, Train, check_data
@@ -24,19 +23,20 @@ from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Record, State
 from hpo.search.worker import Worker
+from hpo.trainer import Score
 
 MakeStudy = Callable[..., Study]
 DIVERGES = "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
 
 
 @pytest.fixture
-def data(tiny_data: Path, tiny_space: Path) -> Data:
-    return load_data(tiny_data, load_spec(tiny_space).base.model, 0.2, 0, torch.device("cpu"))[0]
+def data(tiny_data: Path, tiny_space: Path) -> Recordings:
+    return recordings(tiny_data, load_spec(tiny_space), 0.2)
 
 
 @pytest.fixture
-def train(data: Data, tiny_data: Path, tiny_space: Path, tmp_path: Path) -> Train:
-    test = load_for_scoring(tiny_data, "test", load_spec(tiny_space).base.model, torch.device("cpu"))
+def train(data: Recordings, tiny_data: Path, tiny_space: Path, tmp_path: Path) -> Train:
+    test = recordings(tiny_data, load_spec(tiny_space), partition="test")
 
     def run(child: Study) -> None:
         Worker(
@@ -47,7 +47,7 @@ def train(data: Data, tiny_data: Path, tiny_space: Path, tmp_path: Path) -> Trai
 
 
 @pytest.fixture
-def searched(make_study: MakeStudy, tiny_space: Path, data: Data, tmp_path: Path) -> Study:
+def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path) -> Study:
     """Six trials: two starts, one that diverges at once, three drawn."""
     text = TINY.replace("trials: 4", "trials: 6").replace("baseline: {}", "baseline: {}\n  " + DIVERGES)
     tiny_space.write_text(text.replace("high: 5e-2", "high: 1e30"))
@@ -62,9 +62,9 @@ def confirmed(study: Study, database: Database, train: Train, top: int = 2, seed
 
 def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(searched: Study, database: Database, train: Train) -> None:
     finding = confirmed(searched, database, train)
-    best = sorted((record.per, record.number) for record in searched.records() if record.per is not None)
+    best = sorted((record.value, record.number) for record in searched.records() if record.value is not None)
     tops = [config for config in finding["configs"] if config["top"]]
-    assert [(config["search_per"], config["trial"]) for config in tops] == best[:2]
+    assert [(config["search_value"], config["trial"]) for config in tops] == best[:2]
     assert {config["start"] for config in finding["configs"]} >= set(searched.spec.starts)
     assert searched.results()["confirm"]["configs"] == json.loads(json.dumps(finding["configs"]))
     parent_seeds = {record.config["seed"] for record in searched.records()}
@@ -73,8 +73,8 @@ def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(se
         assert seeds == [1_000_000, 1_000_001]
         assert not parent_seeds & set(seeds)
     sure = tops[0]
-    assert sure["per"] == pytest.approx(sum(seed["per"] for seed in sure["seeds"]) / 2)
-    assert sure["interval"][0] < sure["per"] < sure["interval"][1]
+    assert sure["value"] == pytest.approx(sum(seed["value"] for seed in sure["seeds"]) / 2)
+    assert sure["interval"][0] < sure["value"] < sure["interval"][1]
     assert sure["optimism"] == pytest.approx(sure["selection"] + sure["partition_shift"])
     assert finding["sentences"] == 24
     pairs = {(comparison["a"], comparison["b"]) for comparison in finding["comparisons"]}
@@ -82,10 +82,10 @@ def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(se
     assert all(comparison["p_holm"] >= comparison["p"] for comparison in finding["comparisons"])
 
     wild = next(config for config in finding["configs"] if config["start"] == "wild")
-    assert (wild["per"], wild["interval"], wild["counts"]) == (None, None, "0 of 2, 2 diverged")
+    assert (wild["value"], wild["interval"], wild["counts"]) == (None, None, "0 of 2, 2 diverged")
     assert any(note.startswith("wild: 2 of 2 seeds diverged (") and note.endswith("so it has no PER.") for note in finding["notes"])
     assert all("wild" not in (comparison["a"], comparison["b"]) for comparison in finding["comparisons"])
-    shown = as_text("p", finding)
+    shown = as_text("p", finding, PER)
     assert "0 of 2, 2 diverged" in shown
     assert "95 % interval" in shown
     assert max(map(len, shown.splitlines())) <= 100
@@ -117,7 +117,7 @@ def side(states: str, errors: int) -> Retrained:
 
 @pytest.mark.parametrize(("best", "start", "decided"), [("ccc", "ccc", True), ("ccc", "ccs", False), ("css", "ccc", False)])
 def test_nothing_is_decided_by_the_seeds_that_came_through(tiny_spec: StudySpec, best: str, start: str, decided: bool) -> None:
-    chosen = [Chosen("trial 3", 3, None, True, 0.2, tiny_spec.base), Chosen("baseline", 0, "baseline", False, 0.4, tiny_spec.base)]
+    chosen = [Chosen("trial 3", 3, None, True, 0.2, tiny_spec.config()), Chosen("baseline", 0, "baseline", False, 0.4, tiny_spec.config())]
     (comparison,) = _comparisons(chosen, [side(best, 10), side(start, 20)])
     assert comparison["difference"] == pytest.approx(-0.2, abs=0.02)
     assert comparison["p_holm"] < 0.01
@@ -125,7 +125,7 @@ def test_nothing_is_decided_by_the_seeds_that_came_through(tiny_spec: StudySpec,
 
 
 def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
-    searched: Study, database: Database, train: Train, data: Data, tmp_path: Path
+    searched: Study, database: Database, train: Train, data: Recordings, tmp_path: Path
 ) -> None:
     def some(child: Study) -> None:
         looks = iter([False] * 9)
@@ -146,7 +146,7 @@ def test_what_cannot_be_confirmed_is_one_line(
     make_study: MakeStudy, tiny_space: Path, tiny_data: Path, tmp_path: Path, write_data: Callable[[Any], Path]
 ) -> None:
     spec = load_spec(tiny_space)
-    fingerprint = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1].fingerprint()
+    fingerprint = recordings(tiny_data, spec, 0.1).fingerprint
     study = make_study(spec, "p", fingerprint, path=str(tiny_data))
     with pytest.raises(StudyError, match="study p: no trial is complete, so there is nothing to confirm"):
         choose(study, 3)
@@ -156,19 +156,19 @@ def test_what_cannot_be_confirmed_is_one_line(
     with pytest.raises(DataError, match="test"):
         check_data(study, write_data(without), True)
     contents["train"][0]["phonemes"][0][0] += 1
-    with pytest.raises(StudyError, match=r"study p was made on other data \(fingerprint \w+; .*: \w+\). Give --data"):
+    with pytest.raises(StudyError, match=r"fingerprint \w+, but study p was made on \w+. Give --data"):
         check_data(study, write_data(contents), True)
 
 
 def test_the_command_trains_with_workers_of_its_own(database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
     spec = load_spec(tiny_space)
-    sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
-    facts = {"path": str(tiny_data), "fingerprint": sentences.fingerprint(), "n_features": 3, "n_days": 2}
+    sentences = recordings(tiny_data, spec, 0.1)
+    facts = {"path": str(tiny_data), "fingerprint": sentences.fingerprint, "n_features": 3, "n_days": 2}
     study = Study.create_or_open(database, "tiny", spec, facts)
     line = ["confirm", "--study", "tiny", "--top", "1", "--seeds", "1", "--workers", "1", "--device", "cpu"]
     early = CliRunner().invoke(main, line)
     assert (early.exit_code, "nothing to confirm" in early.output) == (2, True)
-    data = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[0]
+    data = recordings(tiny_data, spec, 0.1)
     Worker(study, data, tmp_path / "s", RECORD, process=Process.this()).run()
     done = CliRunner().invoke(main, line)
     assert done.exit_code == 0, done.output

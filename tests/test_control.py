@@ -14,9 +14,9 @@ from optuna.trial import TrialState
 from test_study import RECORD, claim, completed, report
 
 from hpo.cli import main
-from hpo.decoder.checkpoint import checkpoints
 from hpo.errors import SpecError, StudyError
 from hpo.search import control, ledger
+from hpo.search.checkpoint import checkpoints
 from hpo.search.child import open_child
 from hpo.search.database import Database
 from hpo.search.ledger import Process
@@ -173,7 +173,11 @@ def test_what_is_put_in_runs_next(make_study: Make, tiny_spec: StudySpec) -> Non
     assert "sampled by Optuna: optimizer.name, optimizer.eps" in hpo("enqueue", "--study", "s", "optimizer.lr=0.02").stdout
     trials = [claim(study) for _ in range(3)]
     assert [trial.number for trial in trials] == [2, 3, 0]
-    assert (trials[0].config.optimizer.lr, trials[0].config.optimizer.name, trials[1].config.optimizer.lr) == (0.01, "sgd", 0.02)
+    assert (
+        trials[0].config.flat()["optimizer.lr"],
+        trials[0].config.flat()["optimizer.name"],
+        trials[1].config.flat()["optimizer.lr"],
+    ) == (0.01, "sgd", 0.02)
     assert study.finish(trials[0], completed(0.2))
     assert "optimizer.lr=0.03, optimizer.name=sgd" in hpo("enqueue", "--study", "s", "optimizer.lr=0.03", "--like", "best").stdout
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from bottle import Bottle
 from commands import asked, long, one_line, start, until
-from conftest import execute
+from conftest import execute, point
 from sqlalchemy import make_url, text
 from waitress.wasyncore import close_all
 
@@ -26,17 +26,16 @@ from hpo.dashboard.app import build_app
 from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts, Guard
 from hpo.dashboard.pages import OURS, Pages
 from hpo.dashboard.server import bind, serve
-from hpo.decoder.metric import Score
-from hpo.decoder.train import Progress
 from hpo.errors import CallerError, HpoError, StudyError
 from hpo.search.database import Database, EmbeddedServer
-from hpo.search.launch import look_at_data
-from hpo.search.ledger import Process, point_of
+from hpo.search.dataset import look_at_data
+from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
 from hpo.search.storage import open_storage
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Failed, Outcome, Stopped, Trial
+from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 PASSWORD = "correct horse"
@@ -90,7 +89,7 @@ def dashboard(database: Database, password: str | None = None, read_only: bool =
 
 def report(study: Study, trial: Trial, step: int, per: float) -> None:
     score = Score((round(100 * per),), (100,))
-    assert study.deliver(trial, [point_of([Progress(step, 1, 1.0, 1.0, 0.1, 0.1, score, 0.1, 1.0)])], step, 1.0)
+    assert study.deliver(trial, [point(step, score.value, validation_loss=1.0)], step, 1.0)
 
 
 @pytest.fixture
@@ -256,7 +255,7 @@ def test_a_database_that_is_away_is_told_by_every_view(
 def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     tiny_space.write_text(long(100_000, 20))
     spec = load_spec(tiny_space)
-    study = Study.create_or_open(database, "tiny", spec, look_at_data(tiny_data, spec)[0])
+    study = Study.create_or_open(database, "tiny", spec, look_at_data(tiny_data, spec).facts)
     worker = start("worker", "--study", "tiny", "--device", "cpu")
 
     def running() -> list[int]:

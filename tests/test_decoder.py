@@ -14,9 +14,10 @@ from hpo.decoder.config import AugmentConfig, DecoderConfig, ModelConfig
 from hpo.decoder.data import Data, by_length, frames, load_data, split
 from hpo.decoder.formats import Sentences, read_sentences
 from hpo.decoder.lab import lab_arguments
-from hpo.decoder.metric import Score, edit_distances, greedy_decode
+from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.model import GruDecoder, gaussian_kernel, smooth
-from hpo.decoder.train import POOL, Progress, TrainState, _next_batch, evaluate, lr_factor, train
+from hpo.decoder.train import POOL, TrainState, Updates, _next_batch, evaluate, lr_factor, train
+from hpo.trainer import Score
 
 CPU = torch.device("cpu")
 SMALL = {"model.layers": 2, "model.units": 8, "model.kernel": 4, "model.stride": 2, "batch_size": 4, "steps": 12, "evaluate_every": 5}
@@ -31,7 +32,7 @@ def data(tiny_data: Path) -> Data:
     return load_data(tiny_data, config().model, 0.2, 0, CPU)[0]
 
 
-def run(state: TrainState, data: Data) -> list[Progress]:
+def run(state: TrainState, data: Data) -> list[Updates]:
     return list(train(state, data))
 
 
@@ -43,7 +44,7 @@ def recurrent_weight(state: TrainState) -> torch.Tensor:
 
 
 def test_per_is_a_ratio_of_sums() -> None:
-    assert Score((1, 0), (2, 8)).per == 0.1  # the mean of the ratios would be 0.25
+    assert Score((1, 0), (2, 8)).value == 0.1  # the mean of the ratios would be 0.25
 
 
 def test_greedy_decoding_merges_repeats_and_drops_blanks() -> None:
@@ -246,7 +247,7 @@ def test_it_learns(data: Data) -> None:
     """Each phoneme of this data is 8 bins of its own value; a day's sentences repeat some phonemes back to back."""
     still = {"augment__white_noise_sd": 0.1, "augment__constant_offset_sd": 0, "model__smoothing_width": 0, "model__dropout": 0}
     learner = config(steps=200, evaluate_every=50, optimizer__eps=1e-8, optimizer__lr=0.01, model__layers=1, model__units=32, **still)
-    scores = [progress.score.per for progress in run(TrainState(learner, data), data) if progress.score]
+    scores = [progress.score.value for progress in run(TrainState(learner, data), data) if progress.score]
     assert len(scores) == 4
     assert scores[-1] < 0.5  # 1 when it says nothing; 0.3 or 0.4 over eight seeds
 

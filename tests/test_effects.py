@@ -12,11 +12,13 @@ from scipy.stats import f_oneway, t
 from test_artifact import hpo
 from test_study import DIVERGED, HERE, RECORD, claim, completed, report
 
-from hpo.evidence.effects import build_effects, effects_of, effects_text, outcome_of, stands_out
+from hpo.decoder.trainer import PER
+from hpo.evidence.effects import build_effects, effects_of, effects_text, ended_trials, stands_out
 from hpo.evidence.surface import Axis, interaction, main_effect, surface
 from hpo.search.spec import Parameter, StudySpec, load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Cause, Failed, Record
+from hpo.trainer import named
 
 SPACE = """
 base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4, steps: 6, evaluate_every: 2}
@@ -103,8 +105,9 @@ def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: P
     done = hpo("effects", "--study", study.name, "--json", "--plot", tmp_path / "a.svg")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert {name: value for name, value in study.results()["effects"].items() if name in found} == found
-    assert build_effects(study) == found, "the same every time"
+    kept = study.results()["effects"]
+    assert named({name: value for name, value in kept.items() if name in found}, PER) == found
+    assert named(build_effects(study), PER) == found, "the same every time"
     states = [record.state for record in study.records()]
     assert (found["trials"], found["diverged"]) == (60, states.count("stopped"))
     assert 5 < found["diverged"] < 35
@@ -134,7 +137,7 @@ def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: P
     for name in ("optimizer.grad_clip_norm", "model.layer_norm", "augment.white_noise_sd", "optimizer.momentum"):
         assert not stands_out(entries[name])
         assert entries[name]["fanova"] < 0.2
-    text = effects_text(found)
+    text = effects_text(found, PER)
     assert max(map(len, text.splitlines())) <= 100
     assert "optimizer.lr x optimizer.eps: " in text
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
@@ -149,7 +152,7 @@ def test_noise_is_not_explained(space: Path) -> None:
     claims = [[effect for effect in [*found["importance"], *found["interactions"]] if stands_out(effect)] for found in studies]
     assert sum(bool(claim) for claim in claims) <= 1
     silent = next(found for found, claim in zip(studies, claims, strict=True) if not claim)
-    assert "none stands out of the noise" in effects_text(silent)
+    assert "none stands out of the noise" in effects_text(silent, PER)
 
 
 def test_main_effects_are_no_interaction(space: Path) -> None:
@@ -165,7 +168,7 @@ def test_decades_count_alike_in_fanova(space: Path) -> None:
     """An effect between eps 1e-7 and 1e-4 is one over half the range, though on a linear scale it is a thousandth of it."""
     spec = load_spec(space)
     records = [record for record in records_of(spec, lambda params, noise: 0.3, 0, 120) if "optimizer.eps" in record.params]
-    records = [replace(record, per=0.2 if record.params["optimizer.eps"] < 1e-5 else 0.6) for record in records]
+    records = [replace(record, value=0.2 if record.params["optimizer.eps"] < 1e-5 else 0.6) for record in records]
     assert importance_of(effects_of("s", spec, records))["optimizer.eps"]["fanova"] > 0.9
 
 
@@ -183,12 +186,12 @@ def test_few_trials_give_hints_and_fewer_a_line(make_study: Callable[..., Study]
     report(study, diverged, 4, 1.3, 1.0)
     study.finish(diverged, DIVERGED)
     claim(study)  # runs
-    records = {record.number: record for record in study.records()}
-    assert [outcome_of(records[number]) for number in (0, 4, 5)] == [0.9, 1.0, 1.0]
+    outcomes = {trial.number: trial.outcome for trial in ended_trials(study.records(), PER)}
+    assert [outcomes[number] for number in (0, 4, 5)] == [0.9, 1.0, 1.0]
     found = build_effects(study)
     assert (found["trials"], found["diverged"]) == (5, 2)
     assert not any(stands_out(effect) for effect in [*found["importance"], *found["interactions"]])
-    text = effects_text(found)
+    text = effects_text(found, PER)
     assert "5 trials, fewer than 20" in text and max(map(len, text.splitlines())) <= 100
     refused = hpo("effects", "--study", study.name, "--plot", tmp_path / "a.jpg")
     assert refused.exit_code == 2 and "Valid: a name that ends with .svg or .png" in refused.stderr

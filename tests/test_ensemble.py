@@ -16,11 +16,15 @@ from hpo.decoder.data import load_for_scoring
 from hpo.decoder.formats import read_sentences
 from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.train import evaluate
+from hpo.decoder.trainer import PER
+from hpo.decoder.training import Recordings
 from hpo.evidence.ensemble import ensemble_text
+from hpo.search.dataset import load_study_data
 from hpo.search.paths import study_folder
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
-from hpo.search.worker import Worker, load_study_data
+from hpo.search.worker import Worker
+from hpo.trainer import named
 
 SPACE = """
 base: {model.layers: 1, model.units: 16, model.kernel: 4, model.stride: 2, batch_size: 8, steps: 150, evaluate_every: 75, model.dropout: 0,
@@ -45,13 +49,15 @@ def study(make_study: Callable[..., Study], tiny_space: Path, write_data: Callab
     spec = load_spec(tiny_space)
     path = write_data(tiny_contents(sentences=30))
     made = make_study(spec, path=str(path), fingerprint=read_sentences(path, "train").fingerprint())
-    data, fingerprint = load_study_data(made, None, CPU)
-    Worker(made, data, study_folder(made), {"device": "cpu", "code_version": "0", "data": fingerprint}).run()
+    data = load_study_data(made, None, "cpu")
+    Worker(made, data, study_folder(made), {"device": "cpu", "code_version": "0", "data": data.fingerprint}).run()
     return made
 
 
 def outputs_of(study: Study, numbers: list[int]) -> Outputs:
-    data, _ = load_study_data(study, None, CPU)
+    loaded = load_study_data(study, None, "cpu")
+    assert isinstance(loaded, Recordings)
+    data = loaded.data
     decoders = {number: load_decoder(study_folder(study) / f"trial-{number}" / "last.safetensors") for number in numbers}
     return Outputs(data, decoders[numbers[0]].config.model, {number: frame_log_probs(decoders[number], data)[0] for number in numbers})
 
@@ -79,9 +85,9 @@ def test_an_ensemble_of_trained_decoders(study: Study, write_data: Callable[...,
             assert scores_along([number], outputs, mean)[0] == study.scores([records[number].id])[records[number].id]
         assert scores_along([0, 1, 1], outputs, mean)[2].errors == by_hand(outputs, [0, 1, 1], mean)
         path = select(outputs, mean, 4)
-        pers = [score.per for score in scores_along(path, outputs, mean)]
+        pers = [score.value for score in scores_along(path, outputs, mean)]
         for size in range(4):  # each step is the best that there is
-            choices = [scores_along([*path[:size], number], outputs, mean)[size].per for number in (0, 1, 2)]
+            choices = [scores_along([*path[:size], number], outputs, mean)[size].value for number in (0, 1, 2)]
             assert pers[size] == min(choices)
             assert path[size] == choices.index(min(choices))
 
@@ -89,20 +95,20 @@ def test_an_ensemble_of_trained_decoders(study: Study, write_data: Callable[...,
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     kept = study.results()["ensemble"]
-    assert {name: kept[name] for name in found} == found
-    best = min((0, 1, 2), key=lambda number: (records[number].per, number))
-    assert (found["single"]["trial"], found["single"]["validation_per"]) == (best, records[best].per)
-    assert found["ensemble"]["validation_per"] == min(point["validation_per"] for point in found["curve"])
+    assert named({name: kept[name] for name in found}, PER) == found
+    best = min((0, 1, 2), key=lambda number: (records[number].value, number))
+    assert (found["single"]["trial"], found["single"]["validation_value"]) == (best, records[best].value)
+    assert found["ensemble"]["validation_value"] == min(point["validation_value"] for point in found["curve"])
     assert sorted({point["mean"] for point in found["curve"]}) == sorted(MEANS) and len(found["curve"]) == 8
     decoder = load_decoder(study_folder(study) / f"trial-{best}" / "last.safetensors")
     test = load_for_scoring(study.data_path, "test", decoder.config.model, CPU)
-    assert found["single"]["test_per"] == evaluate(decoder.model, test)[0].per
-    difference = found["ensemble"]["test_per"] - found["single"]["test_per"]
+    assert found["single"]["test_value"] == evaluate(decoder.model, test)[0].value
+    difference = found["ensemble"]["test_value"] - found["single"]["test_value"]
     assert found["comparison"]["difference"] == pytest.approx(difference)
     assert found["cost"]["sentences"] == 60
     size = sum(weight.numel() for weight in decoder.model.parameters())
     assert found["cost"]["parameters"] == size * len(found["ensemble"]["members"])
-    assert max(map(len, ensemble_text(found).splitlines())) <= 100
+    assert max(map(len, ensemble_text(found, PER).splitlines())) <= 100
 
     contents = tiny_contents(sentences=30)
     contents["test"] = tiny_contents(sentences=5)["train"]
@@ -110,7 +116,7 @@ def test_an_ensemble_of_trained_decoders(study: Study, write_data: Callable[...,
     again = json.loads(other.stdout)
     assert again["cost"]["sentences"] == 10
     assert again["ensemble"]["members"] == found["ensemble"]["members"], "the test partition selects nothing"
-    assert [point["validation_per"] for point in again["curve"]] == [point["validation_per"] for point in found["curve"]]
+    assert [point["validation_value"] for point in again["curve"]] == [point["validation_value"] for point in found["curve"]]
 
 
 def test_what_cannot_be_averaged(study: Study, make_study: Callable[..., Study], tiny_space: Path, write_data: Callable[..., Path]) -> None:
@@ -123,7 +129,7 @@ def test_what_cannot_be_averaged(study: Study, make_study: Callable[..., Study],
     assert "no trial '9'" in hpo("ensemble", "--study", study.name, "--trials", "1,9").stderr
 
     found = json.loads(hpo("ensemble", "--study", study.name, "--max-size", 2, "--json").stdout)
-    assert records[3].per == max(record.per or 0 for record in records.values()), "the pool is the best trial's stride"
+    assert records[3].value == max(record.value or 0 for record in records.values()), "the pool is the best trial's stride"
     assert (found["candidates"], found["stride"]) == (3, 2)
     assert found["notes"] == ["trial 3 is left out: model.stride 3, not 2, so its frames do not match"]
     other = hpo("ensemble", "--study", study.name, "--data", write_data(tiny_contents(sentences=29)))

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -14,15 +15,14 @@ import psycopg2
 import pytest
 import torch
 from commands import Running, asked, long, until
-from conftest import TINY, execute
+from conftest import TINY, decoder_config, execute, recordings
 from sqlalchemy import make_url
 from test_study import curve
 
-from hpo.decoder.checkpoint import checkpoints, load_checkpoint
-from hpo.decoder.data import Data, load_data
-from hpo.decoder.train import TrainState
+from hpo.decoder.training import GruTraining, Recordings
 from hpo.display import AWAY
 from hpo.errors import BadNodeError, StudyError, WorkerError
+from hpo.search.checkpoint import begin, checkpoints
 from hpo.search.database import Database, EmbeddedServer
 from hpo.search.launch import Launcher, Plan
 from hpo.search.ledger import Process
@@ -40,8 +40,8 @@ Make = Callable[..., Study]
 
 
 @pytest.fixture
-def data(tiny_data: Path, tiny_space: Path) -> Data:
-    return load_data(tiny_data, load_spec(tiny_space).base.model, 0.2, 0, torch.device("cpu"))[0]
+def data(tiny_data: Path, tiny_space: Path) -> Recordings:
+    return recordings(tiny_data, load_spec(tiny_space), 0.2)
 
 
 def state_after_sweep(study: Study) -> str:
@@ -64,7 +64,7 @@ class Outage:
 
 
 def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards(
-    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study(load_spec(tiny_space))
     outage, looks = Outage(server, study), iter(range(100))
@@ -75,10 +75,9 @@ def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards
         return False
 
     def end_when_trained() -> None:
-        state = TrainState(study.spec.base, data)
         until(lambda: bool(checkpoints(tmp_path / "trial-0")))  # the one of its last step
-        load_checkpoint(state, tmp_path / "trial-0")
-        reached.append(state.step)
+        begun = begin(partial(GruTraining, decoder_config(study.spec), data), tmp_path / "trial-0")
+        reached.append(begun.training.step)
         until(lambda: "trying again" in caplog.text)
         outage.end()
 
@@ -94,11 +93,11 @@ def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards
     assert isinstance(outcome, Completed)
     assert [step for step, _, _ in curve(study, trial)] == [2, 4, 6]
     record = study.records()[0]
-    assert (record.state, record.step, record.last_per) == ("complete", 6, record.per)
+    assert (record.state, record.step, record.last_value) == ("complete", 6, record.value)
 
 
 def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answer(
-    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another may hold the trial meanwhile, and write its weights into the folder that they share."""
     tiny_space.write_text(TINY + "attempts: {lease_seconds: 1}")
@@ -134,7 +133,7 @@ def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answe
 
 
 def test_a_signal_while_the_database_is_away_keeps_the_work(
-    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next attempt brings the curve of the steps that the first one could not tell."""
     monkeypatch.setattr("hpo.search.worker.HAND_BACK_SECONDS", 1.0)
@@ -162,7 +161,7 @@ def test_a_signal_while_the_database_is_away_keeps_the_work(
 
 
 def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
-    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     tiny_space.write_text(TINY + "attempts: {lease_seconds: 5, checkpoint_seconds: 0}")
     study = make_study(load_spec(tiny_space))
@@ -188,12 +187,12 @@ def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
     assert study.records()[0].state == "running"
 
 
-def test_a_worker_leaves_a_host_on_which_everything_fails(make_study: Make, tiny_space: Path, data: Data, tmp_path: Path) -> None:
+def test_a_worker_leaves_a_host_on_which_everything_fails(make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path) -> None:
     study, good = make_study(load_spec(tiny_space)), Process("good", "1:1")
     first, held = study.claim(good, RECORD), study.claim(good, RECORD)
     assert first and held
     assert Worker(study, data, tmp_path, RECORD, process=good).run_trial(first)
-    data.n_features = 7  # the model is built for other features than the batches have
+    data.data.n_features = 7  # the model is built for other features than the batches have
     with pytest.raises(BadNodeError, match=r"the last trials failed on this host \(RuntimeError: .*while other hosts") as raised:
         Worker(study, data, tmp_path, RECORD).run()
     assert raised.value.exit_code == 4
@@ -201,7 +200,7 @@ def test_a_worker_leaves_a_host_on_which_everything_fails(make_study: Make, tiny
 
 
 def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
-    make_study: Make, tiny_space: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.search.reporter.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("hpo.search.reporter.RENEW_SECONDS", 0.05)
@@ -242,8 +241,8 @@ class WorkerProcess:
 def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
     tiny_space.write_text(long(1_000_000, 1_000))
     spec = load_spec(tiny_space)
-    sentences = load_data(tiny_data, spec.base.model, 0.1, 0, torch.device("cpu"))[1]
-    return make_study(spec, fingerprint=sentences.fingerprint(), path=str(tiny_data))
+    sentences = recordings(tiny_data, spec, 0.1)
+    return make_study(spec, fingerprint=sentences.fingerprint, path=str(tiny_data))
 
 
 def test_a_launch_says_that_its_database_is_away_and_goes_on(

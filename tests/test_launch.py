@@ -69,7 +69,7 @@ def test_the_bundled_recordings_and_their_profile_are_taken_without_data(databas
     done = asked("launch", "--study", "lr-only", *steps)
     assert done.returncode == 0, done.stderr
     assert "no --data given: the bundled spoken-digit recordings" in done.stdout
-    assert "profile demo of the space: a small decoder, because the data are the bundled ones" in done.stdout
+    assert "profile demo of the space: a small training, because no data are given" in done.stdout
     assert report_of("lr-only")["profile"] == "demo"
     assert asked("launch", "--study", "lr-only", *steps, "--set", "model.units=5").returncode == 2  # another digest
 

@@ -69,7 +69,7 @@ def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: 
     sweep_while(study, lambda: finish_without_the_last_write(study, late))
     assert study.finish(late, completed(0.5), 3.0)
     record = study.records()[0]
-    assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
+    assert (record.state, record.value, record.attempts) == ("complete", 0.5, 1)
     assert outcomes(study, late) == ["complete"]
 
 
@@ -109,5 +109,5 @@ def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_s
     expire(study)
     sweep_while(study, lambda: end_in_optuna(study, late))
     record = study.records()[0]
-    assert (record.state, record.per, record.attempts) == ("complete", 0.5, 1)
+    assert (record.state, record.value, record.attempts) == ("complete", 0.5, 1)
     assert outcomes(study, late) == ["complete"]

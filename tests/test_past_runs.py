@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from conftest import decoder_config
 from test_study import report
 
 from hpo.cli import main
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import from_lab_arguments, lab_arguments
-from hpo.decoder.metric import Score
+from hpo.decoder.trainer import PER
 from hpo.errors import DataError
 from hpo.evidence.past_runs import PastRun, read_lab_run, read_runs
 from hpo.evidence.report import as_text, build_report
@@ -25,6 +26,7 @@ from hpo.search.pick import best_of, pick_trial
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.study import Study
 from hpo.search.trial import Completed
+from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 CONFIG = DecoderConfig().with_values({"steps": 1000, "optimizer.name": "adamw", "optimizer.lr": 0.002, "optimizer.eps": 1e-8})
@@ -80,7 +82,7 @@ LAB = [  # from shared/data/lab_runs/README.md: run, evaluations, best PER, last
 def test_curves_of_real_runs(lab_runs: dict[str, PastRun], name: str, evaluations: int, best: float, last: int, accumulation: int) -> None:
     run = lab_runs[name]
     assert len(run.curve) == evaluations
-    assert round(run.best_per or 0, 4) == best
+    assert round(run.best_value or 0, 4) == best
     assert run.curve[-1].step == last // accumulation
     assert run.curve[0].seconds == 0
     assert run.curve[-1].seconds
@@ -191,7 +193,7 @@ def test_a_trap_is_a_doubt(tmp_path: Path, contents: dict[str, Any], doubt: str,
 
 def test_of_two_starts_the_last_counts(tmp_path: Path) -> None:
     run = read_lab_run(write(tmp_path / "a", [*rows((0.1, 0.1, 0.1)), *rows()]))
-    assert [point.per for point in run.curve] == [row["per"] for row in rows()]
+    assert [point.value for point in run.curve] == [row["per"] for row in rows()]
     assert run.curve[-1].seconds == 9 * 100 * 0.5
 
 
@@ -302,7 +304,7 @@ def spec(tiny_space: Path) -> StudySpec:
 
 @pytest.fixture
 def arguments(spec: StudySpec) -> dict[str, Any]:
-    return lab_arguments(spec.base.with_values({"optimizer.lr": 0.002, "optimizer.eps": 1e-8}), 3, 2)
+    return lab_arguments(decoder_config(spec, {"optimizer.lr": 0.002, "optimizer.eps": 1e-8}), 3, 2)
 
 
 Make = Callable[..., Study]
@@ -329,7 +331,7 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     assert any("taken as the study's: model.padding" in doubt or "model.smoothing_kernel" in doubt for doubt in found["good"]["doubts"])
 
     past = {record.imported: record for record in study.imported()}
-    assert (past["good"].state, past["good"].per) == ("complete", 0.25)
+    assert (past["good"].state, past["good"].value) == ("complete", 0.25)
     assert past["good"].params == {"optimizer.lr": 0.002, "optimizer.name": "adam", "optimizer.eps": 1e-8}
     assert (past["risen"].state, past["risen"].cause, past["risen"].rule) == ("stopped", "per", "own-past")
     assert past["risen"].step == 600
@@ -344,7 +346,7 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     # budget, best, starts, compute and reports
     standing = study.standing()
     assert (standing.ended, standing.gpu_seconds, standing.typical) == (0, 0, None)
-    assert best_of(study.records()) is None
+    assert best_of(study.records(), PER) is None
     number = 0
     while own := study.claim(Process.this(), RECORD):
         study.finish(own, Completed(Score((50,), (100,))), 7.0)
@@ -352,12 +354,12 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     assert number == spec.budget.trials
     standing = study.standing()
     assert (standing.ended, standing.typical) == (spec.budget.trials, 7.0)
-    assert pick_trial(study, "best").per == 0.5  # not the imported 0.25
+    assert pick_trial(study, "best").value == 0.5  # not the imported 0.25
     report = build_report(study)
     assert report["trials"]["complete"] == spec.budget.trials
     assert report["gpu_seconds"] == {"spent": 28.0, "saved": 0}
     assert {past["run"] for past in report["imported"]} == {"good", "risen"}
-    assert "Imported, for the sampler alone" in as_text(report)
+    assert "Imported, for the sampler alone" in as_text(report, PER)
     status = hpo("status", "--study", "s").stdout
     assert f"{spec.budget.trials} of {spec.budget.trials} trials done" in status
     assert "past run good, complete" in status
@@ -446,5 +448,5 @@ def test_the_sampler_avoids_where_imported_runs_diverged(
     for _ in range(12):
         trial = study.claim(Process.this(), RECORD)
         assert trial is not None
-        drawn.append(trial.config.optimizer.lr)
+        drawn.append(trial.config.flat()["optimizer.lr"])
     assert np.mean(np.array(drawn) > 0.002) < 0.5 / 2

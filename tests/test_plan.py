@@ -21,7 +21,7 @@ def searched(study: Study, trials: int) -> Study:
     study.change_budget({"trials": str(trials)})
     while trial := study.claim(HERE, RECORD):
         assert report(study, trial, 6, 0.5, 0.0)
-        per = min(0.95, 0.3 + 0.1 * abs(math.log(trial.config.optimizer.lr / 0.003)))
+        per = min(0.95, 0.3 + 0.1 * abs(math.log(trial.config.flat()["optimizer.lr"] / 0.003)))
         assert study.finish(trial, completed(per), SECONDS)
     return study
 
@@ -32,8 +32,8 @@ def test_what_fits_by_what_the_trials_have_cost(make_study: Callable[..., Study]
     many = build_plan(study, gpus=8, hours=24.0)
     assert (some.trials, many.trials) == (8, 768)
     assert some.states == {"complete": Cost(trials=14, gpu_seconds=SECONDS)}
-    best = min(record.per for record in study.records() if record.per is not None)
-    assert some.best.per == best
+    best = min(record.value for record in study.records() if record.value is not None)
+    assert some.best.value == best
 
 
 def test_it_says_what_to_type(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:

@@ -82,13 +82,13 @@ def test_the_first_draws_fill_the_space_and_repeat_with_their_seed() -> None:
 
 def test_draws_by_the_model_come_nearer_to_the_best_than_those_before() -> None:
     seen = ended(range(10))
-    first = min(trial.per or 1.0 for trial in seen)
+    first = min(trial.value or 1.0 for trial in seen)
     for number in range(10, 22):
         values = propose(SPEC, seen, 1, number)
         seen.append(Seen(number, values, per_of(values["optimizer.lr"])))
-    best = min(seen, key=lambda trial: trial.per or 1.0)
+    best = min(seen, key=lambda trial: trial.value or 1.0)
     assert best.number >= 10
-    assert 0.2 <= (best.per or 1.0) < min(first, 0.23)
+    assert 0.2 <= (best.value or 1.0) < min(first, 0.23)
 
 
 def test_a_draw_depends_on_what_is_seen_and_on_its_number_only() -> None:
@@ -113,9 +113,9 @@ def test_a_running_trial_is_believed_so_that_another_worker_draws_elsewhere() ->
 
 
 def test_all_trials_equal_or_diverged_still_draw() -> None:
-    alike = [replace(trial, per=1.0) for trial in ended(range(12))]
+    alike = [replace(trial, value=1.0) for trial in ended(range(12))]
     assert set(propose(SPEC, alike, 1, 12)) <= set(SPEC.parameters)
-    broken = [replace(trial, per=1.0 if trial.number else 0.3) for trial in alike]
+    broken = [replace(trial, value=None if trial.number else 0.3, diverged=bool(trial.number)) for trial in alike]
     assert set(propose(SPEC, broken, 1, 12)) <= set(SPEC.parameters)
 
 
@@ -124,7 +124,7 @@ def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.Monke
     seen = ended(range(60))
     model = Model(CUBE, seen)
     assert len(model._points_NP) <= 40
-    best = min(seen, key=lambda trial: trial.per or 1.0)
+    best = min(seen, key=lambda trial: trial.value or 1.0)
     assert (model._points_NP[0] == CUBE.point(best.values)).all()
 
 

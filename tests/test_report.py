@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import TINY, _url, execute
+from conftest import TINY, _url, execute, point
 
 from hpo.cli import main
-from hpo.decoder.metric import Score
-from hpo.decoder.train import Progress
+from hpo.decoder.trainer import PER
 from hpo.evidence import report_pictures as pictures
 from hpo.evidence.page import as_html, as_markdown
 from hpo.evidence.report import build_report
 from hpo.evidence.report_page import MAPS, ROWS, Facts, facts_of, page_of
-from hpo.evidence.stats import per_interval
+from hpo.evidence.stats import score_interval
 from hpo.search.database import Database, EmbeddedServer
-from hpo.search.ledger import Process, point_of
+from hpo.search.ledger import Process
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
 from hpo.search.study import Study
 from hpo.search.trial import Cause, Completed, Failed, Stopped
+from hpo.trainer import Score
 
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"
 EVIL = "<script>alert('1')</script> & <img src=http://x.example/>"
@@ -37,10 +37,6 @@ SPACE = TINY.replace("trials: 4", "trials: 12").replace("startup_trials: 3", "st
 Make = Callable[..., Study]
 
 
-def at(step: int, per: float) -> Progress:
-    return Progress(step, 1, 1.0, 2.0, 0.1, 0.5, Score((round(per * 100),), (100,)), 0.1, 1.5)
-
-
 def run_study(study: Study, reason: str = "PER 0.9 at step 4") -> None:
     """Trials of two machines with made-up PERs; one limit of the rule after the other stops a trial half way."""
     numbers = np.random.default_rng(7)
@@ -48,7 +44,7 @@ def run_study(study: Study, reason: str = "PER 0.9 at step 4") -> None:
         place = {"device": f"cuda:{number % 2} (H200)", "code_version": "0.1.0 0123abcd", "data": "f"}
         trial = study.claim(Process(f"node{number % 2}", "1:1"), place)
         assert trial is not None
-        points = [point_of([at(step, (per or 0.4) + 0.6 / step)]) for step in (2, 4, 6)]
+        points = [point(step, round((per or 0.4) + 0.6 / step, 2)) for step in (2, 4, 6)]
         if per is None:
             study.deliver(trial, points[:2], 4, 4.0)
             study.finish(trial, Stopped(Stop("own-past", ("per", "loss", "non-finite")[number // 4], reason)), 4.0)
@@ -61,21 +57,21 @@ def run_study(study: Study, reason: str = "PER 0.9 at step 4") -> None:
 CONFIRM: dict[str, Any] = {
     "child": "s.confirm", "partition": "test", "sentences": 240, "level": 0.95, "gpu_seconds": 300.0,
     "configs": [
-        {"name": name, "trial": trial, "start": start, "search_per": search,
-         "seeds": [{"trial": seed, "seed": 1000003 + seed, "state": "complete", "reason": "", "per": per + 0.01 * seed,
-                    "validation_per": per} for seed in (-1, 0, 1)],
-         "per": per, "interval": [per - 0.02, per + 0.02], "optimism": per - search}
+        {"name": name, "trial": trial, "start": start, "search_value": search,
+         "seeds": [{"trial": seed, "seed": 1000003 + seed, "state": "complete", "reason": "", "value": per + 0.01 * seed,
+                    "validation_value": per} for seed in (-1, 0, 1)],
+         "value": per, "interval": [per - 0.02, per + 0.02], "optimism": per - search}
         for name, trial, start, search, per in (("trial 9", 9, None, 0.2067, 0.26), ("baseline", 0, "baseline", 0.415, 0.4))
     ],
     "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004,
                      "decided": True}],
     "separated": True, "notes": ["A note of confirm."],
 }  # fmt: skip
-TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "per": 0.2 + n / 10 if n < 4 else None, "state": "complete" if n < 4 else "stopped"}
+TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "value": 0.2 + n / 10 if n < 4 else None, "state": "complete" if n < 4 else "stopped"}
           for n in (2, 3, 4)]  # fmt: skip
 MAP: dict[str, Any] = {
     "x": "optimizer.lr", "y": "optimizer.name", "strength": 0.12, "x_values": [0.0001, 0.001, 0.01], "y_values": ["adam", "sgd"],
-    "x_log": True, "y_log": False, "p": 0.004, "p_holm": 0.02, "per": [[0.5, 0.3, 0.2], [0.6, None, 0.4]], "trials": TRIALS,
+    "x_log": True, "y_log": False, "p": 0.004, "p_holm": 0.02, "value": [[0.5, 0.3, 0.2], [0.6, None, 0.4]], "trials": TRIALS,
 }  # fmt: skip
 EFFECTS: dict[str, Any] = {
     "trials": 12, "diverged": 3, "outcome": "PER at the end; a diverged trial counts as the worst.",
@@ -92,7 +88,7 @@ def step(label: str, per: float | None, difference: float | None) -> dict[str, A
         return None if value is None else [value - 0.02, value + 0.02]
 
     return {
-        "changed": [label.split()[0]] if difference else [], "label": label, "per": per, "interval": around(per),
+        "changed": [label.split()[0]] if difference else [], "label": label, "value": per, "interval": around(per),
         "difference": difference, "difference_interval": around(difference), "p": 0.01 if difference else None,
         "diverged": 2 * (per is None), "trials": [4, 5], "decided": None if difference is None else difference < 0,
     }  # fmt: skip
@@ -114,16 +110,16 @@ QUESTIONS: dict[str, Any] = {
 }  # fmt: skip
 ENSEMBLE: dict[str, Any] = {
     "partition_selected": "validation", "partition": "test", "candidates": 8, "stride": 3,
-    "single": {"trial": 9, "validation_per": 0.24, "validation_interval": [0.2, 0.28], "test_per": 0.26, "test_interval": [0.24, 0.28]},
-    "ensemble": {"mean": "geometric", "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}], "validation_per": 0.22,
-                 "validation_interval": [0.18, 0.26], "test_per": 0.235, "test_interval": [0.21, 0.26]},
+    "single": {"trial": 9, "validation_value": 0.24, "validation_interval": [0.2, 0.28], "test_value": 0.26, "test_interval": [0.24, 0.28]},
+    "ensemble": {"mean": "geometric", "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}], "validation_value": 0.22,
+                 "validation_interval": [0.18, 0.26], "test_value": 0.235, "test_interval": [0.21, 0.26]},
     "comparison": {"difference": -0.025, "interval": [-0.035, -0.015], "p": 0.0002},
-    "curve": [{"size": n, "added": 9, "mean": mean, "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100}
+    "curve": [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
               for mean in ("arithmetic", "geometric") for n in (1, 2)],
     "cost": {"seconds_single": 1.5, "seconds_ensemble": 3.1, "ratio": 2.07, "sentences": 240, "parameters": 1000}, "notes": [],
 }  # fmt: skip
 PAST_RUNS: dict[str, Any] = {"runs": [
-    {"name": "run16_3", "path": "/x/run16_3", "trial": None, "why_not": "no final evaluation", "best_per": 0.19, "last_per": 0.2,
+    {"name": "run16_3", "path": "/x/run16_3", "trial": None, "why_not": "no final evaluation", "best_value": 0.19, "last_value": 0.2,
      "evaluations": 64, "doubts": ["restarted in place"], "split": "test"},
 ]}  # fmt: skip
 FINDINGS = {
@@ -199,7 +195,7 @@ def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(study: Stud
 
 def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
     first, *others = CONFIRM["configs"]
-    lost = first | {"seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "per": None}]}
+    lost = first | {"seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "value": None}]}
     text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
     assert "trained anew with 2 of 3 fresh seeds, the others did not come to their end" in text
     assert "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text  # for a paper
@@ -226,9 +222,9 @@ def test_a_paper_is_told_what_is_not_decided(facts: Facts) -> None:
 
 
 def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_back() -> None:
-    curve = [{"size": n, "added": 9, "mean": mean, "validation_per": 0.25 - n / 100, "test_per": 0.27 - n / 100}
+    curve = [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
              for mean in ("arithmetic", "geometric") for n in (1, 2, 3, 4)]  # fmt: skip
-    svg = pictures.ensemble(curve, 2, "geometric")
+    svg = pictures.ensemble(curve, 2, "geometric", PER)
     lines = [[float(x) for x in re.findall(r"[ML] (\S+) \S+", path)] for path in re.findall(r'<path d="([^"]*)"', svg)]
     of_points = [xs for xs in lines if len(xs) == 4]  # a legend's sample has 3, a grid line 2
     assert len(of_points) == 4
@@ -277,7 +273,7 @@ def test_before_any_trial_is_complete(make_study: Make, tiny_spec: StudySpec) ->
 
 def test_a_thousand_trials_are_cut_and_say_so(facts: Facts) -> None:
     records = [replace(facts.records[n % 12], number=n, start=facts.records[n].start if n < 12 else None) for n in range(1000)]
-    curves = {n: [{**facts.curves[n % 12][0], "step": float(at)} for at in range(100)] for n in range(1000)}
+    curves = {n: [replace(facts.curves[n % 12][0], step=at) for at in range(100)] for n in range(1000)}
     many_maps = with_findings(facts, effects=EFFECTS | {"interactions": [MAP] * (MAPS + 1)})
     html = html_of(replace(many_maps, records=records, curves=curves))
     assert f"best of {len(records)} trials" in html
@@ -289,12 +285,12 @@ def test_a_thousand_trials_are_cut_and_say_so(facts: Facts) -> None:
 def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
     best = build_report(study)["best"]
     record = next(record for record in study.records() if record.number == best["trial"])
-    assert best["interval"] == per_interval([study.scores([record.id])[record.id]])
-    assert best["interval"][0] < best["per"] < best["interval"][1]
+    assert best["interval"] == score_interval([study.scores([record.id])[record.id]])
+    assert best["interval"][0] < best["value"] < best["interval"][1]
     lines = CliRunner().invoke(main, ["report", "--study", "s"]).output.splitlines()
     assert lines[1] == "Confirmed PER 26.00 % (95 % interval 24.0..28.0 %, test, 240 sentences, 3 fresh seeds): trial 9"
     low, high = (100 * bound for bound in best["interval"])
-    assert lines[2] == f"Best PER {100 * best['per']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
+    assert lines[2] == f"Best PER {100 * best['value']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
     assert "That selection is not in the interval" in lines[3]
     found = json.loads(CliRunner().invoke(main, ["report", "--study", "s", "--json"]).output)
     assert found["findings"]["confirm"]["configs"] == CONFIRM["configs"]

@@ -13,7 +13,8 @@ from methods import Nothing
 from rivals import METHODS, absent
 from simulate import Surrogate, simulate, surrogate_of
 
-from hpo.search.stopping import Evaluation, non_finite
+from hpo.search.point import Point
+from hpo.search.stopping import non_finite
 
 FACTOR = {"ray": 4, "syne": 3}  # their defaults: the best of so many go on
 
@@ -39,13 +40,15 @@ def test_a_rival_begins_with_the_starts_and_stops_at_its_rungs(surrogate: Surrog
     for trace in one:
         assert set(trace.values) == {name for name in spec.parameters if spec.active(name, trace.values)}
         assert all(spec.parameters[name].contains(value) for name, value in trace.values.items())
-    factor, every = FACTOR[name.split("-")[0]], spec.base.evaluate_every
-    rungs = [every * factor**k for k in range(9) if every * factor**k < spec.base.steps]
+    factor, every = FACTOR[name.split("-")[0]], spec.base["evaluate_every"]
+    rungs = [every * factor**k for k in range(9) if every * factor**k < spec.base["steps"]]
     stopped = {trace.number: trace.curve[-1].step for trace in one if trace.state == "stopped"}
     assert set(stopped.values()) == set(rungs)
     assert 2 * len(stopped) > len(one)
     for rung in rungs:
-        there = {trace.number: trace.curve[rung // every - 1].per for trace in one if len(trace.curve) >= rung // every}
+        place = rung // every
+        came = [trace for trace in one if len(trace.curve) >= place]
+        there = {trace.number: trace.curve[place - 1].value for trace in came}
         assert stopped.get(min(there, key=lambda number: there[number])) != rung
 
 
@@ -60,6 +63,6 @@ def test_the_searcher_of_a_rival_learns(surrogate: Surrogate, name: str) -> None
         if number % 10 == 9:
             search.end(number, None, non_finite(1, "loss"))
             continue
-        search.report(number, Evaluation(spec.base.evaluate_every, noise[-1], 1.0))
+        search.report(number, Point(spec.base["evaluate_every"], noise[-1], 1.0))
         search.end(number, None, None)
     assert sum(noise[-20:]) < 0.8 * sum(noise[10:30])

@@ -19,12 +19,13 @@ sys.path.insert(0, str(FOLDER))
 from methods import Ours, Own, tpe  # noqa: E402
 from simulate import Curves, Rules, Search, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
 
-from hpo.decoder.metric import Score  # noqa: E402
 from hpo.search.ledger import Process  # noqa: E402
+from hpo.search.point import Point  # noqa: E402
 from hpo.search.spec import Policy  # noqa: E402
-from hpo.search.stopping import Evaluation, OwnPast, Stop  # noqa: E402
+from hpo.search.stopping import OwnPast, Stop  # noqa: E402
 from hpo.search.study import Study  # noqa: E402
 from hpo.search.trial import Completed, Stopped, Trial  # noqa: E402
+from hpo.trainer import Score  # noqa: E402
 
 SCALE = 10**9  # reference length of a Score that holds a PER with nine digits
 
@@ -37,7 +38,8 @@ def table(request: pytest.FixtureRequest) -> tuple[str, Table]:
 def test_a_table_holds_whole_curves_of_valid_configurations(table: tuple[str, Table]) -> None:
     _, found = table
     spec = found.spec
-    assert found.per.shape == found.loss.shape == (len(found.params), spec.base.steps // spec.base.evaluate_every)
+    points = spec.base["steps"] // spec.base["evaluate_every"]
+    assert found.per.shape == found.loss.shape == (len(found.params), points)
     for params, per in zip(found.params, found.per, strict=True):
         assert all(spec.parameters[name].contains(value) for name, value in params.items())
         assert np.isfinite(per).all() or np.isnan(per[-1])
@@ -80,10 +82,8 @@ class Real(Own):
         assert self.next
         return self.next.number, self.study.records()[self.next.number].params
 
-    def report(self, number: int, evaluation: Evaluation) -> bool:
-        point = {"step": evaluation.step, "per": evaluation.per, "validation_loss": evaluation.loss}
-        others = dict.fromkeys(("loss", "grad_norm", "lr", "step_seconds"), 0.0)
-        assert self.study.deliver(self.trials[number], [point | others], evaluation.step, 0.0)
+    def report(self, number: int, evaluation: Point) -> bool:
+        assert self.study.deliver(self.trials[number], [evaluation], evaluation.step, 0.0)
         return False
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:

@@ -12,7 +12,8 @@ from hpo.errors import CallerError
 from hpo.search import sharing
 from hpo.search.budget import Budget
 from hpo.search.database import Database
-from hpo.search.launch import Launcher, look_at_data, plan_workers
+from hpo.search.dataset import look_at_data
+from hpo.search.launch import Launcher, plan_workers
 from hpo.search.sharing import Sharing, free_memory
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
@@ -88,7 +89,7 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     monkeypatch.setattr(sharing, "WINDOW_SECONDS", 3.0)
     tiny_space.write_text(long(1_000_000, 1_000_000))
     spec = load_spec(tiny_space)
-    facts, _ = look_at_data(tiny_data, spec)
+    facts = look_at_data(tiny_data, spec).facts
     study = Study.create_or_open(database, "shared", spec, facts)
     launcher = Launcher(study, database, plan_workers(None, "cpu", "auto"), tiny_data)
     most = 0

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, decoder_config
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import SpecError
@@ -45,7 +45,7 @@ def load(tmp_path: Path, text: str) -> StudySpec:
         ("budget: {trials: 4}", "budget: {trials: -1}", ["trials", "greater than or equal to 0", "-1"]),
         ("budget: {trials: 4}", "budget: {trials: 4}\nbudget: {trials: 5}", ["line", "'budget' is there twice"]),
         ("budget: {trials: 4}", "budget: {trials: 4", ["not valid YAML in line"]),
-        ("budget: {trials: 4}", "stopping: {per_margn: 0.1}", ["stopping", "Did you mean per_margin?"]),
+        ("budget: {trials: 4}", "stopping: {margn: 0.1}", ["stopping", "Did you mean margin?"]),
         (TINY, "- a\n- b", ["dictionary"]),
         (TINY, "", ["dictionary"]),
         (TINY, "parameters: {}", ["parameters", "at least 1"]),
@@ -69,7 +69,7 @@ def test_the_number_that_a_person_means(tmp_path: Path) -> None:
     spec = load(tmp_path, TINY)
     assert (spec.parameters["optimizer.lr"].low, spec.parameters["optimizer.eps"].low) == (1e-4, 1e-8)
     assert parse_settings(("optimizer.weight_decay=1e-3",))
-    assert spec.base.with_values(parse_settings(("optimizer.weight_decay=1e-3",))).optimizer.weight_decay == 1e-3
+    assert decoder_config(spec, parse_settings(("optimizer.weight_decay=1e-3",))).optimizer.weight_decay == 1e-3
 
 
 def test_a_condition_on_a_number_written_as_1e_2(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_text_that_is_no_yaml(tmp_path: Path, text: str) -> None:
 
 def test_data_are_checked_against_the_largest_kernel_of_the_space(tmp_path: Path) -> None:
     spec = load(tmp_path, "parameters: {model.kernel: {choices: [4, 40]}}")
-    assert spec.strictest_model().kernel == 40
+    assert [config.flat()["model.kernel"] for config in spec.extremes()] == [32, 4, 40]
 
 
 def test_bundled_spaces_load_with_and_without_their_profiles() -> None:
@@ -99,7 +99,7 @@ def test_bundled_spaces_load_with_and_without_their_profiles() -> None:
     assert [path.stem for path in spaces] == ["lr-aug", "lr-only"]
     for path in spaces:
         assert load_spec(path).profile is None
-        assert load_spec(path, "demo").base.steps < load_spec(path).base.steps
+        assert load_spec(path, "demo").base["steps"] < load_spec(path).base["steps"]
 
 
 def test_lr_aug_asks_what_the_lab_asks() -> None:
@@ -118,17 +118,18 @@ def test_lr_aug_asks_what_the_lab_asks() -> None:
 
 def test_the_baseline_is_the_reference() -> None:
     spec = load_spec(find_space("lr-aug"))
-    assert spec.base.with_values(spec.starts["baseline"]) == DecoderConfig()
-    model, optimizer = spec.base.model, spec.base.optimizer
+    assert spec.config(spec.starts["baseline"]) == DecoderConfig()
+    base = decoder_config(spec)
+    model, optimizer = base.model, base.optimizer
     assert (model.layers, model.units, model.bidirectional, model.kernel, model.stride, model.dropout) == (5, 1024, True, 32, 4, 0.4)
     assert (optimizer.name, optimizer.lr, optimizer.eps, optimizer.weight_decay, optimizer.beta2) == ("adam", 0.02, 0.1, 1e-5, 0.999)
-    assert (spec.base.augment.white_noise_sd, spec.base.augment.constant_offset_sd) == (0.8, 0.2)
-    assert (spec.base.steps, spec.base.batch_size, optimizer.grad_clip_norm) == (10_000, 64, None)
+    assert (base.augment.white_noise_sd, base.augment.constant_offset_sd) == (0.8, 0.2)
+    assert (base.steps, base.batch_size, optimizer.grad_clip_norm) == (10_000, 64, None)
 
 
 def test_run_11_is_the_labs() -> None:
     spec = load_spec(find_space("lr-aug"))
-    config = spec.base.with_values(spec.starts["run11"])
+    config = decoder_config(spec, spec.starts["run11"])
     o, s, a = config.optimizer, config.schedule, config.augment
     assert (o.name, o.lr, o.eps, o.weight_decay, o.grad_clip_norm) == ("adamw", 8e-4, 1e-8, 1e-4, 1.5)
     assert (s.name, s.patience, s.factor, s.min_lr) == ("plateau", 8, 0.5, 1e-5)
@@ -150,7 +151,12 @@ def test_profile_then_set_overlay_the_base(tmp_path: Path) -> None:
     big = "{base: {model.units: 64, steps: 9}, budget: {trials: 7}, starts: {more: {optimizer.lr: 0.03}}}"
     path.write_text(TINY + f"profiles: {{big: {big}}}")
     spec = load_spec(path, "big", {"steps": 11})
-    assert (spec.base.model.units, spec.base.steps, spec.budget.trials, list(spec.starts)) == (64, 11, 7, ["baseline", "slow", "more"])
+    assert (spec.base["model.units"], spec.base["steps"], spec.budget.trials, list(spec.starts)) == (
+        64,
+        11,
+        7,
+        ["baseline", "slow", "more"],
+    )
     digests = {load_spec(path).digest(), load_spec(path, "big").digest(), spec.digest()}
     assert len(digests) == 3
     with pytest.raises(SpecError, match=r"--profile: there is no 'bgi'\. Did you mean big"):
@@ -161,7 +167,9 @@ def test_set_refuses_what_is_searched_or_unknown(tiny_space: Path) -> None:
     with pytest.raises(SpecError, match=r"--set optimizer.lr: this space searches optimizer.lr \(0.0001..0.05 \(log\)\)"):
         load_spec(tiny_space, None, {"optimizer.lr": 0.1})
     with pytest.raises(SpecError, match=r"Did you mean model\.units"):
-        parse_settings(("model.unit=3",))
+        load_spec(tiny_space, None, parse_settings(("model.unit=3",)))
+    with pytest.raises(SpecError, match=r"hpo enqueue optimizer\.rl=3: there is no 'optimizer.rl'. Did you mean optimizer\.lr"):
+        parse_settings(("optimizer.rl=3",), "hpo enqueue ", ("optimizer.lr", "steps"), ("optimizer.lr",))
     with pytest.raises(SpecError, match="no value"):
         parse_settings(("model.units",))
     with pytest.raises(SpecError, match=r"--set model\.units: input should be greater than or equal to 1"):
@@ -207,15 +215,15 @@ def test_a_question_is_two_configurations_and_no_part_of_the_digest(tmp_path: Pa
     assert spec.differences(silent) == []
     assert spec.extends(silent)
     again = type(spec).model_validate(spec.model_dump(mode="json"))  # as it is stored with a study
-    before, after = again.questions[0].compare[0].sides(spec.base)
-    assert (before, after.optimizer.eps) == (spec.base, 1e-8)
+    before, after = again.questions[0].compare[0].sides(spec.config())
+    assert (before, after.flat()["optimizer.eps"]) == (spec.config(), 1e-8)
     assert after == before.with_values({"optimizer.eps": 1e-8})
 
 
 def test_a_pair_of_values_sets_both_sides(tmp_path: Path) -> None:
     text = ASKED.replace("{optimizer.eps: 1e-8}", "{optimizer.lr: [0.02, 0.01], model.layer_norm: true}")
     before, after = load(tmp_path, text).questions[0].compare[0].sides(DecoderConfig().with_values({"optimizer.lr": 0.5}))
-    assert [(side.optimizer.lr, side.model.layer_norm) for side in (before, after)] == [(0.02, False), (0.01, True)]
+    assert [(side.flat()["optimizer.lr"], side.flat()["model.layer_norm"]) for side in (before, after)] == [(0.02, False), (0.01, True)]
 
 
 @pytest.mark.parametrize(
@@ -240,4 +248,4 @@ def test_lr_aug_measures_its_three_questions() -> None:
     spec = load_spec(find_space("lr-aug"))
     origins = [[contrast.origin for contrast in question.compare] for question in spec.questions]
     assert origins == [["baseline"], ["baseline", "best"], ["baseline", "best"]]
-    assert spec.base.optimizer.lr == 0.02
+    assert spec.base["optimizer.lr"] == 0.02

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hpo.decoder.metric import Score
-from hpo.evidence.stats import compare, holm, per_interval, seeds_to_separate
+from hpo.evidence.stats import compare, holm, score_interval, seeds_to_separate
+from hpo.trainer import Score
 
 DRAWS = 1000
 MEAN_LENGTH, PER = 30.0, 0.2
@@ -37,7 +37,7 @@ def test_the_interval_covers_the_true_per_as_often_as_it_says(seeds: int, senten
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(DRAWS):
-        low, high = per_interval(Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd))
+        low, high = score_interval(Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd))
         covered += low <= PER <= high
     assert 0.92 <= covered / DRAWS <= 0.98
 
@@ -48,13 +48,13 @@ def test_per_is_a_ratio_of_sums_where_longer_sentences_are_harder() -> None:
     truth = PER * (lengths**2).mean() / lengths.mean() ** 2
     generator = np.random.default_rng(2)
     draws = [Simulated(generator, 240, 0.5, longer_is_harder=True).scores(5, 0.05) for _ in range(DRAWS)]
-    intervals = [per_interval(scores) for scores in draws]
+    intervals = [score_interval(scores) for scores in draws]
     assert 0.92 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.98
     assert np.mean([low <= PER <= high for low, high in intervals]) < 0.5
 
 
 def percentile_bootstrap(scores: Sequence[Score], generator: np.random.Generator) -> tuple[float, float]:
-    """What per_interval is not: seeds resampled like the sentences."""
+    """What score_interval is not: seeds resampled like the sentences."""
     errors = np.array([score.errors for score in scores], dtype=float)
     per_seed = errors.sum(axis=1) / sum(scores[0].lengths)
     means = per_seed[generator.integers(len(scores), size=(500, len(scores)))].mean(axis=1)
@@ -66,7 +66,7 @@ def test_a_percentile_bootstrap_of_seeds_would_be_too_narrow() -> None:
     """The reason for Student's t: where seeds are all that varies, resampling 3 of them covers far too seldom."""
     generator = np.random.default_rng(3)
     simulated = [Simulated(generator, 100, 0.01).scores(3, 0.3) for _ in range(DRAWS)]
-    covered = [[low <= PER <= high for low, high in (percentile_bootstrap(s, generator), per_interval(s))] for s in simulated]
+    covered = [[low <= PER <= high for low, high in (percentile_bootstrap(s, generator), score_interval(s))] for s in simulated]
     naive, ours = np.mean(covered, axis=0)
     assert naive < 0.85
     assert 0.92 <= ours <= 0.98
@@ -110,10 +110,10 @@ def test_equal_scores_do_not_differ_and_the_same_scores_give_the_same_numbers() 
     scores = Simulated(np.random.default_rng(7), 50, 0.5).scores(2, 0.1)
     same = compare(scores, scores)
     assert (same.difference, same.p, same.decided) == (0.0, 1.0, False)
-    assert per_interval(scores) == per_interval(scores)
-    assert compare(scores[:1], scores[1:]).difference == pytest.approx(scores[0].per - scores[1].per)
-    low, high = per_interval(scores, level=0.5)
-    assert per_interval(scores)[0] < low < high < per_interval(scores)[1]
+    assert score_interval(scores) == score_interval(scores)
+    assert compare(scores[:1], scores[1:]).difference == pytest.approx(scores[0].value - scores[1].value)
+    low, high = score_interval(scores, level=0.5)
+    assert score_interval(scores)[0] < low < high < score_interval(scores)[1]
 
 
 def test_other_sentences_are_refused() -> None:
@@ -121,7 +121,7 @@ def test_other_sentences_are_refused() -> None:
     with pytest.raises(ValueError, match="different sentences"):
         compare([a], [b])
     with pytest.raises(ValueError, match="different sentences"):
-        per_interval([a, b])
+        score_interval([a, b])
 
 
 def test_holm_adjusts_for_the_number_of_comparisons() -> None:

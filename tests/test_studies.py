@@ -37,7 +37,7 @@ def test_the_list(make_study: Make, tiny_spec: StudySpec) -> None:
     control.halt(halted, "paused")
     lines = {line["name"]: line for line in json.loads(hpo("studies", "--json").stdout)}
     assert {name: line["state"] for name, line in lines.items()} == {"busy": "running", "done": "done", "halted": "paused", "new": "idle"}
-    assert [lines["done"][key] for key in ("ended", "budget", "best_per", "running", "failed")] == [2, 2, 0.2, 0, 0]
+    assert [lines["done"][key] for key in ("ended", "budget", "best_value", "running", "failed")] == [2, 2, 0.2, 0, 0]
     assert lines["new"]["last"] is None and lines["busy"]["last"] is not None
     text = hpo("studies").stdout
     assert [line.split()[0] for line in text.splitlines()] == ["study", "busy", "done", "halted", "new"]

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,25 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from conftest import TINY
+from conftest import TINY, point
 from optuna.trial import TrialState
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.engine import Connection, Row
 
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.metric import Score
-from hpo.decoder.train import Progress
 from hpo.errors import DatabaseAwayError, StudyError
 from hpo.evidence.report import build_report
 from hpo.search import ledger
 from hpo.search.database import Database
-from hpo.search.ledger import Process, point_of
+from hpo.search.ledger import Process
 from hpo.search.pick import best_of
 from hpo.search.record import in_thin_curve
 from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
 from hpo.search.study import Study
+from hpo.search.tables import curve_table
 from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial, is_over
+from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 HERE = Process.this()
@@ -49,18 +48,19 @@ def completed(per: float) -> Completed:
     return Completed(Score((round(per * 1000),), (1000,)))
 
 
-def evaluated(step: int, per: float) -> Progress:
-    return Progress(step, 1, 1.0, 2.0, 0.1, 0.5, Score((round(per * 100),), (100,)), 0.1, 1.5)
-
-
 def report(study: Study, trial: Trial, step: int, per: float, seconds: float) -> bool:
-    return study.deliver(trial, [point_of([evaluated(step, per)])], step, seconds)
+    return study.deliver(trial, [point(step, per)], step, seconds)
+
+
+def _points_of(trial: Trial) -> Any:
+    table = curve_table.c
+    return select(table.step, table.value, table.attempt).where(table.trial_id == trial.id).order_by(table.step)
 
 
 def curve(study: Study, trial: Trial) -> list[tuple[int, float, int]]:
     """(step, PER, attempt) of each point."""
     with study._engine.begin() as connection:
-        return [(row.step, row.per, row.attempt) for row in ledger.curves_of(connection, [trial.id])[trial.id]]
+        return [tuple(row) for row in connection.execute(_points_of(trial))]
 
 
 def ended_process() -> Process:
@@ -75,8 +75,8 @@ def test_starts_come_first_with_their_configurations(make_study: Make, tiny_spec
     study = make_study(tiny_spec)
     one, two = claim(study), claim(study)
     assert (one.start, two.start) == ("baseline", "slow")
-    assert one.config == tiny_spec.base
-    assert two.config.flat() == tiny_spec.base.with_values(tiny_spec.starts["slow"]).flat() | {"seed": 1}
+    assert one.config == tiny_spec.config()
+    assert two.config.flat() == tiny_spec.base | tiny_spec.starts["slow"] | {"seed": 1}
     assert [trial.number for trial in (one, two)] == [0, 1]
     records = study.records()
     assert "optimizer.eps" not in records[1].params  # sgd has none
@@ -90,7 +90,7 @@ def test_the_same_trials_whoever_draws_them(make_study: Make, tiny_spec: StudySp
     studies = [make_study(spec, name) for name in ("a", "b")]
     drawn = [[claim(study).config for _ in range(4)] for study in studies]
     assert drawn[0] == drawn[1]
-    assert len({config.optimizer.lr for config in drawn[0]}) == 4
+    assert len({config.flat()["optimizer.lr"] for config in drawn[0]}) == 4
 
 
 def test_the_budget_is_exact_over_workers_at_once(make_study: Make, database: Database, tiny_space: Path) -> None:
@@ -135,9 +135,9 @@ def test_an_interrupted_trial_goes_on_under_its_number(make_study: Make, tiny_sp
     assert (study.records()[0].state, study.records()[0].cause, study.records()[0].reason) == ("waiting", "interrupted", "a signal")
     again = claim(study)
     assert (again.number, again.config, again.lease != first.lease) == (0, first.config, True)
-    assert study.resume(again, 2, [point_of([evaluated(2, 0.9)])])
+    assert study.resume(again, 2, [point(2, 0.9)])
     record = study.records()[0]
-    assert (record.attempts, record.seconds, record.last_per) == (2, 4.0, 0.9)
+    assert (record.attempts, record.seconds, record.last_value) == (2, 4.0, 0.9)
     report(study, again, 4, 0.8, 1.5)
     assert curve(study, again) == [(2, 0.9, 1), (4, 0.8, 2)]
     assert study.records()[0].seconds == 5.5
@@ -150,7 +150,7 @@ def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny
     study = make_study(tiny_spec)
     claim(study, ended_process())
     taker = claim(study)
-    points = [point_of([evaluated(2, 0.9)]), point_of([evaluated(4, 0.7)])]
+    points = [point(2, 0.9), point(4, 0.7)]
     assert study.resume(taker, 4, points)
     assert curve(study, taker) == [(2, 0.9, 2), (4, 0.7, 2)]
     assert study._study.get_trials()[0].intermediate_values == {2: 0.9, 4: 0.7}
@@ -159,7 +159,7 @@ def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny
 def test_a_curve_that_another_attempt_forgot_comes_back_with_the_checkpoint(make_study: Make, tiny_spec: StudySpec) -> None:
     """Without a shared folder: host a, then host b from step 0, then host a again, which has its checkpoint."""
     study = make_study(tiny_spec)
-    points = [point_of([evaluated(2, 0.9)]), point_of([evaluated(4, 0.7)])]
+    points = [point(2, 0.9), point(4, 0.7)]
     assert study.deliver(claim(study, ended_process()), points, 4, 1.0)
     assert study.resume(claim(study, ended_process()), 0, [])
     last = claim(study)
@@ -193,9 +193,9 @@ def test_an_expired_lease_is_taken_and_its_holder_cannot_write(make_study: Make,
     assert not report(study, slow, 2, 0.1, 1.0)
     assert not study.finish(slow, completed(0.1))
     record = study.records()[0]
-    assert (record.state, record.step, record.last_per, record.seconds) == ("running", 0, None, 0.0)
+    assert (record.state, record.step, record.last_value, record.seconds) == ("running", 0, None, 0.0)
     assert study.finish(taker, completed(0.5))
-    assert study.records()[0].per == 0.5
+    assert study.records()[0].value == 0.5
 
 
 def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -398,28 +398,28 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     assert study.finish(odd, Failed("RuntimeError: odd", Cause.BAD_CONFIGURATION))
     found = build_report(study)
     assert found["best"] | {"params": 0, "config": 0, "interval": 0} == {
-        "trial": 0, "per": 0.5, "partition": "validation", "sentences": 2, "params": 0, "config": 0, "interval": 0
+        "trial": 0, "value": 0.5, "partition": "validation", "sentences": 2, "params": 0, "config": 0, "interval": 0
     }  # fmt: skip
     assert found["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
     assert found["stopped_by"] == {"own-past": 1}
     assert found["starts"]["baseline"]["points_above_best"] == 0
-    assert (found["starts"]["slow"]["per"], found["starts"]["slow"]["state"]) == (None, "stopped")
+    assert (found["starts"]["slow"]["value"], found["starts"]["slow"]["state"]) == (None, "stopped")
     assert found["gpu_seconds"] == {"spent": 3.5, "saved": 2.0}  # 2 of 6 steps took 1 s
     assert study.scores([done.id])[done.id] == Score((2, 3), (5, 5))
-    best = best_of(study.records())
+    best = best_of(study.records(), study.spec.metric)
     assert best is not None
-    assert (best.number, best.best_per, best.best_step) == (0, 0.3, 2)
+    assert (best.number, best.best_value, best.best_step) == (0, 0.3, 2)
     assert study._study.best_trial.number == 0  # Optuna and its dashboard agree
 
 
 def test_the_fine_curve_is_kept(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
-    study.deliver(trial, [point_of([replace(evaluated(1, 0.9), loss=3.0, grad_norm=9.0, score=None), evaluated(2, 0.9)])], 2, 1.0)
+    told = point(2, 0.9, loss=2.0, grad_norm=9.0)
+    study.deliver(trial, [told], 2, 1.0)
+    assert study.curves(study.records())[trial.number] == [told]
     with study._engine.begin() as connection:
-        (point,) = ledger.curves_of(connection, [trial.id])[trial.id]
-    assert point._asdict() == {"trial_id": trial.id, "step": 2, "per": 0.9, "validation_loss": 1.5, "loss": 2.0, "grad_norm": 9.0,
-                               "lr": 0.1, "step_seconds": 0.5, "attempt": 1}  # fmt: skip
+        assert [row.attempt for row in connection.execute(select(curve_table))] == [1]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10_000, 100), (400, 20), (6, 2), (7, 2), (100, 1000), (10_001, 100)])
@@ -448,20 +448,6 @@ def test_reopening(make_study: Make, tiny_space: Path) -> None:
     grown = make_study(spec("high: 5e-2", "high: 5e-1").model_copy(update={"budget": spec("trials: 4", "trials: 5").budget}), extend=True)
     for _ in range(5):
         grown.finish(claim(grown), completed(0.5))  # sampling over the grown range works
-
-
-def test_tables_of_an_earlier_version_get_what_they_lack(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
-    old = make_study(tiny_spec)
-    trial = claim(old)
-    with old._engine.begin() as connection:
-        for statement in ("ALTER TABLE hpo_trial DROP COLUMN gpu_seconds", "ALTER TABLE hpo_curve DROP COLUMN attempt",
-                          "DROP TABLE hpo_attempt"):  # fmt: skip
-            connection.execute(text(statement))
-    study = Study.open(database, "s")
-    assert report(study, trial, 2, 0.5, 1.0)
-    assert curve(study, trial) == [(2, 0.5, 1)]
-    assert study.finish(trial, completed(0.5), 2.0)
-    assert study.records()[0].gpu_seconds == 2.0
 
 
 def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
@@ -508,7 +494,7 @@ def draws_above(study: Study, bound: float, outcome_above: Stopped | Failed) -> 
     drawn = []
     for _ in range(70):
         trial = claim(study)
-        lr = trial.config.optimizer.lr
+        lr = trial.config.flat()["optimizer.lr"]
         drawn.append(lr)
         study.finish(trial, outcome_above if lr > bound else completed(0.3 + 0.1 * noise.random()))
     return float(np.mean(np.array(drawn[30:]) > bound))
@@ -527,8 +513,8 @@ def test_conditional_parameters_are_sampled_and_learnt(make_study: Make, tiny_sp
     study = make_study(load_spec(tiny_space))
     for _ in range(30):
         trial = claim(study)
-        adam = trial.config.optimizer.name == "adam"
-        study.finish(trial, completed(0.2 + 0.5 * (not adam) + 0.01 * (math.log10(trial.config.optimizer.eps) + 8) * adam))
+        adam = trial.config.flat()["optimizer.name"] == "adam"
+        study.finish(trial, completed(0.2 + 0.5 * (not adam) + 0.01 * (math.log10(trial.config.flat()["optimizer.eps"]) + 8) * adam))
     records = study.records()
     assert all(("optimizer.eps" in record.params) == (record.params["optimizer.name"] == "adam") for record in records)
     late = [record for record in records[15:] if record.params["optimizer.name"] == "adam"]
@@ -546,6 +532,6 @@ def test_findings_and_fine_curves_are_kept(make_study: Callable[..., Study], tin
     assert datetime.fromisoformat(found["effects"]["made"]).tzinfo is not None
     trial = claim(study)
     study.resume(trial, 0, [])
-    points = [dict.fromkeys(("per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds"), 0.5) | {"step": step} for step in (2, 4)]
+    points = [point(step, 0.5) for step in (2, 4)]
     study.deliver(trial, points, 4, 1.0)
     assert study.curves(study.records())[trial.number] == points

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
+from conftest import recordings
 
 from hpo.cli import main
-from hpo.decoder.data import Data, load_data
+from hpo.decoder.training import Recordings
 from hpo.errors import CallerError
 from hpo.search import trackers
-from hpo.search.ledger import Point
+from hpo.search.point import Point
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
 from hpo.search.trackers import Subject, Tracker, Trackers, check, choose, chosen
@@ -31,13 +31,13 @@ needs = {name: pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is no
 
 
 @pytest.fixture
-def data(tiny_data: Path, tiny_spec: StudySpec) -> Data:
-    return load_data(tiny_data, tiny_spec.base.model, 0.2, 0, torch.device("cpu"))[0]
+def data(tiny_data: Path, tiny_spec: StudySpec) -> Recordings:
+    return recordings(tiny_data, tiny_spec, 0.2)
 
 
 def curve(study: Study, number: int) -> list[tuple[int, float]]:
     record = study.records()[number]
-    return [(int(point["step"]), point["per"]) for point in study.curves([record])[number]]
+    return [(point.step, point.value) for point in study.curves([record])[number]]
 
 
 def events(folder: Path) -> Any:
@@ -55,10 +55,10 @@ def assert_tensorboard_has(study: Study, folder: Path) -> None:
             (step, pytest.approx(per, abs=1e-6)) for step, per in curve(study, record.number)
         ]
         assert {"per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds"} <= set(found.Tags()["scalars"])
-        assert found.Scalars("final_per")[0].value == pytest.approx(record.per, abs=1e-6)
+        assert found.Scalars("final_per")[0].value == pytest.approx(record.value, abs=1e-6)
 
 
-def test_tensorboard_has_the_curves_that_the_study_has(make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path) -> None:
+def test_tensorboard_has_the_curves_that_the_study_has(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
     assert Worker(study, data, tmp_path, RECORD).run() == 4
@@ -67,7 +67,7 @@ def test_tensorboard_has_the_curves_that_the_study_has(make_study: Make, tiny_sp
     assert b"complete" in texts[0].tensor_proto.string_val[0]
 
 
-def test_a_trial_that_goes_on_has_each_step_once(make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path) -> None:
+def test_a_trial_that_goes_on_has_each_step_once(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
     """A worker is told to leave at each of the first looks; whatever it had told before its checkpoint counts once."""
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
@@ -80,7 +80,7 @@ def test_a_trial_that_goes_on_has_each_step_once(make_study: Make, tiny_spec: St
 
 
 def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
-    make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
@@ -93,14 +93,14 @@ def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
 
 def test_what_a_killed_attempt_told_after_its_checkpoint_is_replaced(tmp_path: Path) -> None:
     def attempt(number: int, before: Sequence[Point], told: Sequence[Point]) -> Trackers:
-        subject = Subject(tmp_path / "trackers", "s", 0, number, "unique-0", {"optimizer.lr": 0.1})
+        subject = Subject(tmp_path / "trackers", "s", 0, number, "unique-0", {"optimizer.lr": 0.1}, "per")
         found = Trackers([Tracker("tensorboard", subject, lambda: True, print)], before)
         for point in told:
             found.point(point)
         return found
 
     def point(step: int, per: float) -> Point:
-        return {"step": step, "per": per}
+        return Point(step, per, 1.0)
 
     attempt(1, [], [point(2, 0.9), point(4, 0.8), point(6, 0.7)]).close()  # as a kill leaves it: without an outcome
     attempt(2, [point(2, 0.9)], [point(4, 0.6), point(6, 0.5)]).close()  # its checkpoint was of step 2
@@ -109,7 +109,12 @@ def test_what_a_killed_attempt_told_after_its_checkpoint_is_replaced(tmp_path: P
 
 
 def test_a_disk_that_fills_up_costs_a_line_and_the_rest_of_that_attempt_alone(
-    make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_study: Make,
+    tiny_spec: StudySpec,
+    data: Recordings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -134,7 +139,12 @@ def test_a_disk_that_fills_up_costs_a_line_and_the_rest_of_that_attempt_alone(
 
 
 def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
-    make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_study: Make,
+    tiny_spec: StudySpec,
+    data: Recordings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
@@ -145,7 +155,7 @@ def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
 
 
 @needs["mlflow"]
-def test_mlflow_has_the_curves_and_outcomes(make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path) -> None:
+def test_mlflow_has_the_curves_and_outcomes(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     study = make_study(tiny_spec)
@@ -164,7 +174,7 @@ def test_mlflow_has_the_curves_and_outcomes(make_study: Make, tiny_spec: StudySp
         assert told == [(step, pytest.approx(per)) for step, per in curve(study, record.number)]
         assert (run.info.status, run.data.tags["hpo.outcome"]) == ("FINISHED", "complete")
         assert run.data.params["optimizer.lr"] == str(record.config["optimizer.lr"])
-        assert run.data.metrics["final_per"] == pytest.approx(record.per)
+        assert run.data.metrics["final_per"] == pytest.approx(record.value)
 
 
 def wandb_records(file: Path) -> Iterator[bytes]:
@@ -197,7 +207,7 @@ def wandb_has(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 @needs["wandb"]
-def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudySpec, data: Data, tmp_path: Path) -> None:
+def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
     study = make_study(tiny_spec)
     choose(study, ["wandb"])
     assert Worker(study, data, tmp_path, RECORD).run() == 4
@@ -208,7 +218,7 @@ def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudyS
         assert [(line["_step"], line["per"]) for line in history] == [
             (step, pytest.approx(per)) for step, per in curve(study, record.number)
         ]
-        assert (summary["outcome"], summary["final_per"]) == ("complete", pytest.approx(record.per))
+        assert (summary["outcome"], summary["final_per"]) == ("complete", pytest.approx(record.value))
 
 
 def test_what_track_takes() -> None:

@@ -49,12 +49,12 @@ def screen(seen: Snapshot, height: int = 24) -> list[str]:
 def test_a_snapshot_is_what_the_records_say(study: Study) -> None:
     seen = snapshot(study)
     (running,) = seen.running
-    assert (running.number, running.host, running.step, running.steps, running.pers) == (2, this_host(), 4, 6, (0.5, 0.4))
+    assert (running.number, running.host, running.step, running.steps, running.values) == (2, this_host(), 4, 6, (0.5, 0.4))
     assert 0 <= running.lease_age < 60
-    ended = [(trial.number, trial.state, trial.per, trial.reason) for trial in seen.ended]
+    ended = [(trial.number, trial.state, trial.value, trial.reason) for trial in seen.ended]
     assert ended == [(1, "stopped", None, "PER rose"), (0, "complete", 0.25, "")]
     assert seen.best == (0, 0.25)
-    assert {name: start.per for name, start in seen.starts.items()} == {"baseline": 0.25, "slow": None}
+    assert {name: start.value for name, start in seen.starts.items()} == {"baseline": 0.25, "slow": None}
     assert (seen.spent.ended, seen.waiting, seen.halt) == (2, 0, None)
 
 

@@ -2,53 +2,61 @@
 
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from commands import until
-from conftest import TINY
+from conftest import TINY, decoder_config, recordings
 from sqlalchemy import select, text
 
 from hpo.decoder.artifact import load_decoder, save_decoder
-from hpo.decoder.checkpoint import checkpoints, load_checkpoint
-from hpo.decoder.data import Data, load_data
-from hpo.decoder.train import TrainState
+from hpo.decoder.config import DecoderConfig
+from hpo.decoder.training import GruTraining, Recordings
 from hpo.errors import MemoryShortError
+from hpo.search.checkpoint import begin, checkpoints
 from hpo.search.ledger import Process
 from hpo.search.signals import StopFlag
 from hpo.search.spec import load_spec
 from hpo.search.study import Study
 from hpo.search.tables import trial_table
-from hpo.search.trial import Completed, Stopped
+from hpo.search.trial import Completed, Stopped, Trial
 from hpo.search.worker import Worker, _Run
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 
 
 @pytest.fixture
-def data(tiny_data: Path, tiny_space: Path) -> Data:
-    return load_data(tiny_data, load_spec(tiny_space).base.model, 0.2, 0, torch.device("cpu"))[0]
+def data(tiny_data: Path, tiny_space: Path) -> Recordings:
+    return recordings(tiny_data, load_spec(tiny_space), 0.2)
 
 
-def worker_for(study: Study, data: Data, folder: Path, stop: Callable[[], bool] = lambda: False) -> Worker:
+def weights_of(trial: Trial, data: Recordings) -> dict[str, torch.Tensor]:
+    assert isinstance(trial.config, DecoderConfig)
+    return GruTraining(trial.config, data).state.scored.state_dict()
+
+
+def worker_for(study: Study, data: Recordings, folder: Path, stop: Callable[[], bool] = lambda: False) -> Worker:
     return Worker(study, data, folder, RECORD, stop)
 
 
-def test_a_trial_completes_with_its_final_score(make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path) -> None:
+def test_a_trial_completes_with_its_final_score(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
     assert worker.run() == 4
     records = study.records()
     assert [record.state for record in records] == ["complete"] * 4
     for record in records:
-        assert study.scores([record.id])[record.id].per == record.per == record.last_per
+        assert study.scores([record.id])[record.id].value == record.value == record.last_value
         assert (record.step, record.steps) == (6, 6)
         assert record.seconds > 0
 
 
 def test_training_that_is_not_finite_stops_at_its_step(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """lr 1e30 throws the weights out of the range of float32 in one update; the next evaluation would be far away."""
     rare = TINY.replace("steps: 6, evaluate_every: 2", "steps: 900, evaluate_every: 900")
@@ -69,10 +77,10 @@ def test_training_that_is_not_finite_stops_at_its_step(
 
 
 def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
-    data.n_features = 7  # the model is built for other features than the batches have
+    data.data.n_features = 7  # the model is built for other features than the batches have
     worker = worker_for(study, data, tmp_path)
     assert worker.run() == 22  # the budget's ten failures, and the one that is too many, each tried twice
     assert {record.state for record in study.records()} == {"failed"}
@@ -80,7 +88,7 @@ def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
 
 
 def test_a_raised_flag_hands_the_trial_back_between_steps(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
     looks = iter([False, False, False, True])
@@ -98,7 +106,7 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
 
 
 def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """Real: no machine has the petabytes for these weights. A trial to which this happens too often fails."""
     tiny_space.write_text(TINY.replace("model.units: 8", "model.units: 10_000_000").replace("trials: 4", "trials: 4, failures: 0"))
@@ -114,7 +122,7 @@ def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
 
 
 def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study(load_spec(tiny_space))
     looks = iter([False, False, False, True])
@@ -129,7 +137,7 @@ def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
 
 
 def test_a_trial_that_only_gets_better_is_checkpointed_too(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """Its best weights are being written at every evaluation."""
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
@@ -144,7 +152,7 @@ def test_a_trial_that_only_gets_better_is_checkpointed_too(
 
 
 def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """Killed between the two, a trial would go on after its best step and never write it again."""
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
@@ -162,7 +170,7 @@ def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
 
 
 def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_the_next_one(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study, best = make_study(load_spec(tiny_space)), tmp_path / "trial-0" / "best.safetensors"
     trial = study.claim(Process.this(), RECORD)
@@ -175,7 +183,8 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
         return False
 
     run = _Run(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
-    run.writer.submit("another's", save_decoder, best, TrainState(trial.config, data).scored.state_dict(), trial.config, {"step": 99})
+    best.parent.mkdir()
+    run.writer.submit("another's", save_decoder, best, weights_of(trial, data), trial.config, {"step": 99})
     run.writer.wait()
     run.to_its_end()
     run.writer.close()
@@ -184,7 +193,7 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
 
 
 def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """The trial is taken at its last step: the next attempt has nothing to train any more."""
     study = make_study(load_spec(tiny_space))
@@ -193,9 +202,8 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
     assert trial is not None
     run = _Run(worker, trial, tmp_path / "trial-0")
     assert isinstance(run.to_its_end(), Completed)
-    state = TrainState(trial.config, data)
-    load_checkpoint(state, tmp_path / "trial-0")
-    assert state.finished
+    begun = begin(partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data), tmp_path / "trial-0")
+    assert begun.training.step == trial.config.steps
     run.writer.close()
     run.reporter.close()
     run.tidy()
@@ -203,7 +211,7 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     (tmp_path / "trial-0").touch()  # a file where the folder should be
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
@@ -215,7 +223,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
 
 
 def test_a_worker_whose_trial_was_taken_writes_nothing(
-    make_study: Callable[..., Study], tiny_space: Path, data: Data, tmp_path: Path
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
@@ -225,7 +233,7 @@ def test_a_worker_whose_trial_was_taken_writes_nothing(
         connection.execute(text("UPDATE hpo_trial SET lease = 'another'"))
     assert worker.run_trial(trial) is None
     record = study.records()[0]
-    assert (record.state, record.last_per, record.seconds) == ("running", None, 0)
+    assert (record.state, record.last_value, record.seconds) == ("running", None, 0)
 
 
 def test_the_flag_is_raised_by_a_signal() -> None:

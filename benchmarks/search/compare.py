@@ -57,8 +57,9 @@ fitted = cache(surrogate_of)
 
 
 def training_seconds(surrogate: Surrogate) -> float:
-    base = surrogate.spec.base
-    return base.steps * STEP_SECONDS + base.steps / base.evaluate_every * EVALUATION_SECONDS
+    steps: int = surrogate.spec.base["steps"]
+    evaluations: float = steps / surrogate.spec.base["evaluate_every"]
+    return steps * STEP_SECONDS + evaluations * EVALUATION_SECONDS
 
 
 def repeat(table: str, method: str, seed: int, trainings: float) -> Run:
@@ -75,8 +76,8 @@ def run_of(traces: Sequence[Trace], best: float, cost: float = 0.0) -> Run:
     complete = sorted((trace for trace in traces if trace.state == "complete"), key=lambda trace: trace.ended)
     seconds, regret, lowest = [], [], float("inf")
     for trace in complete:
-        if trace.curve[-1].per < lowest:
-            lowest = trace.curve[-1].per
+        if trace.curve[-1].value < lowest:
+            lowest = trace.curve[-1].value
             seconds.append(round(trace.ended, 1))
             regret.append(round(trace.truth / best - 1, 4))
     ended = [trace for trace in traces if trace.state != "running"]

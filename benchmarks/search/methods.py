@@ -13,10 +13,12 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from simulate import Curves, Rules, Search
 
+from hpo.decoder.trainer import PER
+from hpo.search.point import Point
 from hpo.search.policy import Seen, propose
 from hpo.search.sampling import distribution, sampler_of
 from hpo.search.spec import Policy, SamplerSettings, StudySpec
-from hpo.search.stopping import Evaluation, OwnPast, Stop
+from hpo.search.stopping import OwnPast, Stop
 
 STARTUP_TRIALS = SamplerSettings().startup_trials  # the demo profile, with which tables are made, may have fewer
 
@@ -49,10 +51,10 @@ class Memory:
         self._trials[trial.number] = trial
         return trial.number, drawn(self.spec, trial)
 
-    def report(self, number: int, evaluation: Evaluation) -> bool:
+    def report(self, number: int, evaluation: Point) -> bool:
         trial = self._trials[number]
-        trial.report(evaluation.per, evaluation.step)
-        return self._prunes and evaluation.step < self.spec.base.steps and trial.should_prune()
+        trial.report(evaluation.value, evaluation.step)
+        return self._prunes and evaluation.step < self.spec.base["steps"] and trial.should_prune()
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
         trial = self._trials[number]
@@ -76,10 +78,16 @@ class Ours(Nothing):
         self.spec = with_seed(spec, seed, startup_trials).model_copy(update={"policy": policy})
         self._rule = OwnPast()
         self._values: list[dict[str, Any]] = []
-        self._ends: dict[int, float] = {}
+        # None: it diverged.
+        self._ends: dict[int, float | None] = {}
 
     def _seen(self) -> list[Seen]:
-        return [Seen(number, values, self._ends.get(number)) for number, values in enumerate(self._values)]
+        seen = []
+        for number, values in enumerate(self._values):
+            per = self._ends.get(number)
+            diverged = number in self._ends and per is None
+            seen.append(Seen(number, values, per, diverged))
+        return seen
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
         number = len(self._values)
@@ -90,14 +98,14 @@ class Ours(Nothing):
         self._values.append(values)
         return number, values
 
-    def report(self, number: int, evaluation: Evaluation) -> bool:
+    def report(self, number: int, evaluation: Point) -> bool:
         return False
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
-        self._ends[number] = 1.0 if per is None else per
+        self._ends[number] = per
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
-        return self._rule.judge(curves[number])
+        return self._rule.judge(curves[number], PER)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Own(Nothing):
     rule: OwnPast = field(default_factory=OwnPast)
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
-        return self.rule.judge(curves[number])
+        return self.rule.judge(curves[number], PER)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class EpochThenBest(Nothing):
             return None
         drawn = range((rounds - 1) * self.count, rounds * self.count)
         advanced = sum(bool(curves[number]) and (number not in paused and curves[number][-1].step > self.first) for number in drawn)
-        left = sorted((paused[number][-1].per, number) for number in drawn if number in paused)
+        left = sorted((paused[number][-1].value, number) for number in drawn if number in paused)
         return left[0][1] if left and advanced < self.keep else None
 
 
@@ -169,11 +177,19 @@ def _gp(seed: int) -> BaseSampler:
 
 
 def _halving(spec: StudySpec) -> BasePruner:
-    return SuccessiveHalvingPruner(min_resource=spec.base.evaluate_every, reduction_factor=3)
+    return SuccessiveHalvingPruner(min_resource=spec.base["evaluate_every"], reduction_factor=3)
 
 
 def _hyperband(spec: StudySpec) -> BasePruner:
-    return HyperbandPruner(min_resource=spec.base.evaluate_every, max_resource=spec.base.steps, reduction_factor=3)
+    return HyperbandPruner(
+        min_resource=spec.base["evaluate_every"],
+        max_resource=spec.base["steps"],
+        reduction_factor=3,
+    )
+
+
+def _one_epoch_first(spec: StudySpec) -> Rules:
+    return EpochThenBest(6 * spec.base["evaluate_every"])
 
 
 def policy(which: Policy, label: str, share: float) -> Method:
@@ -192,5 +208,5 @@ METHODS = {
     "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
     "gpsampler": Method("Optuna's GPSampler", of_optuna(_gp, lambda spec: NopPruner()), share=0.02),
     "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
-                    lambda search: EpochThenBest(6 * cast(Memory, search).spec.base.evaluate_every)),
+                    lambda search: _one_epoch_first(cast(Memory, search).spec)),
 }  # fmt: skip

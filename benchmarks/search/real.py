@@ -11,7 +11,8 @@ from statistics import mean, stdev
 
 from hpo.evidence.weights import score, weights_of
 from hpo.search.database import open_database
-from hpo.search.launch import Launcher, Plan, look_at_data
+from hpo.search.dataset import look_at_data
+from hpo.search.launch import Launcher, Plan
 from hpo.search.pick import best_of
 from hpo.search.spec import DEFAULT_POLICY, find_space, load_spec
 from hpo.search.study import Study
@@ -25,7 +26,8 @@ def search(policy: str, seed: int, hours: float, workers: int) -> tuple[Study, f
     changed = {name: type(getattr(spec, name)).model_validate(values) for name, values in settings.items()}
     spec = spec.model_copy(update=changed)
     database = open_database()
-    study = Study.create_or_open(database, f"real-{policy}-{seed}-{hours:g}", spec, look_at_data(None, spec)[0])
+    name = f"real-{policy}-{seed}-{hours:g}"
+    study = Study.create_or_open(database, name, spec, look_at_data(None, spec).facts)
     study.settle(None, code_version())
     begin = time.monotonic()
     if study.why_over() is None:
@@ -45,12 +47,14 @@ def main() -> None:
     for seed in arguments.seeds:
         for policy in arguments.policies:
             study, seconds = search(policy, seed, arguments.gpu_hours, arguments.workers)
-            best, spent = best_of(study.records()), study.standing()
-            assert best is not None and best.per is not None
+            best = best_of(study.records(), study.spec.metric)
+            spent = study.standing()
+            assert best is not None and best.value is not None
             test = score(weights_of(study, str(best.number), "last"), study.data_path, "test", "cpu", None)["per"]
-            found[policy].append((best.per, test))
+            found[policy].append((best.value, test))
             cells = [policy, seed, spent.ended, round(spent.gpu_seconds), round(seconds), best.number]
-            print("| " + " | ".join(map(str, [*cells, f"{100 * best.per:.1f}", f"{100 * test:.1f}"])) + " |", flush=True)
+            scores = [f"{100 * value:.1f}" for value in (best.value, test)]
+            print("| " + " | ".join(map(str, [*cells, *scores])) + " |", flush=True)
     for policy, pers in found.items():
         spread = [f"{100 * mean(values):.1f} (SD {100 * stdev(values):.1f})" for values in zip(*pers, strict=True)]
         print(f"{policy}: validation {spread[0]}, test {spread[1]}")

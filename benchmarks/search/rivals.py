@@ -24,9 +24,10 @@ from methods import Method, drawn
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from simulate import Curves
 
+from hpo.search.point import Point
 from hpo.search.sampling import distribution, seed_of
 from hpo.search.spec import StudySpec
-from hpo.search.stopping import Evaluation, Stop
+from hpo.search.stopping import Stop
 
 
 def flat(spec: StudySpec, language: ModuleType, beyond: int) -> dict[str, Any]:
@@ -67,13 +68,19 @@ def starts(spec: StudySpec) -> list[dict[str, Any]]:
     return [spec.start_values(start) for start in spec.starts]
 
 
-def _report(spec: StudySpec, evaluation: Evaluation) -> dict[str, Any]:
-    return {"step": evaluation.step, "per": evaluation.per, "training_iteration": evaluation.step // spec.base.evaluate_every}
+def _report(spec: StudySpec, evaluation: Point) -> dict[str, Any]:
+    iteration = evaluation.step // spec.base["evaluate_every"]
+    return {"step": evaluation.step, "per": evaluation.value, "training_iteration": iteration}
 
 
 def _rungs(spec: StudySpec) -> dict[str, Any]:
     """The same words in both."""
-    return {"metric": "per", "time_attr": "step", "max_t": spec.base.steps, "grace_period": spec.base.evaluate_every}
+    return {
+        "metric": "per",
+        "time_attr": "step",
+        "max_t": spec.base["steps"],
+        "grace_period": spec.base["evaluate_every"],
+    }
 
 
 def ray_random(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -124,7 +131,7 @@ class RayTune:
         self._waiting = self._draw()
         return len(self._trials) - 1, decoded(self.spec, self._trials[-1].config)
 
-    def report(self, number: int, evaluation: Evaluation) -> bool:
+    def report(self, number: int, evaluation: Point) -> bool:
         trial, result = self._trials[number], _report(self.spec, evaluation)
         self._results[number] = result
         stops = bool(self._scheduler.on_trial_result(None, trial, result) == self._scheduler.STOP)
@@ -172,7 +179,7 @@ class SyneTune:
         self._scheduler.on_trial_add(self._trials[-1])
         return len(self._trials) - 1, decoded(self.spec, config)
 
-    def report(self, number: int, evaluation: Evaluation) -> bool:
+    def report(self, number: int, evaluation: Point) -> bool:
         from syne_tune.optimizer.scheduler import SchedulerDecision
 
         return bool(self._scheduler.on_trial_result(self._trials[number], _report(self.spec, evaluation)) == SchedulerDecision.STOP)

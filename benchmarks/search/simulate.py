@@ -23,11 +23,14 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 
+from hpo.decoder.trainer import PER
+from hpo.search.point import Point
 from hpo.search.policy import Model, Seen
 from hpo.search.sampling import seed_of
 from hpo.search.space import Cube
-from hpo.search.spec import StudySpec
-from hpo.search.stopping import Evaluation, Stop, non_finite
+from hpo.search.spec import DEFAULT_POLICY, StudySpec
+from hpo.search.stopping import Stop, not_finite
+from hpo.search.upgrade import upgraded_spec
 
 HERE = Path(__file__).parent
 STEP_SECONDS, EVALUATION_SECONDS = 0.0166, 0.064  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`
@@ -35,7 +38,7 @@ NEAREST = 3  # trainings, one of which lends its curve
 DIGITS = 9  # of a simulated PER: a study keeps it as errors over a length, and must find the same
 LEARNS = 0.7  # PER at the end of a training that learned something
 Array = NDArray[np.float64]
-Curves = Mapping[int, Sequence[Evaluation]]  # by the trial's number
+Curves = Mapping[int, Sequence[Point]]  # by the trial's number
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ def load_table(name: str) -> Table:
     rows, curves, fields = json.loads(str(stored["rows"])), stored["curves"].astype(float), list(stored["fields"])
     once = {json.dumps([row["params"], row["seed"]]): index for index, row in enumerate(rows)}  # two parts begin with the starts
     rows, curves = [rows[index] for index in once.values()], curves[list(once.values())]
-    spec = StudySpec.model_validate_json(str(stored["spec"]))
-    steps = np.arange(1, curves.shape[1] + 1) * float(spec.base.evaluate_every)
+    # The stored tables are older than policies.
+    values = {"policy": DEFAULT_POLICY} | json.loads(str(stored["spec"]))
+    spec = StudySpec.model_validate(upgraded_spec(values))
+    steps = np.arange(1, curves.shape[1] + 1) * float(spec.base["evaluate_every"])
     return Table(spec, tuple(row["params"] for row in rows), tuple(row["part"] for row in rows), steps,
                  curves[..., fields.index("per")], curves[..., fields.index("validation_loss")])  # fmt: skip
 
@@ -97,10 +102,13 @@ class Training:
 
     steps: Array
     per: Array
+    # On the validation sentences.
     loss: Array
 
-    def evaluation(self, point: int) -> Evaluation:
-        return Evaluation(int(self.steps[point]), float(self.per[point]), float(self.loss[point]))
+    def evaluation(self, point: int) -> Point:
+        """The loss of the training data is not known, and no rule looks at it."""
+        step = int(self.steps[point])
+        return Point(step, float(self.per[point]), math.nan, float(self.loss[point]))
 
 
 class Surrogate:
@@ -234,7 +242,7 @@ class Search(Protocol):
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
         """A new trial: its number and values. curves: of those before it."""
 
-    def report(self, number: int, evaluation: Evaluation) -> bool:
+    def report(self, number: int, evaluation: Point) -> bool:
         """True: the study's own rule ends the trial."""
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
@@ -259,7 +267,7 @@ class Trace:
     values: dict[str, Any]
     training: Training
     truth: float
-    curve: list[Evaluation] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
     seconds: float = 0.0
     ended: float = math.inf  # GPU-seconds of the search
     state: str = "running"
@@ -273,7 +281,7 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
     """
     traces: dict[int, Trace] = {}
     queue: list[tuple[float, int, int]] = []  # when (GPU-seconds), the trial, its next point
-    every = surrogate.spec.base.evaluate_every
+    every = surrogate.spec.base["evaluate_every"]
     cost = workers * (STEP_SECONDS * every + EVALUATION_SECONDS)
 
     def begin(now: float) -> None:
@@ -299,8 +307,8 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
             heapq.heappush(queue, (now + cost, number, point + 1))
             continue
         trace.state, trace.ended = state, now
-        if state == "complete" and trace.curve[-1].per < lowest:
-            lowest, named = trace.curve[-1].per, trace.truth
+        if state == "complete" and trace.curve[-1].value < lowest:
+            lowest, named = trace.curve[-1].value, trace.truth
         begin(now)
     return list(traces.values())
 
@@ -308,13 +316,13 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
 def _advance(search: Search, rules: Rules, traces: Mapping[int, Trace], trace: Trace, point: int) -> str:
     """The trial's state after its next evaluation."""
     evaluation = trace.training.evaluation(point)
-    if not (math.isfinite(evaluation.per) and math.isfinite(evaluation.loss)):
-        search.end(trace.number, None, non_finite(evaluation.step, "loss"))
+    if stop := not_finite(evaluation, PER):
+        search.end(trace.number, None, stop)
         return "stopped"
     trace.curve.append(evaluation)
     ended = search.report(trace.number, evaluation)
     if point + 1 == len(trace.training.steps):
-        search.end(trace.number, evaluation.per, None)
+        search.end(trace.number, evaluation.value, None)
         return "complete"
     verdict = rules.judge(trace.number, {number: other.curve for number, other in traces.items()})
     if isinstance(verdict, Stop) or ended:

@@ -10,6 +10,7 @@ configurations says little about the rank there, the form of its curves (diverge
 
 import argparse
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from scipy.stats import qmc
 from hpo.decoder.formats import read_sentences
 from hpo.errors import StudyError
 from hpo.search.database import home, open_database
-from hpo.search.launch import Launcher, Plan, look_at_data
+from hpo.search.dataset import look_at_data
+from hpo.search.launch import Launcher, Plan
+from hpo.search.point import Point
 from hpo.search.space import Cube
 from hpo.search.spec import StudySpec, find_space, load_spec
 from hpo.search.study import Study
@@ -77,7 +80,7 @@ def part_spec(table: str, part: str) -> StudySpec:
     if part == "tpe":  # as a real study has them, not as the demo
         spec = spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"startup_trials": 20})})
     if part == "again":
-        base = spec.base.model_copy(update={"seed": 10_000})
+        base = spec.base | {"seed": 10_000}
         spec = spec.model_copy(update={"base": base, "starts": chosen_again(table, count)})
     return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": count})})
 
@@ -104,21 +107,45 @@ def rows_of(table: str, parts: tuple[str, ...]) -> list[dict[str, Any]]:
         curves = study.curves(records)
         for record in records:
             row = {"part": part, "number": record.number, "start": record.start, "params": record.params, "seed": record.config["seed"]}
-            rows.append(row | {"per": record.per, "curve": curves[record.number], "seconds": record.gpu_seconds})
+            found = {
+                "per": record.value,
+                "curve": curves[record.number],
+                "seconds": record.gpu_seconds,
+            }
+            rows.append(row | found)
     return rows
 
 
 def export(table: str, parts: tuple[str, ...]) -> None:
     """To table_X.npz: `rows` (JSON, a trial each), `curves` (trial, point, field; NaN after a loss that is not finite)."""
     rows = rows_of(table, parts)
-    points = -(-spec_of(table).base.steps // spec_of(table).base.evaluate_every)
+    spec = spec_of(table)
+    points = -(-spec.base["steps"] // spec.base["evaluate_every"])
     curves = np.full((len(rows), points, len(FIELDS)), np.nan, dtype=np.float32)
     for row, curve in zip(rows, curves, strict=True):
         for index, point in enumerate(row.pop("curve")):
-            curve[index] = [point[field] for field in FIELDS]
-    spec = spec_of(table).model_dump_json()
-    np.savez_compressed(HERE / f"table_{table}.npz", rows=json.dumps(rows), curves=curves, fields=FIELDS, spec=spec)
+            curve[index] = in_fields(point)
+    parts_of_file: dict[str, Any] = {
+        "rows": json.dumps(rows),
+        "curves": curves,
+        "fields": FIELDS,
+        "spec": spec.model_dump_json(),
+    }
+    np.savez_compressed(HERE / f"table_{table}.npz", **parts_of_file)
     print(f"table {table}: {len(rows)} trainings, {sum(row['per'] is None for row in rows)} not finite")
+
+
+def in_fields(point: Point) -> list[float]:
+    """A point of a curve in the order of FIELDS; NaN for what is not known."""
+    known: dict[str, float | None] = {
+        **point.metrics,
+        "step": point.step,
+        "per": point.value,
+        "validation_loss": point.validation_loss,
+        "loss": point.loss,
+    }
+    values = [known.get(field) for field in FIELDS]
+    return [math.nan if value is None else value for value in values]
 
 
 def run(table: str, part: str, workers: int) -> bool:
@@ -128,7 +155,8 @@ def run(table: str, part: str, workers: int) -> bool:
         study = Study.open(database, study_name(table, part))
     else:
         spec = part_spec(table, part)
-        study = Study.create_or_open(database, study_name(table, part), spec, look_at_data(path, spec)[0])
+        facts = look_at_data(path, spec).facts
+        study = Study.create_or_open(database, study_name(table, part), spec, facts)
         study.settle(None, code_version())
     if study.why_over() is None:
         Launcher(study, database, Plan(("cpu",) * workers, threads=1), path, allow_different_code=True).run()

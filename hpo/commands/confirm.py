@@ -42,13 +42,15 @@ def confirm(study: str, top: int, seeds: int, database: str | None, as_json: boo
     """
     from hpo.evidence.confirm import as_text, choose
     from hpo.evidence.confirm import confirm as confirmed
+    from hpo.trainer import named
 
     opened, parent = _opened(study, database)
     chosen = choose(parent, top)
     train, workers = _ready(parent, opened, as_json, score_test=True, **how)
     child = _child(parent, opened, "confirm", workers, len(chosen) * seeds, as_json)
     finding = confirmed(parent, child, top, seeds, train)
-    click.echo(json.dumps(finding, indent=2) if as_json else as_text(study, finding))
+    metric = parent.spec.metric
+    click.echo(json.dumps(named(finding, metric), indent=2) if as_json else as_text(study, finding, metric))
 
 
 def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
@@ -66,7 +68,7 @@ def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainin
     from hpo.search.version import code_version
 
     child = open_child(opened, parent, kind, ("test",) if kind == "confirm" else ())
-    child.settle(parent.artifacts, code_version())
+    child.settle(parent.artifacts, code_version(parent.spec.trainer))
     choose(child, chosen(parent)[0])
     if not as_json:
         left = sum(record.state == "waiting" for record in child.records())
@@ -99,7 +101,7 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
                 continue
             if over := child.why_over():
                 raise StudyError(f"study {child.name}: {over}")
-            with Display(Console(highlight=False, quiet=as_json)) as display:
+            with Display(Console(highlight=False, quiet=as_json), child.spec.metric) as display:
                 end = Launcher(child, opened, plan, data, allow_different_code=allow_different_code).run(display)
             if end == "interrupted":
                 click.echo("Stopped. What was trained is kept; the same line goes on with it.", err=True)
@@ -125,6 +127,7 @@ def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, selec
     Ctrl-C stops the workers; the same line goes on. Other machines may join by hpo worker --study STUDY.ablate.
     """
     from hpo.evidence import ablate as path
+    from hpo.trainer import named
 
     if start is None and not ask:
         raise CallerError("neither --from nor --questions. Valid: --from START for the path to --to (best), --questions, or both")
@@ -137,13 +140,13 @@ def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, selec
     count += sum(2 * seeds * len(question.compare) for question in parent.spec.questions if ask)
     train, workers = _ready(parent, opened, as_json, score_test=False, **how)
     child = _child(parent, opened, "ablate", workers, count, as_json)
-    findings = {}
+    findings, metric = {}, parent.spec.metric
     if start is not None:
         findings["ablation"] = path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train)
     if ask:
         findings["questions"] = path.measure(parent, child, parent.spec.questions, seeds, train)
     if as_json:
-        click.echo(json.dumps(findings, indent=2))
+        click.echo(json.dumps(named(findings, metric), indent=2))
         return
     shown = {"ablation": path.path_text, "questions": path.questions_text}
-    click.echo("\n".join(shown[kind](study, finding) for kind, finding in findings.items()))
+    click.echo("\n".join(shown[kind](study, finding, metric) for kind, finding in findings.items()))

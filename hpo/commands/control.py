@@ -93,7 +93,7 @@ def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str
     if not values and not like:
         raise CallerError("hpo enqueue: no values. Valid: FIELD=VALUE such as optimizer.lr=0.01, or --like best")
     found = open_study(study, database)
-    given = parse_settings(values, "hpo enqueue ", tuple(found.spec.parameters))
+    given = parse_settings(values, "hpo enqueue ", found.spec.base, found.spec.parameters)
     chosen, sampled = control.chosen_values(found.spec, given, _values_of(found, like) if like else {})
     number = control.enqueue(found, chosen)
     click.echo(f"trial {number} begins next: {', '.join(f'{name}={value}' for name, value in chosen.items())}")

@@ -17,17 +17,21 @@ from hpo.errors import CallerError
 def effects(study: str, plot: Path | None, database: str | None, as_json: bool) -> None:
     """Show which parameters matter, which pairs of them interact, and whether that is more than noise."""
     from hpo.evidence.effects import build_effects, effects_text
+    from hpo.trainer import named
 
     if plot:
         from hpo.evidence.heatmap import check_plot
 
         check_plot(plot)
-    found = build_effects(open_study(study, database))
+    opened = open_study(study, database)
+    metric = opened.spec.metric
+    found = build_effects(opened)
     if plot:
         from hpo.evidence.heatmap import draw
 
-        draw(found, plot)
-    click.echo(json.dumps(found, indent=2) if as_json else effects_text(found) + (f"\nwrote {plot}" if plot else ""))
+        draw(found, plot, metric)
+    shown = json.dumps(named(found, metric), indent=2) if as_json else effects_text(found, metric)
+    click.echo(shown + (f"\nwrote {plot}" if plot and not as_json else ""))
 
 
 @click.command()
@@ -49,12 +53,16 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
              as_json: bool) -> None:  # fmt: skip
     """Combine finished trials, chosen on validation, and score the combination on test beside the best single one."""
     from hpo.evidence.ensemble import build_ensemble, ensemble_text
+    from hpo.trainer import named, offered
 
     numbers = [part.strip() for part in trials.split(",")] if trials is not None else []
     if not all(number.isdecimal() for number in numbers):
         raise CallerError(f"--trials {trials}: not trial numbers. Valid: such as 3,7,9")
-    found = build_ensemble(open_study(study, database), [int(number) for number in numbers], max_size, device, data)
-    click.echo(json.dumps(found, indent=2) if as_json else ensemble_text(found))
+    opened = open_study(study, database)
+    offered(opened.spec.trainer, "ensemble", "ensembles")
+    found = build_ensemble(opened, [int(number) for number in numbers], max_size, device, data)
+    metric = opened.spec.metric
+    click.echo(json.dumps(named(found, metric), indent=2) if as_json else ensemble_text(found, metric))
 
 
 @click.command()
@@ -66,6 +74,9 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
 def plan(study: str, gpus: int, hours: float, database: str | None, as_json: bool) -> None:
     """Show how many trials fit into some GPUs and hours, by what the trials so far have cost."""
     from hpo.evidence.plan import build_plan, plan_text
+    from hpo.trainer import named
 
-    found = build_plan(open_study(study, database), gpus, hours)
-    click.echo(found.model_dump_json(indent=2) if as_json else plan_text(found))
+    opened = open_study(study, database)
+    metric = opened.spec.metric
+    found = build_plan(opened, gpus, hours)
+    click.echo(json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else plan_text(found, metric))

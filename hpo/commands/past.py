@@ -11,6 +11,7 @@ from hpo.errors import CallerError
 
 if TYPE_CHECKING:
     from hpo.evidence.past_runs import PastRun
+    from hpo.trainer import Metric
 
 path_argument = click.Path(path_type=Path)
 map_option = click.option("--map", "maps", multiple=True, metavar="COLUMN=FIELD",
@@ -49,6 +50,7 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
     from hpo.display import past_picture
     from hpo.evidence.importing import facts, import_runs, runs_of, stated
     from hpo.search.spec import parse_settings
+    from hpo.trainer import DEFAULT_TRAINER, load_trainer, named, offered
 
     if same_data and not study:
         raise CallerError("--same-data without --study: it says which study's data the runs are of. Add --study NAME")
@@ -57,18 +59,21 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
     if other and not study:
         raise CallerError(f"--from-study {other} without --study: it says whose sampler is to learn. Add --study NAME")
     found = open_study(study, database) if study else None
+    reference = found.spec.trainer if found else DEFAULT_TRAINER
+    metric = load_trainer(reference).metric
     if runs_dir is not None:
+        offered(reference, "past_runs", "reading of past runs")
         runs, refused = _read(runs_dir, maps)
-        values = parse_settings(settings)
+        values = parse_settings(settings, names=load_trainer(reference).config.names())
         runs = [stated(run, values) for run in runs]
     else:
         assert found and other
         runs, refused, same_data = runs_of(open_study(other, database), found), {}, True
     rows = import_runs(found, runs, same_data) if found else [facts(run) for run in runs]
     if as_json:
-        click.echo(json.dumps({"runs": rows, "refused": refused}, indent=2))
+        click.echo(json.dumps(named({"runs": rows, "refused": refused}, metric), indent=2))
     else:
-        Console(highlight=False).print(past_picture(rows, refused))
+        Console(highlight=False).print(past_picture(rows, refused, metric))
 
 
 @click.command()
@@ -90,10 +95,12 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     """
     from hpo.evidence.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
     from hpo.evidence.backtest import backtest as replay
+    from hpo.trainer import DEFAULT_TRAINER, load_trainer, named
 
     if (runs_dir is None) == (study is None):
         raise CallerError("hpo backtest takes RUNS_DIR or --study NAME, one of them: what to replay")
     opened = open_study(study, database) if study else None
+    metric = opened.spec.metric if opened else load_trainer(DEFAULT_TRAINER).metric
     own_past = opened.spec.stopping if opened else None
     refused: dict[str, str] = {}
     if opened:
@@ -101,11 +108,12 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     else:
         assert runs_dir is not None
         runs, refused = _read(runs_dir, maps)
-        curves, left_out = past_curves(runs)
+        curves, left_out = past_curves(runs, metric)
     found: dict[str, Any] = replay(curves, rules or DEFAULT_RULES, own_past)
     found["not_replayable"] = left_out | refused
+    shown = named(found, metric)
     if with_sweep:
-        found["sweep"] = sweep(curves, own_past)
+        found["sweep"] = shown["sweep"] = sweep(curves, own_past)
     if plot:
         from hpo.evidence.pictures import backtest_picture
 
@@ -113,16 +121,16 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     if opened:
         opened.keep_result("backtest", found)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(shown, indent=2))
     else:
-        _print_backtest(found, plot)
+        _print_backtest(found, metric, plot)
 
 
-def _print_backtest(found: dict[str, Any], plot: Path | None) -> None:
+def _print_backtest(found: dict[str, Any], metric: "Metric", plot: Path | None) -> None:
     from rich.console import Console
 
     from hpo.display import backtest_picture
 
-    Console(highlight=False).print(backtest_picture(found))
+    Console(highlight=False).print(backtest_picture(found, metric))
     if plot:
         click.echo(f"wrote {plot}")

@@ -54,9 +54,11 @@ def _write(option: str, path: Path, text: str) -> None:
 def export(study: str, trial: str, kind: str, weights: str, out: Path, database: str | None) -> None:
     """Write a trial's configuration as YAML, or its model for the lab's own code."""
     from hpo.evidence.report import export_text
+    from hpo.trainer import offered
 
     found = open_study(study, database)
     if kind == "neural_seq_decoder":
+        offered(found.spec.trainer, "reference folder", "export to neural_seq_decoder")
         from hpo.evidence.weights import export_reference
 
         click.echo("\n".join(export_reference(found, trial, weights, out)))
@@ -80,10 +82,12 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
              device: str | None, database: str | None, as_json: bool) -> None:  # fmt: skip
     """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
     from hpo.evidence.weights import score, score_text, weights_of
+    from hpo.trainer import offered
 
     path = Path(model)
     if study:
         trained = open_study(study, database)
+        offered(trained.spec.trainer, "evaluate", "scoring of its weights here")
         path, data = weights_of(trained, model, weights), data or trained.data_path
     found = score(path, data, partition, device, padding)
     click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
@@ -91,6 +95,10 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
 
 def print_report(study: "Study", database: str | None, as_json: bool = False) -> None:
     from hpo.evidence.report import as_text, build_report, next_command
+    from hpo.trainer import named
 
-    report = build_report(study)
-    click.echo(json.dumps(report, indent=2) if as_json else f"{as_text(report)}\nNext: {next_command(report, database)}")
+    report, metric = build_report(study), study.spec.metric
+    if as_json:
+        click.echo(json.dumps(named(report, metric), indent=2))
+    else:
+        click.echo(f"{as_text(report, metric)}\nNext: {next_command(report, database)}")

@@ -83,22 +83,29 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     spec = _spec(path, data, profile, settings, trials, policy)
     from hpo.search import control
     from hpo.search.database import open_database
-    from hpo.search.launch import Launcher, Plan, look_at_data, plan_workers
+    from hpo.search.dataset import look_at_data
+    from hpo.search.launch import Launcher, Plan, plan_workers
     from hpo.search.study import Study
     from hpo.search.version import check_code, code_version
 
     plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(workers, device, per_gpu)
-    facts, notes = look_at_data(data, spec)
+    looked = look_at_data(data, spec)
     opened = open_database(database)
-    study = Study.create_or_open(opened, name or path.stem, spec, facts, extend)
-    study.settle(made(artifacts), code_version())
+    study = Study.create_or_open(opened, name or path.stem, spec, looked.facts, extend)
+    study.settle(made(artifacts), code_version(spec.trainer))
     check_code(study, allow_different_code)
     tracked = _track(study, track)
     halted = study.halt
     if halted and halted.state == "stopped":
         control.resume(study)
-    for line in (f"study      {study.name}: {path}, budget {study.budget}", f"kept in    {opened}", *tracked, *notes, f"workers    {plan}"):
-        click.echo(line)
+    lines = [
+        f"study      {study.name}: {path}, budget {study.budget}",
+        f"kept in    {opened}",
+        *tracked,
+        *looked.lines,
+        f"workers    {plan}",
+    ]
+    click.echo("\n".join(lines))
     if halted:
         goes_on = "it goes on now" if halted.state == "stopped" else f"workers wait for hpo resume --study {study.name}"
         click.echo(f"           {halted}; {goes_on}")
@@ -143,7 +150,7 @@ def _run(launcher: "Launcher", notify: str | None) -> str:
     def say(problem: str) -> None:
         click.echo(f"hpo: {problem}", err=True)
 
-    with notifying(notify, launcher.study, say) as tell, Display(Console(highlight=False)) as display:
+    with notifying(notify, launcher.study, say) as tell, Display(Console(highlight=False), launcher.study.spec.metric) as display:
         end = launcher.run(show)
     for line in launcher.shared():
         click.echo(line)
@@ -228,11 +235,12 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
 
     from hpo.search import slurm_element
     from hpo.search.database import open_database
+    from hpo.search.device import choose_device
     from hpo.search.launch import plan_node
     from hpo.search.reporter import persistently
     from hpo.search.signals import StopFlag
     from hpo.search.study import Study
-    from hpo.search.worker import choose_device, run_worker
+    from hpo.search.worker import run_worker
 
     if (per_gpu or requeue) and not all_gpus:
         raise CallerError("--per-gpu and --requeue are for all the workers of a machine: add --all-gpus")

@@ -93,7 +93,6 @@ def made(folder: Path | None) -> Path | None:
 
 
 def open_study(study: str, database: str | None) -> "Study":
-    from hpo.search.database import open_database
-    from hpo.search.study import Study
+    from hpo.search import study as studies
 
-    return Study.open(open_database(database), study)
+    return studies.open_study(study, database)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 @json_option
 def studies(database: str | None, as_json: bool) -> None:
     """List the studies with their state, best PER and last activity."""
-    from dataclasses import asdict
-
     from rich.console import Console
 
     from hpo.search.database import open_database
@@ -28,27 +26,45 @@ def studies(database: str | None, as_json: bool) -> None:
 
     found = all_studies(open_database(database))
     if as_json:
-        click.echo(json.dumps([asdict(line) | {"last": line.last and line.last.isoformat()} for line in found], indent=2))
+        click.echo(json.dumps([_facts(line) for line in found], indent=2))
     elif found:
         Console(highlight=False).print(_table(found))
     else:
         click.echo("There is no study. hpo launch makes one")
 
 
+def _facts(line: "Line") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from hpo.trainer import named
+
+    facts = asdict(line) | {"last": line.last and line.last.isoformat(), "metric": line.metric and line.metric.name}
+    found: dict[str, Any] = named(facts, line.metric) if line.metric else facts
+    return found
+
+
 def _table(lines: "Sequence[Line]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from hpo.text import local, percent
+    from hpo.text import local
 
+    names = {line.metric.name for line in lines if line.metric}
+    best = f"best {names.pop()}" if len(names) == 1 else "best"
     table = Table(box=None, pad_edge=False)
-    for title in ("study", "state", "trials", "run", "failed", "best PER", "last activity"):
+    for title in ("study", "state", "trials", "run", "failed", best, "last activity"):
         table.add_column(title, justify="left" if title in ("study", "state") else "right", no_wrap=title != "study", overflow="fold")
     for line in lines:
         of = "" if line.budget is None else f" of {line.budget}"
         table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),
-                      "" if line.best_per is None else percent(line.best_per), local(line.last) if line.last else "")  # fmt: skip
+                      _best(line), local(line.last) if line.last else "")  # fmt: skip
     return table
+
+
+def _best(line: "Line") -> str:
+    if line.metric is None or line.best_value is None:
+        return ""
+    return line.metric.text(line.best_value)
 
 
 @click.command()
@@ -63,16 +79,19 @@ def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     from hpo.search.pick import best_of
     from hpo.search.studies import refuse_if_running, remove
     from hpo.search.study_list import children
-    from hpo.text import percent
 
     found = open_study(study, database)
     if not force:
         refuse_if_running(found)
     records, folder = found.records(), study_folder(found)
-    best = best_of(records)
+    metric = found.spec.metric
+    best = best_of(records, metric)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     files = f"{size / 1e6:.1f} MB of weights, checkpoints and logs" if folder.is_dir() else "none here"
-    click.echo(f"study {study}: {len(records)} trials" + (f", best PER {percent(best.per)}" if best and best.per is not None else ""))
+    shown = f"study {study}: {len(records)} trials"
+    if best and best.value is not None:
+        shown += f", best {metric.name} {metric.text(best.value)}"
+    click.echo(shown)
     click.echo(f"files       {folder}: {files}")
     for child in children(open_database(database), study):
         click.echo(f"stays       {child}, made from it: hpo delete --study {child}")

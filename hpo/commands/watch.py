@@ -35,6 +35,7 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
     from rich.console import Console
 
     from hpo.display import trial_table
+    from hpo.trainer import named
 
     if watch and as_json:
         raise CallerError("--watch with --json: give one of them; --watch prints a line a change where the output is no terminal")
@@ -50,9 +51,10 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
         trials = [asdict(record) for record in records]
         parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials,
                  "imported": [asdict(record) for record in imported]}  # fmt: skip
-        click.echo(json.dumps(parts | ({} if jobs is None else {"jobs": [asdict(job) for job in jobs]}), indent=2))
+        parts |= {} if jobs is None else {"jobs": [asdict(job) for job in jobs]}
+        click.echo(json.dumps(named(parts, found.spec.metric), indent=2))
     else:
-        Console(highlight=False).print(trial_table(records, found.budget))
+        Console(highlight=False).print(trial_table(records, found.budget, found.spec.metric))
         for record in imported:
             click.echo(f"imported trial {record.number}: past run {record.imported}, {record.state}")
         if halted := found.halt:

@@ -101,7 +101,7 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             return reason(404, "no such trial, or it has not begun")
         try:
             if name == "curve.png":
-                body = curve_png(record, page.study.curves([record])[record.number])
+                body = curve_png(record, page.study.curves([record])[record.number], page.study.spec.metric)
             elif name == "log.txt":
                 body = log_tail(page.study, record).encode()
             else:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.dashboard.plots import BEST, GREY
-from hpo.search.ledger import ENQUEUED, Point
+from hpo.search.ledger import ENQUEUED
 from hpo.search.pick import best_of
+from hpo.search.point import Point
 from hpo.search.study import Study
 from hpo.search.trial import DONE, Record
-from hpo.text import duration, percent, value_text
+from hpo.text import duration, value_text
+from hpo.trainer import Metric, load_trainer
 
 LOG_LINES = 200
 FILES = {"curve.png": "image/png", "configuration.yaml": "text/plain; charset=utf-8", "log.txt": "text/plain; charset=utf-8"}
@@ -35,11 +37,14 @@ def plain(text: str) -> str:
 # ---- notes
 
 
-def trial_note(record: Record, attributes: Mapping[str, Any], parent: Parent | None) -> str:
+def trial_note(record: Record, attributes: Mapping[str, Any], parent: Parent | None, metric: Metric) -> str:
     """Nothing that changes with every step: a page would read it again and again."""
     lines = [f"**{record.state}**{_why(record)}"]
-    if record.per is not None and record.best_per is not None:
-        lines.append(f"PER {percent(record.per)} at the end; lowest {percent(record.best_per)} at step {record.best_step}")
+    if record.value is not None and record.best_value is not None:
+        lines.append(
+            f"{metric.name} {metric.text(record.value)} at the end; {metric.lowest} {metric.text(record.best_value)} "
+            f"at step {record.best_step}"
+        )
     if record.start:
         lines.append(f"start *{plain(record.start)}*")
     if ENQUEUED in attributes:
@@ -65,17 +70,19 @@ def _differences(record: Record, parent: Parent) -> str:
 
 def study_note(study: Study, records: Sequence[Record], where: str, address: str) -> str:
     """where: a worker can join. address: of the study's page."""
-    spec, best = study.spec, best_of(list(records))
+    spec, metric = study.spec, study.spec.metric
+    best = best_of(records, metric)
     done = sum(record.state in DONE for record in records)
     starts = {record.start: record for record in records if record.start}
     lines = [plain(spec.question) + "\n"] if spec.question else []
-    if best and best.per is not None:
-        lines.append(f"- **Best**: PER {percent(best.per)}, [trial {best.number}]({address}/trials?numbers={best.number})")
+    if best and best.value is not None:
+        lines.append(f"- **Best**: {metric.name} {metric.text(best.value)}, [trial {best.number}]({address}/trials?numbers={best.number})")
     for name in spec.starts:
         if found := starts.get(name):
-            result = f"PER {percent(found.per)}" if found.per is not None else f"{found.state}{_why(found)}"
+            result = f"{metric.name} {metric.text(found.value)}" if found.value is not None else f"{found.state}{_why(found)}"
             lines.append(f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}")
-    lines.append(f"- **Data**: {plain(str(study.data['path'] or 'the bundled recordings'))}, fingerprint {study.data['fingerprint']}")
+    source = str(study.data["path"] or load_trainer(spec.trainer).bundled)
+    lines.append(f"- **Data**: {plain(source)}, fingerprint {study.data['fingerprint']}")
     lines.append(f"- **Budget**: {plain(str(study.budget))}; {done} done" + (f". {plain(str(study.halt))}" if study.halt else ""))
     lines.append(f"- **Join**: `hpo worker --study {study.name}`, on {plain(where)}")
     return "\n".join(lines)
@@ -91,21 +98,25 @@ def files_of(record: Record) -> list[dict[str, str | None]]:
             for name, mimetype in there.items()]  # fmt: skip
 
 
-def curve_png(record: Record, curve: Sequence[Point]) -> bytes:
-    """PER, losses and learning rate over steps."""
+def curve_png(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
+    """The metric, the losses and, if the trainer tells one, the learning rate over steps."""
     from matplotlib.figure import Figure  # takes a second, and nobody may look
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
-    steps = [point["step"] for point in curve]
-    top.plot(steps, [100 * point["per"] for point in curve], color=BEST)
+    steps = [point.step for point in curve]
+    top.plot(steps, [metric.scale * point.value for point in curve], color=BEST)
     top.set_title(f"trial {record.number}, {record.state}", fontsize=10)
-    top.set_ylabel("PER (%)")
-    middle.plot(steps, [point["loss"] for point in curve], color=GREY, label="training")
-    middle.plot(steps, [point["validation_loss"] for point in curve], color=BEST, label="validation")
-    middle.set_ylabel("CTC loss")
+    top.set_ylabel(metric.label)
+    middle.plot(steps, [point.loss for point in curve], color=GREY, label="training")
+    on_validation = [(point.step, point.validation_loss) for point in curve if point.validation_loss is not None]
+    if on_validation:
+        middle.plot(*zip(*on_validation, strict=True), color=BEST, label="validation")
+    middle.set_ylabel("loss")
     middle.legend()
-    bottom.plot(steps, [point["lr"] for point in curve], color=GREY)
+    lrs = [(point.step, point.metrics["lr"]) for point in curve if "lr" in point.metrics]
+    if lrs:
+        bottom.plot(*zip(*lrs, strict=True), color=GREY)
     bottom.set_ylabel("lr")
     bottom.set_xlabel("step (optimizer updates)")
     out = io.BytesIO()

@@ -136,14 +136,14 @@ class StudyPage:
         changed = False
         for trial in stale:
             before = self._pieces.get(trial.number)
-            piece = self._piece(trial, about[trial._trial_id], record_of(trial, rows.get(trial._trial_id)))
+            piece = self._piece(trial, about[trial._trial_id], record_of(trial, rows.get(trial._trial_id), self.study.spec.metric))
             self._pieces[trial.number] = piece
             changed = changed or before is None or before.text != piece.text
         self._space.update(stale)
         if changed:
             pieces = list(self._pieces.values())
             self._figures = figures([(piece.record, piece.trial.intermediate_values) for piece in pieces], self.study.spec)
-            best = best_of([piece.record for piece in pieces])
+            best = best_of([piece.record for piece in pieces], self.study.spec.metric)
             self._best = self._pieces[best.number].text if best else b""
         head = self._study(attributes)
         self._version += changed or head != self._head
@@ -157,7 +157,7 @@ class StudyPage:
 
     def _piece(self, trial: FrozenTrial, attributes: Mapping[str, Any], record: Record) -> Piece:
         content = serialize_frozen_trial(self.study.id, trial, dict(attributes))
-        content["note"] = _with_ours(content["note"], trial_note(record, trial.user_attrs, self._parent))
+        content["note"] = _with_ours(content["note"], trial_note(record, trial.user_attrs, self._parent, self.study.spec.metric))
         content["artifacts"] += files_of(record)
         return Piece(trial, attributes, record, json.dumps(content).encode())
 
@@ -169,7 +169,7 @@ class StudyPage:
                                          space.has_intermediate_values, self._figures, [])  # fmt: skip
         del content["trials"], content["best_trials"]
         records = [piece.record for piece in self._pieces.values()]
-        content["objective_names"] = ["PER"]
+        content["objective_names"] = [self.study.spec.metric.name]
         content["note"] = _with_ours(content["note"], study_note(self.study, records, self._where, self._address))
         return json.dumps(content).encode().removesuffix(b"}")
 
@@ -179,7 +179,7 @@ class StudyPage:
         for name in list(spec.starts)[:1]:
             for trial in trials:
                 if trial.user_attrs.get("start") == name:
-                    config = spec.base.with_values(spec.start_values(name)).flat()
+                    config = spec.config(spec.start_values(name)).flat()
                     return Parent(trial.number, name, config, f"{self._address}/trials?numbers={trial.number}")
         return None
 

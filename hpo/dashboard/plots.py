@@ -11,19 +11,24 @@ from typing import Any
 from hpo.search.pick import best_of
 from hpo.search.spec import StudySpec
 from hpo.search.trial import Record
+from hpo.trainer import Metric, load_trainer
 
 CURVES = 40  # grey ones, the last
 MAP_POINTS = 500  # the last
 GREY, BEST, STOPPED = "#b0b0b0", "#1f5fbf", "#c0392b"
 STARTS = ("#d4691e", "#2b8a3e", "#8e44ad", "#5d4037")
-Curves = Sequence[tuple[Record, Mapping[int, float]]]  # each trial with its thin curve, PER by step
+Curves = Sequence[tuple[Record, Mapping[int, float]]]  # each trial with its thin curve, value by step
 Points = Iterable[tuple[float | None, float | None]]
 
 
 def figures(trials: Curves, spec: StudySpec) -> dict[str, str]:
     """By id, each as JSON."""
     records = [record for record, _ in trials]
-    pictures = {"hpo-curves": _curves(trials), "hpo-map": _map(records, spec), "hpo-starts": _starts(records)}
+    pictures = {
+        "hpo-curves": _curves(trials, spec.metric),
+        "hpo-map": _map(records, spec),
+        "hpo-starts": _starts(records, spec.metric),
+    }
     return {name: json.dumps(picture, separators=(",", ":")) for name, picture in pictures.items() if picture}
 
 
@@ -47,13 +52,13 @@ def _short(value: float | None) -> float | None:
     return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value if isinstance(value, int) else None
 
 
-def _curves(trials: Curves) -> dict[str, Any] | None:
-    """PER over steps: best and starts in colour, the last others grey in one line with gaps, a cross where one was stopped."""
+def _curves(trials: Curves, metric: Metric) -> dict[str, Any] | None:
+    """The metric over steps: best and starts in colour, the last others grey in one line with gaps, a cross where one was stopped."""
     drawn = {record.number: (record, curve) for record, curve in trials if curve}
     if not drawn:
         return None
     named = {number: f"start {record.start}" for number, (record, _) in drawn.items() if record.start}
-    if best := best_of([record for record, _ in drawn.values()]):
+    if best := best_of([record for record, _ in drawn.values()], metric):
         named[best.number] = f"best: {named.get(best.number, f'trial {best.number}')}"
     grey = [number for number in drawn if number not in named][-CURVES:]
     lines = [point for number in grey for point in (*sorted(drawn[number][1].items()), (None, None))]
@@ -65,13 +70,15 @@ def _curves(trials: Curves) -> dict[str, Any] | None:
     ended = [drawn[number] for number in (*grey, *named) if drawn[number][0].state == "stopped"]
     traces.append(_trace([max(curve.items()) for _, curve in ended], "stopped", "markers", marker={"symbol": "x", "color": STOPPED},
                          hovertext=[f"trial {record.number}: {record.cause}" for record, _ in ended]))  # fmt: skip
-    return _picture(traces, "PER over steps", "step", "PER")
+    return _picture(traces, f"{metric.name} over steps", "step", metric.name)
 
 
 def _map(records: Sequence[Record], spec: StudySpec) -> dict[str, Any] | None:
-    """PER over learning rate and eps, else over the first two numbers that are searched."""
+    """The metric over the first pair of numbers that the trainer names, else over the first two that are searched."""
+    metric = spec.metric
     numbers = [name for name, parameter in spec.parameters.items() if parameter.choices is None]
-    names = sorted(numbers, key=lambda name: name not in ("optimizer.lr", "optimizer.eps"))[:2]
+    pairs = [list(pair) for pair in load_trainer(spec.trainer).pairs if set(pair) <= set(numbers)]
+    names = pairs[0] if pairs else numbers[:2]
     if len(names) < 2:
         return None
     there = [record for record in records if all(name in record.params for name in names)]
@@ -80,26 +87,29 @@ def _map(records: Sequence[Record], spec: StudySpec) -> dict[str, Any] | None:
         found = [record for record in there[-MAP_POINTS:] if record.state == state]
         look = {"symbol": "x", "color": STOPPED}
         if state == "complete":
-            pers = [_short(record.per) for record in found]
-            look = {"color": pers, "colorscale": "Viridis", "showscale": True, "colorbar": {"title": {"text": "PER"}}}  # type: ignore[dict-item]
+            values = [_short(record.value) for record in found]
+            colorbar = {"title": {"text": metric.name}}
+            look = {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": colorbar}  # type: ignore[dict-item]
         points = [(record.config[names[0]], record.config[names[1]]) for record in found]
-        hover = [f"trial {record.number}" + (f", PER {record.per:.4f}" if record.per is not None else "") for record in found]
+        hover = [f"trial {record.number}" + (f", {metric.name} {record.value:.4f}" if record.value is not None else "") for record in found]
         traces.append(_trace(points, state, "markers", marker={"size": 9, **look}, hovertext=hover))
     kinds = [{"type": "log" if spec.parameters[name].log else "linear"} for name in names]
     return _picture(traces, "Where the trials lie", *names, xaxis=kinds[0], yaxis=kinds[1])
 
 
-def _starts(records: Sequence[Record]) -> dict[str, Any] | None:
-    """The best PER so far, by trial, beside the starts'."""
-    complete = [record for record in records if record.per is not None]
+def _starts(records: Sequence[Record], metric: Metric) -> dict[str, Any] | None:
+    """The best value so far, by trial, beside the starts'."""
+    complete = [(record, record.value) for record in records if record.value is not None]
     if not complete:
         return None
-    first, last = complete[0].number, complete[-1].number
-    line: list[tuple[float, float | None]] = []
-    for record in complete:
-        if not line or record.per < line[-1][1]:  # type: ignore[operator]
-            line.append((record.number, record.per))
+    first, last = complete[0][0].number, complete[-1][0].number
+    line: list[tuple[int, float]] = []
+    for record, value in complete:
+        if not line or metric.better(value, line[-1][1]):
+            line.append((record.number, value))
     traces = [_trace([*line, (last, line[-1][1])], "best so far", line={"shape": "hv", "color": BEST})]
-    for color, start in zip(STARTS, [record for record in complete if record.start], strict=False):
-        traces.append(_trace([(first, start.per), (last, start.per)], f"start {start.start}", line={"dash": "dash", "color": color}))
-    return _picture(traces, "Best PER so far, against the starts", "trial", "PER")
+    starts = [(record.start, value) for record, value in complete if record.start]
+    for color, (start, value) in zip(STARTS, starts, strict=False):
+        ends = [(first, value), (last, value)]
+        traces.append(_trace(ends, f"start {start}", line={"dash": "dash", "color": color}))
+    return _picture(traces, f"Best {metric.name} so far, against the starts", "trial", metric.name)

@@ -7,11 +7,9 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,28 +35,16 @@ class Decoder:
     facts: dict[str, Any]
 
 
-def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any],
-                 still: Callable[[], bool] = lambda: True) -> bool:  # fmt: skip
-    """Write under a temporary name, then rename if `still` it should be; returns whether. weights: of GruDecoder.state_dict(), on
-    the CPU.
-
-    Raises OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid4().hex}.tmp")  # process ids repeat: in containers, on other hosts
+def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any]) -> None:
+    """weights: of GruDecoder.state_dict(), on the CPU. Raises OSError, also where the disk is full."""
     header = {"config": config.flat(), **facts}
     try:
-        save_file(weights, draft, metadata={HEADER: json.dumps(header)})
-        if renamed := still():
-            draft.replace(path)
-        return renamed
+        save_file(weights, path, metadata={HEADER: json.dumps(header)})
     except SafetensorError as error:
         # Its writer's word for a full disk: "... (os error 28)".
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         raise OSError(f"{path}: {error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def load_decoder(path: Path) -> Decoder:

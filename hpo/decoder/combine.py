@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from hpo.decoder.artifact import Decoder
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import Data, frames
-from hpo.decoder.metric import Score, edit_distances, greedy_decode
+from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.train import SCORING_BATCH, outputs, set_precision
+from hpo.trainer import Score
 
 Mean = Literal["geometric", "arithmetic"]
 MEANS: tuple[Mean, ...] = ("geometric", "arithmetic")
@@ -52,7 +53,7 @@ def select(outputs: Outputs, mean: Mean, max_size: int) -> list[int]:
     path: list[int] = []
     sum_NK: torch.Tensor | float = 0.0
     for _ in range(max_size):
-        pers = {number: _score(sum_NK + _term(log_probs, mean), outputs).per for number, log_probs in outputs.log_probs_NK.items()}
+        pers = {number: _score(sum_NK + _term(log_probs, mean), outputs).value for number, log_probs in outputs.log_probs_NK.items()}
         path.append(min(pers, key=lambda number: pers[number]))
         sum_NK = sum_NK + _term(outputs.log_probs_NK[path[-1]], mean)
     return path

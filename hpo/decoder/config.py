@@ -4,41 +4,11 @@ The defaults are the public `neural_seq_decoder` baseline (PER 20.46 % on the Br
 addressed by its dotted name (`optimizer.lr`) in study files, on the command line and in reports.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from hpo.errors import SpecError
-
-
-def _number_in_text(value: Any) -> Any:
-    """YAML 1.1 (PyYAML) reads `1e-4` as text, because it lacks a dot: take the number that a person means."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _whole_number(value: Any) -> Any:
-    value = _number_in_text(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Real = Annotated[float, BeforeValidator(_number_in_text), Field(strict=True, allow_inf_nan=False)]
-Whole = Annotated[int, BeforeValidator(_whole_number), Field(strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Fraction = Annotated[Real, Field(ge=0, le=1)]
-Positive = Annotated[Real, Field(gt=0)]
-NotNegative = Annotated[Real, Field(ge=0)]
-Count = Annotated[Whole, Field(ge=1)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from hpo.settings import Config, Count, Flag, Fraction, NotNegative, Positive, Real, Settings, Whole
 
 
 class ModelConfig(Settings):
@@ -97,79 +67,19 @@ class AugmentConfig(Settings):
     feature_mask_width: Count = 12
 
 
-class DecoderConfig(Settings):
-    """What one training is. Frozen; `with_values` makes a changed copy."""
+class DecoderConfig(Config):
+    """What one training of the built-in decoder is."""
 
+    steps: Whole = Field(default=10_000, ge=0)  # optimizer updates
+    evaluate_every: Count = 100  # steps
+    seed: Whole = Field(default=0, ge=0)
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
-    steps: Whole = Field(default=10_000, ge=0)  # optimizer updates
     batch_size: Count = 64  # sentences
     accumulation: Count = 1  # batches per update; their gradients are averaged
     # random: neural_seq_decoder's order. similar: the sentences of POOL such batches, regrouped by length (train.py)
     batches: Literal["similar", "random"] = "similar"
     # of matrix products on CUDA: fp32; tf32; bf16 is autocast over tf32. neural_seq_decoder has tf32 in its GRU
     precision: Literal["tf32", "fp32", "bf16"] = "tf32"  # of CUDA; bf16: all but the GRU, which stays in tf32
-    evaluate_every: Count = 100  # steps
-    seed: Whole = Field(default=0, ge=0)
-
-    def with_values(self, values: Mapping[str, Any], place: str = "") -> "DecoderConfig":
-        """A copy with some fields replaced.
-
-        values: dotted name -> value. place: where they come from, for the message.
-        Raises SpecError for a name that does not exist or a value that is not allowed.
-        """
-        tree = self.model_dump()
-        for name, value in values.items():
-            check_field(name, f"{place}{name}")
-            *groups, leaf = name.split(".")
-            branch = tree
-            for group in groups:
-                branch = branch[group]
-            branch[leaf] = value
-        try:
-            return DecoderConfig.model_validate(tree)
-        except ValidationError as error:
-            raise SpecError(explain(error, place)) from None
-
-    def flat(self) -> dict[str, Any]:
-        """Dotted name -> value, every field."""
-        return _flatten(self.model_dump())
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-FIELDS: tuple[str, ...] = tuple(DecoderConfig().flat())
-
-
-def check_field(name: str, place: str) -> None:
-    """Raises SpecError if `name` is no field of DecoderConfig, with the likely one first and all of them after."""
-    if name not in FIELDS:
-        raise SpecError(unknown(name, FIELDS, place))
-
-
-def unknown(name: str, valid: tuple[str, ...], place: str) -> str:
-    return f"{place}: there is no {name!r}.{guess(name, valid)} Valid: {', '.join(valid)}"
-
-
-def guess(name: str, valid: Sequence[str]) -> str:
-    """The names that are most like it, as a question; nothing if none is."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def explain(error: ValidationError, place: str = "") -> str:
-    """The first fault of a pydantic error as one line: the place, what was given, what is valid."""
-    first = error.errors()[0]
-    where = place + ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    what = first["msg"].removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    given = first["input"]
-    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
-    return f"{where.rstrip('.')}: {what[0].lower() + what[1:]}{shown}{more}"

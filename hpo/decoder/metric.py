@@ -1,7 +1,6 @@
-"""Phoneme error rate: greedy CTC decoding and edit distance, kept per sentence so that intervals can be computed later."""
+"""The parts of the phoneme error rate: greedy CTC decoding and edit distance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import Levenshtein
@@ -11,19 +10,6 @@ if TYPE_CHECKING:  # commands that only read a study should not wait for torch
     import torch
 
 BLANK = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    """Edit errors and reference lengths, one entry per sentence, in the order of the partition."""
-
-    errors: tuple[int, ...]
-    lengths: tuple[int, ...]  # labels
-
-    @property
-    def per(self) -> float:
-        """Total edit distance / total reference length (a ratio of sums, as in neural_seq_decoder)."""
-        return sum(self.errors) / sum(self.lengths)
 
 
 def greedy_decode(logits_BWK: "torch.Tensor", frames_B: "torch.Tensor") -> list[list[int]]:

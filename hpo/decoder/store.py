@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hpo.decoder.config import explain
 from hpo.decoder.sentences import Partition, Sentences, Source, Stream
 from hpo.errors import CallerError, DataError, MachineError, os_error_text
+from hpo.settings import explain
 
 STORE_FILE = "store.json"
 AGAIN = "Convert the data again"

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from hpo.decoder.augment import augment
 from hpo.decoder.config import DecoderConfig, OptimizerConfig
 from hpo.decoder.data import Batch, Data, by_length
-from hpo.decoder.metric import BLANK, Score, edit_distances, greedy_decode
+from hpo.decoder.metric import BLANK, edit_distances, greedy_decode
 from hpo.decoder.model import GruDecoder
+from hpo.trainer import Score
 
 SCORING_BATCH = 64  # sentences; no score depends on it (with padding: reference it does, and this is the reference's)
 POOL = 8  # batches that are drawn together and regrouped by length
@@ -26,8 +27,8 @@ UNSEEN_STEPS = 10  # on CUDA, updates between two looks at what they gave: each 
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What is known after some steps. `score` and `validation_loss` are there where the last one was evaluated."""
+class Updates:
+    """What is known after some updates. `score` and `validation_loss` are there where the last one was evaluated."""
 
     step: int  # updates done; a step that came out non-finite is not done, but counted here
     steps: int  # since the progress before
@@ -103,7 +104,7 @@ class TrainState:
             torch.cuda.set_rng_state(saved["dropout_cuda"], self.noise.device)
 
 
-def train(state: TrainState, data: Data, unseen_steps: int | None = None) -> Iterator[Progress]:
+def train(state: TrainState, data: Data, unseen_steps: int | None = None) -> Iterator[Updates]:
     """Advance `state` to its last step, yielding after each; evaluates every `evaluate_every` steps and at the end.
 
     On CUDA it yields after UNSEEN_STEPS, because each look at a loss waits for the GPU; nothing computed depends on it.
@@ -125,15 +126,15 @@ def train(state: TrainState, data: Data, unseen_steps: int | None = None) -> Ite
         bad = next((i for i in range(count) if not math.isfinite(losses[i] + norms[i])), None)
         if bad is not None:
             state.step -= count - bad
-            yield Progress(state.step + 1, bad + 1, losses[bad], norms[bad], lr, seconds)
+            yield Updates(state.step + 1, bad + 1, losses[bad], norms[bad], lr, seconds)
             return
         score, validation_loss, begin = None, None, time.perf_counter()
         if state.step % config.evaluate_every == 0 or state.finished:
             score, validation_loss = evaluate(state.scored, data, config.precision)
             if isinstance(state.schedule, ReduceLROnPlateau):
-                state.schedule.step(score.per)
+                state.schedule.step(score.value)
         evaluation_seconds = time.perf_counter() - begin
-        yield Progress(state.step, count, sum(losses) / count, max(norms), lr, seconds, score, evaluation_seconds, validation_loss)
+        yield Updates(state.step, count, sum(losses) / count, max(norms), lr, seconds, score, evaluation_seconds, validation_loss)
 
 
 def _update(state: TrainState, data: Data) -> torch.Tensor:

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from hpo.decoder.config import DecoderConfig
 from hpo.errors import CallerError, StudyError
 from hpo.evidence.retrain import (
     LEVEL,
     Retrained,
     Train,
     config_of,
+    difference_interval,
     outcomes,
-    points,
-    points_interval,
     retrain,
     start_config,
     wrapped,
@@ -28,26 +26,28 @@ from hpo.search.child import fresh_seeds
 from hpo.search.pick import pick_trial
 from hpo.search.spec import Contrast, Question, StudySpec
 from hpo.search.study import Study
-from hpo.text import percent, value_text
+from hpo.settings import Config
+from hpo.text import plural, value_text
+from hpo.trainer import Metric
 
 PARTITION = "validation"
 Change = dict[str, Any]  # fields that change together -> their new values
 
 
-def named(study: Study, which: str) -> tuple[str, DecoderConfig]:
+def named(study: Study, which: str) -> tuple[str, Config]:
     """(name, configuration) of a start, a trial's number or `best`. Raises StudyError."""
     if which in study.spec.starts:
         return which, start_config(study, which)
     if which != "best" and not which.isdecimal():
         raise StudyError(f"study {study.name}: {which!r} is no start. Valid: {', '.join(study.spec.starts)}, best, or a trial's number")
     record = pick_trial(study, which)
-    config = config_of(record)
+    config = config_of(study.spec, record)
     if config is None:
         raise StudyError(f"study {study.name}: trial {record.number} has no whole configuration, so it cannot be retrained. Take another")
     return f"trial {record.number}", config
 
 
-def differences(spec: StudySpec, start: DecoderConfig, end: DecoderConfig) -> list[Change]:
+def differences(spec: StudySpec, start: Config, end: Config) -> list[Change]:
     """What differs, in the space's order. A parameter that exists on one side only changes together with those that it hangs on."""
     a, b = start.flat(), end.flat()
     in_a, in_b = spec.existing(a), spec.existing(b)
@@ -87,8 +87,8 @@ def ablate(
         nodes.append(nodes[-1].with_values(change))
     labels = [start, *(_label(before, change) for before, change in zip(nodes, ordered, strict=False))]
     results = outcomes(child, retrain(child, list(zip(nodes, labels, strict=True)), fresh_seeds(study, "measure", seeds), train), PARTITION)
-    steps = [_step(results, index, ({}, *ordered)[index], labels[index]) for index in range(len(nodes))]
-    whole = Measured.of(results[0], results[-1])
+    steps = [_step(results, index, ({}, *ordered)[index], labels[index], study.spec.metric) for index in range(len(nodes))]
+    whole = Measured.of(results[0], results[-1], study.spec.metric)
     finding = {
         "child": child.name,
         "from": start,
@@ -112,9 +112,10 @@ def check_seeds(seeds: int, select_seeds: int = 1) -> None:
 
 
 def _order(
-    study: Study, child: Study, config: DecoderConfig, changes: list[Change], seeds: int, rounds: int | None, train: Train
+    study: Study, child: Study, config: Config, changes: list[Change], seeds: int, rounds: int | None, train: Train
 ) -> list[Change]:
-    """Greedily: the change after which the PER is lowest comes next. A seed that diverged is worse than any PER."""
+    """Greedily: the change after which the metric is best comes next. A seed that diverged is worse than any value."""
+    sign = study.spec.metric.sign
     done: list[Change] = []
     left = changes
     for _ in range(len(changes) if rounds is None else rounds):
@@ -122,14 +123,19 @@ def _order(
             break
         candidates = [(config.with_values(change), f"after {len(done)}: {_label(config, change)}") for change in left]
         results = outcomes(child, retrain(child, candidates, fresh_seeds(study, "select", seeds), train), PARTITION)
-        ranks = [(len(result.records) - len(result.found), result.per if result.per is not None else inf) for result in results]
+        ranks = [_rank(result, sign) for result in results]
         left = [left[index] for index in sorted(range(len(left)), key=lambda index: ranks[index])]
         config = config.with_values(left[0])
         done.append(left.pop(0))
     return done + left
 
 
-def _label(before: DecoderConfig, change: Change) -> str:
+def _rank(result: Retrained, sign: int) -> tuple[int, float]:
+    lost = len(result.records) - len(result.found)
+    return lost, inf if result.value is None else sign * result.value
+
+
+def _label(before: Config, change: Change) -> str:
     flat = before.flat()
     return ", ".join(f"{name} {value_text(flat[name])} -> {value_text(value)}" for name, value in change.items())
 
@@ -140,12 +146,13 @@ class Measured:
 
     before: Retrained
     after: Retrained
+    metric: Metric
     apart: Comparison | None  # of the complete trials; None if a side has none
 
     @classmethod
-    def of(cls, before: Retrained, after: Retrained) -> "Measured":
+    def of(cls, before: Retrained, after: Retrained, metric: Metric) -> "Measured":
         both = before.found and after.found
-        return cls(before, after, compare(after.scores, before.scores, LEVEL) if both else None)
+        return cls(before, after, metric, compare(after.scores, before.scores, LEVEL) if both else None)
 
     @property
     def by_divergence(self) -> float | None:
@@ -177,7 +184,11 @@ class Measured:
             exact = f" (by chance at most {100 * self.by_divergence:.2g} %)" if self.by_divergence is not None else ""
             return counts + exact + verdict
         assert self.apart is not None
-        return f"{points(self.apart.difference)} points {points_interval(self.apart.interval)}, p {self.apart.p:.4f}{verdict}"
+        metric = self.metric
+        return (
+            f"{metric.difference(self.apart.difference)} {metric.difference_unit} "
+            f"{difference_interval(metric, self.apart.interval)}, p {self.apart.p:.4f}{verdict}"
+        )
 
     def facts(self) -> dict[str, Any]:
         apart = self.apart
@@ -190,15 +201,15 @@ class Measured:
         }
 
 
-def _step(results: Sequence[Retrained], index: int, change: Change, label: str) -> dict[str, Any]:
+def _step(results: Sequence[Retrained], index: int, change: Change, label: str, metric: Metric) -> dict[str, Any]:
     result = results[index]
     first = {"difference": None, "difference_interval": None, "p": None, "decided": None, "in_words": ""}
     return {
         "changed": list(change),
         "label": label,
-        "per": result.per,
+        "value": result.value,
         "interval": result.interval,
-        **(Measured.of(results[index - 1], result).facts() if index else first),
+        **(Measured.of(results[index - 1], result, metric).facts() if index else first),
         "diverged": result.diverged,
         "trials": [record.number for record in result.records],
     }
@@ -218,18 +229,18 @@ def measure(study: Study, child: Study, questions: Sequence[Question], seeds: in
     sides = {(q, c): sides_of(study, contrast) for q, question in enumerate(questions) for c, contrast in enumerate(question.compare)}
     wanted = [(side, f"question {q + 1}") for (q, _), pair in sides.items() for side in pair]
     results = iter(outcomes(child, retrain(child, wanted, fresh_seeds(study, "measure", seeds), train), PARTITION))
-    measured = {key: (pair, Measured.of(next(results), next(results))) for key, pair in sides.items()}
+    measured = {key: (pair, Measured.of(next(results), next(results), study.spec.metric)) for key, pair in sides.items()}
     answers = [_answer(question, [measured[q, c] for c in range(len(question.compare))]) for q, question in enumerate(questions)]
     finding = {"child": child.name, "partition": PARTITION, "seeds": seeds, "answers": answers}
     study.keep_result("questions", finding)
     return finding
 
 
-def sides_of(study: Study, contrast: Contrast) -> tuple[DecoderConfig, DecoderConfig]:
+def sides_of(study: Study, contrast: Contrast) -> tuple[Config, Config]:
     return contrast.sides(named(study, contrast.origin)[1], f"study {study.name}: a question's ")
 
 
-def _answer(question: Question, measured: Sequence[tuple[tuple[DecoderConfig, DecoderConfig], Measured]]) -> dict[str, Any]:
+def _answer(question: Question, measured: Sequence[tuple[tuple[Config, Config], Measured]]) -> dict[str, Any]:
     evidence = []
     for contrast, ((before, after), found) in zip(question.compare, measured, strict=True):
         same = before == after
@@ -239,8 +250,8 @@ def _answer(question: Question, measured: Sequence[tuple[tuple[DecoderConfig, De
             "from": contrast.origin,
             "change": {name: after.flat()[name] for name in contrast.change},
             "label": label,
-            "per_from": found.before.per,
-            "per_changed": found.after.per,
+            "value_from": found.before.value,
+            "value_changed": found.after.value,
             **facts,
             "diverged_from": found.before.diverged,
             "diverged_changed": found.after.diverged,
@@ -252,23 +263,26 @@ def _answer(question: Question, measured: Sequence[tuple[tuple[DecoderConfig, De
     return {"ask": question.ask, "evidence": evidence, "verdict": "decided" if all(verdicts) else "not decided", "answer": answer}
 
 
-def path_text(study: str, finding: dict[str, Any]) -> str:
-    """The path for a terminal, 100 columns; points of PER."""
-    seeds = finding["seeds"]
-    lines = [f"Study {study}: from {finding['from']} to {finding['to']}, one change at a time, {seeds} seed{'s' * (seeds != 1)} a step, "
-             f"{finding['partition']} ({finding['sentences']} sentences)"]  # fmt: skip
+def path_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
+    """The path for a terminal, 100 columns."""
+    lines = [
+        f"Study {study}: from {finding['from']} to {finding['to']}, one change at a time, "
+        f"{plural(finding['seeds'], 'seed')} a step, {finding['partition']} ({finding['sentences']} {metric.items})"
+    ]
     for step in finding["steps"]:
-        per = percent(step["per"]) if step["per"] is not None else "diverged"
-        lines += wrapped([f"{per:>9}  {step['label']}"], "             ")
+        value = "diverged" if step["value"] is None else metric.text(step["value"])
+        lines += wrapped([f"{value:>9}  {step['label']}"], "             ")
         if step["in_words"]:
             lines.append(f"{'':11}  {step['in_words']}")
     lines.append(f"In all: {finding['whole']['in_words']}")
     return "\n".join(lines + wrapped(finding["notes"]))
 
 
-def questions_text(study: str, finding: dict[str, Any]) -> str:
-    seeds = finding["seeds"]
-    lines = [f"Study {study}: its questions, {seeds} seed{'s' * (seeds != 1)} a side, {finding['partition']}; points of PER"]
+def questions_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
+    lines = [
+        f"Study {study}: its questions, {plural(finding['seeds'], 'seed')} a side, {finding['partition']}; "
+        f"{metric.difference_unit} of {metric.name}"
+    ]
     for answer in finding["answers"]:
         lines += [*wrapped([f"{answer['ask']} {answer['verdict'].upper()}"])]
         lines += wrapped([f"  {each['in_words']}" for each in answer["evidence"]], "    ")

@@ -16,27 +16,27 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, PatientPru
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from hpo.decoder.config import unknown
 from hpo.errors import SpecError
 from hpo.evidence.past_runs import PastRun
-from hpo.search.stopping import Evaluation, OwnPast
+from hpo.search.point import Point
+from hpo.search.stopping import OWN_PAST, OwnPast, not_finite
 from hpo.search.study import Study
 from hpo.search.trial import DONE
+from hpo.settings import unknown
+from hpo.trainer import Metric
 
-OWN_PAST = "own-past"
 DEFAULT_RULES = (OWN_PAST, "median", "asha")
 FIRST = 0.03  # of the longest plan: no rank before that. 300 of neural_seq_decoder's 10,000 steps
 FACTOR = 3  # between rungs
 PATIENCE = 5
 BAD_MARGIN, LEARNED = 0.05, 0.9
-BAD = f"not finite at its end, its last PER above its best + {BAD_MARGIN}, or no PER below {LEARNED}"
 ORDER = "rank rules judge each run as if it came last, when all the others had trained to their ends"
 SWEEP: dict[str, tuple[float, ...]] = {  # tried for each constant of own-past, the others at their defaults
-    "per_margin": (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3),
-    "per_patience": (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20),
+    "margin": (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3),
+    "patience": (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20),
     "loss_factor": (1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7, 10),
     "loss_patience": (1, 2, 3, 4, 5, 6, 8, 10, 15),
-    "learned_per": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0),
+    "learned": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0),
 }
 
 
@@ -45,31 +45,53 @@ class Curve:
     """A run to be replayed."""
 
     name: str
-    evaluations: tuple[Evaluation, ...]
+    points: tuple[Point, ...]
+    metric: Metric
     seconds: tuple[float, ...] | None  # since its start, at each evaluation; of a GPU
     steps: int  # planned
     remark: str = ""
 
     @property
-    def best_per(self) -> float | None:
-        return lowest(self.evaluations)
+    def best_value(self) -> float | None:
+        return best_value(self.points, self.metric)
 
     @property
     def ended_badly(self) -> str:
-        """Why, from the curve alone, by BAD; empty if it did not."""
-        last, best = self.evaluations[-1], self.best_per
-        if not (math.isfinite(last.per) and math.isfinite(last.loss)) or best is None:
+        """Why, from the curve alone, by `bad_end`; empty if it did not."""
+        last, best, metric = self.points[-1], self.best_value, self.metric
+        if not_finite(last, metric) or best is None:
             return "not finite"
-        if last.per > best + BAD_MARGIN:
-            return f"PER rose from {100 * best:.1f} to {100 * last.per:.1f} %"
-        return f"learned nothing (PER {100 * best:.1f} %)" if best >= LEARNED else ""
+        if not metric.bounded:
+            return ""
+        rose = "rose" if metric.direction == "minimize" else "fell"
+        if metric.sign * (last.value - best) > BAD_MARGIN:
+            return f"{metric.name} {rose} from {metric.short(best).removesuffix(' %')} to {metric.short(last.value)}"
+        nothing = metric.sign * best >= metric.sign * learned(metric)
+        return f"learned nothing ({metric.name} {metric.short(best)})" if nothing else ""
 
 
-def lowest(evaluations: Sequence[Evaluation]) -> float | None:
-    return min((point.per for point in evaluations if math.isfinite(point.per)), default=None)
+def learned(metric: Metric) -> float:
+    """What a bounded metric must be better than."""
+    return LEARNED if metric.direction == "minimize" else round(1 - LEARNED, 6)
 
 
-def past_curves(runs: Sequence[PastRun]) -> tuple[list[Curve], dict[str, str]]:
+def bad_end(metric: Metric) -> str:
+    """What ending badly means, in words."""
+    if not metric.bounded:
+        return "not finite at its end"
+    above, below, sign = ("above", "below", "+") if metric.direction == "minimize" else ("below", "above", "-")
+    return (
+        f"not finite at its end, its last {metric.name} {above} its best {sign} {BAD_MARGIN}, "
+        f"or no {metric.name} {below} {learned(metric)}"
+    )
+
+
+def best_value(points: Sequence[Point], metric: Metric) -> float | None:
+    values = [point.value for point in points if math.isfinite(point.value)]
+    return metric.best(values) if values else None
+
+
+def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], dict[str, str]]:
     """(curves, the runs that cannot be replayed and why)."""
     left_out = {run.name: run.no_error_rate or "no evaluation is recorded" for run in runs if run.no_error_rate or not run.curve}
     curves = []
@@ -78,7 +100,7 @@ def past_curves(runs: Sequence[PastRun]) -> tuple[list[Curve], dict[str, str]]:
             seconds = [point.seconds for point in run.curve if point.seconds is not None]
             timed = tuple(seconds) if len(seconds) == len(run.curve) else None
             remark = f"scored on {run.split}" if run.split not in (None, "test") else ""
-            curves.append(Curve(run.name, tuple(run.evaluations), timed, run.steps or run.curve[-1].step, remark))
+            curves.append(Curve(run.name, tuple(run.points), metric, timed, run.steps or run.curve[-1].step, remark))
     return curves, left_out
 
 
@@ -93,16 +115,18 @@ def study_curves(study: Study) -> tuple[list[Curve], dict[str, str]]:
             left_out[name] = record.state if points else f"{record.state}, no evaluation is recorded"
             continue
         pace = record.gpu_seconds / record.step if record.step else 0.0
-        evaluations = tuple(Evaluation(int(point["step"]), point["per"], point["validation_loss"]) for point in points)
         remark = ""
         if record.state == "stopped":
             remark = f"censored: {record.rule} stopped it, so what came after is not known"
-        curves.append(Curve(name, evaluations, tuple(pace * point.step for point in evaluations), record.steps, remark))
+        seconds = tuple(pace * point.step for point in points)
+        curves.append(Curve(name, tuple(points), study.spec.metric, seconds, record.steps, remark))
     return curves, left_out
 
 
 def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_past: OwnPast | None = None) -> dict[str, Any]:
-    """What each rule would have done, JSON-ready. PER as fractions of 1, times in seconds or hours of a GPU; steps are updates.
+    """What each rule would have done, JSON-ready.
+
+    Values in the metric's unit (a fraction of 1 where it is percent), times in seconds or hours of a GPU; steps are updates.
 
     Raises SpecError for a rule that is not there or for no curves at all.
     """
@@ -113,15 +137,16 @@ def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_
         raise SpecError(
             "no run has a curve, so there is nothing to replay. Valid: runs with evaluations; hpo import RUNS_DIR shows what is there"
         )
-    best = min(curves, key=lambda curve: math.inf if curve.best_per is None else curve.best_per)
+    metric = curves[0].metric
+    best = min(curves, key=lambda curve: math.inf if curve.best_value is None else metric.sign * curve.best_value)
     first = first_rung(curves)
     longest = max(first, *(curve.steps for curve in curves))
     return {
         "runs": [_facts(curve) for curve in curves],
         "best_run": best.name,
-        "bad": BAD,
+        "bad": bad_end(metric),
         "order": ORDER,
-        "rules": [_rule(rule, curves, best, own_past or OwnPast(), first, longest) for rule in rules],
+        "rules": [_rule(rule, curves, best, own_past or OwnPast().of(metric), first, longest) for rule in rules],
     }
 
 
@@ -130,13 +155,13 @@ def first_rung(curves: Sequence[Curve]) -> int:
 
 
 def _facts(curve: Curve) -> dict[str, Any]:
-    last = curve.evaluations[-1]
+    last = curve.points[-1]
     return {
         "run": curve.name,
-        "evaluations": len(curve.evaluations),
+        "evaluations": len(curve.points),
         "last_step": last.step,
-        "best_per": curve.best_per,
-        "last_per": last.per if math.isfinite(last.per) else None,
+        "best_value": curve.best_value,
+        "last_value": last.value if math.isfinite(last.value) else None,
         "ended_badly": curve.ended_badly,
         "gpu_seconds": curve.seconds[-1] if curve.seconds else None,
         "remark": curve.remark,
@@ -144,11 +169,12 @@ def _facts(curve: Curve) -> dict[str, Any]:
 
 
 def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int) -> dict[str, Any]:
-    constants = ", ".join(f"{name} {value:g}" for name, value in own_past)
+    constants = ", ".join(f"{name} {value:g}" for name, value in own_past if value is not None)
     what = f"the rule that runs live ({constants})" if rule == OWN_PAST else RULES[rule].format(first=first, longest=longest)
     stops = own_past_stops(curves, own_past) if rule == OWN_PAST else _rank_stops(rule, curves, first, longest)
     runs = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
-    left = [run["best_per"] + run["per_forgone"] for run in runs if run["per_forgone"] is not None]
+    left = [run["value_left"] for run in runs if run["value_left"] is not None]
+    runs = [{name: value for name, value in run.items() if name != "value_left"} for run in runs]
     return {
         "rule": rule,
         "what": what,
@@ -158,21 +184,22 @@ def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, fi
         "healthy_stopped": [curve.name for curve, stop in zip(curves, stops, strict=True) if stop and not curve.ended_badly],
         "bad_missed": [curve.name for curve, stop in zip(curves, stops, strict=True) if not stop and curve.ended_badly],
         "best_run_stopped_at": next(run["stopped_at"] for run in runs if run["run"] == best.name),
-        "best_per_left": min(left, default=None),
+        "best_value_left": best.metric.best(left) if left else None,
     }
 
 
 def _outcome(curve: Curve, stop: tuple[int, str] | None) -> dict[str, Any]:
     """stop: (index of the evaluation at which it ends, why)."""
     at = None if stop is None else stop[0]
-    before = curve.best_per if at is None else lowest(curve.evaluations[: at + 1])
-    best = curve.best_per
+    before = curve.best_value if at is None else best_value(curve.points[: at + 1], curve.metric)
+    best = curve.best_value
     return {
         "run": curve.name,
-        "stopped_at": None if at is None else curve.evaluations[at].step,
+        "stopped_at": None if at is None else curve.points[at].step,
         "reason": stop[1] if stop else "",
-        "best_per": best,
-        "per_forgone": None if best is None or before is None else before - best,
+        "best_value": best,
+        "value_left": before,
+        "value_forgone": None if best is None or before is None else curve.metric.sign * (before - best),
         "gpu_seconds_saved": None if not curve.seconds else 0.0 if at is None else curve.seconds[-1] - curve.seconds[at],
     }
 
@@ -184,7 +211,7 @@ def own_past_stops(curves: Sequence[Curve], rule: OwnPast) -> Stops:
     """As it goes live: the rule sees each prefix of the run's own curve."""
     stops: Stops = []
     for curve in curves:
-        judged = ((at, rule.judge(curve.evaluations[: at + 1])) for at in range(len(curve.evaluations)))
+        judged = ((at, rule.judge(curve.points[: at + 1], curve.metric)) for at in range(len(curve.points)))
         stops.append(next(((at, stop.reason) for at, stop in judged if stop), None))
     return stops
 
@@ -210,36 +237,42 @@ def _pruner(rule: str, first: int, longest: int) -> BasePruner:
     return PatientPruner(None, patience=PATIENCE)
 
 
-def _study(pruner: BasePruner) -> optuna.Study:
+def _study(pruner: BasePruner, metric: Metric) -> optuna.Study:
     """In memory, and always of one name: Hyperband draws brackets from it."""
-    return optuna.create_study(study_name="backtest", sampler=RandomSampler(), pruner=pruner)
+    return optuna.create_study(study_name="backtest", sampler=RandomSampler(), pruner=pruner, direction=metric.direction)
 
 
 def _rank_stops(rule: str, curves: Sequence[Curve], first: int, longest: int) -> Stops:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's that some pruners are experimental, and that a study of theirs is
-        finished = _study(_pruner(rule, first, longest))
+        metric = curves[0].metric
+        finished = _study(_pruner(rule, first, longest), metric)
         for curve in curves:
             trial = finished.ask()
             _report(trial, curve, to_the_end=True)
-            last = curve.evaluations[-1].per
+            last = curve.points[-1].value
             finished.tell(trial, *((last,) if math.isfinite(last) else (None, TrialState.FAIL)))
         others = finished.get_trials(deepcopy=False)
         stops: Stops = []
         for number, curve in enumerate(curves):
-            study = _study(_pruner(rule, first, longest))
+            study = _study(_pruner(rule, first, longest), metric)
             study.add_trials(others[:number])
             trial = study.ask()
             study.add_trials(others[number + 1 :])
             at = _report(trial, curve)
-            stops.append(None if at is None else (at, f"{rule}: PER {curve.evaluations[at].per:.3f} at step {curve.evaluations[at].step}"))
+            stops.append(None if at is None else (at, _in_words(rule, curve, at)))
     return stops
+
+
+def _in_words(rule: str, curve: Curve, at: int) -> str:
+    point = curve.points[at]
+    return f"{rule}: {curve.metric.name} {point.value:.3f} at step {point.step}"
 
 
 def _report(trial: optuna.Trial, curve: Curve, to_the_end: bool = False) -> int | None:
     """Index of the evaluation at which the pruner ends the trial. The pruner is asked at each, for it keeps notes on the trial."""
-    for at, point in enumerate(curve.evaluations):
-        trial.report(point.per, point.step)
+    for at, point in enumerate(curve.points):
+        trial.report(point.value, point.step)
         if trial.should_prune() and not to_the_end:
             return at
     return None
@@ -252,11 +285,13 @@ def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> list[dict[
     """For each constant of own-past, the others at their defaults: the values tried, and the safe ones around the default, which
     stop every run that ended badly and no other one. `safe` is None if the default is not safe.
     """
-    default = default or OwnPast()
+    default = default or OwnPast().of(curves[0].metric)
     bad = {curve.name for curve in curves if curve.ended_badly}
     found = []
     for constant, values in SWEEP.items():
         here = getattr(default, constant)
+        if here is None:
+            continue
         tried = []
         for value in sorted({*values, here}):
             rule = default.model_copy(update={constant: type(here)(value)})

@@ -1,24 +1,21 @@
 """What the best is worth: the top configurations and the starts retrained with fresh seeds and scored on `test`.
 
-Nothing is selected here: the configurations are chosen by the search's validation PER, and what `test` says of them is told.
+Nothing is selected here: the configurations are chosen by the search's validation score, and what `test` says of them is told.
 """
 
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.metric import Score
 from hpo.errors import CallerError, StudyError
 from hpo.evidence.retrain import (
     LEVEL,
     Retrained,
     Train,
     config_of,
+    difference_interval,
     mean,
     outcomes,
-    points,
-    points_interval,
     retrain,
     seeds_facts,
     start_config,
@@ -26,8 +23,11 @@ from hpo.evidence.retrain import (
 )
 from hpo.evidence.stats import compare, holm, seeds_to_separate
 from hpo.search.child import fresh_seeds
+from hpo.search.pick import best_first
 from hpo.search.study import Study
-from hpo.text import percent
+from hpo.settings import Config
+from hpo.text import plural
+from hpo.trainer import Metric, Score
 
 PARTITION = "test"
 ALPHA = 1 - LEVEL
@@ -41,8 +41,8 @@ class Chosen:
     trial: int | None
     start: str | None
     top: bool
-    search_per: float | None
-    config: DecoderConfig
+    search_value: float | None
+    config: Config
 
 
 def choose(study: Study, top: int) -> list[Chosen]:
@@ -50,11 +50,10 @@ def choose(study: Study, top: int) -> list[Chosen]:
     if top < 1:
         raise CallerError(f"--top {top}: valid is 1 or more")
     chosen: list[Chosen] = []
-    complete = sorted((record for record in study.records() if record.per is not None), key=lambda record: (record.per, record.number))
-    for record in complete:
-        config = config_of(record)
+    for record in best_first(study.records(), study.spec.metric):
+        config = config_of(study.spec, record)
         if config is not None and len(chosen) < top and all(_unseeded(config) != _unseeded(other.config) for other in chosen):
-            chosen.append(Chosen(record.start or f"trial {record.number}", record.number, record.start, True, record.per, config))
+            chosen.append(Chosen(record.start or f"trial {record.number}", record.number, record.start, True, record.value, config))
     if not chosen:
         raise StudyError(f"study {study.name}: no trial is complete, so there is nothing to confirm. See hpo status --study {study.name}")
     tried = {record.start: record for record in study.records() if record.start}
@@ -62,11 +61,11 @@ def choose(study: Study, top: int) -> list[Chosen]:
         config = start_config(study, start)
         if all(_unseeded(config) != _unseeded(other.config) for other in chosen):
             found = tried.get(start)
-            chosen.append(Chosen(start, found.number if found else None, start, False, found.per if found else None, config))
+            chosen.append(Chosen(start, found.number if found else None, start, False, found.value if found else None, config))
     return chosen
 
 
-def _unseeded(config: DecoderConfig) -> dict[str, Any]:
+def _unseeded(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if name != "seed"}
 
 
@@ -96,21 +95,21 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> d
 
 def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score]) -> dict[str, Any]:
     """selection: what choosing the lowest of many noisy numbers flattered; partition_shift: that test is not validation."""
-    again = mean(validation[trial_id].per for trial_id in result.found if trial_id in validation)
+    again = mean(validation[trial_id].value for trial_id in result.found if trial_id in validation)
     return {
         "name": chosen.name,
         "trial": chosen.trial,
         "start": chosen.start,
         "top": chosen.top,
-        "search_per": chosen.search_per,
+        "search_value": chosen.search_value,
         "seeds": seeds_facts(result.records, result.found, validation),
-        "validation_per": again,
-        "per": result.per,
+        "validation_value": again,
+        "value": result.value,
         "interval": result.interval,
         "counts": result.counts,
-        "optimism": _minus(result.per, chosen.search_per),
-        "selection": _minus(again, chosen.search_per),
-        "partition_shift": _minus(result.per, again),
+        "optimism": _minus(result.value, chosen.search_value),
+        "selection": _minus(again, chosen.search_value),
+        "partition_shift": _minus(result.value, again),
     }
 
 
@@ -148,26 +147,29 @@ def _separated(chosen: list[Chosen], comparisons: list[dict[str, Any]]) -> bool:
 
 
 def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], comparisons: list[dict[str, Any]], seeds: int) -> list[str]:
+    metric = study.spec.metric
     notes = []
     if study.why_over() is None:
         notes.append("The search is not over: another configuration may become its best.")
     if seeds == 1:
         notes.append(
-            "One seed: the intervals are over sentences alone. They know nothing of how much seeds matter; take --seeds 2 or more."
+            f"One seed: the intervals are over {metric.items} alone. They know nothing of how much seeds matter; take --seeds 2 or more."
         )
     for each, result in zip(chosen, results, strict=True):
         lost = [record for record in result.records if record.state != "complete"]
         if lost:
             reasons = "; ".join(dict.fromkeys(record.reason for record in lost))
-            rest = "its PER is of the others, which flatters it" if result.found else "so it has no PER"
+            rest = f"its {metric.name} is of the others, which flatters it" if result.found else f"so it has no {metric.name}"
             notes.append(f"{each.name}: {len(lost)} of {seeds} seeds {_lost(result)} ({reasons}): {rest}.")
     by_name = {each.name: result for each, result in zip(chosen, results, strict=True)}
     tops = [each.name for each in chosen if each.top]
     for comparison in comparisons:
         a, b = comparison["a"], comparison["b"]
         if tops[0] in (a, b) and {a, b} <= set(tops) and not comparison["decided"]:
-            notes.append(f"{a} and {b} are not separated: {points(comparison['difference'])} points "
-                         f"{points_interval(comparison['interval'])}.{_needed(by_name[a], by_name[b], seeds)}")  # fmt: skip
+            notes.append(
+                f"{a} and {b} are not separated: {metric.difference(comparison['difference'])} {metric.difference_unit} "
+                f"{difference_interval(metric, comparison['interval'])}.{_needed(by_name[a], by_name[b], seeds, metric)}"
+            )
     return notes
 
 
@@ -175,43 +177,67 @@ def _lost(result: Retrained) -> str:
     return " and ".join(word for word, count in (("diverged", result.diverged), ("failed", result.failed)) if count)
 
 
-def _needed(a: Retrained, b: Retrained, seeds: int) -> str:
+def _needed(a: Retrained, b: Retrained, seeds: int, metric: Metric) -> str:
     if min(len(a.found), len(b.found)) < 2:
         return ""
     needed = seeds_to_separate(a.scores, b.scores, LEVEL)
     if needed is None:
-        return " No number of seeds would do: the sentences are too few for so small a difference."
+        return f" No number of seeds would do: the {metric.items} are too few for so small a difference."
     return f" If it is as large as that, about {needed} seeds each would do." if needed > seeds else " A few more seeds may do."
 
 
-def as_text(study: str, finding: dict[str, Any]) -> str:
+def as_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
     """The finding for a terminal, 100 columns."""
     configs, seeds = finding["configs"], len(finding["configs"][0]["seeds"])
     width = max(len(config["name"]) for config in configs)
     lines = [
-        f"Study {study}: {len(configs)} configurations retrained with {seeds} fresh seed{'s' * (seeds != 1)} each, "
-        f"scored on {finding['partition']} ({finding['sentences']} sentences)",
-        f"  {'':{width}} {'search':>9} {'fresh seeds':>12} {'test PER':>9}  {'95 % interval':19} seeds",
+        f"Study {study}: {len(configs)} configurations retrained with {plural(seeds, 'fresh seed')} each, "
+        f"scored on {finding['partition']} ({finding['sentences']} {metric.items})",
+        f"  {'':{width}} {'search':>9} {'fresh seeds':>12} {f'test {metric.name}':>9}  {'95 % interval':19} seeds",
     ]
-    lines += [f"  {config['name']:{width}} {_percent(config['search_per']):>9} {_percent(config['validation_per']):>12} "
-              f"{_percent(config['per']):>9}  {_interval(config['interval']):19} {config['counts']}" for config in configs]  # fmt: skip
-    lines.append("  (search: its validation PER; fresh seeds: mean PER on the same sentences; the others are on test)")
+    for config in configs:
+        lines.append(
+            f"  {config['name']:{width}} {_value(config['search_value'], metric):>9} "
+            f"{_value(config['validation_value'], metric):>12} {_value(config['value'], metric):>9}  "
+            f"{_interval(config['interval'], metric):19} {config['counts']}"
+        )
+    lines.append(
+        f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} on the same {metric.items}; "
+        f"the others are on test)"
+    )
     if finding["comparisons"]:
-        lines.append(f"Differences on test in points; p: permutation over sentences, Holm over {len(finding['comparisons'])}")
-        pairs = [f"{comparison['a']} - {comparison['b']}" for comparison in finding["comparisons"]]
-        wide = max(map(len, pairs))
-        lines += [f"  {pair:{wide}} {points(c['difference']):>8} {points_interval(c['interval']):18} p {c['p_holm']:.4f}"
-                  f"{'' if c['decided'] else '  not decided'}" for pair, c in zip(pairs, finding["comparisons"], strict=True)]  # fmt: skip
-    lines.append("How much higher the PER on test is than the search said, in points")
-    lines += [f"  {config['name']:{width}} {points(config['optimism'])} = {points(config['selection'])} selection (fresh seeds, "
-              f"validation) {points(config['partition_shift'])} other sentences (test)"
-              for config in configs if config["top"] and config["optimism"] is not None]  # fmt: skip
+        lines += _comparison_lines(finding["comparisons"], metric)
+    lines.append(f"How much higher the {metric.name} on test is than the search said, in {metric.difference_unit}")
+    for config in configs:
+        if config["top"] and config["optimism"] is not None:
+            lines.append(
+                f"  {config['name']:{width}} {metric.difference(config['optimism'])} = "
+                f"{metric.difference(config['selection'])} selection (fresh seeds, validation) "
+                f"{metric.difference(config['partition_shift'])} other {metric.items} (test)"
+            )
     return "\n".join(lines + wrapped(finding["notes"]))
 
 
-def _percent(per: float | None) -> str:
-    return "-" if per is None else percent(per)
+def _comparison_lines(comparisons: list[dict[str, Any]], metric: Metric) -> list[str]:
+    lines = [
+        f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, "
+        f"Holm over {len(comparisons)}"
+    ]
+    pairs = [f"{comparison['a']} - {comparison['b']}" for comparison in comparisons]
+    wide = max(map(len, pairs))
+    for pair, comparison in zip(pairs, comparisons, strict=True):
+        interval = difference_interval(metric, comparison["interval"])
+        undecided = "" if comparison["decided"] else "  not decided"
+        lines.append(
+            f"  {pair:{wide}} {metric.difference(comparison['difference']):>8} {interval:18} "
+            f"p {comparison['p_holm']:.4f}{undecided}"
+        )
+    return lines
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{100 * interval[0]:.2f} .. {percent(interval[1])}"
+def _value(value: float | None, metric: Metric) -> str:
+    return "-" if value is None else metric.text(value)
+
+
+def _interval(interval: tuple[float, float] | None, metric: Metric) -> str:
+    return "-" if interval is None else f"{metric.bare(interval[0])} .. {metric.text(interval[1])}"

@@ -1,4 +1,4 @@
-"""The best combination of a study's finished trials: selected on validation, then scored on `test` beside the best single one.
+"""The best combination of a study's finished decoders: selected on validation, then scored on `test` beside the best single one.
 
 Only decoders whose frames match (same kernel, stride and classes) can be averaged frame by frame. `test` selects nothing here.
 """
@@ -12,15 +12,17 @@ from typing import Any
 
 from hpo.decoder.artifact import load_decoder
 from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_along, select
-from hpo.decoder.data import Data, load_for_scoring
-from hpo.decoder.metric import Score
+from hpo.decoder.data import Data
+from hpo.decoder.training import Recordings
 from hpo.errors import StudyError
-from hpo.evidence.stats import compare, per_interval
+from hpo.evidence.stats import compare, score_interval
 from hpo.evidence.weights import check_fit, weights_of
+from hpo.search.dataset import load_dataset, load_study_data
+from hpo.search.device import choose_device
+from hpo.search.pick import best_first
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import choose_device, load_study_data
-from hpo.text import percent
+from hpo.trainer import Dataset, Metric, Score
 
 CANDIDATES = 40  # so many of the best trials: their outputs are in memory together
 MATCHING = ("model.kernel", "model.stride", "model.classes")
@@ -28,18 +30,18 @@ MATCHING = ("model.kernel", "model.stride", "model.classes")
 
 def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: int = 10, device: str | None = None,
                    data_path: Path | None = None) -> dict[str, Any]:  # fmt: skip
-    """The finding `ensemble`, kept with the study: JSON-ready, PER as a fraction of 1, times in seconds.
+    """The finding `ensemble`, kept with the study: JSON-ready, the metric as a fraction of 1, times in seconds.
 
     trials: numbers of complete trials to choose from; None: the best ones whose weights are here. data_path: where the
     study's data are on this machine, if not where they were. Raises StudyError, DataError.
     """
     pool, notes = _asked_for(study, trials) if trials else _the_best(study)
     chosen = choose_device(device)
-    validation, _ = load_study_data(study, data_path, chosen)
+    validation = _data(load_study_data(study, data_path, str(chosen)))
     on_validation, _ = _outputs(pool, pool, validation)
     paths: dict[Mean, list[int]] = {mean: select(on_validation, mean, max_size) for mean in MEANS}
     members = {number for path in paths.values() for number in path}
-    test = load_for_scoring(data_path or study.data_path, "test", on_validation.model, chosen)
+    test = _data(load_dataset(study.spec, data_path or study.data_path, str(chosen), "test"))
     on_test, costs = _outputs(pool, sorted(members), test)
     found = {
         "partition_selected": "validation",
@@ -53,9 +55,14 @@ def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: 
     return found
 
 
+def _data(dataset: Dataset) -> Data:
+    assert isinstance(dataset, Recordings)
+    return dataset.data
+
+
 def _the_best(study: Study) -> tuple[dict[int, Path], list[str]]:
     """The weights of the best complete trials that are here and match the best of them, and what was left out."""
-    complete = sorted((record for record in study.records() if record.per is not None), key=lambda record: (record.per, record.number))
+    complete = best_first(study.records(), study.spec.metric)
     pool: dict[int, Path] = {}
     notes: list[str] = []
     frames: tuple[Any, ...] = ()
@@ -120,7 +127,7 @@ def _findings(paths: Mapping[Mean, list[int]], on_validation: Outputs, on_test: 
     scores = {mean: scores_along(path, on_validation, mean) for mean, path in paths.items()}
     tests = {mean: scores_along(path, on_test, mean) for mean, path in paths.items()}
     ends = [(mean, end) for end in range(len(paths[MEANS[0]])) for mean in MEANS]
-    mean, end = min(ends, key=lambda at: scores[at[0]][at[1]].per)
+    mean, end = min(ends, key=lambda at: scores[at[0]][at[1]].value)
     members = Counter(paths[mean][: end + 1])
     single = paths[mean][0]
     seconds = sum(costs[number][0] for number in members)
@@ -133,7 +140,7 @@ def _findings(paths: Mapping[Mean, list[int]], on_validation: Outputs, on_test: 
         },
         "comparison": asdict(compare([tests[mean][end]], [tests[mean][0]])),
         "curve": [
-            {"size": size, "added": number, "mean": mean, "validation_per": score.per, "test_per": test.per}
+            {"size": size, "added": number, "mean": mean, "validation_value": score.value, "test_value": test.value}
             for mean, path in paths.items()
             for size, (number, score, test) in enumerate(zip(path, scores[mean], tests[mean], strict=True), start=1)
         ],
@@ -149,14 +156,14 @@ def _findings(paths: Mapping[Mean, list[int]], on_validation: Outputs, on_test: 
 
 def _scored(validation: Score, test: Score) -> dict[str, Any]:
     return {
-        "validation_per": validation.per,
-        "validation_interval": per_interval([validation]),
-        "test_per": test.per,
-        "test_interval": per_interval([test]),
+        "validation_value": validation.value,
+        "validation_interval": score_interval([validation]),
+        "test_value": test.value,
+        "test_interval": score_interval([test]),
     }
 
 
-def ensemble_text(found: Mapping[str, Any]) -> str:
+def ensemble_text(found: Mapping[str, Any], metric: Metric) -> str:
     """For a terminal, 100 columns."""
     single, ensemble, cost = found["single"], found["ensemble"], found["cost"]
     members = ", ".join(
@@ -166,30 +173,36 @@ def ensemble_text(found: Mapping[str, Any]) -> str:
     curve = [point for point in found["curve"] if point["mean"] == ensemble["mean"]]
     lines = [
         f"Best single decoder: trial {single['trial']}",
-        *_per_lines(single),
+        *_score_lines(single, metric),
         f"Ensemble: {ensemble['mean']} mean of {members}; {found['candidates']} candidates, stride {found['stride']}",
-        *_per_lines(ensemble),
-        "  Members, mean and size were chosen on validation, so that PER flatters; on test nothing was chosen.",
-        _verdict(found["comparison"], size),
+        *_score_lines(ensemble, metric),
+        f"  Members, mean and size were chosen on validation, so that {metric.name} flatters; on test nothing was chosen.",
+        _verdict(found["comparison"], size, metric),
         f"Cost of {cost['sentences']} sentences: {cost['seconds_ensemble']:.2f} s, {cost['ratio']:.1f} x the single decoder's; "
         f"{cost['parameters']:,} parameters",
         "  size  added  validation      test",
-        *(f"  {point['size']:4}  {point['added']:5}  {percent(point['validation_per']):>10}  {percent(point['test_per']):>8}"
+        *(f"  {point['size']:4}  {point['added']:5}  {metric.text(point['validation_value']):>10}  {metric.text(point['test_value']):>8}"
           f"{'   <- taken' if point['size'] == size else ''}" for point in curve),
         *(f"Note: {note}" for note in found["notes"]),
     ]  # fmt: skip
     return "\n".join(fill(line, 100, subsequent_indent="    ") for line in lines)
 
 
-def _per_lines(part: Mapping[str, Any]) -> list[str]:
-    return [f"  {partition:11} {percent(part[f'{partition}_per']):>8}, 95 % interval {percent(low)} to {percent(high)}"
-            for partition in ("validation", "test") for low, high in [part[f"{partition}_interval"]]]  # fmt: skip
+def _score_lines(part: Mapping[str, Any], metric: Metric) -> list[str]:
+    lines = []
+    for partition in ("validation", "test"):
+        low, high = part[f"{partition}_interval"]
+        value = metric.text(part[f"{partition}_value"])
+        lines.append(f"  {partition:11} {value:>8}, 95 % interval {metric.text(low)} to {metric.text(high)}")
+    return lines
 
 
-def _verdict(comparison: Mapping[str, Any], size: int) -> str:
+def _verdict(comparison: Mapping[str, Any], size: int, metric: Metric) -> str:
     if size == 1:
         return "No combination was better on validation than the best single decoder."
     low, high = comparison["interval"]
     word = "better" if high < 0 else "worse" if low > 0 else "not separated"
-    return (f"Ensemble minus single on test: {100 * comparison['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to "
-            f"{100 * high:+.2f}, p {comparison['p']:.2g}: {word}")  # fmt: skip
+    return (
+        f"Ensemble minus single on test: {metric.difference(comparison['difference'])} {metric.difference_unit}, "
+        f"95 % interval {metric.difference(low)} to {metric.difference(high)}, p {comparison['p']:.2g}: {word}"
+    )

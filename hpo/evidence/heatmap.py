@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from hpo.errors import CallerError
 from hpo.text import value_text
+from hpo.trainer import Metric
 
 FORMATS = (".svg", ".png")
 matplotlib.rcParams["svg.hashsalt"] = "hpo"  # the same picture is the same file
@@ -22,7 +23,7 @@ def check_plot(path: Path) -> None:
         raise CallerError(f"--plot {path}: not a picture that can be drawn. Valid: a name that ends with {' or '.join(FORMATS)}")
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
     """Draw the heat maps of `effects` and the trials on them, stopped ones as crosses. Raises CallerError, OSError."""
     check_plot(path)
     maps = found["interactions"]
@@ -32,22 +33,28 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     rows = -(-len(maps) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low = min(min(map(min, pair["per"])) for pair in maps)
-    high = max(max(map(max, pair["per"])) for pair in maps)
+    low = min(min(map(min, pair["value"])) for pair in maps)
+    high = max(max(map(max, pair["value"])) for pair in maps)
     for axis, pair in zip(axes, maps, strict=False):
-        mesh = _draw(axis, pair, low, high)
+        mesh = _draw(axis, pair, low, high, _colours(metric))
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
-    figure.colorbar(mesh, ax=axes, label="PER, mean of the surrogate", format="{x:.0%}")
+    figure.colorbar(mesh, ax=axes, label=f"{metric.name}, mean of the surrogate",
+                    format="{x:.0%}" if metric.unit == "percent" else None)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
-def _draw(axis: Axes, pair: Mapping[str, Any], low: float, high: float) -> Any:
-    mesh = axis.pcolormesh(_edges(pair, "x"), _edges(pair, "y"), pair["per"], cmap="viridis_r", vmin=low, vmax=high)
+def _colours(metric: Metric) -> str:
+    """The best is bright."""
+    return "viridis_r" if metric.direction == "minimize" else "viridis"
+
+
+def _draw(axis: Axes, pair: Mapping[str, Any], low: float, high: float, cmap: str) -> Any:
+    mesh = axis.pcolormesh(_edges(pair, "x"), _edges(pair, "y"), pair["value"], cmap=cmap, vmin=low, vmax=high)
     for state, marker in (("complete", "o"), ("stopped", "X")):
         shown = [trial for trial in pair["trials"] if trial["state"] == state]
         x, y = ([pair[f"{side}_values"].index(trial[side]) if pair[f"{side}_choices"] else trial[side] for trial in shown] for side in "xy")
-        colours: dict[str, Any] = {"c": [trial["per"] for trial in shown], "cmap": "viridis_r", "vmin": low, "vmax": high}
+        colours: dict[str, Any] = {"c": [trial["value"] for trial in shown], "cmap": cmap, "vmin": low, "vmax": high}
         axis.scatter(x, y, **colours, marker=marker, s=36, edgecolors="white", linewidths=0.8)
     axis.set(xlabel=pair["x"], ylabel=pair["y"], title=f"strength {pair['strength']:.2f}, p {pair['p_holm']:.2g} (Holm)")
     for side, ruler, scale in (("x", axis.xaxis, axis.set_xscale), ("y", axis.yaxis, axis.set_yscale)):

@@ -9,7 +9,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.errors import StudyError
 from hpo.evidence.past_runs import PastPoint, PastRun, some
 from hpo.search.imported import add_trial, place, trials_by_key
-from hpo.search.ledger import Point
+from hpo.search.point import Point
 from hpo.search.stopping import OwnPast, Stop
 from hpo.search.study import Study
 from hpo.search.trial import BY_HAND, Record
@@ -33,10 +33,15 @@ def runs_of(other: Study, study: Study) -> list[PastRun]:
     """
     if other.id == study.id:
         raise StudyError(f"--from-study {other.name}: that is the study itself. Give another")
-    mine, theirs = ((found.data["fingerprint"], found.spec.validation) for found in (study, other))
-    if mine != theirs:
-        raise StudyError(f"study {other.name} was trained on other sentences than study {study.name} (data {theirs[0]}, {mine[0]}; "
-                         f"validation {theirs[1]}, {mine[1]}), so its PER do not compare")  # fmt: skip
+    here, there = ((found.data["fingerprint"], found.spec.validation) for found in (study, other))
+    metric = study.spec.metric
+    if here != there:
+        raise StudyError(
+            f"study {other.name} was trained on other {metric.items} than study {study.name} (data {there[0]}, {here[0]}; "
+            f"validation {there[1]}, {here[1]}), so its {metric.name} does not compare"
+        )
+    if other.spec.metric != metric:
+        raise StudyError(f"study {other.name} is judged by {other.spec.metric.name}, study {study.name} by {metric.name}")
     records = [record for record in other.records() if record.state in ("complete", "stopped") and record.rule != BY_HAND]
     curves = other.curves(records)
     return [_past(other.name, record, curves.get(record.number, [])) for record in records]
@@ -44,7 +49,10 @@ def runs_of(other: Study, study: Study) -> list[PastRun]:
 
 def _past(name: str, record: Record, curve: Sequence[Point]) -> PastRun:
     pace = record.gpu_seconds / record.step if record.step else 0.0
-    points = [PastPoint(int(point["step"]), point["per"], point["validation_loss"], pace * point["step"], point["lr"]) for point in curve]
+    points = [
+        PastPoint(point.step, point.value, point.validation_loss, pace * point.step, point.metrics.get("lr"))
+        for point in curve
+    ]
     return PastRun(f"{name}:{record.number}", "", record.config, tuple(points), record.steps, "validation")
 
 
@@ -76,8 +84,8 @@ def facts(run: PastRun) -> dict[str, Any]:
         "name": run.name,
         "path": run.path,
         "key": run.key,
-        "best_per": run.best_per,
-        "last_per": last.per if last and math.isfinite(last.per) else None,
+        "best_value": run.best_value,
+        "last_value": last.value if last and math.isfinite(last.value) else None,
         "evaluations": len(run.curve),
         "last_step": last.step if last else None,
         "steps": run.steps,
@@ -98,38 +106,22 @@ def _comparable(study: Study, run: PastRun, same_data: bool) -> tuple[PastRun, d
         raise StudyError("scored on test, which the search never sees")
     if not same_data:
         raise StudyError("no run says which data it is of; --same-data says that it is the study's, scored on its validation part")
-    for name, mine, theirs in (("channels", study.data["n_features"], run.n_features), ("days", study.data["n_days"], run.n_days)):
-        if theirs not in (None, mine):
-            raise StudyError(f"{theirs} {name}, the study's data have {mine}")
+    for name, here, there in (
+        ("channels", study.data.get("n_features"), run.n_features),
+        ("days", study.data.get("n_days"), run.n_days),
+    ):
+        if there not in (None, here):
+            raise StudyError(f"{there} {name}, the study's data have {here}")
     if run.foreign:
         raise StudyError(run.foreign[0])
     values, assumed = place(study.spec, run.config)
-    rule = study.spec.stopping or OwnPast(per_patience=NEVER, loss_patience=NEVER)
-    judged = ((end, rule.judge(run.evaluations[:end])) for end in range(1, len(run.curve) + 1))
-    end, stop = next(((end, stop) for end, stop in judged if stop), (len(run.curve), None))
+    points, metric = run.points, study.spec.metric
+    rule = study.spec.stopping or OwnPast(patience=NEVER, loss_patience=NEVER)
+    judged = ((end, rule.judge(points[:end], metric)) for end in range(1, len(points) + 1))
+    end, stop = next(((end, stop) for end, stop in judged if stop), (len(points), None))
     if stop is None and not run.reached_its_plan:
         planned = "an unknown number" if run.steps is None else run.steps
         raise StudyError(f"ended at step {run.curve[-1].step} of {planned}, so what a whole training would reach is not known")
     if assumed:
         run = replace(run, doubts=(*run.doubts, f"not recorded, taken as the study's: {some(assumed)}"))
-    return run, values, _points(run.curve[:end]), stop
-
-
-def _points(curve: Sequence[PastPoint]) -> list[Point]:
-    """For the ledger; what is not recorded is NaN."""
-    befores = [None, *curve[:-1]]
-    return [
-        {"step": point.step, "per": point.per, "validation_loss": _or_nan(point.loss), "loss": math.nan, "grad_norm": math.nan,
-         "lr": _or_nan(point.lr), "step_seconds": _pace(before, point)}
-        for before, point in zip(befores, curve, strict=True)
-    ]  # fmt: skip
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _pace(before: PastPoint | None, point: PastPoint) -> float:
-    if before is None or before.seconds is None or point.seconds is None:
-        return math.nan
-    return (point.seconds - before.seconds) / (point.step - before.step)
+    return run, values, points[:end], stop

@@ -20,7 +20,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import from_lab_arguments
 from hpo.decoder.pickles import unpickle
 from hpo.errors import DataError, SpecError
-from hpo.search.stopping import Evaluation
+from hpo.search.point import Point
 
 FILES = ("args", "metrics.jsonl", "trainingStats")
 REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
@@ -32,10 +32,19 @@ Row = dict[str, float]  # one evaluation as read: step, per, and where they are 
 @dataclass(frozen=True)
 class PastPoint:
     step: int  # optimizer updates
-    per: float
+    value: float  # PER
     loss: float | None  # on the same sentences
     seconds: float | None  # since the start of the run
     lr: float | None
+
+
+def _point(before: PastPoint | None, point: PastPoint) -> Point:
+    metrics: dict[str, float] = {}
+    if point.lr is not None:
+        metrics["lr"] = point.lr
+    if before is not None and before.seconds is not None and point.seconds is not None:
+        metrics["step_seconds"] = (point.seconds - before.seconds) / (point.step - before.step)
+    return Point(point.step, point.value, math.nan, point.loss, metrics)
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,21 @@ class PastRun:
     @property
     def key(self) -> str:
         """Of name and content, wherever the run lies and whatever is stated of it by hand."""
-        content = [self.name, [vars(point) for point in self.curve], self.steps, self.split]
+        points = [
+            {"step": point.step, "per": point.value, "loss": point.loss, "seconds": point.seconds, "lr": point.lr}
+            for point in self.curve
+        ]
+        content = [self.name, points, self.steps, self.split]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def best_per(self) -> float | None:
-        return min((point.per for point in self.curve if math.isfinite(point.per)), default=None)
+    def best_value(self) -> float | None:
+        return min((point.value for point in self.curve if math.isfinite(point.value)), default=None)
 
     @property
-    def evaluations(self) -> list[Evaluation]:
-        """For a stopping rule. Without a recorded loss it is constant, so that only the PER can stop the run."""
-        return [Evaluation(point.step, point.per, 1.0 if point.loss is None else point.loss) for point in self.curve]
+    def points(self) -> list[Point]:
+        """For a stopping rule: where no loss is recorded only the PER can stop the run. The training loss is not known."""
+        return [_point(before, point) for before, point in zip((None, *self.curve), self.curve, strict=False)]
 
     @property
     def interval(self) -> int:
@@ -73,9 +86,9 @@ class PastRun:
     @property
     def no_error_rate(self) -> str:
         """Why its PERs cannot be taken for error rates; empty: they can. Such a run informs no sampler and judges no rule."""
-        if negative := [point.step for point in self.curve if point.per < 0]:
+        if negative := [point.step for point in self.curve if point.value < 0]:
             return f"negative PER at step {some(negative)}: no error rate"
-        return f"no PER at or below 1, the lowest is {self.best_per:.4g}: percent?" if (self.best_per or 0) > 1 else ""
+        return f"no PER at or below 1, the lowest is {self.best_value:.4g}: percent?" if (self.best_value or 0) > 1 else ""
 
     @property
     def reached_its_plan(self) -> bool:
@@ -324,11 +337,11 @@ def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
         curve = tuple(replace(point, seconds=None) for point in curve)
     run = replace(run, curve=curve)
     if any(point.loss is None for point in curve):
-        doubts.append("no loss is recorded for some evaluations: a rule that looks at it sees a constant there")
-    if strange := [point.step for point in curve if not (math.isfinite(point.per) and math.isfinite(point.loss or 0))]:
+        doubts.append("no loss is recorded for some evaluations: a rule that looks at it does not see these")
+    if strange := [point.step for point in curve if not (math.isfinite(point.value) and math.isfinite(point.loss or 0))]:
         doubts.append(f"PER or loss is not finite at step {some(strange)}")
-    if high := [point for point in curve if point.per > 1]:
-        most = max(point.per for point in high)
+    if high := [point for point in curve if point.value > 1]:
+        most = max(point.value for point in high)
         doubts.append(f"PER above 1 at step {some([point.step for point in high])}, highest {most:.4g}: insertions, or percent")
     if run.no_error_rate:
         doubts.append(run.no_error_rate)

@@ -12,13 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hpo.decoder.config import FIELDS, unknown
+from hpo.decoder.config import DecoderConfig
 from hpo.errors import DataError, SpecError
 from hpo.evidence.past_runs import PastRun, Row, check_step, checked_config, doubt_lines, finished, one_start, printable
 from hpo.search.spec import parse_settings
+from hpo.settings import unknown
 
 NUMBERS = ("step", "per", "loss", "seconds", "lr")  # of an evaluation; seconds since the start of the run
 NAMES = ("name", "split", *NUMBERS)
+FIELDS = DecoderConfig.names()
 ENDINGS = (".csv", ".tsv", ".jsonl")
 
 

@@ -30,7 +30,7 @@ def backtest_picture(found: Mapping[str, Any], curves: Sequence[Curve], path: Pa
     for panel in panels.flat[len(rules) :]:
         panel.set_axis_off()
     for panel in panels[:, 0]:
-        panel.set_ylabel("PER (%)")
+        panel.set_ylabel(curves[0].metric.label)
     for panel in panels[-1]:
         panel.set_xlabel("optimizer updates (square-root scale)")
     ended = [("ended well", WELL), ("ended badly", BADLY), ("after the stop", REST)]
@@ -47,22 +47,23 @@ def backtest_picture(found: Mapping[str, Any], curves: Sequence[Curve], path: Pa
 def _panel(panel: Axes, rule: Mapping[str, Any], curves: Sequence[Curve]) -> None:
     for curve, run in zip(curves, rule["runs"], strict=True):
         color = BADLY if curve.ended_badly else WELL
-        steps = [point.step for point in curve.evaluations]
-        pers = [100 * point.per for point in curve.evaluations]
+        steps = [point.step for point in curve.points]
+        values = [curve.metric.scale * point.value for point in curve.points]
         at = len(steps) if run["stopped_at"] is None else steps.index(run["stopped_at"]) + 1
-        panel.plot(steps[at - 1 :], pers[at - 1 :], color=REST, lw=1, zorder=1)
-        panel.plot(steps[:at], pers[:at], color=color, lw=1.3, zorder=2)
+        panel.plot(steps[at - 1 :], values[at - 1 :], color=REST, lw=1, zorder=1)
+        panel.plot(steps[:at], values[:at], color=color, lw=1.3, zorder=2)
         if run["stopped_at"] is not None:
-            panel.plot(steps[at - 1], pers[at - 1], marker="X", ms=8, color=color, mec="white", zorder=3)
+            panel.plot(steps[at - 1], values[at - 1], marker="X", ms=8, color=color, mec="white", zorder=3)
         if len(curves) <= LABELLED:
             panel.annotate(
-                curve.name, (steps[-1], pers[-1]), xytext=(3, 0), textcoords="offset points", fontsize=6, va="center", color="#555555"
+                curve.name, (steps[-1], values[-1]), xytext=(3, 0), textcoords="offset points", fontsize=6, va="center", color="#555555"
             )
     panel.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x**2))
-    longest = max(1, *(curve.evaluations[-1].step for curve in curves))
+    longest = max(1, *(curve.points[-1].step for curve in curves))
     panel.set_xlim(0, 1.5 * longest)
     panel.set_xticks(sorted({float(f"{longest * part**2:.1g}") for part in (0, 0.2, 0.4, 0.6, 0.8, 1)}))
-    panel.set_ylim(0, 105)
+    if curves[0].metric.bounded:
+        panel.set_ylim(0, 1.05 * curves[0].metric.scale)
     panel.spines[["top", "right"]].set_visible(False)
     bad = sum(bool(curve.ended_badly) for curve in curves)
     good, missed = len(rule["healthy_stopped"]), len(rule["bad_missed"])

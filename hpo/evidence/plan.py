@@ -9,7 +9,8 @@ from hpo.search.budget import HOUR
 from hpo.search.pick import best_of
 from hpo.search.study import Study
 from hpo.search.trial import DONE, Record
-from hpo.text import duration, percent
+from hpo.text import duration
+from hpo.trainer import Metric
 
 
 class Cost(BaseModel, frozen=True):
@@ -22,8 +23,8 @@ class Cost(BaseModel, frozen=True):
 
 class Best(BaseModel, frozen=True):
     trial: int
-    # As a fraction of 1, on the validation sentences.
-    per: float
+    # Of the metric, on validation.
+    value: float
 
 
 class Plan(BaseModel, frozen=True):
@@ -44,8 +45,8 @@ class Plan(BaseModel, frozen=True):
 def build_plan(study: Study, gpus: int, hours: float) -> Plan:
     """Raises StudyError before a trial is complete."""
     records = [record for record in study.records() if record.state in DONE and record.step]
-    best = best_of(records)
-    if best is None or best.per is None:
+    best = best_of(records, study.spec.metric)
+    if best is None or best.value is None:
         raise StudyError(f"study {study.name}: no trial is complete, so nothing is known of what one costs. Run hpo launch first")
     mean = fmean(record.gpu_seconds for record in records)
     complete = [record for record in records if record.state == "complete"]
@@ -58,7 +59,7 @@ def build_plan(study: Study, gpus: int, hours: float) -> Plan:
         states=_costs(records),
         training_seconds=fmean(record.seconds for record in complete),
         trials=int(gpus * hours * HOUR / mean) if mean else 0,
-        best=Best(trial=best.number, per=best.per),
+        best=Best(trial=best.number, value=best.value),
     )
 
 
@@ -71,14 +72,14 @@ def _costs(records: list[Record]) -> dict[str, Cost]:
     return costs
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: Plan, metric: Metric) -> str:
     states = ", ".join(f"{cost.trials} {state} {duration(cost.gpu_seconds)}" for state, cost in plan.states.items())
     more = f"hpo budget --study {plan.study} --trials +{plan.trials} --gpu-hours +{plan.gpu_hours:g}"
     lines = [
         f"{plan.gpus} GPUs for {plan.hours:g} hours are {plan.gpu_hours:g} GPU-hours",
         f"a trial   {duration(plan.trial_seconds)} of a GPU on average ({states})",
         f"they fit  about {plan.trials} more: {more}",
-        f"so far    best PER {percent(plan.best.per)} (trial {plan.best.trial}), on validation",
+        f"so far    best {metric.name} {metric.text(plan.best.value)} (trial {plan.best.trial}), on validation",
     ]
     if plan.training_seconds > plan.hours * HOUR:
         lines.append(f"note      a whole training takes {duration(plan.training_seconds)}, longer than the hours given: none would end")

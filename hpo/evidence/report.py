@@ -1,6 +1,6 @@
 """What a study found: as a dict (the JSON), as text, and one trial's configuration for export.
 
-PER is of the validation sentences, at the end of each training. Everything here is read; only intervals are computed.
+The metric is of the validation items, at the end of each training. Everything here is read; only intervals are computed.
 The same as a page is in report_page.py.
 """
 
@@ -9,21 +9,22 @@ from typing import Any
 
 import yaml
 
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.lab import lab_arguments
-from hpo.evidence.stats import per_interval
+from hpo.evidence.stats import score_interval
 from hpo.search.pick import best_of, pick_trial
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.text import between, duration, percent, plural, value_text
+from hpo.text import duration, plural, value_text
+from hpo.trainer import Metric, load_trainer
 
 PARTITION = "validation"
 
 
 def build_report(study: Study) -> dict[str, Any]:
-    """The report as JSON-ready values. PER as a fraction of 1, times in seconds of a worker's device."""
+    """The report as JSON-ready values. The metric in its unit (a fraction of 1 where it is percent), times in seconds of a
+    worker's device.
+    """
     records = study.records()
-    best = best_of(records)
+    best = best_of(records, study.spec.metric)
     states = Counter(record.state for record in records)
     stopped = [record for record in records if record.state == "stopped"]
     return {
@@ -35,7 +36,7 @@ def build_report(study: Study) -> dict[str, Any]:
         "data": study.data,
         "best": None if best is None else {
             "trial": best.number,
-            "per": best.per,
+            "value": best.value,
             "interval": _interval(study, best),
             "partition": PARTITION,
             "sentences": len(study.scores([best.id])[best.id].errors),
@@ -44,7 +45,7 @@ def build_report(study: Study) -> dict[str, Any]:
         },
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
         "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
-        "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "per": past.per} for past in study.imported()],
+        "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "value": past.value} for past in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
@@ -59,21 +60,23 @@ def build_report(study: Study) -> dict[str, Any]:
 
 def _interval(study: Study, record: Record) -> tuple[float, float] | None:
     """95 %, for new sentences; of a complete trial."""
-    return None if record.per is None else per_interval([study.scores([record.id])[record.id]])
+    return None if record.value is None else score_interval([study.scores([record.id])[record.id]])
 
 
 def _start(study: Study, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:
     found = next((record for record in records if record.start == name), None)
     if found is None:
-        return {"trial": None, "per": None, "interval": None, "state": None, "reason": "", "points_above_best": None}
-    known = found.per is not None and best is not None and best.per is not None
+        return {"trial": None, "value": None, "interval": None, "state": None, "reason": "", "points_above_best": None}
+    metric, behind = study.spec.metric, None
+    if found.value is not None and best is not None and best.value is not None:
+        behind = metric.scale * (found.value - best.value)
     return {
         "trial": found.number,
-        "per": found.per,
+        "value": found.value,
         "interval": _interval(study, found),
         "state": found.state,
         "reason": found.reason,
-        "points_above_best": 100 * (found.per - best.per) if known else None,  # type: ignore[operator, union-attr]
+        "points_above_best": behind,
     }
 
 
@@ -82,27 +85,28 @@ def _saved(record: Record) -> float:
     return record.seconds / record.step * (record.steps - record.step) if record.step else 0.0
 
 
-def as_text(report: dict[str, Any]) -> str:
+def as_text(report: dict[str, Any], metric: Metric) -> str:
     """The report for a terminal, 100 columns."""
     lines = [f"Study {report['study']}" + (f", profile {report['profile']}" if report["profile"] else "")]
     best = report["best"]
     if report["child_of"]:
         lines.append(f"It retrains configurations of study {report['child_of']}, so none of its trials is best.")
     elif best is None:
-        lines.append("No trial is complete yet, so there is no best PER.")
+        lines.append(f"No trial is complete yet, so there is no best {metric.name}.")
     else:
         complete = report["trials"]["complete"]
-        where = f"95 % interval {between(best['interval'])}, {best['partition']}, {best['sentences']} sentences"
+        where = f"95 % interval {metric.between(best['interval'])}, {best['partition']}, {best['sentences']} {metric.items}"
         lines += [
-            *_confirmed_lines(report),
-            f"Best PER {percent(best['per'])} ({where}): trial {best['trial']}",
-            f"  It is the lowest of {complete} noisy numbers, on sentences that the search saw. That selection is not in the interval:",
-            "  expect a little more on new sentences.",
+            *_confirmed_lines(report, metric),
+            f"Best {metric.name} {metric.text(best['value'])} ({where}): trial {best['trial']}",
+            f"  It is the {metric.lowest} of {complete} noisy numbers, on {metric.items} that the search saw. "
+            f"That selection is not in the interval:",
+            f"  expect a little {'more' if metric.direction == 'minimize' else 'less'} on new {metric.items}.",
             *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
         ]
     if not report["child_of"]:
         lines.append("Starts" if report["starts"] else "No starts")
-    lines += [_start_line(name, start) for name, start in report["starts"].items()]
+    lines += [_start_line(name, start, metric) for name, start in report["starts"].items()]
     lines += [_trials_line(report), _compute_line(report)]
     if report["imported"]:
         shown = ", ".join(f"trial {past['trial']} is {past['run']}" for past in report["imported"])
@@ -115,39 +119,43 @@ def confirmed(report: dict[str, Any]) -> dict[str, Any] | None:
     """What `hpo confirm` found for the trial that is best now; None if it has not looked at it, or no seed came to its end."""
     configs = report["findings"].get("confirm", {}).get("configs", [])
     return next(
-        (found for found in configs if report["best"] and found["trial"] == report["best"]["trial"] and found["per"] is not None), None
+        (found for found in configs if report["best"] and found["trial"] == report["best"]["trial"] and found["value"] is not None), None
     )
 
 
-def _confirmed_lines(report: dict[str, Any]) -> list[str]:
+def _confirmed_lines(report: dict[str, Any], metric: Metric) -> list[str]:
     if (found := confirmed(report)) is None:
         return []
     confirm = report["findings"]["confirm"]
-    where = f"95 % interval {between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} sentences"
-    return [f"Confirmed PER {percent(found['per'])} ({where}, {fresh_seeds(found)}): {found['name']}"]
+    where = f"95 % interval {metric.between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} {metric.items}"
+    return [f"Confirmed {metric.name} {metric.text(found['value'])} ({where}, {fresh_seeds(found)}): {found['name']}"]
 
 
 def fresh_seeds(found: dict[str, Any]) -> str:
-    """Of a configuration of the finding `confirm`: how many its PER is the mean of, and of how many."""
-    complete, asked = sum(seed["per"] is not None for seed in found["seeds"]), len(found["seeds"])
+    """Of a configuration of the finding `confirm`: how many its value is the mean of, and of how many."""
+    complete, asked = sum(seed["value"] is not None for seed in found["seeds"]), len(found["seeds"])
     return f"{complete} of {asked} fresh seeds, the others did not come to their end" if complete < asked else plural(asked, "fresh seed")
 
 
-def sources(confirm: dict[str, Any]) -> str:
+def sources(confirm: dict[str, Any], metric: Metric) -> str:
     """What the intervals of the finding `confirm` are over: of one seed nothing is known."""
-    complete = [sum(seed["per"] is not None for seed in found["seeds"]) for found in confirm["configs"] if found["per"] is not None]
+    complete = [sum(seed["value"] is not None for seed in found["seeds"]) for found in confirm["configs"] if found["value"] is not None]
     if max(complete, default=0) < 2:
-        return "sentences"
-    return "seeds and sentences" if min(complete) > 1 else "sentences, and over seeds where two or more came to their end"
+        return metric.items
+    if min(complete) > 1:
+        return f"seeds and {metric.items}"
+    return f"{metric.items}, and over seeds where two or more came to their end"
 
 
-def _start_line(name: str, start: dict[str, Any]) -> str:
+def _start_line(name: str, start: dict[str, Any], metric: Metric) -> str:
     head = f"    {name:20} "
     if start["state"] is None:
         return head + "not tried yet"
-    if start["per"] is None:
+    if start["value"] is None:
         return head + f"trial {start['trial']}, {start['state']}" + (f": {start['reason']}" if start["reason"] else "")
-    return head + f"trial {start['trial']}, PER {percent(start['per'])}, {start['points_above_best']:+.2f} points from the best"
+    behind = metric.difference(start["points_above_best"] / metric.scale)
+    value = f"{metric.name} {metric.text(start['value'])}"
+    return head + f"trial {start['trial']}, {value}, {behind} {metric.difference_unit} from the best"
 
 
 def _trials_line(report: dict[str, Any]) -> str:
@@ -177,15 +185,21 @@ def next_command(report: dict[str, Any], database: str | None) -> str:
 
 
 def export_text(study: Study, trial: str) -> str:
-    """One trial's configuration as YAML: `base`, to be put into a study file, and `args` in the lab's names."""
+    """One trial's configuration as YAML: `base`, to be put into a study file, and `args` in the lab's names if the trainer
+    has such.
+    """
     record = pick_trial(study, trial)
-    config = DecoderConfig().with_values(record.config)
-    ended = f"PER {percent(record.per)} ({PARTITION})" if record.per is not None else record.state
+    metric, trainer = study.spec.metric, load_trainer(study.spec.trainer)
+    config = study.spec.config(record.config)
+    ended = f"{metric.name} {metric.text(record.value)} ({PARTITION})" if record.value is not None else record.state
     head = [
         f"# Study {study.name}, trial {record.number}: {ended}",
         f"# data fingerprint {record.data}, code {record.code_version}, {record.host}, {record.device}",
-        "# base: goes into a study file. args: the names of neural_seq_decoder and its descendants; eps has none there, its",
-        "# code has 0.1 and some descendants' 1e-8: set it in the code. An empty value does not apply.",
     ]
-    arguments = lab_arguments(config, study.data["n_features"], study.data["n_days"])
-    return "\n".join(head) + "\n" + yaml.safe_dump({"base": config.flat(), "args": arguments}, sort_keys=False)
+    content: dict[str, Any] = {"base": config.flat()}
+    if arguments := trainer.offers.get("arguments"):
+        head += [f"# {line}" for line in arguments.about]
+        content["args"] = arguments.of(config, study.data)
+    else:
+        head.append("# base: goes into a study file.")
+    return "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False)

@@ -16,11 +16,12 @@ from hpo.evidence.effects import stands_out
 from hpo.evidence.methods import methods
 from hpo.evidence.page import Block, Code, Number, Picture, Section, Table, Text
 from hpo.evidence.report import build_report, confirmed, export_text, fresh_seeds, sources
-from hpo.search.ledger import Point
+from hpo.search.point import Point
 from hpo.search.spec import StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.text import between, duration, percent, plural, value_text
+from hpo.text import duration, plural, value_text
+from hpo.trainer import Metric, load_trainer
 
 ROWS = 200  # trials in the table
 MAPS = 6  # heat maps
@@ -42,6 +43,10 @@ class Facts:
     records: list[Record]
     curves: Mapping[int, list[Point]]
     best: str  # the configuration of the best trial, as YAML; empty: there is none
+
+    @property
+    def metric(self) -> Metric:
+        return self.spec.metric
 
     @property
     def findings(self) -> dict[str, dict[str, Any]]:
@@ -83,17 +88,12 @@ def _nothing(facts: Facts) -> Text:
     return Text(f"No trial is complete yet. See `hpo status --study {facts.report['study']}`", "missing")
 
 
-def _points(difference: float | None) -> str:
-    """A difference of PERs, in points of a percent."""
-    return "-" if difference is None else f"{100 * difference:+.2f}"
+def _differences(interval: Sequence[float] | None, metric: Metric) -> str:
+    return "-" if interval is None else f"{metric.difference(interval[0])} to {metric.difference(interval[1])}"
 
 
-def _points_between(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
-
-
-def _per(per: float | None) -> str:
-    return "-" if per is None else percent(per)
+def _value(value: float | None, metric: Metric) -> str:
+    return "-" if value is None else metric.text(value)
 
 
 def _p(p: float | None) -> str:
@@ -111,7 +111,7 @@ def _notes(finding: Mapping[str, Any]) -> list[Block]:
 
 
 def _headline(facts: Facts) -> list[Block]:
-    report, blocks = facts.report, list[Block]()
+    report, metric, blocks = facts.report, facts.metric, list[Block]()
     if facts.spec.question:
         blocks.append(Text(facts.spec.question, "quote"))
     if still := [f"{report['trials'][state]} {state}" for state in ("running", "waiting") if report["trials"][state]]:
@@ -122,27 +122,38 @@ def _headline(facts: Facts) -> list[Block]:
     found = confirmed(report)
     if found is not None:
         confirm = report["findings"]["confirm"]
-        text = (f"95 % interval {between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} sentences that the search "
-                f"never saw: {found['name']}, trained anew with {fresh_seeds(found)}")  # fmt: skip
-        blocks.append(Number("Confirmed PER", percent(found["per"]), text))
-    text = (f"trial {best['trial']}, 95 % interval {between(best['interval'])}, {best['partition']}, {best['sentences']} sentences. "
-            f"Selected as the lowest of {report['trials']['complete']} on these, so optimistic; that is not in the interval")  # fmt: skip
-    blocks.append(Number("Search PER" if found else "Best PER (search)", percent(best["per"]), text))
+        text = (
+            f"95 % interval {metric.between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} "
+            f"{metric.items} that the search never saw: {found['name']}, trained anew with {fresh_seeds(found)}"
+        )
+        blocks.append(Number(f"Confirmed {metric.name}", metric.text(found["value"]), text))
+    text = (
+        f"trial {best['trial']}, 95 % interval {metric.between(best['interval'])}, {best['partition']}, "
+        f"{best['sentences']} {metric.items}. Selected as the {metric.lowest} of {report['trials']['complete']} on these, "
+        f"so optimistic; that is not in the interval"
+    )
+    title = f"Search {metric.name}" if found else f"Best {metric.name} (search)"
+    blocks.append(Number(title, metric.text(best["value"]), text))
     if found is None:
         asked = "confirm" in facts.findings
-        why = f"`hpo confirm` has no PER of trial {best['trial']}, which is best now." if asked else "This PER is unconfirmed."
-        blocks.append(_missing(facts, "confirm", f"{why} Fresh seeds and sentences that the search never saw tell what to expect."))
+        why = f"This {metric.name} is unconfirmed."
+        if asked:
+            why = f"`hpo confirm` has no {metric.name} of trial {best['trial']}, which is best now."
+        what = f"{why} Fresh seeds and {metric.items} that the search never saw tell what to expect."
+        blocks.append(_missing(facts, "confirm", what))
     return blocks
 
 
 def _starts(facts: Facts) -> list[Block]:
     rows = []
     for name, start in facts.report["starts"].items():
-        above = start["points_above_best"]
+        metric, above = facts.metric, start["points_above_best"]
         ended = (start["state"] or "not tried yet") + (f": {start['reason']}" if start["reason"] else "")
-        rows.append((name, "-" if start["trial"] is None else str(start["trial"]), _per(start["per"]), between(start["interval"]),
-                     "-" if above is None else f"{above:+.2f}", ended))  # fmt: skip
-    head = ("start", "trial", "search PER", "95 % interval", "points above best", "state")
+        cells = (_value(start["value"], metric), metric.between(start["interval"]))
+        behind = metric.difference(None if above is None else above / metric.scale)
+        rows.append((name, "-" if start["trial"] is None else str(start["trial"]), *cells, behind, ended))
+    above_best = f"{facts.metric.difference_unit} above best"
+    head = ("start", "trial", f"search {facts.metric.name}", "95 % interval", above_best, "state")
     return [Table(head, rows, long=("state",))] if rows else []
 
 
@@ -150,21 +161,40 @@ def _confirmation(facts: Facts) -> list[Block]:
     confirm = facts.findings.get("confirm")
     if confirm is None:
         return []  # the headline says so
-    rows = [
-        (found["name"], _per(found["per"]), between(found["interval"]), _per(found["search_per"]), _points(found["optimism"]),
-         ", ".join(percent(seed["per"]) if seed["per"] is not None else seed["state"] for seed in found["seeds"]))
-        for found in confirm["configs"]
-    ]  # fmt: skip
+    metric, rows = facts.metric, []
+    for found in confirm["configs"]:
+        seeds = [seed["state"] if seed["value"] is None else metric.text(seed["value"]) for seed in found["seeds"]]
+        rows.append(
+            (
+                found["name"],
+                _value(found["value"], metric),
+                metric.between(found["interval"]),
+                _value(found["search_value"], metric),
+                metric.difference(found["optimism"]),
+                ", ".join(seeds),
+            )
+        )
     partition = confirm["partition"]
     blocks: list[Block] = [
         Text(
-            f"PER on {partition} ({confirm['sentences']} sentences), the mean over seeds, with {100 * confirm['level']:g} % intervals over "
-            f"{sources(confirm)}. Nothing was selected by it."
+            f"{metric.name} on {partition} ({confirm['sentences']} {metric.items}), the mean over seeds, with "
+            f"{100 * confirm['level']:g} % intervals over {sources(confirm, metric)}. Nothing was selected by it."
         ),
-        Table(("configuration", f"PER on {partition}", "interval", "search PER", "optimism (points)", "seeds"), rows, long=("seeds",)),
+        Table(
+            (
+                "configuration",
+                f"{metric.name} on {partition}",
+                "interval",
+                f"search {metric.name}",
+                f"optimism ({metric.difference_unit})",
+                "seeds",
+            ),
+            rows,
+            long=("seeds",),
+        ),
     ]
     if confirm["comparisons"]:
-        blocks.append(_comparisons([(f"{pair['a']} minus {pair['b']}", pair) for pair in confirm["comparisons"]]))
+        blocks.append(_comparisons([(f"{pair['a']} minus {pair['b']}", pair) for pair in confirm["comparisons"]], metric))
         verdict = (
             "The best one is separated from the others."
             if confirm["separated"]
@@ -175,13 +205,13 @@ def _confirmation(facts: Facts) -> list[Block]:
     return blocks + _notes(confirm)
 
 
-def _comparisons(pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+def _comparisons(pairs: Iterable[tuple[str, Mapping[str, Any]]], metric: Metric) -> Table:
     rows = [
-        (name, _points(pair["difference"]), _points_between(pair["interval"]), _p(pair["p"]), _p(pair.get("p_holm")),
+        (name, metric.difference(pair["difference"]), _differences(pair["interval"], metric), _p(pair["p"]), _p(pair.get("p_holm")),
          "not decided" * (pair.get("decided") is False))
         for name, pair in pairs
     ]  # fmt: skip
-    return Table(("difference", "points", "95 % interval", "p", "p (Holm)", ""), rows)
+    return Table(("difference", metric.difference_unit, "95 % interval", "p", "p (Holm)", ""), rows)
 
 
 # ---- what the trials show
@@ -194,20 +224,20 @@ def _curves(facts: Facts) -> list[Block]:
         start = next((f" ({name})" for name, start in facts.report["starts"].items() if start["trial"] == best["trial"]), "")
         labels[best["trial"]] = f"trial {best['trial']}, best{start}"
     trials = [
-        pictures.Curve([point["step"] for point in curve], [point["per"] for point in curve],
+        pictures.Curve([point.step for point in curve], [point.value for point in curve],
                        (record.cause or record.rule) if record.state == "stopped" else "", labels.get(record.number, ""))
         for record in sorted(facts.records, key=lambda record: best is None or record.number != best["trial"])
-        if (curve := [point for point in facts.curves[record.number] if np.isfinite(point["per"])])
+        if (curve := [point for point in facts.curves[record.number] if np.isfinite(point.value)])
     ]  # fmt: skip
     if not trials:
         return [Text(f"No trial was evaluated yet. See `hpo status --study {facts.report['study']}`", "missing")]
     blocks: list[Block] = [
         Picture(
-            pictures.curves(trials),
-            f"Validation PER of all {len(trials)} trials; marks are where the rule stopped one.",
+            pictures.curves(trials, facts.metric),
+            f"Validation {facts.metric.name} of all {len(trials)} trials; marks are where the rule stopped one.",
         )
     ]
-    complete = [record for record in facts.records if record.per is not None]
+    complete = [record for record in facts.records if record.value is not None]
     if complete:
         spent = dict(
             zip(
@@ -215,18 +245,19 @@ def _curves(facts: Facts) -> list[Block]:
             )
         )
         starts = {record.start: place for place, record in enumerate(complete) if record.start}
-        pers = [record.per for record in complete if record.per is not None]
-        caption = "The PER at the end of each complete trial, in the order of their numbers, and the best so far."
-        blocks.append(Picture(pictures.history([record.number for record in complete], pers, starts, "trial"), caption))
+        values = [record.value for record in complete if record.value is not None]
+        caption = f"The {facts.metric.name} at the end of each complete trial, in the order of their numbers, and the best so far."
+        blocks.append(Picture(pictures.history([record.number for record in complete], values, starts, "trial", facts.metric), caption))
         hours = [float(spent[record.number]) for record in complete]
-        blocks.append(Picture(pictures.history(hours, pers, starts, "GPU-hours of all workers"), f"{caption} On CPUs: worker-hours."))
+        over_time = pictures.history(hours, values, starts, "GPU-hours of all workers", facts.metric)
+        blocks.append(Picture(over_time, f"{caption} On CPUs: worker-hours."))
     return blocks + [Text(line, "note") for line in _stopped(facts)]
 
 
 def _stopped(facts: Facts) -> list[str]:
     report = facts.report
     saved = report["gpu_seconds"]["saved"]
-    causes = ", ".join(f"{count} {pictures.CAUSES.get(cause, cause)}" for cause, count in report["stopped_because"].items())
+    causes = ", ".join(f"{count} {pictures.cause_text(cause, facts.metric)}" for cause, count in report["stopped_because"].items())
     lines = (
         [f"Stopped by a rule: {report['trials']['stopped']} ({causes}), which saved {duration(saved)} of worker time."] if causes else []
     )
@@ -245,7 +276,7 @@ def _effects(facts: Facts) -> list[Block]:
     for found in effects["interactions"][:MAPS]:
         verdict = "stands out of the noise" if stands_out(found) else "no more than a hint"
         told = f"interaction strength {found['strength']:.2g}, p {_p(found['p_holm'])} (Holm): {verdict}."
-        blocks.append(Picture(pictures.heat_map(found), f"{found['x']} and {found['y']}: {told}"))
+        blocks.append(Picture(pictures.heat_map(found, facts.metric), f"{found['x']} and {found['y']}: {told}"))
     shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"]), _p(row["p_holm"]),
                "stands out" if stands_out(row) else "") for row in rows]  # fmt: skip
     table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials", "p (Holm)", ""), shares, long=("parameter",))
@@ -260,17 +291,26 @@ def _ablation(facts: Facts) -> list[Block]:
     found = facts.findings.get("ablation")
     if found is None:
         return [_missing(facts, "ablation", "Which of the changes from a start to the best make the difference was not measured.")]
-    rows = [
-        (step["label"], _per(step["per"]), between(step["interval"]), _points(step["difference"]),
-         _points_between(step["difference_interval"]), _p(step["p"]), "not decided" * (step["decided"] is False),
-         str(step["diverged"] or ""))
-        for step in found["steps"]
-    ]  # fmt: skip
-    head = ("change", "PER", "95 % interval", "points", "interval of the difference", "p", "", "diverged seeds")
+    metric, rows = facts.metric, []
+    for step in found["steps"]:
+        rows.append(
+            (
+                step["label"],
+                _value(step["value"], metric),
+                metric.between(step["interval"]),
+                metric.difference(step["difference"]),
+                _differences(step["difference_interval"], metric),
+                _p(step["p"]),
+                "not decided" if step["decided"] is False else "",
+                str(step["diverged"] or ""),
+            )
+        )
+    head = ("change", metric.name, "95 % interval", metric.difference_unit, "interval of the difference", "p", "", "diverged seeds")
     seeds = plural(found["seeds"], "seed")
     how = (f"From {found['from']} to {found['to']}, one change after the other, each on top of those before: {seeds} a step, "
-           f"{found['partition']}, {found['sentences']} sentences (study {found['child']}).")  # fmt: skip
-    picture = Picture(pictures.waterfall(found["steps"]), "Dots: PER with its interval. Bars: what a change adds or takes away.")
+           f"{found['partition']}, {found['sentences']} {metric.items} (study {found['child']}).")  # fmt: skip
+    caption = f"Dots: {metric.name} with its interval. Bars: what a change adds or takes away."
+    picture = Picture(pictures.waterfall(found["steps"], metric), caption)
     return [Text(how), picture, Table(head, rows, long=("change",)), *_notes(found)]
 
 
@@ -296,34 +336,50 @@ def _ensemble(facts: Facts) -> list[Block]:
     if found is None:
         return [_missing(facts, "ensemble", "Whether several finished trials together do better was not measured.")]
     single, several, cost = found["single"], found["ensemble"], found["cost"]
+    metric = facts.metric
     members = [f"trial {member['trial']}" + f" x {member['weight']}" * (member["weight"] != 1) for member in several["members"]]
     how = f"{several['mean'].capitalize()} mean of {', '.join(members)}"
     takes = f"{cost['seconds_ensemble']:.3g} s instead of {cost['seconds_single']:.3g} s ({cost['ratio']:.3g} times)"
     rows = [
-        (name, _per(part["validation_per"]), between(part["validation_interval"]), _per(part["test_per"]), between(part["test_interval"]))
+        (name, _value(part["validation_value"], metric), metric.between(part["validation_interval"]),
+         _value(part["test_value"], metric), metric.between(part["test_interval"]))
         for name, part in ((f"trial {single['trial']}", single), ("ensemble", several))
     ]
     blocks: list[Block] = [
         Text(f"{how}, selected on {found['partition_selected']} among {found['candidates']} trials."),
-        Table(("", "validation PER", "validation interval", "test PER", "test interval"), rows),
-        _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])]),
+        Table(
+            ("", f"validation {metric.name}", "validation interval", f"test {metric.name}", "test interval"), rows
+        ),
+        _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])], metric),
     ]
     if found["curve"]:
-        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]), several["mean"])
-        blocks.append(Picture(picture, "PER by size; size and mean are chosen on validation."))
-    return [*blocks, Text(f"Decoding {cost['sentences']} sentences takes {takes}.", "note"), *_notes(found)]
+        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]), several["mean"], metric)
+        blocks.append(Picture(picture, f"{metric.name} by size; size and mean are chosen on validation."))
+    return [*blocks, Text(f"Decoding {cost['sentences']} {metric.items} takes {takes}.", "note"), *_notes(found)]
 
 
 def _past_runs(facts: Facts) -> list[Block]:
     found = facts.findings.get("past_runs")
     if found is None:
         return []
-    rows = [
-        (run["name"], "-" if run["trial"] is None else str(run["trial"]), _per(run["best_per"]), _per(run["last_per"]), run["split"],
-         "; ".join([*([run["why_not"]] if run["why_not"] else []), *run["doubts"]]))
-        for run in found["runs"]
-    ]  # fmt: skip
-    return [Table(("run", "trial", "lowest PER", "last PER", "scored on", "doubts"), rows, long=("doubts",)), *_notes(found)]
+    rows = []
+    for run in found["runs"]:
+        why_not = [run["why_not"]] if run["why_not"] else []
+        rows.append(
+            (
+                run["name"],
+                "-" if run["trial"] is None else str(run["trial"]),
+                _value(run["best_value"], facts.metric),
+                _value(run["last_value"], facts.metric),
+                run["split"],
+                "; ".join([*why_not, *run["doubts"]]),
+            )
+        )
+    return [Table(_past_head(facts.metric), rows, long=("doubts",)), *_notes(found)]
+
+
+def _past_head(metric: Metric) -> tuple[str, ...]:
+    return ("run", "trial", f"{metric.lowest} {metric.name}", f"last {metric.name}", "scored on", "doubts")
 
 
 # ---- tables at the end
@@ -331,14 +387,15 @@ def _past_runs(facts: Facts) -> list[Block]:
 
 def _trials(facts: Facts) -> list[Block]:
     best = facts.report["best"]
-    ranked = sorted(facts.records, key=lambda record: (record.start is None, record.per is None, record.per or 0.0, record.number))
+    metric = facts.metric
+    ranked = sorted(facts.records, key=lambda record: _rank(record, metric))
     kept = sorted(ranked[:ROWS], key=lambda record: record.number)
     rows = [
         (
             str(record.number) + ", best" * (best is not None and best["trial"] == record.number),
             record.start or "",
             record.state + (f", {record.step} of {record.steps}" if record.state != "complete" and record.steps else ""),
-            _per(record.per) if record.per is not None else "",
+            "" if record.value is None else metric.text(record.value),
             record.reason,
             ", ".join(f"{name} {value_text(value)}" for name, value in record.params.items()),
             " ".join(part for part in (record.host, record.device) if part),
@@ -346,7 +403,7 @@ def _trials(facts: Facts) -> list[Block]:
         )
         for record in kept
     ]
-    head = ("trial", "start", "state", "PER", "reason", "parameters", "ran on", "time")
+    head = ("trial", "start", "state", metric.name, "reason", "parameters", "ran on", "time")
     cut = f"The starts and the best of {len(facts.records)} trials. All: `hpo status --study {facts.report['study']} --json`"
     return (
         [*([Text(cut, "note")] if len(facts.records) > ROWS else []), Table(head, rows, long=("reason", "parameters", "ran on"))]
@@ -355,16 +412,22 @@ def _trials(facts: Facts) -> list[Block]:
     )
 
 
+def _rank(record: Record, metric: Metric) -> tuple[bool, bool, float, int]:
+    """The starts first, then the best."""
+    value = record.value
+    return record.start is None, value is None, metric.sign * (value or 0.0), record.number
+
+
 def _provenance(facts: Facts) -> list[Block]:
     report, spec = facts.report, facts.spec
     data, seconds = report["data"], report["gpu_seconds"]
     ran = [record for record in facts.records if record.device]
     budget = [f"{name.replace('_', ' ')} {value}" for name, value in report["budget"].items() if value is not None]
     rows = [
-        ("data", f"{Path(data['path']).name if data['path'] else 'the bundled recordings'}, fingerprint {data['fingerprint']}"),
-        ("validation", f"{100 * spec.validation.fraction:g} % of each day's training sentences"),
+        ("data", f"{_source(facts)}, fingerprint {data['fingerprint']}"),
+        ("validation", f"{100 * spec.validation.fraction:g} % of {load_trainer(spec.trainer).cut}"),
         ("space", spec.space + (f", profile {spec.profile}" if spec.profile else "") + f", digest {report['digest']}"),
-        ("seeds", f"training {spec.base.seed} + number of the trial, sampler {spec.sampler.seed}, validation {spec.validation.seed}"),
+        ("seeds", f"training {spec.base['seed']} + number of the trial, sampler {spec.sampler.seed}, validation {spec.validation.seed}"),
         ("code", ", ".join(sorted({record.code_version for record in ran})) or "-"),
         ("policy", str(spec.policy)),
         ("budget", ", ".join(budget)),
@@ -386,6 +449,11 @@ def _provenance(facts: Facts) -> list[Block]:
     if machines:
         blocks.append(Table(("host", "device", "trials", "worker time"), machines))
     return [*blocks, Table(("searched parameter", "values", "only if"), space, long=("values", "only if"))]
+
+
+def _source(facts: Facts) -> str:
+    path = facts.report["data"]["path"]
+    return Path(path).name if path else load_trainer(facts.spec.trainer).bundled
 
 
 def _values(values: Iterable[Any], between: str = ", ") -> str:

@@ -1,4 +1,4 @@
-"""Pictures for the report: values in, an SVG element out. PER comes as a fraction and is drawn in percent.
+"""Pictures for the report: values in, an SVG element out. A metric that is a fraction is drawn in percent.
 
 They are drawn in placeholder colours that become CSS variables, so the page's own light, dark and print colours apply to
 them, with text as text. Five inches wide, because a phone shows them at half the width of a page.
@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from hpo.trainer import Metric
+
 INK, FAINT, GREY = "#010101", "#020202", "#030303"  # text; grid and frame; what is not highlighted
 HIGHLIGHTS = tuple(f"#0401{number:02x}" for number in range(1, 9))
 WORSE, BETTER = HIGHLIGHTS[1], HIGHLIGHTS[2]
@@ -26,8 +28,8 @@ VARIABLES = {INK: "ink", FAINT: "faint", GREY: "grey"} | {color: f"c{number}" fo
 LINES = ("-", "--", "-.", ":")
 POINTS = 25  # of a curve that are drawn
 BARS = 20  # parameters
-MARKERS = {"per": "x", "loss": "^", "non-finite": "s"}  # by what stopped a trial
-CAUSES = {"per": "PER rose", "loss": "loss rose", "non-finite": "not finite"}
+MARKERS = {"loss": "^", "non-finite": "s"}  # by what stopped a trial; the metric has a cross
+CAUSES = {"loss": "loss rose", "non-finite": "not finite"}
 STYLE: Any = {
     "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
     "font.family": "sans-serif", "text.parse_math": False, "axes.unicode_minus": False,
@@ -41,12 +43,23 @@ PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 @dataclass(frozen=True)
 class Curve:
-    """A trial's PER over its steps."""
+    """A trial's metric over its steps."""
 
     steps: Sequence[float]
-    pers: Sequence[float]
+    values: Sequence[float]
     stopped: str = ""  # by which limit of the rule; its end is marked
     label: str = ""  # highlighted, and in the legend; empty: grey
+
+
+def cause_text(cause: str, metric: Metric) -> str:
+    """What stopped a trial."""
+    if cause == metric.key:
+        return f"{metric.name} {'rose' if metric.direction == 'minimize' else 'fell'}"
+    return CAUSES.get(cause, cause)
+
+
+def _marker(cause: str, metric: Metric) -> str:
+    return "x" if cause == metric.key else MARKERS.get(cause, "D")
 
 
 def _picture(description: str, paint: Callable[[Axes], None], height: float = 3.2) -> str:
@@ -74,8 +87,9 @@ def _for_the_page(tag: str) -> str:
     return re.sub(r"#0[0-9a-f]{5}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], tag)
 
 
-def _percent(fractions: Iterable[float | None]) -> list[float]:
-    return [math.nan if value is None or not math.isfinite(value) else 100 * value for value in fractions]
+def _scaled(values: Iterable[float | None], metric: Metric) -> list[float]:
+    """As they are drawn; what is not known or not finite is NaN."""
+    return [math.nan if value is None or not math.isfinite(value) else metric.scale * value for value in values]
 
 
 def _thin(values: Sequence[float]) -> list[float]:
@@ -84,55 +98,58 @@ def _thin(values: Sequence[float]) -> list[float]:
     return [values[index] for index in chosen]
 
 
-def _per_axis(axes: Axes, pers: Sequence[float]) -> None:
-    """PER upwards, logarithmic if it spans much: near the floor is where trials differ."""
-    finite = [per for per in pers if math.isfinite(per)]
-    axes.set_ylabel("PER (%)")
-    if finite and min(finite) > 0 and max(finite) > 3 * min(finite):
+def _metric_axis(axes: Axes, values: Sequence[float], metric: Metric) -> None:
+    """The metric upwards; one that is to be low is logarithmic if it spans much: near the floor is where trials differ."""
+    finite = [value for value in values if math.isfinite(value)]
+    axes.set_ylabel(metric.label)
+    if metric.direction == "minimize" and finite and min(finite) > 0 and max(finite) > 3 * min(finite):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(PLAIN)
 
 
-def curves(trials: Sequence[Curve]) -> str:
-    """PER over steps: highlighted trials over grey ones, and a mark where one was stopped."""
-    trials = [Curve(_thin(trial.steps), _thin(_percent(trial.pers)), trial.stopped, trial.label) for trial in trials]
+def curves(trials: Sequence[Curve], metric: Metric) -> str:
+    """The metric over steps: highlighted trials over grey ones, and a mark where one was stopped."""
+    trials = [Curve(_thin(trial.steps), _thin(_scaled(trial.values, metric)), trial.stopped, trial.label) for trial in trials]
     grey = [trial for trial in trials if not trial.label]
     marked = [trial for trial in trials if trial.label][: len(HIGHLIGHTS)]
 
     def paint(axes: Axes) -> None:
         if grey:  # one line with gaps is a tenth of the text of many
             xs = [step for trial in grey for step in (*trial.steps, math.nan)]
-            ys = [per for trial in grey for per in (*trial.pers, math.nan)]
+            ys = [value for trial in grey for value in (*trial.values, math.nan)]
             axes.plot(xs, ys, color=GREY, linewidth=0.7, label="other trials")
         for number, trial in enumerate(marked):
-            axes.plot(trial.steps, trial.pers, LINES[number % len(LINES)], color=HIGHLIGHTS[number], label=trial.label,
+            axes.plot(trial.steps, trial.values, LINES[number % len(LINES)], color=HIGHLIGHTS[number], label=trial.label,
                       linewidth=2 if number == 0 else 1.4, zorder=3)  # fmt: skip
         for cause in sorted({trial.stopped for trial in trials} - {""}):
-            ends = [(trial.steps[-1], trial.pers[-1]) for trial in trials if trial.stopped == cause]
-            axes.plot(*zip(*ends, strict=True), linestyle="", marker=MARKERS.get(cause, "D"), color=INK, fillstyle="none", zorder=4,
-                      label=f"stopped: {CAUSES.get(cause, cause)} ({len(ends)})")  # fmt: skip
-        _per_axis(axes, [per for trial in trials for per in trial.pers])
+            ends = [(trial.steps[-1], trial.values[-1]) for trial in trials if trial.stopped == cause]
+            axes.plot(*zip(*ends, strict=True), linestyle="", marker=_marker(cause, metric), color=INK, fillstyle="none", zorder=4,
+                      label=f"stopped: {cause_text(cause, metric)} ({len(ends)})")  # fmt: skip
+        _metric_axis(axes, [value for trial in trials for value in trial.values], metric)
         axes.set_xlabel("step (optimizer updates)")
 
-    return _picture("PER of each trial over its steps", paint, 3.6)
+    return _picture(f"{metric.name} of each trial over its steps", paint, 3.6)
 
 
-def history(xs: Sequence[float], pers: Sequence[float], starts: Mapping[str, int], x_label: str) -> str:
-    """Final PER of the complete trials in order, and the best so far. starts: which of them, by name."""
-    ys = _percent(pers)
+def history(
+    xs: Sequence[float], values: Sequence[float], starts: Mapping[str, int], x_label: str, metric: Metric
+) -> str:
+    """Final value of the complete trials in order, and the best so far. starts: which of them, by name."""
+    ys = _scaled(values, metric)
+    best = np.minimum if metric.direction == "minimize" else np.maximum
 
     def paint(axes: Axes) -> None:
         axes.plot(xs, ys, "o", color=GREY, label="complete trial")
-        axes.step(xs, np.minimum.accumulate(ys), where="post", color=HIGHLIGHTS[0], label="best so far")
+        axes.step(xs, best.accumulate(ys), where="post", color=HIGHLIGHTS[0], label="best so far")
         for color, (name, place) in zip(HIGHLIGHTS[1:], starts.items(), strict=False):
             axes.plot(xs[place], ys[place], "D", color=color, label=name)
-        _per_axis(axes, ys)
+        _metric_axis(axes, ys, metric)
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=x_label == "trial"))
 
-    return _picture(f"Best PER so far, by {x_label}", paint)
+    return _picture(f"Best {metric.name} so far, by {x_label}", paint)
 
 
 def importance(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
@@ -155,11 +172,13 @@ def importance(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
     return _picture("Importance of each parameter", paint, 1.1 + 0.3 * len(rows))
 
 
-def heat_map(found: Mapping[str, Any]) -> str:
-    """PER over two parameters, with the trials on it. found: an entry of `interactions` of the finding `effects`."""
-    per = np.array([_percent(row) for row in found["per"]])
-    finite = per[np.isfinite(per)]
-    scale = {"vmin": finite.min(), "vmax": finite.max(), "cmap": "viridis_r"} if finite.size else {"cmap": "viridis_r"}
+def heat_map(found: Mapping[str, Any], metric: Metric) -> str:
+    """The metric over two parameters, with the trials on it. found: an entry of `interactions` of the finding `effects`."""
+    cells = np.array([_scaled(row, metric) for row in found["value"]])
+    finite = cells[np.isfinite(cells)]
+    scale: dict[str, Any] = {"cmap": "viridis_r" if metric.direction == "minimize" else "viridis"}
+    if finite.size:
+        scale |= {"vmin": finite.min(), "vmax": finite.max()}
 
     def paint(axes: Axes) -> None:
         places: dict[str, dict[str, int]] = {}
@@ -177,25 +196,25 @@ def heat_map(found: Mapping[str, Any]) -> str:
                 places[side] = {_name(value): place for place, value in enumerate(values)}
                 edges[side] = _edges(range(len(values)), False)
                 axis.set_ticks(range(len(values)), list(places[side]))
-        mesh = axes.pcolormesh(edges["x"], edges["y"], per, rasterized=True, **scale)
+        mesh = axes.pcolormesh(edges["x"], edges["y"], cells, rasterized=True, **scale)
         axes.grid(visible=False)
-        solids = axes.figure.colorbar(mesh, ax=axes, label="PER (%), estimated").solids
+        solids = axes.figure.colorbar(mesh, ax=axes, label=f"{metric.label}, estimated").solids
         assert solids is not None
         solids.set_rasterized(True)
         for complete, marker in ((True, "o"), (False, "x")):
             trials = [trial for trial in found["trials"] if (trial["state"] == "complete") == complete]
             xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
             if complete and trials:
-                pers = _percent(trial["per"] for trial in trials)
+                values = _scaled((trial["value"] for trial in trials), metric)
                 axes.plot(xs, ys, marker, color="black", markersize=6.5, linestyle="")  # seen on bright cells, the white edge on dark ones
-                axes.scatter(xs, ys, 22, pers, edgecolors="white", linewidths=1, zorder=3, **scale)
+                axes.scatter(xs, ys, 22, values, edgecolors="white", linewidths=1, zorder=3, **scale)
                 axes.plot([], [], marker, color=INK, fillstyle="none", linestyle="", label="trial")
             elif trials:
                 axes.plot(xs, ys, marker, color="white", markeredgewidth=2.6, linestyle="")
                 axes.plot(xs, ys, marker, color="black", markeredgewidth=1.2, linestyle="")
                 axes.plot([], [], marker, color=INK, linestyle="", label="not complete")
 
-    return _picture("PER over two parameters", paint)
+    return _picture(f"{metric.name} over two parameters", paint)
 
 
 def _edges(values: Sequence[float], log: bool) -> list[float]:
@@ -219,48 +238,52 @@ def _place(places: Mapping[str, int], trial: Mapping[str, Any], side: str) -> fl
     return float(places[_name(trial[side])] + 0.6 * (turn * trial["number"] % 1 - 0.5))
 
 
-def waterfall(steps: Sequence[Mapping[str, Any]]) -> str:
-    """PER from one configuration to another, a change a row. steps: of the finding `ablation`."""
-    pers = _percent(step["per"] for step in steps)
+def waterfall(steps: Sequence[Mapping[str, Any]], metric: Metric) -> str:
+    """The metric from one configuration to another, a change a row. steps: of the finding `ablation`."""
+    values = _scaled((step["value"] for step in steps), metric)
     labels = ["\n".join(textwrap.wrap(step["label"], 66, max_lines=3, placeholder=" ...", break_on_hyphens=False)) for step in steps]
     places = np.cumsum([2 + label.count("\n") for label in labels])  # in lines of text: a label is above its bar
 
     def paint(axes: Axes) -> None:
         before, above = math.nan, 0
-        for step, per, label, place in zip(steps, pers, labels, places, strict=True):
-            note = "" if math.isfinite(per) else ": diverged"
+        for step, value, label, place in zip(steps, values, labels, places, strict=True):
+            note = "" if math.isfinite(value) else ": diverged"
             axes.annotate(label + note, (0, place - 0.5), xycoords=("axes fraction", "data"), va="bottom")
             if note:
                 continue
             if math.isfinite(before):
-                axes.barh(place, per - before, 0.6, before, color=WORSE if per > before else BETTER)
+                worse = metric.sign * value > metric.sign * before
+                axes.barh(place, value - before, 0.6, before, color=WORSE if worse else BETTER)
                 axes.plot([before, before], [above, place], color=GREY, linewidth=0.7)
             if step["interval"]:
-                axes.plot(_percent(step["interval"]), [place, place], color=INK, linewidth=1, zorder=3)
-            axes.plot(per, place, "o", color=INK, zorder=3)
-            before, above = per, place
+                axes.plot(_scaled(step["interval"], metric), [place, place], color=INK, linewidth=1, zorder=3)
+            axes.plot(value, place, "o", color=INK, zorder=3)
+            before, above = value, place
         axes.set_yticks([])
         axes.set_ylim(places[-1] + 0.6, 0)
-        axes.set_xlabel("PER (%) and its 95 % interval")
+        axes.set_xlabel(f"{metric.label} and its 95 % interval")
 
-    return _picture("PER along the path of changes", paint, 0.6 + 0.19 * places[-1])
+    return _picture(f"{metric.name} along the path of changes", paint, 0.6 + 0.19 * places[-1])
 
 
-def ensemble(points: Sequence[Mapping[str, Any]], chosen: int, mean: str) -> str:
-    """PER over the ensemble's size. points: `curve` of the finding `ensemble`; chosen, mean: the size and the mean that were taken."""
+def ensemble(points: Sequence[Mapping[str, Any]], chosen: int, mean: str, metric: Metric) -> str:
+    """The metric over the ensemble's size.
+
+    points: `curve` of the finding `ensemble`; chosen, mean: the size and the mean that were taken.
+    """
     means = sorted({point["mean"] for point in points}, key=lambda other: other != mean)
 
     def paint(axes: Axes) -> None:
         for (number, partition), other in product(enumerate(("validation", "test")), means):
             along = [point for point in points if point["mean"] == other]
-            if any(point.get(f"{partition}_per") is not None for point in along):
-                ys = _percent(point.get(f"{partition}_per") for point in along)
+            if any(point.get(f"{partition}_value") is not None for point in along):
+                ys = _scaled((point.get(f"{partition}_value") for point in along), metric)
                 style: dict[str, Any] = {"marker": "o"} if other == mean else {"linewidth": 1, "alpha": 0.6}
                 axes.plot([point["size"] for point in along], ys, LINES[number], color=HIGHLIGHTS[number],
                           label=f"{partition}, {other}", **style)  # fmt: skip
         axes.axvline(chosen, color=GREY, linewidth=1, label=f"taken: {chosen}, {mean}")
         axes.set_xlabel("members, counted with their weights")
-        axes.set_ylabel("PER (%)")
+        axes.set_ylabel(metric.label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return _picture("PER by the size of the ensemble, a line for each mean", paint)
+    return _picture(f"{metric.name} by the size of the ensemble, a line for each mean", paint)

@@ -1,23 +1,24 @@
 """Configurations retrained with fresh seeds: what to train, for how long, and what came of each configuration.
 
-Diverging is an outcome. PERs and intervals are of the seeds that came to their end, and whoever shows them says how many did not.
+Diverging is an outcome. Values and intervals are of the seeds that came to their end, and whoever shows them says how many did not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.data import load_data, load_for_scoring
-from hpo.decoder.metric import Score
-from hpo.errors import SpecError, StudyError
-from hpo.evidence.stats import per_interval
+from hpo.errors import DataError, SpecError, StudyError
+from hpo.evidence.stats import score_interval
+from hpo.search.dataset import asked, check_fingerprint, load_dataset
+from hpo.search.spec import StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import BY_HAND, Record
-from hpo.search.worker import choose_device
+from hpo.settings import Config
 from hpo.text import duration
+from hpo.trainer import Metric, Score
 
 LEVEL = 0.95
 Train = Callable[[Study], None]  # runs the waiting trials of a child to their end
@@ -44,12 +45,12 @@ class Retrained:
         return sum(record.state == "failed" or record.rule == BY_HAND for record in self.records)
 
     @property
-    def per(self) -> float | None:
-        return mean(score.per for score in self.scores)
+    def value(self) -> float | None:
+        return mean(score.value for score in self.scores)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return per_interval(self.scores, LEVEL) if self.found else None
+        return score_interval(self.scores, LEVEL) if self.found else None
 
     @property
     def counts(self) -> str:
@@ -63,7 +64,7 @@ def mean(values: Iterable[float]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def retrain(child: Study, configs: Sequence[tuple[DecoderConfig, str]], seeds: Sequence[int], train: Train) -> list[list[int]]:
+def retrain(child: Study, configs: Sequence[tuple[Config, str]], seeds: Sequence[int], train: Train) -> list[list[int]]:
     """Train each (configuration, label) with each seed, unless the child has that already. Returns trial ids, a row each.
 
     Raises StudyError if trials still wait when `train` is back.
@@ -84,28 +85,29 @@ def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list
             for row in ids]  # fmt: skip
 
 
-def start_config(study: Study, start: str) -> DecoderConfig:
-    return study.spec.base.with_values(study.spec.starts[start])
+def start_config(study: Study, start: str) -> Config:
+    return study.spec.config(study.spec.starts[start])
 
 
-def config_of(record: Record) -> DecoderConfig | None:
+def config_of(spec: StudySpec, record: Record) -> Config | None:
     """None if the record has no complete configuration of this version, as a run that was made elsewhere may not."""
     try:
-        return DecoderConfig().with_values(record.config) if record.config else None
+        return spec.config(record.config) if record.config else None
     except SpecError:
         return None
 
 
 def check_data(study: Study, path: Path | None, score_test: bool) -> None:
     """Raises StudyError if the data are not the study's, DataError if there is no `test` that is to be scored."""
-    path = path or study.data_path
-    spec, cpu = study.spec, choose_device("cpu")
+    path, spec = path or study.data_path, study.spec
     if score_test:
-        load_for_scoring(path, "test", spec.strictest_model(), cpu)
-    fingerprint = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, cpu)[1].fingerprint()
-    if fingerprint != study.data["fingerprint"]:
-        raise StudyError(f"study {study.name} was made on other data (fingerprint {study.data['fingerprint']}; "
-                         f"{path or 'the bundled recordings'}: {fingerprint}). Give --data with the study's data")  # fmt: skip
+        test = load_dataset(spec, path, "cpu", "test")
+        for config in spec.extremes():
+            asked(spec, "describe", partial(test.describe, config))
+    try:
+        check_fingerprint(study, path, load_dataset(spec, path, "cpu").fingerprint)
+    except DataError as error:
+        raise StudyError(str(error)) from None
 
 
 def cost(study: Study, trainings: int, workers: int) -> str:
@@ -115,12 +117,8 @@ def cost(study: Study, trainings: int, workers: int) -> str:
     return f"{trainings} trainings{time}"
 
 
-def points(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
-
-
-def points_interval(interval: Sequence[float]) -> str:
-    return f"[{points(interval[0])}, {points(interval[1])}]"
+def difference_interval(metric: Metric, interval: Sequence[float]) -> str:
+    return f"[{metric.difference(interval[0])}, {metric.difference(interval[1])}]"
 
 
 def wrapped(notes: Iterable[str], indent: str = "  ") -> list[str]:
@@ -135,8 +133,8 @@ def seeds_facts(child_records: Sequence[Record], found: dict[int, Score], valida
             "seed": record.config.get("seed"),
             "state": record.state,
             "reason": record.reason,
-            "per": found[record.id].per if record.id in found else None,
-            "validation_per": validation[record.id].per if record.id in validation else None,
+            "value": found[record.id].value if record.id in found else None,
+            "validation_value": validation[record.id].value if record.id in validation else None,
         }
         for record in child_records
     ]

@@ -1,6 +1,6 @@
-"""How sure a PER and a difference of two PERs are: intervals over training seeds and sentences, a permutation test, Holm.
+"""How sure a score and a difference of two scores are: intervals over training seeds and items, a permutation test, Holm.
 
-Everything takes Scores of the same sentences, one per training seed. Resampling uses fixed random numbers, so the same
+Everything takes Scores of the same items (sentences), one per training seed. Resampling uses fixed random numbers, so the same
 scores give the same interval. The resampling weights are kept, because a report asks for many intervals on one partition.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from hpo.decoder.metric import Score
+from hpo.trainer import Score
 
 RESAMPLES = 2000
 FLIPS = 4999  # with the observed one 5,000, so the smallest p is 0.0002
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Comparison:
-    """PER of a minus PER of b, as fractions. The interval has seeds and sentences in it, p the sentences alone."""
+    """Value of a minus value of b. The interval has seeds and sentences in it, p the sentences alone."""
 
     difference: float
     interval: tuple[float, float]
@@ -35,8 +35,8 @@ class Comparison:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
-def per_interval(scores: Sequence[Score], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean PER over seeds, for new seeds and new sentences; of one score: for new sentences.
+def score_interval(scores: Sequence[Score], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The interval of the mean value over seeds, for new seeds and new sentences; of one score: for new sentences.
 
     scores: one per training seed, of the same sentences. A hierarchical bootstrap, of which the outer level is not resampled:
     sentences are drawn anew (the same for all seeds, ratio of sums), and a normal deviation with the standard error
@@ -46,15 +46,15 @@ def per_interval(scores: Sequence[Score], level: float = 0.95, seed: int = 0) ->
     one seed on one sentence is in both parts, so the interval is rather too wide than too narrow.
     """
     errors_SN, lengths_N = _matrix(scores)
-    per = float(errors_SN.sum() / (len(scores) * lengths_N.sum()))
+    value = float(errors_SN.sum() / (len(scores) * lengths_N.sum()))
     low, high = _interval(errors_SN.mean(axis=0), [errors_SN], lengths_N, level, seed)
-    return max(0.0, per + low), per + high
+    return (max(0.0, value + low) if value >= 0 else value + low), value + high
 
 
 def compare(a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: int = 0) -> Comparison:
-    """PER of a minus PER of b, each the mean over its seeds, paired over sentences.
+    """Value of a minus value of b, each the mean over its seeds, paired over sentences.
 
-    The interval is as per_interval's: the same sentences are drawn for both sides, and the seeds of each
+    The interval is as score_interval's: the same sentences are drawn for both sides, and the seeds of each
     side add their deviations. With one score on a side its seeds are not in it: then it is about that trained decoder.
 
     p is of the two-sided paired permutation test over sentences: under the null a sentence's errors (averaged over seeds) may
@@ -110,7 +110,7 @@ def _matrix(scores: Sequence[Score]) -> tuple[Array, Array]:
 
 
 def _interval(errors_N: Array, sides: list[Array], lengths_N: Array, level: float, seed: int) -> tuple[float, float]:
-    """Below and above a PER or a difference of PERs. errors_N: seed-averaged; sides: the errors_SN that it is made of."""
+    """Below and above a value or a difference of values. errors_N: seed-averaged; sides: the errors_SN that it is made of."""
     sentences = len(lengths_N)
     weights_RN = _weights(sentences, seed)
     deviations_R = _times(weights_RN, errors_N) / _times(weights_RN, lengths_N) - errors_N.sum() / lengths_N.sum()

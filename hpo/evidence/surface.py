@@ -100,10 +100,10 @@ def _basis(columns: Array) -> Array:
     return vectors[:, sizes > 1e-9 * max(1.0, sizes.max(initial=0))]
 
 
-def surface(x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[Any], outcome: Array) -> list[list[float]]:
+def surface(x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[Any], outcome: Array, bounded: bool = True) -> list[list[float]]:
     """The mean outcome over the grid of both, a row for each value of y: a Gaussian process with noise, in these two alone.
 
-    Where no trial is near it returns to the mean of all. Kept within 0 and 1.
+    Where no trial is near it returns to the mean of all. bounded: kept within 0 and 1, else within the outcomes.
     """
     points = np.column_stack([x.linear(x_values), y.linear(y_values)])
     scales = np.ones(points.shape[1])
@@ -113,5 +113,6 @@ def surface(x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[Any], 
         process = GaussianProcessRegressor(kernel, normalize_y=True).fit(points, outcome)
     columns, rows = x.grid(), y.grid()
     grid = np.column_stack([np.tile(x.linear(columns), (len(rows), 1)), np.repeat(y.linear(rows), len(columns), axis=0)])
-    table = process.predict(grid).clip(0, 1).reshape(len(rows), len(columns))
+    low, high = (0, 1) if bounded else (outcome.min(), outcome.max())
+    table = process.predict(grid).clip(low, high).reshape(len(rows), len(columns))
     return [[float(value) for value in row] for row in table]

@@ -9,20 +9,23 @@ from hpo.decoder.data import load_for_scoring
 from hpo.decoder.formats import Partition
 from hpo.decoder.train import evaluate, set_precision
 from hpo.errors import CallerError, DataError, StudyError
+from hpo.search.checkpoint import TORCH_WEIGHTS
+from hpo.search.device import choose_device, device_name
 from hpo.search.paths import study_folder, trial_folder
 from hpo.search.pick import pick_trial
 from hpo.search.study import Study
-from hpo.search.worker import choose_device, device_name
 from hpo.text import percent
+from hpo.trainer import load_trainer
 
 
 def weights_of(study: Study, trial: str, which: str) -> Path:
-    """The file of a complete trial's weights. trial: `best` or a number; which: `last` (what its PER is of) or `best`.
+    """The file of a complete trial's weights. trial: `best` or a number; which: `last` (what its value is of) or `best`.
 
     Raises StudyError if the trial kept none, or kept them on another machine.
     """
     record = pick_trial(study, trial)
-    path = trial_folder(study_folder(study), record.number) / f"{which}.safetensors"
+    weights = load_trainer(study.spec.trainer).weights or TORCH_WEIGHTS
+    path = trial_folder(study_folder(study), record.number) / f"{which}{weights.suffix}"
     if record.state != "complete":
         raise StudyError(f"study {study.name}: trial {record.number} is {record.state}; only complete trials keep weights")
     if not path.is_file():
@@ -48,7 +51,7 @@ def score(model: Path, data: Path | None, partition: Partition, device: str | No
         "partition": partition,
         "device": device_name(chosen),
         "padding": decoder.model.config.padding,
-        "per": found.per,
+        "per": found.value,
         "ctc_loss": loss,
         "errors": found.errors,
         "lengths": found.lengths,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from hpo.decoder.config import Real, Settings, Whole
+from hpo.settings import Real, Settings, Whole
 from hpo.text import local
 
 HOUR = 3600.0

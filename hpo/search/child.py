@@ -39,5 +39,5 @@ def open_child(database: Database, parent: Study, kind: Kind, score: tuple[Liter
 
 def fresh_seeds(parent: Study, use: Use, count: int) -> Sequence[int]:
     """The same for every configuration, and none that a trial of the parent had (its base's seed + the trial's number)."""
-    first = parent.spec.base.seed + FRESH[use]
+    first = parent.spec.base["seed"] + FRESH[use]
     return range(first, first + count)

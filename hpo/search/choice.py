@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpo.decoder.config import DecoderConfig
 from hpo.search import policy
 from hpo.search.policy import Seen
 from hpo.search.sampling import Proposed, distribution, sampler_of
 from hpo.search.spec import Policy, StudySpec
 from hpo.search.trial import BY_HAND, Cause, Record
+from hpo.settings import Config
 
 if TYPE_CHECKING:
     from hpo.search.study import Study
@@ -32,16 +32,15 @@ def _is_informative(record: Record) -> bool:
 
 
 def _seen(record: Record) -> Seen:
-    if record.state in ("stopped", "failed"):
-        return Seen(record.number, record.params, 1.0)
-    return Seen(record.number, record.params, record.per)
+    diverged = record.state in ("stopped", "failed")
+    return Seen(record.number, record.params, None if diverged else record.value, diverged)
 
 
-def configure(study: "Study", trial_id: int, number: int) -> tuple[DecoderConfig, str | None]:
+def configure(study: "Study", trial_id: int, number: int) -> tuple[Config, str | None]:
     """The trial's configuration, drawn or as it was, and the name of the start that it is."""
     trial, spec = study._storage.get_trial(trial_id), study.spec
     if fixed := trial.user_attrs.get("fixed"):
-        return DecoderConfig().with_values(fixed), None
+        return spec.config(fixed), None
     held = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     sampler = sampler_of(spec, number)
     if spec.policy == Policy.GP and _is_open(spec, held):
@@ -53,7 +52,7 @@ def configure(study: "Study", trial_id: int, number: int) -> tuple[DecoderConfig
     for name in spec.parameters:
         if spec.active(name, drawn):
             drawn[name] = asked._suggest(name, distribution(spec, name))
-    return spec.base.with_values(drawn | {"seed": spec.base.seed + number}), asked.user_attrs.get("start")
+    return spec.config(drawn | {"seed": spec.base["seed"] + number}), asked.user_attrs.get("start")
 
 
 def _is_open(spec: StudySpec, held: Mapping[str, Any]) -> bool:

@@ -88,13 +88,13 @@ def _open(study: Study) -> str:
 def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A value for each parameter that is `given` or in `like`, and the names of those that the sampler is to choose.
 
-    given: fields of the decoder. What one of them exists only with, and nothing names, is the base's if that fits.
+    given: fields of the configuration. What one of them exists only with, and nothing names, is the base's if that fits.
     Raises SpecError for what the space does not contain.
     """
     given = _parents(spec, given, like) | dict(given)
     for name in given:
         if name not in spec.parameters:
-            fixed = spec.base.flat()[name]
+            fixed = spec.base[name]
             raise SpecError(f"hpo enqueue: {name} is not searched, it is {fixed!r}. Valid: {', '.join(spec.parameters)}")
     values: dict[str, Any] = {}
     sampled: list[str] = []
@@ -108,7 +108,7 @@ def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, 
                 sampled.append(name)
         elif name in given or name in like:
             value = (given if name in given else like)[name]
-            value = spec.base.with_values({**values, name: value}, "hpo enqueue ").flat()[name]
+            value = spec.config({**values, name: value}, "hpo enqueue ").flat()[name]
             if not parameter.contains(value):
                 raise SpecError(f"hpo enqueue: {name} = {value!r} is outside the space. Valid: {parameter}")
             values[name] = value
@@ -119,7 +119,7 @@ def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, 
 
 def _parents(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """The base's values of parameters that nothing names and without which a given one would not exist."""
-    base, found = spec.base.flat(), dict[str, Any]()
+    base, found = spec.base, dict[str, Any]()
     for name, parameter in reversed(spec.parameters.items()):  # a parent stands before its children
         for parent, allowed in parameter.when.items() if name in given or name in found else ():
             if parent not in given and parent not in like and base[parent] in allowed:

@@ -18,13 +18,14 @@ from typing import Literal
 import torch
 from sqlalchemy import Connection, text
 
-from hpo.decoder.formats import read_sentences
 from hpo.errors import HpoError
 from hpo.search.database import Database, check_version, has_password, home, open_database, open_engine
+from hpo.search.dataset import load_dataset
 from hpo.search.ledger import this_host
 from hpo.search.study import Study
 from hpo.search.trial import Record
 from hpo.search.version import code_version, same_results
+from hpo.trainer import load_trainer
 
 SKEW_WARN, SKEW_FAIL = 2.0, 60.0  # seconds between the clock here and the database's
 CONNECTIONS_PER_WORKER = 2
@@ -241,12 +242,12 @@ def members(database: Database, name: str, data: Path | None) -> list[Finding]:
         return [Finding("study", "fail", _line(error))]
     path = data or study.data_path
     try:
-        here = read_sentences(path, "train").fingerprint()
-    except HpoError as error:
+        here = load_dataset(study.spec, path, "cpu").fingerprint
+    except (HpoError, OSError) as error:
         found = Finding("data", "fail", f"{_line(error)}. Say where the study's data are here: --data")
     else:
-        found = judge_data(str(path or "the bundled recordings"), here, study.data["fingerprint"], records)
-    return [judge_code(code_version(), study.code, records), found]
+        found = judge_data(str(path or load_trainer(study.spec.trainer).bundled), here, study.data["fingerprint"], records)
+    return [judge_code(code_version(study.spec.trainer), study.code, records), found]
 
 
 def judge_data(shown: str, here: str, wanted: str, records: list[Record]) -> Finding:

@@ -11,16 +11,17 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.errors import StudyError
 from hpo.search import ledger
-from hpo.search.ledger import Point
+from hpo.search.point import Point
 from hpo.search.record import THIN_CURVE
 from hpo.search.sampling import distribution
 from hpo.search.spec import StudySpec
 from hpo.search.stopping import Stop
 from hpo.search.study import Study
 from hpo.search.tables import IMPORTED
+from hpo.trainer import load_trainer
 
 KEY = "imported_key"  # of name and content: the same run is imported once
-FREE = {"seed", "evaluate_every", "precision"}  # may differ from the study's base
+FREE = {"seed", "evaluate_every"}  # may differ from the study's base, beside what its trainer says
 
 
 def place(spec: StudySpec, known: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -37,8 +38,9 @@ def place(spec: StudySpec, known: Mapping[str, Any]) -> tuple[dict[str, Any], li
         if not parameter.contains(known[name]):
             raise StudyError(f"{name} = {known[name]!r} is outside the space ({parameter})")
         values[name] = known[name]
-    base = spec.base.flat()
-    fixed = [name for name in base if name not in spec.parameters and name not in FREE]
+    base = spec.base
+    free = FREE.union(load_trainer(spec.trainer).free)
+    fixed = [name for name in base if name not in spec.parameters and name not in free]
     for name in fixed:
         if known.get(name, base[name]) != base[name]:
             raise StudyError(f"{name} = {known[name]!r}, the study has {base[name]!r}")
@@ -53,16 +55,16 @@ def trials_by_key(study: Study) -> dict[str, int]:
 
 def add_trial(study: Study, key: str, name: str, values: Mapping[str, Any], curve: Sequence[Point], stop: Stop | None) -> int:
     """The number of the trial, which is there already if the key is. curve: without the points after `stop`; not empty."""
-    config = study.spec.base.with_values(values).flat()
+    config = study.spec.config(values).flat()
     attributes = {IMPORTED: name, KEY: key} | ({"rule": stop.rule, "cause": stop.cause, "reason": stop.reason} if stop else {})
     every = -(-len(curve) // THIN_CURVE)
-    thin = {int(point["step"]): point["per"] for point in [*curve[::every], curve[-1]]}
+    thin = {point.step: point.value for point in [*curve[::every], curve[-1]]}
     with ledger.locked(study._engine, study.id) as connection:
         number = trials_by_key(study).get(key)
         if number is None:
             trial_id = study._storage.create_new_trial(study.id, create_trial(
                 state=TrialState.PRUNED if stop else TrialState.COMPLETE,
-                value=None if stop else curve[-1]["per"],
+                value=None if stop else curve[-1].value,
                 params=dict(values),
                 distributions={parameter: distribution(study.spec, parameter) for parameter in values},
                 user_attrs=attributes,

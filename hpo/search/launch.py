@@ -14,55 +14,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from hpo.decoder.data import load_data, share_too_short
 from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, MemoryShortError, WorkerError
 from hpo.search.budget import Budget
 from hpo.search.database import Database
+from hpo.search.device import choose_device
 from hpo.search.ledger import this_host
 from hpo.search.paths import study_folder
 from hpo.search.sharing import Sharing, free_memory
 from hpo.search.signals import STOP_SIGNALS
-from hpo.search.spec import DEMO_PROFILE, StudySpec
 from hpo.search.study import Study
 from hpo.search.trial import Record
-from hpo.search.worker import choose_device
 
 POLL_SECONDS = 0.5
 RESTARTS = 3  # of workers that ended with an error, or were killed before they began a trial
 End = Literal["done", "interrupted"]
-
-
-def look_at_data(path: Path | None, spec: StudySpec) -> tuple[dict[str, Any], list[str]]:
-    """Check the data once before any worker does. Returns (what the study stores of them, lines for people).
-
-    Raises DataError.
-    """
-    validation, model, base = spec.validation, spec.base.model, spec.base
-    data, sentences = load_data(path, spec.strictest_model(), validation.fraction, validation.seed, torch.device("cpu"))
-    facts = {
-        "path": str(path.absolute()) if path else None,
-        "fingerprint": sentences.fingerprint(),
-        "n_features": data.n_features,
-        "n_days": data.n_days,
-    }
-    source = str(path) if path else "no --data given: the bundled spoken-digit recordings (real speech, no neural data)"
-    chosen = f"profile {spec.profile} of the space" if spec.profile else "the space's base"
-    if spec.profile == DEMO_PROFILE and not path:
-        chosen += ": a small decoder, because the data are the bundled ones"
-    lines = [
-        f"data       {source}",
-        f"           {len(data.train)} sentences train, {len(data.validation)} validate; {data.n_days} days, {data.n_features} features",
-        f"decoder    {chosen}",
-        f"           {model.layers} x {model.units} units, kernel {model.kernel}, stride {model.stride}, "
-        f"{base.steps} steps of {base.batch_size} sentences",
-    ]
-    if short := share_too_short(sentences, model):
-        lines.append(f"           {100 * short:.1f} % of the sentences have more labels than output frames: CTC learns nothing there")
-    return facts, lines
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,22 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Engine, String, case, cast, event, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Row
 
+from hpo.search.point import Point
 from hpo.search.tables import IMPORTED, attempt_table, curve_table, optuna_attributes, optuna_trials, result_table, score_table, trial_table
-
-if TYPE_CHECKING:
-    from hpo.decoder.metric import Score
-    from hpo.decoder.train import Progress
+from hpo.trainer import Score
 
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
+VALIDATION = "validation"  # the partition that a search scores on
 ENQUEUED = "enqueued"  # attribute of a trial that a person put into the queue: by whom
 LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
-Point = dict[str, float]  # of the fine curve, by column
 
 
 class LeaseLostError(Exception):
@@ -338,31 +337,30 @@ def attempts_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[
 # ---- curves
 
 
-def point_of(since: "list[Progress]") -> Point:
-    """A point of the fine curve, at the last of the steps since the point before; the last one has a score."""
-    last, steps = since[-1], sum(progress.steps for progress in since)
-    assert last.score is not None and last.validation_loss is not None
-    return {
-        "step": last.step,
-        "per": last.score.per,
-        "validation_loss": last.validation_loss,
-        "loss": sum(progress.loss * progress.steps for progress in since) / steps,
-        "grad_norm": max(progress.grad_norm for progress in since),
-        "lr": last.lr,
-        "step_seconds": sum(progress.seconds * progress.steps for progress in since) / steps,
-    }
-
-
 def add_points(connection: Connection, trial_id: int, attempt: int | None, points: list[Point]) -> None:
     """Those that are there are kept."""
-    if points:
-        statement = insert(curve_table).values([{"trial_id": trial_id, "attempt": attempt, **point} for point in points])
-        connection.execute(statement.on_conflict_do_nothing(index_elements=["trial_id", "step"]))
+    if not points:
+        return
+    rows = [
+        {
+            "trial_id": trial_id,
+            "attempt": attempt,
+            "step": point.step,
+            "value": point.value,
+            "loss": point.loss,
+            "validation_loss": point.validation_loss,
+            # JSON has no word for what is not finite.
+            "metrics": {name: value for name, value in point.metrics.items() if isfinite(value)},
+        }
+        for point in points
+    ]
+    statement = insert(curve_table).values(rows)
+    connection.execute(statement.on_conflict_do_nothing(index_elements=["trial_id", "step"]))
 
 
 def add_imported(connection: Connection, trial_id: int, config: dict[str, Any], points: list[Point]) -> None:
     """What a trial that was trained outside has: no attempt, no time. Told twice it is written once."""
-    row = {"trial_id": trial_id, "config": config, "step": int(points[-1]["step"])}
+    row = {"trial_id": trial_id, "config": config, "step": points[-1].step}
     connection.execute(insert(trial_table).values(row).on_conflict_do_nothing(index_elements=["trial_id"]))
     add_points(connection, trial_id, None, points)
 
@@ -373,11 +371,11 @@ def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None
 
 
 def rows_of(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
-    """Of hpo_trial, with outcome and reason of the last attempt, and `scored` instead of the final score's thousands of numbers."""
+    """Of hpo_trial, with outcome and reason of the last attempt, and `scored`: whether it has a final score."""
     last = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
-    columns = [column for column in trial_table.c if column.name not in ("errors", "lengths")]
-    scored = trial_table.c.errors.is_not(None).label("scored")
-    statement = select(*columns, scored, attempt_table.c.outcome, attempt_table.c.reason)
+    score = score_table.c
+    scored = exists().where(score.trial_id == trial_table.c.trial_id, score.partition == VALIDATION).label("scored")
+    statement = select(*trial_table.c, scored, attempt_table.c.outcome, attempt_table.c.reason)
     statement = statement.select_from(trial_table.outerjoin(attempt_table, last))
     rows: Iterable[Row[Any]] = connection.execute(statement.where(trial_table.c.trial_id.in_(trial_ids)))
     return {row.trial_id: row for row in rows}
@@ -392,31 +390,36 @@ def place_of(connection: Connection, trial_id: int) -> tuple[int, int]:
     return row.study_id, row.number
 
 
-def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Row[Any]]]:
-    statement = select(curve_table).where(curve_table.c.trial_id.in_(trial_ids)).order_by(curve_table.c.step)
-    curves: dict[int, list[Row[Any]]] = {trial_id: [] for trial_id in trial_ids}
-    for row in connection.execute(statement):
-        curves[row.trial_id].append(row)
+def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Point]]:
+    table = curve_table.c
+    statement = select(table.trial_id, table.step, table.value, table.loss, table.validation_loss, table.metrics)
+    statement = statement.where(table.trial_id.in_(trial_ids)).order_by(table.step)
+    curves: dict[int, list[Point]] = {trial_id: [] for trial_id in trial_ids}
+    for trial_id, *values in connection.execute(statement):
+        curves[trial_id].append(Point(*values))
     return curves
 
 
-def put_scores(connection: Connection, trial_id: int, scores: "Mapping[str, Score]") -> None:
-    """By partition. Those that are there are kept."""
-    if scores:
-        rows = [{"trial_id": trial_id, "partition": name, "errors": list(score.errors), "lengths": list(score.lengths)}
-                for name, score in scores.items()]  # fmt: skip
-        connection.execute(insert(score_table).values(rows).on_conflict_do_nothing())
+def put_scores(connection: Connection, trial_id: int, scores: Mapping[str, Score]) -> None:
+    """By partition, in the place of those that an attempt before has written."""
+    if not scores:
+        return
+    rows = [
+        {"trial_id": trial_id, "partition": name, "errors": list(score.errors), "lengths": list(score.lengths)}
+        for name, score in scores.items()
+    ]
+    statement = insert(score_table).values(rows)
+    again = {"errors": statement.excluded.errors, "lengths": statement.excluded.lengths}
+    connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "partition"], set_=again))
 
 
-def scores_of(connection: Connection, trial_ids: list[int], partition: str) -> list[Row[Any]]:
-    """trial_id, errors and lengths of those that have a score. partition: `validation`, or one of hpo_score."""
-    if partition == "validation":
-        table = trial_table.c
-        statement = select(table.trial_id, table.errors, table.lengths).where(table.errors.is_not(None))
-    else:
-        table = score_table.c
-        statement = select(table.trial_id, table.errors, table.lengths).where(table.partition == partition)
-    return list(connection.execute(statement.where(table.trial_id.in_(trial_ids))))
+def scores_of(connection: Connection, trial_ids: list[int], partition: str) -> dict[int, Score]:
+    """By trial id, of those that have a score on the partition."""
+    table = score_table.c
+    statement = select(table.trial_id, table.errors, table.lengths)
+    statement = statement.where(table.partition == partition, table.trial_id.in_(trial_ids))
+    rows = connection.execute(statement)
+    return {row.trial_id: Score(tuple(row.errors), tuple(row.lengths)) for row in rows}
 
 
 # ---- findings

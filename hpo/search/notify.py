@@ -16,8 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpo.errors import CallerError, HpoError
+from hpo.search.pick import best_first
 from hpo.search.study import Study
 from hpo.search.trial import Record
+from hpo.trainer import Metric, named
 
 SEND_SECONDS = 10.0  # for one message
 LAST_SECONDS = 15.0  # for what is left when the launch ends
@@ -26,8 +28,8 @@ LAST_SECONDS = 15.0  # for what is left when the launch ends
 class Notifier:
     """Given the records again and again, it finds what is new in them. What was there at first is no news."""
 
-    def __init__(self, url: str, study: str, say: Callable[[str], None]):
-        self._url, self._study, self._say = url, study, say
+    def __init__(self, url: str, study: str, metric: Metric, say: Callable[[str], None]):
+        self._url, self._study, self._metric, self._say = url, study, metric, say
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._best: float | None = None
         self._failed: set[int] | None = None
@@ -35,21 +37,24 @@ class Notifier:
         self._thread.start()
 
     def look(self, records: list[Record]) -> None:
-        complete = [record for record in records if record.per is not None]
-        best = min(complete, key=lambda record: record.per or 0.0, default=None)
+        metric = self._metric
+        best = next(iter(best_first(records, metric)), None)
+        value = best.value if best else None
         failed = [record for record in records if record.state == "failed"]
         if self._failed is not None:
-            if best is not None and best.per is not None and (self._best is None or best.per < self._best):
-                self.tell("best", f"new best PER {100 * best.per:.2f} % (trial {best.number})", trial=best.number, per=best.per)
+            if best and value is not None and (self._best is None or metric.better(value, self._best)):
+                text = f"new best {metric.name} {metric.text(value)} (trial {best.number})"
+                self.tell("best", text, trial=best.number, value=value)
             for record in failed:
                 if record.number not in self._failed:
                     self.tell("trouble", f"trial {record.number} failed: {record.reason}", trial=record.number, reason=record.reason)
-        self._best = best.per if best is not None else None
+        self._best = value
         self._failed = {record.number for record in failed}
 
     def tell(self, event: str, text: str, **facts: Any) -> None:
         """event: best, trouble or end."""
-        self._queue.put({"text": f"hpo {self._study}: {text}", "study": self._study, "event": event, **facts})
+        message = {"text": f"hpo {self._study}: {text}", "study": self._study, "event": event, **facts}
+        self._queue.put(named(message, self._metric))
 
     def close(self) -> None:
         """Wait for what is not sent yet, not for long."""
@@ -71,15 +76,18 @@ def notifying(url: str | None, study: Study, say: Callable[[str], None]) -> Iter
     if url is None:
         yield lambda records: None
         return
-    notifier = Notifier(url, study.name, say)
+    metric = study.spec.metric
+    notifier = Notifier(url, study.name, metric, say)
     try:
         yield notifier.look
         records = study.records()
         notifier.look(records)
-        best = min((record.per for record in records if record.per is not None), default=None)
+        values = [record.value for record in records if record.value is not None]
+        best = metric.best(values) if values else None
         states = dict(Counter(record.state for record in records))
-        shown = f"best PER {100 * best:.2f} %" if best is not None else "no trial is complete"
-        notifier.tell("end", f"the workers left: {shown}, {study.why_over() or 'work is left'}", per=best, trials=states)
+        shown = f"best {metric.name} {metric.text(best)}" if best is not None else "no trial is complete"
+        text = f"the workers left: {shown}, {study.why_over() or 'work is left'}"
+        notifier.tell("end", text, value=best, trials=states)
     except HpoError as error:
         notifier.tell("trouble", f"the launch ended: {error}", reason=str(error))
         raise

@@ -1,4 +1,4 @@
-"""The configuration of a new trial by a Gaussian process of log PER over the space. Values in, values out.
+"""The configuration of a new trial by a Gaussian process of the metric over the space. Values in, values out.
 
 `gp` draws the configuration with the largest expected improvement. A draw costs more than TPE's
 (0.1 to 2 s of a CPU) and far less than a training. benchmarks/search compares the policies;
@@ -15,30 +15,37 @@ import numpy as np
 
 from hpo.search.space import Array, Cube
 from hpo.search.spec import StudySpec
+from hpo.trainer import Metric
 
 CANDIDATES = 2000  # half of them anywhere, half near the best trials
 CLIMBS = 3  # times that a quarter as many are drawn near the best of them
 BEST = 5  # trials near which candidates are
 SPREADS = (0.03, 0.1, 0.2)  # how near, as SD in the unit cube
 JUMP = 0.06  # chance that a coordinate of such a candidate is anywhere
-WORST = 0.6  # quantile of PER: what is worse counts as that, for how bad a bad one is says nothing about the best
+WORST = 0.6  # quantile of the trials: what is worse counts as that, for how bad a bad one is says nothing about the best
 FITTED = 200  # trials that the kernel's parameters are fitted to, at most
 KNOWN = 1000  # trials that the process knows, at most: it takes their number to the third power
 ITERATIONS = 15  # of that fit
-LOWEST_PER = 1e-3
-KERNEL = {"lengths": (0.2, 30.0), "scale": (0.1, 20.0), "noise": (5e-3, 0.5)}  # in units of the cube, and of the variance of log PER
+LOWEST = 1e-3  # distance from a perfect score, of a bounded metric, below which all are equal
+# In units of the cube, and of the variance of the outcomes.
+KERNEL = {"lengths": (0.2, 30.0), "scale": (0.1, 20.0), "noise": (5e-3, 0.5)}
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A trial as a policy sees it: its number, its values and its PER at the end.
+    """A trial as a policy sees it: its number, its values and the metric's value at the end.
 
-    A trial that diverged or cannot be trained counts with a PER of 1. None: it has not ended.
+    diverged: or cannot be trained; it counts as the worst there is. None and not diverged: it has not ended.
     """
 
     number: int
     values: Mapping[str, Any]
-    per: float | None
+    value: float | None
+    diverged: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.value is not None or self.diverged
 
 
 def propose(
@@ -55,7 +62,7 @@ def propose(
     """
     cube = Cube(spec)
     held = fixed or {}
-    ended = sum(trial.per is not None for trial in seen)
+    ended = sum(trial.ended for trial in seen)
     if ended < spec.sampler.startup_trials:
         point_P = sobol(len(cube.names), seed, number)
         return cube.values(_with(cube, point_P[None], held)[0])
@@ -87,27 +94,51 @@ def _with(cube: Cube, points_NP: Array, fixed: Mapping[str, Any]) -> Array:
     return points_NP
 
 
+def costs(seen: Sequence[Seen], metric: Metric) -> list[float]:
+    """What is to be made small, of trials that have ended: of a bounded metric the distance from a perfect score, of another
+    the value itself or its negative. A diverged trial costs as much as the worst there is.
+    """
+    known = [_cost(trial.value, metric) for trial in seen if trial.value is not None]
+    worst = 1.0 if metric.bounded else max(known, default=0.0)
+    return [worst if trial.value is None else _cost(trial.value, metric) for trial in seen]
+
+
+def _cost(value: float, metric: Metric) -> float:
+    if metric.bounded and metric.direction == "maximize":
+        return 1 - value
+    return metric.sign * value
+
+
 class Model:
-    """A Gaussian process of log PER. Trials that run are believed to end where it expects them to."""
+    """A Gaussian process of what trials cost: of a bounded metric the logarithm of its distance from a perfect score.
+
+    Trials that run are believed to end where it expects them to.
+    """
 
     def __init__(self, cube: Cube, seen: Sequence[Seen]):
-        ended = sorted((trial for trial in seen if trial.per is not None), key=lambda trial: (trial.per or 0.0, trial.number))
-        if len(ended) > KNOWN:  # the best half of them, and evenly what is left
-            rest = ended[KNOWN // 2 :]
-            ended = ended[: KNOWN // 2] + rest[:: -(-len(rest) // (KNOWN // 2))]
+        metric = cube.spec.metric
+        self._logarithmic = metric.bounded
+        ended = [trial for trial in seen if trial.ended]
+        ranked = sorted(zip(costs(ended, metric), ended, strict=True), key=lambda pair: (pair[0], pair[1].number))
+        if len(ranked) > KNOWN:  # the best half of them, and evenly what is left
+            rest = ranked[KNOWN // 2 :]
+            ranked = ranked[: KNOWN // 2] + rest[:: -(-len(rest) // (KNOWN // 2))]
+        ended = [trial for _, trial in ranked]
         self.cube = cube
         self._points_NP = np.array([cube.point(trial.values) for trial in ended])
-        log_per_N = np.log([max(trial.per or 0.0, LOWEST_PER) for trial in ended])
-        log_per_N = np.minimum(log_per_N, np.quantile(log_per_N, WORST))
-        self._mean, self._scale = float(log_per_N.mean()), float(log_per_N.std()) or 1.0
-        y_N = (log_per_N - self._mean) / self._scale
+        outcomes_N = np.array([cost for cost, _ in ranked])
+        if self._logarithmic:
+            outcomes_N = np.log(np.maximum(outcomes_N, LOWEST))
+        outcomes_N = np.minimum(outcomes_N, np.quantile(outcomes_N, WORST))
+        self._mean, self._scale = float(outcomes_N.mean()), float(outcomes_N.std()) or 1.0
+        y_N = (outcomes_N - self._mean) / self._scale
         x_NF = cube.features(self._points_NP)
         few = np.unique(np.linspace(0, len(ended) - 1, min(FITTED, len(ended))).astype(int))
         kernel = _process(None, x_NF[few], y_N[few]).kernel_
         self._process = _process(kernel, x_NF, y_N)
         self.noise = float(kernel.k2.noise_level)
         self._lowest = float(np.min(self._process.predict(x_NF)))
-        if running := sorted((trial for trial in seen if trial.per is None), key=lambda trial: trial.number):
+        if running := sorted((trial for trial in seen if not trial.ended), key=lambda trial: trial.number):
             new_NF = cube.features(np.array([cube.point(trial.values) for trial in running]))
             believed_N = np.concatenate([y_N, self._process.predict(new_NF)])
             self._process = _process(kernel, np.concatenate([x_NF, new_NF]), believed_N)
@@ -128,24 +159,25 @@ class Model:
         return jumps_NP
 
     def gains(self, points_NP: Array) -> Array:
-        """Expected improvement: by how much PER is expected to fall below the lowest expected one of the trials."""
+        """Expected improvement: by how much the cost is expected to fall below the lowest expected one of the trials."""
         from scipy.stats import norm
 
         mean_N, sd_N = self._process.predict(self.cube.features(points_NP), return_std=True)
-        sd_N = np.sqrt(np.maximum(sd_N**2 - self.noise, 1e-10))  # of the expected PER: a seed's luck is no improvement
+        sd_N = np.sqrt(np.maximum(sd_N**2 - self.noise, 1e-10))  # of the expected cost: a seed's luck is no improvement
         below_N = (self._lowest - mean_N) / sd_N
-        gains_N: Array = sd_N * (below_N * norm.cdf(below_N) + norm.pdf(below_N)) * self._scale * self.best_per
-        return gains_N
+        gains_N: Array = sd_N * (below_N * norm.cdf(below_N) + norm.pdf(below_N)) * self._scale
+        return gains_N * self.lowest if self._logarithmic else gains_N
 
     def expected(self, points_NP: Array) -> Array:
-        """PER, its median."""
-        pers_N: Array = np.exp(np.minimum(self._process.predict(self.cube.features(points_NP)) * self._scale + self._mean, 0.0))
-        return pers_N
+        """The cost, its median."""
+        expected_N: Array = self._process.predict(self.cube.features(points_NP)) * self._scale + self._mean
+        return np.exp(np.minimum(expected_N, 0.0)) if self._logarithmic else expected_N
 
     @property
-    def best_per(self) -> float:
-        """The lowest expected PER of the trials."""
-        return math.exp(self._lowest * self._scale + self._mean)
+    def lowest(self) -> float:
+        """The lowest expected cost of the trials."""
+        lowest = self._lowest * self._scale + self._mean
+        return math.exp(lowest) if self._logarithmic else lowest
 
 
 def _process(kernel: Any, x_NF: Array, y_N: Array) -> Any:

@@ -5,9 +5,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
-from hpo.decoder.config import DecoderConfig
 from hpo.search.tables import IMPORTED
 from hpo.search.trial import Record, State
+from hpo.settings import Config
+from hpo.trainer import Metric
 
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
 STATES: dict[TrialState, State] = {
@@ -19,10 +20,10 @@ STATES: dict[TrialState, State] = {
 }
 
 
-def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
+def record_of(trial: FrozenTrial, row: Row[Any] | None, metric: Metric) -> Record:
     attributes = trial.user_attrs
     curve = trial.intermediate_values
-    best_step = min(curve, key=lambda step: curve[step]) if curve else None
+    best_step = min(curve, key=lambda step: metric.sign * curve[step]) if curve else None
     unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and not row.scored))  # by hand
     troubled = row is not None and (unscored or trial.state in (TrialState.WAITING, TrialState.FAIL))
     return Record(
@@ -33,9 +34,9 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
         label=attributes.get("label", ""),
         params=trial.params,
         config=(row.config if row else None) or {},
-        per=trial.value if trial.state == TrialState.COMPLETE and not unscored else None,
-        last_per=curve[max(curve)] if curve else None,
-        best_per=None if best_step is None else curve[best_step],
+        value=trial.value if trial.state == TrialState.COMPLETE and not unscored else None,
+        last_value=curve[max(curve)] if curve else None,
+        best_value=None if best_step is None else curve[best_step],
         best_step=best_step,
         step=row.step if row else 0,
         seconds=row.seconds if row else 0.0,
@@ -52,7 +53,7 @@ def record_of(trial: FrozenTrial, row: Row[Any] | None) -> Record:
     )
 
 
-def in_thin_curve(step: int, config: DecoderConfig) -> bool:
+def in_thin_curve(step: int, config: Config) -> bool:
     """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
     evaluations = -(-config.steps // config.evaluate_every)
     every = -(-evaluations // THIN_CURVE)

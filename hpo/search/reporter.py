@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from hpo.errors import DatabaseAwayError
-from hpo.search.ledger import Point
+from hpo.search.point import Point
 from hpo.search.study import Study
 from hpo.search.trial import Trial
 

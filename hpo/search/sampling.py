@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.decoder.config import DecoderConfig
 from hpo.search.spec import Policy, StudySpec
+from hpo.settings import Config
 
 
 class Proposed(BaseSampler):
@@ -49,7 +49,7 @@ def seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def fixed_trial(spec: StudySpec, config: DecoderConfig, label: str) -> FrozenTrial:
+def fixed_trial(spec: StudySpec, config: Config, label: str) -> FrozenTrial:
     """A waiting trial of a given configuration, in or outside the space; it shows those of its parameters that the space has."""
     flat = config.flat()
     values = {name: value for name, value in spec.existing(flat).items() if spec.parameters[name].contains(value)}
@@ -63,7 +63,7 @@ def distribution(spec: StudySpec, name: str) -> BaseDistribution:
     if parameter.choices is not None:
         return CategoricalDistribution(parameter.choices)
     assert parameter.low is not None and parameter.high is not None
-    if isinstance(spec.base.flat()[name], int):
+    if isinstance(spec.base[name], int):
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 

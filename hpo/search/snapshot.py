@@ -16,6 +16,7 @@ from hpo.search.record import STATES
 from hpo.search.study import Study
 from hpo.search.tables import curve_table, optuna_attributes, optuna_trials, trial_table
 from hpo.search.trial import Halt, State
+from hpo.trainer import Metric
 
 OUTCOMES = 20  # of the trials that ended last
 _values = Table("trial_values", MetaData(), Column("trial_id", Integer), Column("value", Double))
@@ -32,27 +33,28 @@ class Running:
     lease_age: float  # seconds since it was renewed
     rate: float | None  # steps/s since the evaluation before, evaluation not included
     memory: int | None  # bytes that its process took at most
-    pers: tuple[float, ...]  # its curve
+    values: tuple[float, ...]  # of the metric, along its curve
 
 
 @dataclass(frozen=True)
 class Ended:
     number: int
     state: State
-    per: float | None
+    value: float | None
     reason: str
 
 
 @dataclass(frozen=True)
 class Snapshot:
     name: str
+    metric: Metric
     budget: Budget
     spent: Spent
     halt: Halt | None
     waiting: int
     running: tuple[Running, ...]
     ended: tuple[Ended, ...]  # the last one first
-    best: tuple[int, float] | None  # number and PER
+    best: tuple[int, float] | None  # number, and value of the metric
     starts: Mapping[str, Ended]
     seconds_left: float | None  # at the pace so far
 
@@ -66,9 +68,11 @@ def snapshot(study: Study) -> Snapshot:
         waiting = select(func.count()).where(_of(study), _state() == "WAITING")
         value = select(optuna_trials.c.number, _values.c.value).join(_values, _values.c.trial_id == optuna_trials.c.trial_id)
         complete = value.where(_of(study), _state() == "COMPLETE")
-        best = connection.execute(complete.order_by(_values.c.value, optuna_trials.c.number).limit(1)).first()
+        best_first = study.spec.metric.sign * _values.c.value
+        best = connection.execute(complete.order_by(best_first, optuna_trials.c.number).limit(1)).first()
         return Snapshot(
             name=study.name,
+            metric=study.spec.metric,
             budget=budget,
             spent=spent,
             halt=halt,
@@ -98,7 +102,8 @@ def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
     statement = statement.add_columns(table.config["steps"].as_integer().label("steps"))
     statement = statement.join(trial_table, table.trial_id == optuna_trials.c.trial_id).where(_of(study), _state() == "RUNNING")
     rows = list(connection.execute(statement.order_by(optuna_trials.c.number)))
-    points = select(curve_table.c.trial_id, curve_table.c.per, curve_table.c.step_seconds)
+    pace = curve_table.c.metrics["step_seconds"].as_float().label("step_seconds")
+    points = select(curve_table.c.trial_id, curve_table.c.value, pace)
     points = points.where(curve_table.c.trial_id.in_([row.trial_id for row in rows])).order_by(curve_table.c.step)
     curves: dict[int, list[Any]] = {row.trial_id: [] for row in rows}
     for point in connection.execute(points):
@@ -109,7 +114,7 @@ def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
         rate = 1 / curve[-1].step_seconds if curve and curve[-1].step_seconds else None
         host, device = (row.host or "").split(" ")[0], (row.device or "").split(" ")[0]
         return Running(row.number, host, device, row.step, row.steps or 0, max(0.0, float(row.age or 0)), rate,
-                       row.memory, tuple(point.per for point in curve))  # fmt: skip
+                       row.memory, tuple(point.value for point in curve))  # fmt: skip
 
     return tuple(one(row) for row in rows)
 
@@ -130,8 +135,8 @@ def _outcomes(connection: Connection, study: Study, starts: bool = False) -> lis
         statement = ended.order_by(trials.datetime_complete.desc()).limit(OUTCOMES)
 
     def one(row: Any) -> Ended:
-        per = row.value if row.state == "COMPLETE" else None
-        return Ended(row.number, _states[row.state], per, json.loads(row.value_json or '""'))
+        value = row.value if row.state == "COMPLETE" else None
+        return Ended(row.number, _states[row.state], value, json.loads(row.value_json or '""'))
 
     return [(json.loads(row.start or '""'), one(row)) for row in connection.execute(statement)]
 

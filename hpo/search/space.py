@@ -11,21 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.search.spec import Parameter, StudySpec
+from hpo.trainer import load_trainer
 
 Array = NDArray[np.float64]
 MIDDLE = 0.5  # the coordinate of what does not exist
-GRADIENT = 3e-3  # about the root of Adam's second moment in this decoder: an eps far below it changes nothing
-DECADES = 5.0  # step sizes of a wide space lie so many e-folds apart, or twice that
 APART = 0.7  # one-hot columns: two choices lie as far from each other (0.7 x sqrt 2) as the ends of a range
 
 
 class Cube:
-    """points_NP: configurations in [0, 1], a column a parameter. features_NF: for a model, choices one by one."""
+    """points_NP: configurations in [0, 1], a column a parameter. features_NF: for a model, choices one by one, and last the
+    trainer's own feature if it has one.
+    """
 
     def __init__(self, spec: StudySpec):
         self.spec, self.names = spec, list(spec.parameters)
         self._parameters = list(spec.parameters.values())
-        self._base = base = spec.base.flat()
+        self._base = base = spec.base
+        self._feature = load_trainer(spec.trainer).feature
         self._whole = [isinstance(base[name], int) and not isinstance(base[name], bool) for name in self.names]
         self.ranges_P: NDArray[np.bool_] = np.array([parameter.choices is None for parameter in self._parameters])
 
@@ -63,18 +65,10 @@ class Cube:
                 columns.append(np.where(exists_N, chosen_N, MIDDLE))
             else:
                 columns += [APART * (exists_N & (chosen_N == choice)) for choice in range(len(parameter.choices))]
-        columns.append(self._step_sizes(points_NP))
+        if self._feature is not None:
+            fields = {name: self._of(points_NP, name) for name in self._feature.fields}
+            columns.append(self._feature.compute(fields))
         return np.stack(columns, axis=1).astype(np.float64)
-
-    def _step_sizes(self, points_NP: Array) -> Array:
-        """Logarithm of how far a step goes, which lr makes together with eps or momentum: with it a model ranks trainings that it
-        has not seen much better (benchmarks/search/simulate.py).
-        """
-        sgd_N = self._of(points_NP, "optimizer.name") == "sgd"
-        momentum_N, eps_N = (self._of(points_NP, f"optimizer.{name}").astype(float) for name in ("momentum", "eps"))
-        divided_N = np.where(sgd_N, 1 - momentum_N, eps_N + GRADIENT)
-        sizes_N: Array = np.log(self._of(points_NP, "optimizer.lr").astype(float) / divided_N) / DECADES
-        return sizes_N
 
     def _of(self, points_NP: Array, name: str) -> NDArray[Any]:
         """The field's value at each point, searched or not."""

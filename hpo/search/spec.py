@@ -6,7 +6,8 @@ the study. The README section "Search spaces" documents the format.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -14,13 +15,14 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hpo.decoder.config import FIELDS, Count, DecoderConfig, Flag, ModelConfig, Real, Settings, Whole, check_field, explain, unknown
 from hpo.errors import SpecError
 from hpo.search.budget import Budget
 from hpo.search.stopping import OwnPast
 from hpo.search.upgrade import REMOVED_POLICIES
+from hpo.settings import Config, Count, Flag, Real, Settings, Whole, explain, unknown
+from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
-DEMO_PROFILE = "demo"  # taken when the bundled recordings are the data
+DEMO_PROFILE = "demo"  # taken when no data are given
 _package = Path(__file__).parents[1]
 BUNDLED = next((d for d in (_package / "search_spaces", _package.parent / "search_spaces") if d.is_dir()), _package / "search_spaces")
 
@@ -120,7 +122,7 @@ class Contrast(Settings):
     origin: str = Field(alias="from")
     change: dict[str, Any] = Field(min_length=1)
 
-    def sides(self, origin: DecoderConfig, place: str = "") -> tuple[DecoderConfig, DecoderConfig]:
+    def sides(self, origin: Config, place: str = "") -> tuple[Config, Config]:
         """(before, after). Raises SpecError."""
         pairs = {name: value if isinstance(value, list) and len(value) == 2 else [None, value] for name, value in self.change.items()}
         given = {name for name, value in self.change.items() if isinstance(value, list)}
@@ -136,6 +138,7 @@ class Question(Settings):
 
 
 class SpaceFile(Settings):
+    trainer: str = DEFAULT_TRAINER
     question: str = ""
     questions: list[Question] = []
     base: dict[str, Any] = {}
@@ -166,13 +169,19 @@ class Child(Settings):
 
 
 class StudySpec(Settings):
-    """One study, complete: base configuration, parameters, starts, budget and the rest."""
+    """One study, complete: base configuration, parameters, starts, budget and the rest.
+
+    trainer: as `load_trainer` takes it; a file with its whole path. metric: the trainer's, so that whoever only reads the
+    study need not load the trainer. base: dotted name -> value, every field.
+    """
 
     space: str
+    trainer: str = DEFAULT_TRAINER
+    metric: Metric
     profile: str | None = None
     question: str = ""
     questions: list[Question] = []
-    base: DecoderConfig
+    base: dict[str, Any]
     parameters: dict[str, Parameter]
     starts: dict[str, dict[str, Any]]
     budget: Budget
@@ -183,18 +192,37 @@ class StudySpec(Settings):
     stopping: OwnPast | None
     child: Child | None = None
 
+    def config(self, values: Mapping[str, Any] | None = None, place: str = "") -> Config:
+        """The base with some fields replaced, as a configuration of its trainer, which it loads.
+
+        values: dotted name -> value. place: where they come from, for the message. Raises SpecError.
+        """
+        base = load_trainer(self.trainer).config().with_values(self.base)
+        return base.with_values(values or {}, place)
+
     def digest(self) -> str:
         """Changes with anything that changes results or budget; not with what is asked about them."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"question", "questions"}), sort_keys=True)
+        text = json.dumps(self._compared(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def strictest_model(self) -> ModelConfig:
-        """The base's model with the largest kernel and the fewest classes of the space: data that fit it fit every trial."""
-        extremes: dict[str, Any] = {}
-        for name, pick in (("model.kernel", max), ("model.classes", min)):
-            if parameter := self.parameters.get(name):
-                extremes[name] = pick(parameter.choices or [parameter.low, parameter.high])
-        return self.base.with_values(extremes).model
+    def _compared(self) -> dict[str, Any]:
+        """What two specs of one study have in common. A trainer's file may have moved: its code has a version of its own."""
+        values = self.model_dump(mode="json", exclude={"question", "questions"})
+        values["trainer"] = self.trainer.rpartition("/")[2]
+        return values
+
+    def extremes(self) -> list[Config]:
+        """The base, and the base with each end or choice of each parameter: data that fit them all fit every trial.
+
+        Values that exclude each other are left out.
+        """
+        found = [self.config()]
+        for name, parameter in self.parameters.items():
+            parents = {parent: allowed[0] for parent, allowed in parameter.when.items()}
+            for value in parameter.choices or (parameter.low, parameter.high):
+                with suppress(SpecError):
+                    found.append(self.config(parents | {name: value}))
+        return found
 
     def active(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether parameter `name` exists, given the values of those before it."""
@@ -202,7 +230,7 @@ class StudySpec(Settings):
 
     def start_values(self, start: str) -> dict[str, Any]:
         """A start as a value for every parameter that exists in it."""
-        return self.existing(self.base.with_values(self.starts[start]).flat())
+        return self.existing(self.base | self.starts[start])
 
     def existing(self, flat: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that exist in a configuration, with their values."""
@@ -214,15 +242,14 @@ class StudySpec(Settings):
 
     def differences(self, other: "StudySpec") -> list[str]:
         """Where two specs differ, as dotted places."""
-        mine, theirs = _leaves(self.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
-        places = [place for place in mine | theirs if mine.get(place, _leaves) != theirs.get(place, _leaves)]
-        return [place for place in places if place not in ("question", "questions")]
+        here, there = _leaves(self._compared()), _leaves(other._compared())
+        return [place for place in here | there if here.get(place, _leaves) != there.get(place, _leaves)]
 
     def extends(self, other: "StudySpec") -> bool:
         """Whether only the budget or the ranges grew since `other`."""
-        same = {"budget", "parameters", "question", "questions"}
+        may_grow = ("budget.", "parameters.")
         return (
-            self.model_dump(exclude=same) == other.model_dump(exclude=same)
+            all(place.startswith(may_grow) for place in self.differences(other))
             and self.budget.covers(other.budget)
             and list(self.parameters) == list(other.parameters)
             and all(self.parameters[name].covers(old) for name, old in other.parameters.items())
@@ -271,7 +298,9 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         if profile not in file.profiles:
             raise SpecError(unknown(profile, tuple(file.profiles) or ("(this space has none)",), f"{path}: --profile"))
         overlay = file.profiles[profile]
-    base = DecoderConfig().with_values(file.base, f"{path}: base.")
+    reference = _located(file.trainer, path)
+    trainer = load_trainer(reference)
+    base = trainer.config().with_values(file.base, f"{path}: base.")
     base = base.with_values(overlay.base, f"{path}: profiles.{profile}.base.")
     for name in settings or {}:
         if name in file.parameters:
@@ -280,10 +309,12 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
     base = base.with_values(settings or {}, "--set ")
     spec = StudySpec(
         space=path.stem,
+        trainer=reference,
+        metric=trainer.metric,
         profile=profile,
         question=file.question.strip(),
         questions=file.questions,
-        base=base,
+        base=base.flat(),
         parameters={name: _checked(path, file, base, name) for name in file.parameters},
         starts=file.starts | overlay.starts,
         budget=_section(path, Budget, "budget", file.budget | overlay.budget | ({} if trials is None else {"trials": trials})),
@@ -291,7 +322,7 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         policy=file.policy if policy is None else _policy(policy),
         sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
         validation=_section(path, Validation, "validation", file.validation | overlay.validation),
-        stopping=file.stopping,
+        stopping=file.stopping and file.stopping.of(trainer.metric),
     )
     starts = {name: _checked_start(path, spec, name) for name in spec.starts}
     spec = spec.model_copy(update={"starts": starts})
@@ -301,11 +332,19 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
     return spec
 
 
+def _located(reference: str, space: Path) -> str:
+    """A trainer's file is named as seen from the space's folder; workers elsewhere need its whole path."""
+    file, colon, name = reference.rpartition(":")
+    if not file.endswith(".py"):
+        return reference
+    return f"{(space.parent / file).resolve()}{colon}{name}"
+
+
 def _check_contrast(place: str, spec: StudySpec, contrast: Contrast) -> None:
     """Raises SpecError for an origin or a field that does not exist, and for sides that are the same."""
     if contrast.origin not in (*spec.starts, "best"):
         raise SpecError(unknown(contrast.origin, (*spec.starts, "best"), f"{place}.from"))
-    before, after = contrast.sides(spec.base.with_values(spec.starts.get(contrast.origin, {})), f"{place}.change: ")
+    before, after = contrast.sides(spec.config(spec.starts.get(contrast.origin, {})), f"{place}.change: ")
     if before == after and contrast.origin != "best":
         raise SpecError(f"{place}.change: {contrast.change} changes nothing, {contrast.origin} has these values. Valid: other ones")
 
@@ -328,13 +367,22 @@ def _policy(name: str) -> Policy:
     return Policy(name)
 
 
-def parse_settings(settings: tuple[str, ...], place: str = "--set ", valid: tuple[str, ...] = FIELDS) -> dict[str, Any]:
-    """`("model.units=128",)` -> {"model.units": 128}; values are read as in a study file. valid: for the message."""
+def parse_settings(
+    settings: tuple[str, ...],
+    place: str = "--set ",
+    names: Collection[str] | None = None,
+    valid: Collection[str] = (),
+) -> dict[str, Any]:
+    """`("model.units=128",)` -> {"model.units": 128}; values are read as in a study file.
+
+    names: that there are; None: whoever takes the values checks their names. valid: those of them that make sense here, for
+    the message. Raises SpecError.
+    """
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if name not in FIELDS:
-            raise SpecError(unknown(name, valid, f"{place}{setting}"))
+        if names is not None and name not in names:
+            raise SpecError(unknown(name, tuple(valid or names), f"{place}{setting}"))
         if not equals:
             raise SpecError(f"{place}{setting}: no value. Valid: {place}{name}=VALUE")
         try:
@@ -378,10 +426,10 @@ def _read(path: Path) -> SpaceFile:
         raise SpecError(f"{path}: not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {problem}") from None
 
 
-def _checked(path: Path, file: SpaceFile, base: DecoderConfig, name: str) -> Parameter:
+def _checked(path: Path, file: SpaceFile, base: Config, name: str) -> Parameter:
     """The parameter with its choices as the field's type. Raises SpecError for bounds or conditions that cannot be."""
     place = f"{path}: parameters.{name}"
-    check_field(name, place)
+    base.check_name(name, place)
     parameter = file.parameters[name]
     declared = list(file.parameters)
     when: dict[str, list[Any]] = {}
@@ -414,13 +462,15 @@ def _checked(path: Path, file: SpaceFile, base: DecoderConfig, name: str) -> Par
 def _checked_start(path: Path, spec: StudySpec, start: str) -> dict[str, Any]:
     """The start with its values as the fields' types. Raises SpecError if the space does not contain it."""
     place = f"{path}: starts.{start}"
-    config = spec.base.with_values(spec.starts[start], f"{place}.").flat()
-    values = spec.start_values(start)
+    config = spec.config(spec.starts[start], f"{place}.").flat()
+    values = spec.existing(config)
     for name in spec.starts[start]:
-        if name not in values and config[name] != spec.base.flat()[name]:
+        if name not in values and config[name] != spec.base[name]:
             why = "does not exist with the start's other values" if name in spec.parameters else "is not searched"
-            raise SpecError(f"{place}.{name}: {config[name]!r}, but {name} {why}. Valid: the base's {spec.base.flat()[name]!r}, "
-                            f"or put it under `parameters`")  # fmt: skip
+            raise SpecError(
+                f"{place}.{name}: {config[name]!r}, but {name} {why}. Valid: the base's {spec.base[name]!r}, "
+                f"or put it under `parameters`"
+            )
     for name, value in values.items():
         if not spec.parameters[name].contains(value):
             raise SpecError(f"{place}: {name} = {value!r} is outside the space. Valid: {spec.parameters[name]}")

@@ -2,7 +2,6 @@
 
 import optuna
 
-from hpo.decoder.config import guess
 from hpo.errors import StudyError
 from hpo.search import ledger
 from hpo.search.database import (
@@ -12,7 +11,8 @@ from hpo.search.database import (
     translate_errors,
     translated_errors,
 )
-from hpo.search.tables import create_tables
+from hpo.search.tables import upgrade_tables
+from hpo.settings import guess
 
 NAME_LENGTH = 100
 NAMES_SHOWN = 20
@@ -34,7 +34,7 @@ def open_storage(database: Database) -> optuna.storages.RDBStorage:
         translate_errors(storage.engine)
         ledger.fence_transactions(storage.engine)
         with storage.engine.begin() as connection:
-            create_tables(connection)
+            upgrade_tables(connection)
     return storage
 
 

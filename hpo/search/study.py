@@ -23,20 +23,20 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from hpo.decoder.config import DecoderConfig, explain
-from hpo.decoder.metric import Score
 from hpo.errors import SpecError, StudyError
 from hpo.search import choice, ledger
 from hpo.search.budget import Budget, Spent, over, refusal
-from hpo.search.database import Database
-from hpo.search.ledger import LeaseLostError, Point, Process
+from hpo.search.database import Database, open_database
+from hpo.search.ledger import LeaseLostError, Process
+from hpo.search.point import Point
 from hpo.search.record import in_thin_curve, record_of
 from hpo.search.sampling import fixed_key, fixed_trial
 from hpo.search.spec import StudySpec
 from hpo.search.storage import check_name, no_study, open_storage
-from hpo.search.tables import curve_table
 from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Outcome, Record, Stopped, Trial, in_words, is_over
 from hpo.search.upgrade import upgraded_budget, upgraded_spec, what_changed
+from hpo.settings import Config, explain
+from hpo.trainer import Score, load_trainer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
@@ -58,23 +58,30 @@ class Study:
     def create_or_open(cls, database: Database, name: str, spec: StudySpec, data: Mapping[str, Any], extend: bool = False) -> "Study":
         """Make the study with its starts waiting, or reopen it if spec and data are the same.
 
-        data: `path` (None: bundled) and `fingerprint`. extend: take a spec of which only budget or ranges grew.
+        data: `path` (None: the trainer's own), `fingerprint`, and what the trainer tells of them.
+        extend: take a spec of which only budget or ranges grew.
         Raises StudyError if the study exists with another spec or on other data.
         """
         check_name(name)
         storage = open_storage(database)
         with ledger.locked(storage.engine, 0):
-            study = cls(optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="minimize"), storage)
+            direction = spec.metric.direction
+            made = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction=direction)
+            study = cls(made, storage)
             if "spec" not in study._study.user_attrs:  # new, or its maker died before it was whole
                 study._make(spec, data)
             elif study.data["fingerprint"] != data["fingerprint"]:
-                raise StudyError(f"study {name} was made on other data ({study.data['path'] or 'the bundled recordings'}, fingerprint "
-                                 f"{study.data['fingerprint']}; given {data['fingerprint']}). Take --name for a new study")  # fmt: skip
+                source = study.data["path"] or load_trainer(spec.trainer).bundled
+                raise StudyError(
+                    f"study {name} was made on other data ({source}, fingerprint {study.data['fingerprint']}; "
+                    f"given {data['fingerprint']}). Take --name for a new study"
+                )
             elif spec.digest() != study.spec.digest():
                 study._extend(spec, data, extend)
             else:  # what is asked about the results may have changed
                 study._warn_of_removed(study._attributes)
                 study._study.set_user_attr("spec", spec.model_dump(mode="json"))
+                study._spec = spec
         return study
 
     @classmethod
@@ -125,6 +132,7 @@ class Study:
         self._study.set_user_attr("data", dict(data))
         self._study.set_user_attr("budget", spec.budget.model_dump(mode="json"))
         self._study.set_user_attr("digest", spec.digest())
+        self._study.set_user_attr("metric", spec.metric.model_dump(mode="json"))
         self._study.set_user_attr("spec", spec.model_dump(mode="json"))
         self._spec = spec
 
@@ -188,9 +196,10 @@ class Study:
         if self._spec is None:
             try:
                 self._spec = StudySpec.model_validate(upgraded_spec(self._attributes["spec"]))
-            except ValidationError as error:
+            except (ValidationError, SpecError) as error:
+                fault = explain(error) if isinstance(error, ValidationError) else error
                 raise StudyError(
-                    f"study {self.name} was made by another version of hpo ({explain(error)}). Take --name for a new one"
+                    f"study {self.name} was made by another version of hpo ({fault}). Take --name for a new one"
                 ) from None
         return self._spec
 
@@ -199,12 +208,12 @@ class Study:
 
     @property
     def data(self) -> dict[str, Any]:
-        """`path` (None: bundled) and `fingerprint`."""
+        """`path` (None: the trainer's own), `fingerprint`, and what the trainer tells of them."""
         return dict(self._attributes["data"])
 
     @property
     def data_path(self) -> Path | None:
-        """Where the data were when the study was made; None: the bundled recordings."""
+        """Where the data were when the study was made; None: they are the trainer's own."""
         return Path(self.data["path"]) if self.data["path"] else None
 
     # ---- the life of a trial
@@ -233,7 +242,8 @@ class Study:
             except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
                 continue
             except (SpecError, ValueError) as error:
-                self.finish(Trial(trial_id, number, self.spec.base, lease, None, attempt), Failed(str(error), Cause.BAD_CONFIGURATION))
+                trial = Trial(trial_id, number, self.spec.config(), lease, None, attempt)
+                self.finish(trial, Failed(str(error), Cause.BAD_CONFIGURATION))
                 continue
             with self._engine.begin() as connection:
                 if ledger.renew_lease(connection, trial_id, lease, self._lease_seconds, config=config.flat()):
@@ -267,7 +277,7 @@ class Study:
             return None
         return self._storage.create_new_trial(self.id)
 
-    def enqueue(self, wanted: Sequence[tuple[DecoderConfig, str]]) -> list[int]:
+    def enqueue(self, wanted: Sequence[tuple[Config, str]]) -> list[int]:
         """Let trials of these configurations (each with a label) wait, in a child study; the budget becomes what it has.
 
         Returns their ids in this order: one that has the same configuration, seed included, and did not fail is taken again.
@@ -330,8 +340,8 @@ class Study:
         try:
             with ledger.fenced(trial.id, trial.lease):
                 for point in points:
-                    if in_thin_curve(int(point["step"]), trial.config):
-                        self._storage.set_trial_intermediate_value(trial.id, int(point["step"]), point["per"])
+                    if in_thin_curve(point.step, trial.config):
+                        self._storage.set_trial_intermediate_value(trial.id, point.step, point.value)
         except LeaseLostError:
             return False
         except UpdateFinishedTrialError:
@@ -340,14 +350,16 @@ class Study:
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
         """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""
-        values = {"errors": list(outcome.score.errors), "lengths": list(outcome.score.lengths)} if isinstance(outcome, Completed) else {}
+        scores: dict[str, Score] = {}
+        if isinstance(outcome, Completed):
+            scores = {ledger.VALIDATION: outcome.score, **outcome.held_out}
         word, reason = in_words(outcome)
         with self._engine.begin() as connection:
             if ledger.ended_by_hand(connection, trial.id, trial.lease):
                 return False
-            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds, **values):
+            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds):
                 return False
-            ledger.put_scores(connection, trial.id, outcome.held_out if isinstance(outcome, Completed) else {})
+            ledger.put_scores(connection, trial.id, scores)
             ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
             state = self._state_after(connection, trial.id, outcome)
         attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
@@ -359,7 +371,7 @@ class Study:
                 if self._storage.get_trial(trial.id).state != state:  # else an attempt to write it did, and was not told so
                     if isinstance(outcome, Stopped):
                         self._asked(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
-                    self._end(trial.id, state, attributes, [outcome.score.per] if isinstance(outcome, Completed) else None)
+                    self._end(trial.id, state, attributes, [outcome.score.value] if isinstance(outcome, Completed) else None)
         except LeaseLostError:
             return False
         except UpdateFinishedTrialError:
@@ -466,21 +478,21 @@ class Study:
             trials = self._storage.get_all_trials(self.id, deepcopy=False)
         except KeyError:
             raise self._deleted() from None
+        metric = self.spec.metric
         new = {trial._trial_id: trial for trial in trials if trial._trial_id not in self._settled}
         with self._engine.begin() as connection:
             rows = ledger.rows_of(connection, list(new))
-        found = self._settled | {trial_id: record_of(trial, rows.get(trial_id)) for trial_id, trial in new.items()}
+        found = self._settled | {trial_id: record_of(trial, rows.get(trial_id), metric) for trial_id, trial in new.items()}
         held = {trial_id for trial_id, row in rows.items() if row.lease is not None}
         self._settled |= {trial_id: found[trial_id] for trial_id in new.keys() - held if new[trial_id].state.is_finished()}
         return [found[trial._trial_id] for trial in trials]
 
     def curves(self, records: Iterable[Record]) -> dict[int, list[Point]]:
-        """The fine curve of each trial, by its number: `step`, `per`, `validation_loss`, `loss`, `grad_norm`, `lr`, `step_seconds`."""
+        """The fine curve of each trial, by its number."""
         ids = {record.id: record.number for record in records}
         with self._engine.begin() as connection:
             found = ledger.curves_of(connection, list(ids))
-        names = [column.name for column in curve_table.columns if column.name not in ("trial_id", "attempt")]
-        return {ids[trial_id]: [{name: getattr(row, name) for name in names} for row in rows] for trial_id, rows in found.items()}
+        return {ids[trial_id]: curve for trial_id, curve in found.items()}
 
     def keep_result(self, kind: str, content: Mapping[str, Any]) -> None:
         """Store a finding (JSON-ready), such as `confirm`; the last one of a kind is kept."""
@@ -492,8 +504,15 @@ class Study:
         with self._engine.begin() as connection:
             return ledger.results_of(connection, self.id)
 
-    def scores(self, trial_ids: Sequence[int], partition: str = "validation") -> dict[int, Score]:
-        """Errors and lengths per sentence at the end of the training, by trial id, of the trials that have them."""
+    def scores(self, trial_ids: Sequence[int], partition: str = ledger.VALIDATION) -> dict[int, Score]:
+        """Errors and lengths per item at the end of the training, by trial id, of the trials that have them."""
         with self._engine.begin() as connection:
-            rows = ledger.scores_of(connection, list(trial_ids), partition)
-        return {row.trial_id: Score(tuple(row.errors), tuple(row.lengths)) for row in rows}
+            return ledger.scores_of(connection, list(trial_ids), partition)
+
+
+def open_study(name: str, database: str | None = None) -> Study:
+    """A study by its name. database: a URL of Postgres; None: as the commands take it (HPO_DATABASE_URL, else the embedded one).
+
+    Raises StudyError, DatabaseError.
+    """
+    return Study.open(open_database(database), name)

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Double, Integer, MetaData, String, Table, cast, func, inspect, select
+from sqlalchemy import Column, Double, Integer, MetaData, String, Table, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.search import ledger
 from hpo.search.database import Database, open_engine
 from hpo.search.tables import (
+    VERSION,
     attempt_table,
     optuna_studies,
     optuna_trials,
-    result_table,
     trial_table,
+    version_of,
 )
+from hpo.search.upgrade import metric_of
+from hpo.trainer import Metric
 
 _values = Table("trial_values", MetaData(), Column("trial_id", Integer), Column("value", Double))
 _attributes = Table("study_user_attributes", MetaData(), Column("study_id", Integer), Column("key", String), Column("value_json", String))
@@ -34,7 +37,8 @@ class Line:
     budget: int | None
     running: int
     failed: int
-    best_per: float | None
+    metric: Metric | None  # None: foreign
+    best_value: float | None
     last: datetime | None  # an attempt began or ended, or a trial runs
 
 
@@ -42,8 +46,7 @@ def all_studies(database: Database) -> list[Line]:
     """By name. A few queries, however many studies there are."""
     engine = open_engine(database)
     with engine.connect() as connection:
-        # All of our tables are made in one transaction.
-        is_ready = inspect(connection).has_table(result_table.name)
+        is_ready = version_of(connection) == VERSION
     if not is_ready:
         # Optuna is slow to import, so it is asked only here.
         from hpo.search.storage import open_storage
@@ -57,19 +60,20 @@ def all_studies(database: Database) -> list[Line]:
             select(trials.study_id, state.label("state"), func.count().label("n")).group_by(trials.study_id, state)
         ):
             counts[row.study_id][row.state] = row.n
-        value = select(trials.study_id, func.min(_values.c.value)).join(_values, _values.c.trial_id == trials.trial_id)
-        best = _pairs(connection, value.where(state == "COMPLETE").group_by(trials.study_id))
+        values = select(trials.study_id, func.min(_values.c.value), func.max(_values.c.value))
+        values = values.join(_values, _values.c.trial_id == trials.trial_id).where(state == "COMPLETE")
+        ends = {row[0]: (row[1], row[2]) for row in connection.execute(values.group_by(trials.study_id))}
         moment = func.max(func.coalesce(attempt_table.c.ended, attempt_table.c.begun))
         last = _pairs(connection, select(trials.study_id, moment).join(attempt_table, attempt_table.c.trial_id == trials.trial_id)
                       .group_by(trials.study_id))  # fmt: skip
         attributes: dict[int, dict[str, Any]] = defaultdict(dict)
-        for row in connection.execute(select(_attributes).where(_attributes.c.key.in_(["budget", "halt"]))):
+        for row in connection.execute(select(_attributes).where(_attributes.c.key.in_(["budget", "halt", "metric"]))):
             attributes[row.study_id][row.key] = json.loads(row.value_json)
         lease = select(trials.study_id, func.count()).join(trial_table, trial_table.c.trial_id == trials.trial_id)
         lease = lease.where(trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now())
         held, now = _pairs(connection, lease.group_by(trials.study_id)), ledger.now(connection)
         names = connection.execute(select(optuna_studies.c.study_id, optuna_studies.c.study_name).order_by(optuna_studies.c.study_name))
-        return [_line(row.study_name, counts[row.study_id], attributes[row.study_id], best.get(row.study_id), held.get(row.study_id, 0),
+        return [_line(row.study_name, counts[row.study_id], attributes[row.study_id], ends.get(row.study_id), held.get(row.study_id, 0),
                       now if held.get(row.study_id) else last.get(row.study_id)) for row in names]  # fmt: skip
 
 
@@ -77,13 +81,22 @@ def _pairs(connection: Connection, statement: Any) -> dict[int, Any]:
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
-def _line(name: str, count: Counter[str], attributes: Mapping[str, Any], best: float | None, held: int, last: datetime | None) -> Line:
+def _line(
+    name: str,
+    count: Counter[str],
+    attributes: Mapping[str, Any],
+    ends: tuple[float, float] | None,
+    held: int,
+    last: datetime | None,
+) -> Line:
     budget, halt = attributes.get("budget"), attributes.get("halt")
     ended = count["COMPLETE"] + count["PRUNED"]
     state = "foreign" if budget is None else halt["state"] if halt else "running" if held else "idle"
     if state == "idle" and budget and ended >= budget["trials"]:
         state = "done"
-    return Line(name, state, ended, budget["trials"] if budget else None, held, count["FAIL"], best, last)
+    metric = metric_of(attributes) if budget else None
+    best = metric.best(ends) if metric and ends else None
+    return Line(name, state, ended, budget["trials"] if budget else None, held, count["FAIL"], metric, best, last)
 
 
 def children(database: Database, name: str) -> list[str]:

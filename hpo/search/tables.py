@@ -1,5 +1,7 @@
 """Our tables beside Optuna's, and what we read of Optuna's own."""
 
+from pathlib import Path
+
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -18,6 +20,12 @@ from sqlalchemy import (
     text,
 )  # fmt: skip
 from sqlalchemy.engine import Connection
+
+from hpo.errors import DatabaseError
+
+# Of the tables below. hpo/migrations has the way to it from the version before.
+VERSION = "2"
+VERSION_TABLE = "hpo_version"
 
 metadata = MetaData()
 optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
@@ -51,8 +59,6 @@ trial_table = Table(
     Column("seconds_before", Double, nullable=False, server_default="0"),  # this attempt
     Column("gpu_seconds", Double, nullable=False, server_default="0"),  # seconds / trainings on the GPU, summed up
     Column("memory", BigInteger),  # bytes that the holder's process has taken so far at most, on its GPU or of the machine
-    Column("errors", ARRAY(Integer)),  # of the final score, a sentence each
-    Column("lengths", ARRAY(Integer)),
 )
 Index("hpo_trial_held", trial_table.c.host, trial_table.c.device, postgresql_where=trial_table.c.lease.is_not(None))
 attempt_table = Table(
@@ -77,20 +83,18 @@ curve_table = Table(
     Column("trial_id", Integer, _trial(), primary_key=True),
     Column("step", Integer, primary_key=True),
     Column("attempt", Integer),  # that measured it
-    Column("per", Double, nullable=False),
-    Column("validation_loss", Double, nullable=False),
+    Column("value", Double, nullable=False),  # of the metric
+    Column("validation_loss", Double),  # null: the trainer tells none
     Column("loss", Double, nullable=False),  # training, mean since the last point
-    Column("grad_norm", Double, nullable=False),  # largest since the last point
-    Column("lr", Double, nullable=False),
-    Column("step_seconds", Double, nullable=False),  # mean since the last point, evaluation not included
+    Column("metrics", JSON, nullable=False),  # what the trainer tells beside, by name
 )
 score_table = Table(
-    "hpo_score",  # of partitions that no search sees
+    "hpo_score",  # at the end of the training, an item each
     metadata,
     Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("partition", String, primary_key=True),
-    Column("errors", ARRAY(Integer), nullable=False),
-    Column("lengths", ARRAY(Integer), nullable=False),
+    Column("partition", String, primary_key=True),  # validation; the others no search sees
+    Column("errors", ARRAY(Double), nullable=False),
+    Column("lengths", ARRAY(Double), nullable=False),
 )
 result_table = Table(
     "hpo_result",
@@ -102,15 +106,28 @@ result_table = Table(
 )
 
 
-def create_tables(connection: Connection) -> None:
-    """What is missing: tables, and columns that tables of an earlier version lack."""
-    metadata.create_all(connection)
-    there = inspect(connection)
-    for table in (trial_table, attempt_table, curve_table, score_table, result_table):
-        names = {column["name"] for column in there.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in names:
-                default = f" NOT NULL DEFAULT {column.server_default.arg}" if not column.nullable else ""  # type: ignore[union-attr]
-                connection.execute(
-                    text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(connection.dialect)}{default}")
-                )
+def version_of(connection: Connection) -> str | None:
+    """Of the tables in this database; None: they have none yet, or there are none."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+    return found
+
+
+def upgrade_tables(connection: Connection) -> None:
+    """Make our tables, or bring those of an earlier version to this one. Raises DatabaseError for a later version's."""
+    found = version_of(connection)
+    if found == VERSION:
+        return
+    if found is not None and int(found) > int(VERSION):
+        raise DatabaseError(
+            f"database: its tables are of a later version of hpo (tables {found}, this one knows {VERSION}). "
+            f"Upgrade hpo here: pip install --upgrade bci-hpo"
+        )
+    # Slow to import, and only a new or an old database needs it.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
+    command.upgrade(config, "head")

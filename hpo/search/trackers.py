@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from hpo.errors import CallerError
-from hpo.search.ledger import Point
+from hpo.search.point import Point
 from hpo.search.study import Study
 from hpo.search.trial import Completed, Failed, Interrupted, Outcome, Stopped, in_words
 
@@ -50,6 +50,12 @@ class Subject:
     attempt: int
     id: str  # among all studies
     config: dict[str, Any]  # by dotted name
+    metric: str  # its key
+
+    @property
+    def final(self) -> str:
+        """What the value at the end of the training is called."""
+        return f"final_{self.metric}"
 
     @property
     def name(self) -> str:
@@ -71,11 +77,12 @@ class _TensorBoard:
         hyperparameters: Any = hparams
         self._writer = writer(str(subject.folder / "tensorboard" / subject.name), purge_step=0)
         values = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in subject.config.items()}
-        experiment, begin, self._success = hyperparameters(values, {"final_per": 0.0})
+        experiment, begin, self._success = hyperparameters(values, {subject.final: 0.0})
         for summary in (experiment, begin):
             self._writer.file_writer.add_summary(summary)
         self._writer.add_text("trial", subject.link)
         self._writer.flush()
+        self._final = subject.final
 
     def point(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -85,7 +92,7 @@ class _TensorBoard:
     def end(self, step: int, outcome: Outcome) -> None:
         self._writer.add_text("outcome", _text(outcome), step)
         if isinstance(outcome, Completed):
-            self._writer.add_scalar("final_per", outcome.score.per, step)
+            self._writer.add_scalar(self._final, outcome.score.value, step)
             self._writer.file_writer.add_summary(self._success)
 
     def close(self) -> None:
@@ -99,7 +106,7 @@ class _MLflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
 
-        self._metric, self._tag = Metric, RunTag
+        self._metric, self._tag, self._final = Metric, RunTag, subject.final
         with FileLock(subject.folder / "mlflow.lock", timeout=60):  # the first worker makes the store and the experiment
             store = os.environ.get("MLFLOW_TRACKING_URI") or (subject.folder / "mlflow").absolute().as_uri()
             self._client: Any = MlflowClient(tracking_uri=store)
@@ -108,7 +115,7 @@ class _MLflow:
         there = self._client.search_runs([experiment], mine, max_results=1) if subject.attempt > 1 else []
         run = there[0] if there else self._client.create_run(experiment, run_name=subject.name, tags={"hpo.id": subject.id})
         self._run = run.info.run_id
-        self._told = {metric.step for metric in self._client.get_metric_history(self._run, "per")} if there else set()
+        self._told = {metric.step for metric in self._client.get_metric_history(self._run, subject.metric)} if there else set()
         self._client.update_run(self._run, status="RUNNING")
         tags = {"hpo.study": subject.study, "hpo.trial": str(subject.number), "hpo.outcome": "running", "mlflow.note.content": subject.link}
         self._client.log_batch(
@@ -135,7 +142,7 @@ class _MLflow:
 
     def end(self, step: int, outcome: Outcome) -> None:
         if isinstance(outcome, Completed):
-            self._client.log_metric(self._run, "final_per", outcome.score.per, step=step)
+            self._client.log_metric(self._run, self._final, outcome.score.value, step=step)
         self._client.set_tag(self._run, "hpo.outcome", _text(outcome))
         over = self._client.update_run if isinstance(outcome, Interrupted) else self._client.set_terminated
         over(self._run, status=MLFLOW_STATUS[type(outcome)])
@@ -158,6 +165,7 @@ class _WandB:
             dir=str(subject.folder), config=subject.config, notes=subject.link, resume=None if offline else "allow", reinit="create_new",
         )  # fmt: skip
         self._run.summary["outcome"], self._code = "running", 0
+        self._final = subject.final
 
     def point(self, step: int, values: dict[str, float]) -> None:
         if step >= self._run.step:  # one that is resumed online has those before
@@ -166,7 +174,7 @@ class _WandB:
     def end(self, step: int, outcome: Outcome) -> None:
         self._run.summary["outcome"], self._code = _text(outcome), int(isinstance(outcome, Failed))
         if isinstance(outcome, Completed):
-            self._run.summary["final_per"] = outcome.score.per
+            self._run.summary[self._final] = outcome.score.value
 
     def close(self) -> None:
         self._run.finish(exit_code=self._code)
@@ -210,9 +218,16 @@ class Tracker(threading.Thread):
             if isinstance(told, Outcome):
                 writer.end(step, told)
             elif self._still():
-                step = int(told["step"])
-                writer.point(step, {name: value for name, value in told.items() if name != "step"})
+                step = told.step
+                writer.point(step, self._values(told))
         writer.close()
+
+    def _values(self, point: Point) -> dict[str, float]:
+        """By name, as a tracker draws them."""
+        values = {self._subject.metric: point.value, "loss": point.loss, **point.metrics}
+        if point.validation_loss is not None:
+            values["validation_loss"] = point.validation_loss
+        return values
 
 
 class Trackers:

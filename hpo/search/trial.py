@@ -6,9 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.metric import Score
 from hpo.search.stopping import Stop
+from hpo.settings import Config
+from hpo.trainer import Score
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
 DONE: tuple[State, ...] = ("complete", "stopped")  # what a budget of trials counts, besides those that run
@@ -38,7 +38,7 @@ def is_over(causes: Sequence[Cause], max_attempts: int) -> bool:
 
 @dataclass(frozen=True)
 class Completed:
-    """Trained to its last step. The trial's value is the PER there, not the lowest along the curve."""
+    """Trained to its last step. The trial's value is the metric there, not the best along the curve."""
 
     score: Score
     held_out: Mapping[str, Score] = field(default_factory=dict)  # by partition; of children that score one only
@@ -88,7 +88,7 @@ class Trial:
 
     id: int
     number: int
-    config: DecoderConfig
+    config: Config
     lease: str
     start: str | None
     attempt: int = 1
@@ -119,9 +119,9 @@ class Record:
     label: str  # what a child's trial retrains; empty for a trial of a search
     params: dict[str, Any]
     config: dict[str, Any]  # dotted name -> value; empty before a worker took it
-    per: float | None  # at the end of the training; None unless complete
-    last_per: float | None  # of the thin curve
-    best_per: float | None  # lowest of the thin curve
+    value: float | None  # of the metric, at the end of the training; None unless complete
+    last_value: float | None  # of the thin curve
+    best_value: float | None  # of the thin curve
     best_step: int | None
     step: int
     seconds: float  # training and evaluation, over all attempts

@@ -1,22 +1,52 @@
-"""Studies that an earlier version stored, read with the values that this version has."""
+"""What an earlier version stored, read with the names and values that this version has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from hpo.search.point import Point
+from hpo.settings import flatten
+from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
 # What an earlier version offered as a policy, and what a study made with it goes on with.
 REMOVED_POLICIES = {"gp-halving": "gp"}
+# Of a point in a checkpoint of a version that knew one metric.
+OLD_METRICS = ("grad_norm", "lr", "step_seconds")
 
 
 def upgraded_spec(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stored spec, as StudySpec takes them now."""
+    """The values of a stored spec, as StudySpec takes them now. Raises SpecError for a field that is gone."""
     spec = dict(stored)
-    spec["policy"] = REMOVED_POLICIES.get(spec["policy"], spec["policy"])
+    if spec.get("policy") in REMOVED_POLICIES:
+        spec["policy"] = REMOVED_POLICIES[spec["policy"]]
     spec["budget"] = upgraded_budget(spec["budget"])
+    if "trainer" not in spec:
+        trainer = load_trainer(DEFAULT_TRAINER)
+        spec["trainer"] = DEFAULT_TRAINER
+        spec["metric"] = trainer.metric.model_dump()
+        spec["base"] = trainer.config().with_values(flatten(spec["base"])).flat()
     return spec
 
 
 def upgraded_budget(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name != "min_gain"}
+
+
+def metric_of(attributes: Mapping[str, Any]) -> Metric:
+    """A study's metric, from its attributes. Before there were others it was the default trainer's."""
+    stored = attributes.get("metric")
+    return Metric.model_validate(stored) if stored else load_trainer(DEFAULT_TRAINER).metric
+
+
+def upgraded_curve(stored: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """The curve in a checkpoint."""
+    return [_point(point) for point in stored]
+
+
+def _point(stored: Mapping[str, Any]) -> Point:
+    if "metrics" in stored:
+        return Point(**stored)
+    metrics = {name: stored[name] for name in OLD_METRICS}
+    return Point(int(stored["step"]), stored["per"], stored["loss"], stored["validation_loss"], metrics)
 
 
 def what_changed(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> list[str]:

@@ -10,32 +10,27 @@ from typing import Any
 from hpo import __version__
 from hpo.errors import StudyError
 from hpo.search.study import Study
+from hpo.trainer import DEFAULT_TRAINER, trainer_files
 
-PACKAGE = Path(__file__).parents[1]
-# What changes the result of a training or the draw of a sampler. Readers of recordings are not here:
-# the fingerprint of the data covers them.
+HERE = Path(__file__).parent
+# What changes the draw of a sampler or where a rule stops a training. What changes the result of a training
+# its trainer says; readers of recordings need not be there: the fingerprint of the data covers them.
 SHAPES_RESULTS = (
-    "decoder/augment.py",
-    "decoder/config.py",
-    "decoder/data.py",
-    "decoder/gru.py",
-    "decoder/metric.py",
-    "decoder/model.py",
-    "decoder/train.py",
-    "search/choice.py",
-    "search/policy.py",
-    "search/sampling.py",
-    "search/space.py",
-    "search/stopping.py",
+    "choice.py",
+    "policy.py",
+    "sampling.py",
+    "space.py",
+    "stopping.py",
 )
 # Of a version of now: earlier ones that gave the same 16 trials of the demo, to the digit. Once the
 # code that shapes results has changed, its version has no entry, and none is right before it was compared.
 SAME_RESULTS = {
-    "0.1.0 9b711b38": (
+    "0.1.0 98184a0f": (
         "0.1.0 917c3b98",
         "0.1.0 403fcf58",
         "0.1.0 7fb3506a",
         "0.1.0 b4715655",
+        "0.1.0 9b711b38",
     ),
 }
 # Of a syntax node, what differs between versions of Python or says nothing of what it does.
@@ -44,10 +39,11 @@ IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_params")
 
 def check_code(study: Study, allow_different: bool) -> None:
     """Raises StudyError if the study was made with other code, whose results may not compare with this one's."""
-    if study.code == "" or allow_different or same_results(code_version(), study.code):
+    here = code_version(study.spec.trainer)
+    if study.code == "" or allow_different or same_results(here, study.code):
         return
     raise StudyError(
-        f"study {study.name} was made with hpo {study.code}; here is {code_version()}. Install that, or take --allow-different-code"
+        f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code"
     )
 
 
@@ -57,14 +53,14 @@ def same_results(version: str, earlier: str) -> bool:
 
 
 @cache
-def code_version() -> str:
-    """The package's version, and a digest of the code that shapes results.
+def code_version(trainer: str = DEFAULT_TRAINER) -> str:
+    """The package's version, and a digest of the code that shapes the results of this trainer's studies.
 
-    Comments, docstrings and the layout of the lines do not change it.
+    Comments, docstrings and the layout of the lines do not change it. Raises SpecError for a trainer that is not there.
     """
     digest = hashlib.sha256()
-    for name in SHAPES_RESULTS:
-        digest.update(json.dumps([name, meaning(Path(PACKAGE / name).read_text())]).encode())
+    for path in [*(HERE / name for name in SHAPES_RESULTS), *trainer_files(trainer)]:
+        digest.update(json.dumps([path.name, meaning(path.read_text())]).encode())
     return f"{__version__} {digest.hexdigest()[:8]}"
 
 

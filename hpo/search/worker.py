@@ -12,64 +12,50 @@ from typing import Any
 
 import torch
 
-from hpo.decoder.artifact import save_decoder
-from hpo.decoder.checkpoint import Writer, checkpoints, load_checkpoint, remove_drafts, save_checkpoint
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.data import Data, load_data, load_for_scoring
-from hpo.decoder.train import Progress, TrainState, evaluate, train
 from hpo.errors import (
     BadNodeError,
-    CallerError,
     DatabaseAwayError,
     DatabaseError,
-    DataError,
-    MachineError,
     MemoryShortError,
     WorkerError,
 )
-from hpo.search.ledger import Point, Process, point_of
+from hpo.search.checkpoint import TORCH_WEIGHTS, Writer, begin, check_state, checkpoints, remove_drafts, save_checkpoint, written
+from hpo.search.dataset import load_dataset, load_study_data
+from hpo.search.device import CPU, device_name, first_line, is_memory_short
+from hpo.search.ledger import Process
 from hpo.search.paths import study_folder, trial_folder
+from hpo.search.point import Point, point_of
 from hpo.search.reporter import Reporter, persistently
 from hpo.search.sharing import taken_memory
-from hpo.search.stopping import Evaluation, Stop, non_finite
+from hpo.search.stopping import Stop, non_finite, not_finite
 from hpo.search.study import Study
 from hpo.search.trackers import FOLDER, Subject, Tracker, Trackers, chosen
 from hpo.search.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
 from hpo.search.version import check_code, code_version
+from hpo.settings import Config
+from hpo.trainer import Progress, Trainer, Training, load_trainer
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
 HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
-MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 log = logging.getLogger(__name__)
-
-
-def choose_device(wanted: str | None) -> torch.device:
-    """`cpu`, `cuda` or `cuda:N`; None takes CUDA when there is one. Raises CallerError or MachineError."""
-    gpus = torch.cuda.device_count()
-    try:
-        device = torch.device(wanted or ("cuda" if gpus else "cpu"))
-    except RuntimeError:
-        raise CallerError(f"--device {wanted}: not a device. Valid: cpu, cuda, cuda:0, cuda:1, ...") from None
-    if device.type not in ("cpu", "cuda"):
-        raise CallerError(f"--device {wanted}: not supported. Valid: cpu, cuda, cuda:0, cuda:1, ...")
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise MachineError(f"--device {wanted}: this machine shows {gpus} CUDA devices to PyTorch {torch.__version__}. Take --device cpu")
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 
 @dataclass
 class Worker:
+    """One process that trains. `dataset` and `held_out` are made by the trainer."""
+
     study: Study
-    data: Data
+    dataset: Any
     folder: Path  # of the study's checkpoints
     record: dict[str, str]  # device, code_version, data
     stop: Callable[[], bool] = lambda: False
     process: Process = field(default_factory=Process.this)
-    held_out: Mapping[str, Data] = field(default_factory=dict)  # partitions that complete trials are scored on too
+    device: torch.device = CPU
+    held_out: Mapping[str, Any] = field(default_factory=dict)  # partitions that complete trials are scored on too
+
+    @property
+    def trainer(self) -> Trainer:
+        return load_trainer(self.study.spec.trainer)
 
     def run(self) -> int:
         """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here.
@@ -140,7 +126,7 @@ class Worker:
             else:
                 log.exception("trial %d", trial.number)
                 self._check_device()
-                outcome = Failed(f"{type(error).__name__}: {_first_line(error)}")
+                outcome = Failed(f"{type(error).__name__}: {first_line(error)}")
         finally:
             run.writer.close()
             seconds = run.reporter.close(self.stop)
@@ -151,7 +137,7 @@ class Worker:
         if isinstance(outcome, Completed):
             run.tidy()
         if run.short_of_memory:
-            raise MemoryShortError(f"trial {trial.number}: {self.data.device} ran out of memory; it waits to go on. Take fewer workers on "
+            raise MemoryShortError(f"trial {trial.number}: {self.device} ran out of memory; it waits to go on. Take fewer workers on "
                                    f"this device, a smaller batch_size with more accumulation, or another device")  # fmt: skip
         if isinstance(outcome, Stopped):
             shutil.rmtree(run.folder, ignore_errors=True)
@@ -193,130 +179,162 @@ class Worker:
 
     def _short_of_memory(self, trial: Trial) -> Outcome:
         """Beside others it is no fault of the trial."""
-        what = f"{self.data.device} ran out of memory"
+        what = f"{self.device} ran out of memory"
         shared = persistently(lambda: self.study.shares_device(trial), self.stop, log.warning)
         return Interrupted(f"{what} beside other trainings") if shared else Failed(what, Cause.OUT_OF_MEMORY)
 
     def _check_device(self) -> None:
         """After some errors a process can use its GPU no more. It must end then, or it would fail trial after trial."""
-        if self.data.device.type == "cuda":
+        if self.device.type == "cuda":
             try:
-                torch.cuda.synchronize(self.data.device)
+                torch.cuda.synchronize(self.device)
             except RuntimeError as error:
-                raise WorkerError(f"{self.data.device} cannot be used any more ({_first_line(error)})") from None
+                raise WorkerError(f"{self.device} cannot be used any more ({first_line(error)})") from None
 
 
 class _Run:
-    """One attempt at a trial: its state, its curve and its files."""
+    """One attempt at a trial: its training, its curve and its files."""
 
     def __init__(self, worker: Worker, trial: Trial, folder: Path):
-        self.worker, self.study, self.data = worker, worker.study, worker.data
+        self.worker, self.study, self.trainer = worker, worker.study, worker.trainer
+        self.metric = worker.study.spec.metric
+        self.weights = self.trainer.weights or TORCH_WEIGHTS
         self.trial, self.folder = trial, folder
         self.writer = Writer(self._write_fault)
-        self.reporter = Reporter(worker.study, trial, partial(taken_memory, self.data.device), log.warning)
+        self.reporter = Reporter(worker.study, trial, partial(taken_memory, worker.device), log.warning)
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
         self.short_of_memory = False
 
     def to_its_end(self) -> Outcome | None:
-        state = TrainState(self.trial.config, self.data)
-        faults, curve = load_checkpoint(state, self.folder)
-        for fault in faults:
+        begun = begin(partial(self.trainer.start, self.trial.config, self.worker.dataset), self.folder)
+        training = begun.training
+        for fault in begun.faults:
             log.warning("trial %d: a checkpoint cannot be used: %s", self.trial.number, fault)
-        if state.step:
-            self.curve = curve
-            log.info("trial %d: goes on after step %d", self.trial.number, state.step)
+        if training.step:
+            self.curve = begun.curve
+            log.info("trial %d: goes on after step %d", self.trial.number, training.step)
         elif self.trial.attempt > 1:
             log.info("trial %d: no checkpoint of its earlier attempt is here; it begins again at step 0", self.trial.number)
-        resume = partial(self.study.resume, self.trial, state.step, self.curve)
+        check_state(training.state_dict())
+        resume = partial(self.study.resume, self.trial, training.step, self.curve)
         if not persistently(resume, self.worker.stop, log.warning):
             return None
         self._track()
         remove_drafts(self.folder)
-        outcome = self._steps(state)
+        outcome = self._steps(training)
         if isinstance(outcome, Completed):
-            precision = state.config.precision
-            held_out = {name: evaluate(state.scored, data, precision)[0] for name, data in self.worker.held_out.items()}
+            held_out = {name: training.evaluate(data) for name, data in self.worker.held_out.items()}
             outcome = replace(outcome, held_out=held_out)
-            self._keep(state, "last", outcome.score.per)
+            self._keep(training, "last", outcome.score.value)
         if isinstance(outcome, (Completed, Interrupted)):
-            self._checkpoint(state)  # of a complete one until the outcome is stored
+            self._checkpoint(training)  # of a complete one until the outcome is stored
         self.writer.wait()
         return outcome
 
     def _track(self) -> None:
         names, unique = persistently(partial(chosen, self.study), self.worker.stop, log.warning)
         trial, folder = self.trial, self.worker.folder / FOLDER
-        subject = Subject(folder, self.study.name, trial.number, trial.attempt, f"{unique}-{trial.number}", trial.config.flat())
-        self.trackers = Trackers([Tracker(name, subject, self.reporter.may_write, log.warning) for name in names], self.curve)
+        subject = Subject(
+            folder, self.study.name, trial.number, trial.attempt, f"{unique}-{trial.number}", trial.config.flat(), self.metric.key
+        )
+        threads = [Tracker(name, subject, self.reporter.may_write, log.warning) for name in names]
+        self.trackers = Trackers(threads, self.curve)
 
     def tidy(self) -> None:
         """After the outcome is stored: no checkpoint is needed any more, unless the weights could not be written."""
-        if (self.folder / "last.safetensors").exists():
+        if self._weights_path("last").exists():
             for path in checkpoints(self.folder):
                 path.unlink(missing_ok=True)
 
-    def _steps(self, state: TrainState) -> Outcome | None:
+    def _steps(self, training: Training) -> Outcome | None:
         since: list[Progress] = []
+        last_step = training.step
+        begin_seconds = time.monotonic()
         saved = time.monotonic()
         score = None
-        for progress in train(state, self.data):
-            if not progress.finite:
+        steps = self.trial.config.steps
+        for progress in training.train():
+            if reason := progress.reason_to_end:
                 self.reporter.at(progress.step)
-                what = f"training loss {progress.loss:.3g}, gradient norm {progress.grad_norm:.3g}"
-                return Stopped(non_finite(progress.step, what))
+                return Stopped(non_finite(progress.step, reason))
             since.append(progress)
-            if progress.score is not None:
-                score, since = progress.score, self._evaluated(since)
-                stop = self.study.spec.stopping.judge(self._evaluations()) if self.study.spec.stopping else None
-                if stop and not state.finished:
-                    return Stopped(stop)
-                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
-                if score.per <= min(point["per"] for point in self.curve):
-                    self._keep(state, "best", score.per)  # before the checkpoint: who goes on from that does not score this again
-                if due and not state.finished:
-                    self._checkpoint(state)
-                    saved = time.monotonic()
-            else:
+            finished = progress.step >= steps
+            if progress.score is None:
                 self.reporter.at(progress.step)
+            else:
+                score = progress.score
+                point = point_of(since, last_step, time.monotonic() - begin_seconds)
+                self._evaluated(point)
+                if stop := self._judged(finished):
+                    return Stopped(stop)
+                # Asked before the best weights are written, which may be at every evaluation.
+                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
+                if point.value == self.metric.best([point.value for point in self.curve]):
+                    # Before the checkpoint: who goes on from that does not score this again.
+                    self._keep(training, "best", point.value)
+                if due and not finished:
+                    self._checkpoint(training)
+                    saved = time.monotonic()
+                since, last_step = [], progress.step
+                begin_seconds = time.monotonic()
             if self.reporter.lost:
                 return None
-            if (why := "a signal" if self.worker.stop() else self.reporter.spent) and not state.finished:
+            if (why := "a signal" if self.worker.stop() else self.reporter.spent) and not finished:
                 return Interrupted(why)
         if score is None:  # no steps at all, or resumed at the last one
-            score, _ = evaluate(state.scored, self.data, state.config.precision)
+            score = training.evaluate(self.worker.dataset)
+            if stop := not_finite(Point(training.step, score.value, 0.0), self.metric):
+                return Stopped(stop)
         return Completed(score)
 
-    def _evaluated(self, since: list[Progress]) -> list[Progress]:
-        """A point of the curve. Returns the steps since it: none."""
-        point = point_of(since)
+    def _judged(self, finished: bool) -> Stop | None:
+        """What is no number ends a training in any case; the rule ends one that has steps left."""
+        rule = self.study.spec.stopping
+        if stop := not_finite(self.curve[-1], self.metric):
+            return stop
+        return rule.judge(self.curve, self.metric) if rule and not finished else None
+
+    def _evaluated(self, point: Point) -> None:
         self.curve.append(point)
-        self.reporter.at(since[-1].step, point)
+        self.reporter.at(point.step, point)
         self.trackers.point(point)
-        return []
 
-    def _evaluations(self) -> list[Evaluation]:
-        return [Evaluation(int(point["step"]), point["per"], point["validation_loss"]) for point in self.curve]
+    def _checkpoint(self, training: Training) -> None:
+        state = training.state_dict()
+        what = f"the checkpoint at step {training.step}"
+        self.writer.submit(what, save_checkpoint, training.step, state, list(self.curve), self.folder, self.reporter.may_write)
 
-    def _checkpoint(self, state: TrainState) -> None:
-        self.writer.submit(f"the checkpoint at step {state.step}", save_checkpoint, state.state_dict(), self.folder, self.curve,
-                           self.reporter.may_write)  # fmt: skip
-
-    def _keep(self, state: TrainState, which: str, per: float) -> None:
+    def _keep(self, training: Training, which: str, value: float) -> None:
         """The weights that were scored, `best` along the curve or `last`."""
-        facts = {"study": self.study.name, "trial": self.trial.number, "weights": which, "step": state.step, "per": per,
-                 "partition": "validation", **self.worker.record}  # fmt: skip
-        self.writer.submit(f"the {which} weights", self._write_weights, which, state.scored.state_dict(), state.config, facts)
+        facts = {
+            "study": self.study.name,
+            "trial": self.trial.number,
+            "weights": which,
+            "step": training.step,
+            self.metric.key: value,
+            "partition": "validation",
+            **self.worker.record,
+        }
+        collected = self.weights.collect(training)
+        self.writer.submit(f"the {which} weights", self._write_weights, which, collected, self.trial.config, facts)
 
-    def _write_weights(self, which: str, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any]) -> None:
+    def _weights_path(self, which: str) -> Path:
+        return self.folder / f"{which}{self.weights.suffix}"
+
+    def _write_weights(self, which: str, collected: dict[str, Any], config: Config, facts: dict[str, Any]) -> None:
         """Other than a checkpoint, which any attempt can go on from, they take the place of those of a next holder: where it is not
         known whether there is one, they wait.
         """
-        write = partial(save_decoder, self.folder / f"{which}.safetensors", weights, config, facts, self.reporter.holds)
+
+        def write(path: Path) -> None:
+            self.weights.write(path, collected, config, facts)
+
+        replace_file = partial(written, self._weights_path(which), write, self.reporter.holds)
         self._unkept.pop(which, None)
-        if not write():
-            self._unkept[which] = write
+        if not replace_file():
+            self._unkept[which] = replace_file
 
     def keep_late(self) -> None:
         """The database has answered: what waits is written, or forgotten with the trial."""
@@ -326,17 +344,7 @@ class _Run:
 
     def _write_fault(self, what: str, error: Exception) -> None:
         """A disk that is full costs the file, not the training."""
-        log.warning("trial %d: %s could not be written: %s", self.trial.number, what, _first_line(error))
-
-
-def is_memory_short(error: BaseException) -> bool:
-    """Whether PyTorch, on a GPU or the CPU, or Python did not get the memory that they asked for."""
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_SHORT)
-    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+        log.warning("trial %d: %s could not be written: %s", self.trial.number, what, first_line(error))
 
 
 def run_worker(
@@ -356,31 +364,16 @@ def run_worker(
     if threads:
         torch.set_num_threads(threads)
     check_code(study, allow_different_code)
-    data, fingerprint = load_study_data(study, data_path, device)
-    child = study.spec.child
-    held_out: dict[str, Data] = {
-        partition: load_for_scoring(data_path or study.data_path, partition, study.spec.base.model, device)
-        for partition in (child.score if child else ())
-    }
-    record = {"device": device_name(device), "code_version": code_version(), "data": fingerprint}
-    return Worker(study, data, study_folder(study, artifacts), record, stop, held_out=held_out).run()
-
-
-def load_study_data(study: Study, data_path: Path | None, device: torch.device) -> tuple[Data, str]:
-    """The study's training and validation sentences, and their fingerprint. data_path: as for `run_worker`.
-
-    Raises DataError if they are other sentences than the study's, MemoryShortError.
-    """
     spec = study.spec
-    path = data_path or study.data_path
-    try:
-        data, sentences = load_data(path, spec.base.model, spec.validation.fraction, spec.validation.seed, device)
-    except (RuntimeError, MemoryError) as error:
-        if is_memory_short(error):
-            raise MemoryShortError(f"{path or 'the bundled recordings'}: no room on {device} for it. Take fewer workers there") from None
-        raise
-    fingerprint = sentences.fingerprint()
-    if fingerprint != study.data["fingerprint"]:
-        raise DataError(f"{path or 'the bundled recordings'}: fingerprint {fingerprint}, but study {study.name} was made on "
-                        f"{study.data['fingerprint']}. Give --data with the study's data")  # fmt: skip
-    return data, fingerprint
+    dataset = load_study_data(study, data_path, str(device))
+    held_out: dict[str, Any] = {
+        partition: load_dataset(spec, data_path or study.data_path, str(device), partition)
+        for partition in (spec.child.score if spec.child else ())
+    }
+    folder = study_folder(study, artifacts)
+    record = {
+        "device": device_name(device),
+        "code_version": code_version(spec.trainer),
+        "data": dataset.fingerprint,
+    }
+    return Worker(study, dataset, folder, record, stop, device=device, held_out=held_out).run()

@@ -1,0 +1,115 @@
+"""The built-in decoder as a trainer: `trainer: hpo.decoder.trainer:gru_ctc`, which spaces have by default.
+
+Nothing heavy is imported before a training is asked for: commands that only read a study look here
+for its metric and its fields.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpo.decoder.config import DecoderConfig
+from hpo.decoder.step_size import STEP_SIZE
+from hpo.text import plural
+from hpo.trainer import Arguments, DataRequest, Metric, Trainer, Weights
+
+PER = Metric(
+    name="PER",
+    unit="percent",
+    bounded=True,
+    items="sentences",
+    description="the phoneme error rate (PER: total edit distance over total reference length, greedy decoding)",
+)
+ABOUT_ARGUMENTS = (
+    "base: goes into a study file. args: the names of neural_seq_decoder and its descendants; eps has none there, its",
+    "code has 0.1 and some descendants' 1e-8: set it in the code. An empty value does not apply.",
+)
+
+
+def _load_data(request: DataRequest) -> Any:
+    from hpo.decoder.training import load_recordings
+
+    return load_recordings(request)
+
+
+def _start(config: DecoderConfig, recordings: Any) -> Any:
+    from hpo.decoder.training import GruTraining
+
+    return GruTraining(config, recordings)
+
+
+def _collect_weights(training: Any) -> dict[str, Any]:
+    """The weights that evaluations score."""
+    weights: dict[str, Any] = training.state.scored.state_dict()
+    return weights
+
+
+def _write_weights(path: Path, collected: dict[str, Any], config: Any, facts: dict[str, Any]) -> None:
+    from hpo.decoder.artifact import save_decoder
+
+    save_decoder(path, collected, config, facts)
+
+
+def _lab_arguments(config: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+    from hpo.decoder.lab import lab_arguments
+
+    return lab_arguments(config, facts["n_features"], facts["n_days"])
+
+
+def _summary(config: DecoderConfig) -> str:
+    model = config.model
+    return (
+        f"{model.layers} x {model.units} units, kernel {model.kernel}, stride {model.stride}, "
+        f"{config.steps} steps of {config.batch_size} sentences"
+    )
+
+
+def _sizes(config: DecoderConfig) -> dict[str, str]:
+    model = config.model
+    return {
+        "model.layers": plural(model.layers, "GRU layer"),
+        "model.units": f"{model.units} units a layer",
+        "model.kernel": f"windows of {model.kernel} bins",
+        "model.stride": f"stride {model.stride}",
+        "batch_size": f"batches of {config.batch_size} sentences",
+        "steps": f"{config.steps} optimizer updates",
+    }
+
+
+gru_ctc = Trainer(
+    config=DecoderConfig,
+    load_data=_load_data,
+    start=_start,
+    metric=PER,
+    weights=Weights(".safetensors", _collect_weights, _write_weights),
+    feature=STEP_SIZE,
+    pairs=(
+        ("optimizer.lr", "optimizer.eps"),
+        ("optimizer.lr", "model.layer_norm"),
+        ("optimizer.lr", "augment.white_noise_sd"),
+    ),
+    free=("precision",),
+    code=(
+        "augment.py",
+        "config.py",
+        "data.py",
+        "gru.py",
+        "metric.py",
+        "model.py",
+        "step_size.py",
+        "train.py",
+        "training.py",
+    ),
+    bundled="the bundled spoken-digit recordings (real speech, no neural data)",
+    what="a GRU decoder trained with CTC",
+    cut="each day's training sentences",
+    summary=_summary,
+    sizes=_sizes,
+    offers={
+        "arguments": Arguments(ABOUT_ARGUMENTS, _lab_arguments),
+        "ensemble": True,
+        "evaluate": True,
+        "past_runs": True,
+        "reference folder": True,
+    },
+)

@@ -1,0 +1,123 @@
+"""Typed settings: dotted names, numbers as a person writes them, and errors that name the place.
+
+A setting is addressed by its dotted name (`optimizer.lr`) in study files, on the command line and
+in reports.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hpo.errors import SpecError
+
+
+def _number_in_text(value: Any) -> Any:
+    """YAML 1.1 (PyYAML) reads `1e-4` as text, because it lacks a dot: take the number that a person means."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _whole_number(value: Any) -> Any:
+    value = _number_in_text(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Real = Annotated[float, BeforeValidator(_number_in_text), Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_whole_number), Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; names that it does not have are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Config(Settings):
+    """What one training is: every number that shapes it, with one default each.
+
+    A trainer's configuration is a subclass, whose fields are numbers, flags, names or further
+    groups of `Settings`. Frozen; `with_values` makes a changed copy.
+    """
+
+    steps: Whole = Field(default=1000, ge=0, description="optimizer updates of a whole training")
+    evaluate_every: Count = Field(default=100, description="updates between two evaluations")
+    seed: Whole = Field(default=0, ge=0, description="of everything that is drawn at random")
+
+    def with_values(self, values: Mapping[str, Any], place: str = "") -> Self:
+        """A copy with some fields replaced.
+
+        values: dotted name -> value. place: where they come from, for the message.
+        Raises SpecError for a name that does not exist or a value that is not allowed.
+        """
+        tree = self.model_dump()
+        for name, value in values.items():
+            self.check_name(name, f"{place}{name}")
+            *groups, leaf = name.split(".")
+            branch = tree
+            for group in groups:
+                branch = branch[group]
+            branch[leaf] = value
+        try:
+            return type(self).model_validate(tree)
+        except ValidationError as error:
+            raise SpecError(explain(error, place)) from None
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted name -> value, every field."""
+        return flatten(self.model_dump())
+
+    @classmethod
+    @cache
+    def names(cls) -> tuple[str, ...]:
+        """The dotted names of all fields."""
+        return tuple(cls().flat())
+
+    @classmethod
+    def check_name(cls, name: str, place: str) -> None:
+        """Raises SpecError if there is no such field, with the likely one first and all of them after."""
+        if name not in cls.names():
+            raise SpecError(unknown(name, cls.names(), place))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def unknown(name: str, valid: tuple[str, ...], place: str) -> str:
+    return f"{place}: there is no {name!r}.{guess(name, valid)} Valid: {', '.join(valid)}"
+
+
+def guess(name: str, valid: Sequence[str]) -> str:
+    """The name that is most like it, as a question; nothing if none is."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def explain(error: ValidationError, place: str = "") -> str:
+    """The first fault of a pydantic error as one line: the place, what was given, what is valid."""
+    first = error.errors()[0]
+    where = place + ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    what = first["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    given = first["input"]
+    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
+    return f"{where.rstrip('.')}: {what[0].lower() + what[1:]}{shown}{more}"

@@ -1,0 +1,373 @@
+"""What a search needs of a training, and nothing else: no PyTorch, no Optuna and no database here.
+
+A lab writes a module that makes a `Trainer`, and a space names it: `trainer: my_lab/train.py:trainer`.
+The search starts its trainings, asks them for their progress, and keeps and restores their states.
+`hpo.decoder.trainer:gru_ctc` is the one that is built in.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from hpo.errors import SpecError
+from hpo.settings import Config, Flag, Settings
+
+DEFAULT_TRAINER = "hpo.decoder.trainer:gru_ctc"
+
+
+class Metric(Settings):
+    """What a training is judged by."""
+
+    name: str = Field(description="as people write it: PER, accuracy")
+    unit: str = Field(default="", description="percent: a fraction of 1 that is shown as percent")
+    direction: Literal["minimize", "maximize"] = "minimize"
+    bounded: Flag = Field(default=False, description="from 0 to 1")
+    items: str = Field(default="items", description="what a score is over, in the plural")
+    description: str = Field(default="", description="for a paper's methods section")
+
+    @property
+    def sign(self) -> int:
+        """1 where lower is better, -1 where higher is: `sign * value` is to be made small."""
+        return 1 if self.direction == "minimize" else -1
+
+    @property
+    def key(self) -> str:
+        """The name as programs write it: per, frame_accuracy."""
+        return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
+
+    @property
+    def lowest(self) -> str:
+        """The word for the best value."""
+        return "lowest" if self.direction == "minimize" else "highest"
+
+    @property
+    def good(self) -> str:
+        return "low" if self.direction == "minimize" else "high"
+
+    def worst(self, values: Sequence[float]) -> float:
+        """What a training that diverged counts with: of a bounded metric its bound, else the worst of these values."""
+        if self.bounded or not values:
+            return 1.0 if self.direction == "minimize" else 0.0
+        return max(values, key=lambda value: self.sign * value)
+
+    def better(self, value: float, than: float) -> bool:
+        return self.sign * value < self.sign * than
+
+    def best(self, values: Sequence[float]) -> float:
+        """Of at least one value."""
+        return min(values, key=lambda value: self.sign * value)
+
+    def bare(self, value: float) -> str:
+        """13.24, or 0.1324: where the unit is said elsewhere."""
+        return f"{100 * value:.2f}" if self.unit == "percent" else f"{value:.4g}"
+
+    def text(self, value: float) -> str:
+        """13.24 %, or 0.1324 with the unit."""
+        return f"{self.bare(value)} {self.sign_of_unit}".rstrip()
+
+    def short(self, value: float) -> str:
+        """13.2 %, or 0.132 with the unit: for a table."""
+        shown = f"{100 * value:.1f}" if self.unit == "percent" else f"{value:.3g}"
+        return f"{shown} {self.sign_of_unit}".rstrip()
+
+    def between(self, interval: Sequence[float] | None) -> str:
+        """12.1..14.3 %"""
+        if interval is None:
+            return "-"
+        low, high = interval
+        if self.unit == "percent":
+            return f"{100 * low:.1f}..{100 * high:.1f} %"
+        return f"{low:.3g}..{high:.3g} {self.unit}".rstrip()
+
+    def difference(self, difference: float | None) -> str:
+        """+1.23, in points where the unit is percent."""
+        if difference is None:
+            return "-"
+        return f"{100 * difference:+.2f}" if self.unit == "percent" else f"{difference:+.3g}"
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by where it is drawn or a difference is shown."""
+        return 100.0 if self.unit == "percent" else 1.0
+
+    @property
+    def label(self) -> str:
+        """Of an axis: PER (%)."""
+        return f"{self.name} ({self.sign_of_unit})" if self.unit else self.name
+
+    @property
+    def sign_of_unit(self) -> str:
+        return "%" if self.unit == "percent" else self.unit
+
+    @property
+    def difference_unit(self) -> str:
+        """Differences of percentages are points."""
+        return "points" if self.unit == "percent" else self.unit or f"units of {self.name}"
+
+
+# Keys of dotted names and their values, where nothing is the metric's.
+PARTS_OF_A_CONFIGURATION = ("config", "params", "base", "change")
+
+
+def named(facts: Any, metric: Metric) -> Any:
+    """JSON-ready facts with the metric's values under its own name too: beside `best_value` there is `best_per`.
+
+    Programs that know the metric read them by its name; those that know any read `value`.
+    """
+    if isinstance(facts, Mapping):
+        found = {key: item if key in PARTS_OF_A_CONFIGURATION else named(item, metric) for key, item in facts.items()}
+        for key in facts:
+            own = re.sub(r"(?<![a-z])value(?![a-z])", metric.key, key)
+            found.setdefault(own, found[key])
+        return found
+    if isinstance(facts, (list, tuple)):
+        return [named(item, metric) for item in facts]
+    return facts
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value as a ratio of sums over items, kept per item so that intervals can be computed.
+
+    errors and lengths: one entry per item, in the same order for every training on the same data. Of
+    a phoneme error rate they are a sentence's edit errors and its number of phonemes; of an accuracy
+    1 or 0 for each item, and 1.
+    """
+
+    errors: tuple[float, ...]
+    lengths: tuple[float, ...]
+
+    @classmethod
+    def of(cls, value: float) -> "Score":
+        """Where nothing is known but one number. An interval over items cannot be had then."""
+        return cls((value,), (1.0,))
+
+    @property
+    def value(self) -> float:
+        return sum(self.errors) / sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a training, after at least one step since the look before."""
+
+    step: int
+    """Optimizer updates done."""
+    loss: float
+    """Of the training data, mean since the look before. Not finite: the training has diverged."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Learning rate, gradient norm, ...: drawn, never interpreted. Kept where there is a score."""
+    score: Score | None = None
+    """Where the training was evaluated: every `evaluate_every` steps and at the last one."""
+    validation_loss: float | None = None
+    """On the items of the score."""
+    diverged: str = ""
+    """Why the training cannot go on, for people. A loss that is not finite needs no word."""
+
+    @property
+    def reason_to_end(self) -> str:
+        """Why it has diverged; empty: it has not."""
+        if self.diverged or math.isfinite(self.loss):
+            return self.diverged
+        return f"training loss {self.loss:.3g}"
+
+
+class Training(Protocol):
+    """One training, from its first step or from a saved state to its last step."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done."""
+
+    def train(self) -> Iterator[Progress]:
+        """Advance to the last step, yielding on the way. Who asks may stop asking at any time."""
+
+    def evaluate(self, data: Any) -> Score:
+        """Score what the training has learned so far. data: made by the trainer's `load_data`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, random generators included: tensors and plain Python values."""
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from such a state, with tensors on the CPU. Raises ValueError if it does not fit."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Which data a study trains on."""
+
+    path: Path | None
+    """None: what the trainer itself brings."""
+    config: Config
+    device: str
+    """cpu, cuda:0, ..."""
+    fraction: float = 0.1
+    """Of the training data, cut off to validate on."""
+    seed: int = 0
+    """Of that cut."""
+    partition: str = "train"
+    """`train`: what trains, with the part that validates. Another one is only scored."""
+
+
+class Dataset(Protocol):
+    """One partition of the data, made ready for trainings on one device."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal data, wherever they lie."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Plain values that the study keeps of the data; may be empty."""
+
+    def describe(self, config: Config) -> list[str]:
+        """Lines for people about these data and this configuration.
+
+        Raises DataError if such a training cannot use these data.
+        """
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a trainer keeps what a training has learned: a file per trial, `best` and `last`."""
+
+    suffix: str
+    """Of the file's name: .pt"""
+    collect: Callable[[Any], dict[str, Any]]
+    """Of a training: tensors and plain values, taken between two steps."""
+    write: Callable[[Path, dict[str, Any], Config, dict[str, Any]], None]
+    """(path, collected, config, facts): write what was collected, with the configuration and facts of its origin.
+
+    Raises OSError.
+    """
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A number that a trainer computes from fields, because it tells more than they do alone."""
+
+    fields: tuple[str, ...]
+    compute: Callable[[Mapping[str, Any]], Any]
+    """Field -> array of values, one per configuration; returns an array of numbers around 0."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A configuration in the names of another code base, for `hpo export`. A trainer offers it as `arguments`."""
+
+    about: tuple[str, ...]
+    """Lines for people, above the values."""
+    of: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    """(configuration, facts of the data) -> name: value."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Functions that make trainings, and nothing to inherit."""
+
+    config: type[Config]
+    load_data: Callable[[DataRequest], Any]
+    """Returns a Dataset. Raises DataError, MemoryError."""
+    start: Callable[[Any, Any], Any]
+    """(configuration, Dataset) -> Training at step 0."""
+    metric: Metric
+    weights: Weights | None = None
+    """None: `state_dict()` in a file of torch.save."""
+    feature: Feature | None = None
+    """For the model that `gp` has of the space."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Fields whose interaction `hpo effects` looks at in any case."""
+    free: tuple[str, ...] = ()
+    """Fields that change no result, beside the seed and `evaluate_every`."""
+    code: tuple[str, ...] = ()
+    """Files, relative to the trainer's folder, that shape results. Empty: the file with the trainer."""
+    bundled: str = "the trainer's own data"
+    """What it trains on without a path, in words."""
+    what: str = "a model"
+    """What it trains, for a paper's methods section."""
+    cut: str = "the training items"
+    """What the validation part is a fraction of, for the same."""
+    summary: Callable[[Any], str] = lambda config: f"{config.steps} steps"
+    """What a configuration trains, in a few words."""
+    sizes: Callable[[Any], Mapping[str, str]] = lambda config: {"steps": f"{config.steps} optimizer updates"}
+    """What a methods section says of a configuration, by the field that says it."""
+    offers: Mapping[str, Any] = field(default_factory=dict)
+    """What else it can do, by the name of a feature of hpo that asks for it; see `offered`."""
+
+
+def offered(reference: str, name: str, what: str) -> Any:
+    """What a trainer offers beyond training.
+
+    name: `export`, `ensemble`, `evaluate` or `past_runs`. what: for the message.
+    Raises SpecError, one line, if this trainer does not.
+    """
+    trainer = load_trainer(reference)
+    if name not in trainer.offers:
+        raise SpecError(f"trainer {reference}: it offers no {what}")
+    return trainer.offers[name]
+
+
+@cache
+def load_trainer(reference: str) -> Trainer:
+    """The trainer that a reference names: `path/to/train.py:name`, or `package.module:name`.
+
+    Raises SpecError if it cannot be loaded, with its own error in one line.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise SpecError(f"trainer {reference!r}: valid is FILE.py:NAME or PACKAGE.MODULE:NAME, such as {DEFAULT_TRAINER}")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError:
+        raise SpecError(f"trainer {reference}: there is no file {place}") from None
+    except Exception as error:
+        raise SpecError(f"trainer {reference}: {place} cannot be loaded ({_one_line(error)})") from None
+    found = getattr(module, name, None)
+    if not isinstance(found, Trainer):
+        names = sorted(other for other, value in vars(module).items() if isinstance(value, Trainer))
+        kind = "nothing" if found is None else f"a {type(found).__name__}"
+        raise SpecError(f"trainer {reference}: {name} is {kind} there, not an hpo.Trainer. Valid: {', '.join(names) or 'none is there'}")
+    return found
+
+
+def trainer_files(reference: str) -> list[Path]:
+    """The files whose code shapes the results of trainings: those that the trainer names, else its own."""
+    place = reference.rpartition(":")[0]
+    trainer = load_trainer(reference)
+    own = Path(place) if place.endswith(".py") else Path(str(importlib.import_module(place).__file__))
+    return [own.parent / name for name in trainer.code] or [own]
+
+
+def _load_file(path: Path) -> Any:
+    """A file as a module of its own; its folder comes first on the path, so that it can import its neighbours."""
+    path = path.absolute()
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"hpo_trainer_{path.stem}_{digest}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

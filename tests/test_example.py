@@ -1,0 +1,215 @@
+"""The trainer of examples/, which the search knows nothing of: from launch through a kill to export."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commands import asked, one_line, report_of, start, until
+
+from hpo import open_study
+from hpo.search.checkpoint import checkpoints
+from hpo.search.database import Database
+from hpo.search.dataset import load_dataset, look_at_data
+from hpo.search.paths import study_folder, trial_folder
+from hpo.search.spec import load_spec
+from hpo.search.study import Study
+from hpo.search.trial import Record
+from hpo.search.version import code_version
+from hpo.search.worker import run_worker
+from hpo.trainer import load_trainer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def space_of(folder: Path, **changes: Any) -> Path:
+    """The example's space with some keys replaced, in another folder."""
+    space = yaml.safe_load((EXAMPLES / "digits.yaml").read_text())
+    path = folder / "digits.yaml"
+    path.write_text(yaml.safe_dump(space | {"trainer": f"{EXAMPLES}/digits.py:digits"} | changes))
+    return path
+
+
+def trained(database: Database, space: Path, name: str = "digits") -> Record:
+    """The first trial of a study, which a worker in this process has run."""
+    spec = load_spec(space)
+    study = Study.create_or_open(database, name, spec, look_at_data(None, spec).facts)
+    run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    return study.records()[0]
+
+
+def test_it_is_small() -> None:
+    lines = (EXAMPLES / "digits.py").read_text().splitlines()
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 100
+
+
+def test_from_launch_to_export(database: Database, tmp_path: Path) -> None:
+    launched = asked("launch", "--study", EXAMPLES / "digits.yaml", "--trials", "4", "--workers", "2", "--device", "cpu")
+    assert launched.returncode == 0, launched.stderr
+    assert "1350 images train, 150 validate" in launched.stdout
+    assert "Best accuracy " in launched.stdout and "PER" not in launched.stdout
+
+    study = open_study("digits")
+    complete = [record for record in study.records() if record.value is not None]
+    best = max(complete, key=lambda record: record.value or 0.0)
+    found = report_of("digits")
+    assert (found["best"]["trial"], found["best"]["value"], found["best"]["accuracy"]) == (
+        best.number,
+        best.value,
+        best.value,
+    )
+    assert found["best"]["interval"][0] < best.value < found["best"]["interval"][1] <= 1
+    assert sorted(path.name for path in trial_folder(study_folder(study), best.number).iterdir()) == ["best.pt", "last.pt"]
+
+    confirmed = asked("confirm", "--study", "digits", "--top", "1", "--seeds", "2", "--workers", "2", "--device", "cpu", "--json")
+    assert confirmed.returncode == 0, confirmed.stderr
+    configs = json.loads(confirmed.stdout)["configs"]
+    assert all(len(config["seeds"]) == 2 and 0.5 < config["accuracy"] <= 1 for config in configs)
+    assert json.loads(confirmed.stdout)["sentences"] == 297
+
+    page, exported = tmp_path / "digits.html", tmp_path / "best.yaml"
+    assert asked("report", "--study", "digits", "--html", page).returncode == 0
+    assert "Confirmed accuracy" in page.read_text() and "PER" not in page.read_text()
+    assert asked("export", "--study", "digits", "--out", exported).returncode == 0
+    assert yaml.safe_load(exported.read_text()) == {"base": best.config}
+    weights = torch.load(trial_folder(study_folder(study), best.number) / "last.pt", weights_only=True)
+    assert (weights["facts"]["accuracy"], weights["config"]) == (best.value, best.config)
+
+    one_line(asked("ensemble", "--study", "digits"), 2, "it offers no ensembles")
+    one_line(asked("export", "--study", "digits", "--format", "neural_seq_decoder", "--out", tmp_path / "x"), 2, "it offers no export")
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(database: Database, tmp_path: Path) -> None:
+    base = {"steps": 6000, "evaluate_every": 50}
+    space = space_of(tmp_path, base=base, attempts={"checkpoint_seconds": 0}, budget={"trials": 1}, stopping=None)
+    line = ("launch", "--study", space, "--workers", "2", "--device", "cpu")
+    process = start(*line)
+    study = None
+
+    def trial() -> Record:
+        return open_study("digits").records()[0]
+
+    def has_checkpoint() -> bool:
+        try:
+            return bool(checkpoints(trial_folder(study_folder(open_study("digits")), 0))) and trial().step > 100
+        except Exception:  # not made yet
+            return False
+
+    until(has_checkpoint)
+    worker = open_study("digits")._engine  # the worker's own process is killed, and with it the launcher
+    with worker.begin() as connection:
+        pid = int(connection.exec_driver_sql("SELECT process FROM hpo_trial").scalar_one().partition(":")[0])
+    process.kill()
+    os.kill(pid, signal.SIGKILL)
+    process.wait()
+    done = asked(*line)
+    assert done.returncode == 0, done.stderr
+    study = open_study("digits")
+    record = trial()
+    assert (record.state, record.attempts, record.step) == ("complete", 2, 6000)
+    curve = study.curves([record])[0]
+    assert [point.step for point in curve] == list(range(50, 6001, 50))
+
+    trainer = load_trainer(study.spec.trainer)
+    undisturbed = trainer.start(study.spec.config(record.config), load_dataset(study.spec, None, "cpu"))
+    expected = {progress.step: progress.score.value for progress in undisturbed.train() if progress.score}
+    assert {point.step: point.value for point in curve} == expected
+
+
+@pytest.mark.parametrize(
+    ("trainer", "parts"),
+    [
+        ("nowhere.py:x", ("there is no file", "nowhere.py")),
+        ("digits.py", ("valid is FILE.py:NAME or PACKAGE.MODULE:NAME",)),
+        ("digits.py:DIGITS", ("DIGITS is nothing there, not an hpo.Trainer. Valid: digits",)),
+        ("digits.py:Training", ("Training is a type there, not an hpo.Trainer",)),
+        ("broken.py:x", ("broken.py cannot be loaded (ZeroDivisionError: division by zero)",)),
+        ("syntax.py:x", ("cannot be loaded (SyntaxError",)),
+        ("no_such_package.train:x", ("cannot be loaded (ModuleNotFoundError",)),
+        ("json:x", ("x is nothing there", "none is there")),
+    ],
+)
+def test_a_trainer_that_cannot_be_loaded_is_one_line(database: Database, tmp_path: Path, trainer: str, parts: tuple[str, ...]) -> None:
+    (tmp_path / "digits.py").write_text((EXAMPLES / "digits.py").read_text())
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def\n")
+    one_line(asked("launch", "--study", space_of(tmp_path, trainer=trainer)), 2, *parts)
+
+
+FAULTS = {
+    "load_data raises": (
+        "images, labels = load_digits(return_X_y=True)",
+        'raise KeyError("images")',
+        "load_data ended with KeyError: 'images'",
+    ),
+    "describe refuses": ('return [f"{len(self.train)}', 'raise hpo.errors.DataError("too few") or [f"{len(self.train)}', "too few"),
+    "an unknown field": ("units: int = 32", "width: int = 32", "parameters.units: there is no 'units'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_a_trainer_before_any_trial_are_one_line(database: Database, tmp_path: Path, fault: str) -> None:
+    before, after, said = FAULTS[fault]
+    source = (EXAMPLES / "digits.py").read_text().replace("import torch\n", "import hpo.errors\nimport torch\n", 1)
+    assert before in source
+    (tmp_path / "faulty.py").write_text(source.replace(before, after))
+    one_line(asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits")), 2, said)
+
+
+TRAINING_FAULTS = {
+    "start raises": ("torch.manual_seed(config.seed)", "raise RuntimeError('no such layer')", "RuntimeError: no such layer"),
+    "a step raises": ("loss.backward()", "raise ValueError('in the loop')", "ValueError: in the loop"),
+    "a state that cannot be kept": (
+        '"step": self.step, "random"',
+        '"step": self.step, "what": {1}, "random"',
+        "state_dict()['what'] is a set",
+    ),
+    "a score of nothing": ("(1.0,) * len(right)", "(0.0,) * len(right)", "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("fault", TRAINING_FAULTS)
+def test_faults_of_a_training_are_failed_trials_with_their_reason(database: Database, tmp_path: Path, fault: str) -> None:
+    before, after, said = TRAINING_FAULTS[fault]
+    source = (EXAMPLES / "digits.py").read_text()
+    assert before in source
+    (tmp_path / "faulty.py").write_text(source.replace(before, after))
+    space = space_of(tmp_path, trainer="faulty.py:digits", budget={"trials": 1, "failures": 0})
+    record = trained(database, space)
+    assert record.state == "failed" and said in record.reason
+
+
+def test_a_loss_or_score_that_is_no_number_has_diverged(database: Database, tmp_path: Path) -> None:
+    source = (EXAMPLES / "digits.py").read_text()
+    for name, before, after in (
+        ("loss", "loss.item()", "float('nan') if self.step == 60 else loss.item()"),
+        ("score", "tuple(right.float().tolist())", "(float('nan'),) * len(right)"),
+    ):
+        (tmp_path / f"{name}.py").write_text(source.replace(before, after))
+        space = space_of(tmp_path, trainer=f"{name}.py:digits", budget={"trials": 1}, stopping=None)
+        record = trained(database, space, name)
+        assert (record.state, record.cause) == ("stopped", "non-finite")
+
+
+def test_other_code_of_the_trainer_is_another_version(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text((EXAMPLES / "digits.py").read_text())
+    space = space_of(tmp_path, trainer="mine.py:digits", budget={"trials": 0})
+    assert asked("launch", "--study", space).returncode == 0
+    path.write_text(path.read_text().replace("[:64]", "[:32]"))
+    load_trainer.cache_clear()
+    code_version.cache_clear()
+    one_line(asked("launch", "--study", space), 2, "was made with hpo", "--allow-different-code")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    path.write_text(path.read_text().replace("[:32]", "[:64]"))
+    path.rename(moved / "mine.py")
+    load_trainer.cache_clear()
+    code_version.cache_clear()
+    again = space_of(tmp_path, trainer=f"{moved}/mine.py:digits", budget={"trials": 0})
+    assert asked("launch", "--study", again).returncode == 0, "where it lies does not matter"
