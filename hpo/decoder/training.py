@@ -33,16 +33,10 @@ class Recordings:
         """Raises DataError if a sentence is too short for the kernel, or has a label that is no class."""
         data = self.data
         check(self._sentences, config.model)
-        lines = [
-            f"{len(data.train)} sentences train, {len(data.validation)} validate; "
-            f"{data.n_days} days, {data.n_features} features"
-        ]
+        lines = [f"{len(data.train)} sentences train, {len(data.validation)} validate; {data.n_days} days, {data.n_features} features"]
         short = share_too_short(self._sentences, config.model)
         if short:
-            lines.append(
-                f"{100 * short:.1f} % of the sentences have more labels than output frames: "
-                f"CTC learns nothing there"
-            )
+            lines.append(f"{100 * short:.1f} % of the sentences have more labels than output frames: CTC learns nothing there")
         return lines
 
 

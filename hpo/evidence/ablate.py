@@ -111,9 +111,7 @@ def check_seeds(seeds: int, select_seeds: int = 1) -> None:
             raise CallerError(f"{option} {value}: valid is 1 or more")
 
 
-def _order(
-    study: Study, child: Study, config: Config, changes: list[Change], seeds: int, rounds: int | None, train: Train
-) -> list[Change]:
+def _order(study: Study, child: Study, config: Config, changes: list[Change], seeds: int, rounds: int | None, train: Train) -> list[Change]:
     """Greedily: the change after which the metric is best comes next. A seed that diverged is worse than any value."""
     sign = study.spec.metric.sign
     done: list[Change] = []

@@ -81,8 +81,7 @@ def bad_end(metric: Metric) -> str:
         return "not finite at its end"
     above, below, sign = ("above", "below", "+") if metric.direction == "minimize" else ("below", "above", "-")
     return (
-        f"not finite at its end, its last {metric.name} {above} its best {sign} {BAD_MARGIN}, "
-        f"or no {metric.name} {below} {learned(metric)}"
+        f"not finite at its end, its last {metric.name} {above} its best {sign} {BAD_MARGIN}, or no {metric.name} {below} {learned(metric)}"
     )
 
 

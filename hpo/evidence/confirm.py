@@ -202,8 +202,7 @@ def as_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
             f"{_interval(config['interval'], metric):19} {config['counts']}"
         )
     lines.append(
-        f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} on the same {metric.items}; "
-        f"the others are on test)"
+        f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} on the same {metric.items}; the others are on test)"
     )
     if finding["comparisons"]:
         lines += _comparison_lines(finding["comparisons"], metric)
@@ -219,18 +218,14 @@ def as_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
 
 
 def _comparison_lines(comparisons: list[dict[str, Any]], metric: Metric) -> list[str]:
-    lines = [
-        f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, "
-        f"Holm over {len(comparisons)}"
-    ]
+    lines = [f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, Holm over {len(comparisons)}"]
     pairs = [f"{comparison['a']} - {comparison['b']}" for comparison in comparisons]
     wide = max(map(len, pairs))
     for pair, comparison in zip(pairs, comparisons, strict=True):
         interval = difference_interval(metric, comparison["interval"])
         undecided = "" if comparison["decided"] else "  not decided"
         lines.append(
-            f"  {pair:{wide}} {metric.difference(comparison['difference']):>8} {interval:18} "
-            f"p {comparison['p_holm']:.4f}{undecided}"
+            f"  {pair:{wide}} {metric.difference(comparison['difference']):>8} {interval:18} p {comparison['p_holm']:.4f}{undecided}"
         )
     return lines
 

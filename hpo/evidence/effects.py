@@ -104,9 +104,7 @@ def _outcome_text(metric: Metric) -> str:
     return f"the {name} on validation at the end of the training; of a trial that a rule stopped, {last}"
 
 
-def _notes(
-    spec: StudySpec, records: Sequence[Ended], interactions: Sequence[Mapping[str, Any]], pairs: Sequence[set[str]]
-) -> list[str]:
+def _notes(spec: StudySpec, records: Sequence[Ended], interactions: Sequence[Mapping[str, Any]], pairs: Sequence[set[str]]) -> list[str]:
     notes = []
     if len(records) < ENOUGH:
         notes.append(f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint.")

@@ -39,8 +39,7 @@ def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
         mesh = _draw(axis, pair, low, high, _colours(metric))
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
-    figure.colorbar(mesh, ax=axes, label=f"{metric.name}, mean of the surrogate",
-                    format="{x:.0%}" if metric.unit == "percent" else None)
+    figure.colorbar(mesh, ax=axes, label=f"{metric.name}, mean of the surrogate", format="{x:.0%}" if metric.unit == "percent" else None)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 

@@ -49,10 +49,7 @@ def runs_of(other: Study, study: Study) -> list[PastRun]:
 
 def _past(name: str, record: Record, curve: Sequence[Point]) -> PastRun:
     pace = record.gpu_seconds / record.step if record.step else 0.0
-    points = [
-        PastPoint(point.step, point.value, point.validation_loss, pace * point.step, point.metrics.get("lr"))
-        for point in curve
-    ]
+    points = [PastPoint(point.step, point.value, point.validation_loss, pace * point.step, point.metrics.get("lr")) for point in curve]
     return PastRun(f"{name}:{record.number}", "", record.config, tuple(points), record.steps, "validation")
 
 

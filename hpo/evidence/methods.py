@@ -54,12 +54,9 @@ def _rule(rule: OwnPast, metric: Metric) -> str:
             learned = f", once {below} {bound:g},"
         exceeded = "exceeded" if metric.direction == "minimize" else "fell behind"
         conditions.append(
-            f"when its {metric.name}{learned} {exceeded} its own best by more than {rule.margin:g} "
-            f"in {rule.patience} evaluations in a row"
+            f"when its {metric.name}{learned} {exceeded} its own best by more than {rule.margin:g} in {rule.patience} evaluations in a row"
         )
-    conditions.append(
-        f"when its loss exceeded {rule.loss_factor:g} times its own best in {rule.loss_patience} in a row"
-    )
+    conditions.append(f"when its loss exceeded {rule.loss_factor:g} times its own best in {rule.loss_patience} in a row")
     return f"A trial was stopped early {', '.join(conditions)}, or when a value was not finite."
 
 

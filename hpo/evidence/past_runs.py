@@ -64,8 +64,7 @@ class PastRun:
     def key(self) -> str:
         """Of name and content, wherever the run lies and whatever is stated of it by hand."""
         points = [
-            {"step": point.step, "per": point.value, "loss": point.loss, "seconds": point.seconds, "lr": point.lr}
-            for point in self.curve
+            {"step": point.step, "per": point.value, "loss": point.loss, "seconds": point.seconds, "lr": point.lr} for point in self.curve
         ]
         content = [self.name, points, self.steps, self.split]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

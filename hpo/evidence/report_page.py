@@ -341,15 +341,18 @@ def _ensemble(facts: Facts) -> list[Block]:
     how = f"{several['mean'].capitalize()} mean of {', '.join(members)}"
     takes = f"{cost['seconds_ensemble']:.3g} s instead of {cost['seconds_single']:.3g} s ({cost['ratio']:.3g} times)"
     rows = [
-        (name, _value(part["validation_value"], metric), metric.between(part["validation_interval"]),
-         _value(part["test_value"], metric), metric.between(part["test_interval"]))
+        (
+            name,
+            _value(part["validation_value"], metric),
+            metric.between(part["validation_interval"]),
+            _value(part["test_value"], metric),
+            metric.between(part["test_interval"]),
+        )
         for name, part in ((f"trial {single['trial']}", single), ("ensemble", several))
     ]
     blocks: list[Block] = [
         Text(f"{how}, selected on {found['partition_selected']} among {found['candidates']} trials."),
-        Table(
-            ("", f"validation {metric.name}", "validation interval", f"test {metric.name}", "test interval"), rows
-        ),
+        Table(("", f"validation {metric.name}", "validation interval", f"test {metric.name}", "test interval"), rows),
         _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])], metric),
     ]
     if found["curve"]:

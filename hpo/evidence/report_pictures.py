@@ -133,9 +133,7 @@ def curves(trials: Sequence[Curve], metric: Metric) -> str:
     return _picture(f"{metric.name} of each trial over its steps", paint, 3.6)
 
 
-def history(
-    xs: Sequence[float], values: Sequence[float], starts: Mapping[str, int], x_label: str, metric: Metric
-) -> str:
+def history(xs: Sequence[float], values: Sequence[float], starts: Mapping[str, int], x_label: str, metric: Metric) -> str:
     """Final value of the complete trials in order, and the best so far. starts: which of them, by name."""
     ys = _scaled(values, metric)
     best = np.minimum if metric.direction == "minimize" else np.maximum

@@ -69,9 +69,7 @@ def load_dataset(spec: StudySpec, path: Path | None, device: str, partition: str
         dataset: Dataset = asked(spec, "load_data", partial(trainer.load_data, request))
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
-            raise MemoryShortError(
-                f"{path or trainer.bundled}: no room on {device} for it. Take fewer workers there"
-            ) from None
+            raise MemoryShortError(f"{path or trainer.bundled}: no room on {device} for it. Take fewer workers there") from None
         raise
     return dataset
 
@@ -111,6 +109,5 @@ def asked(spec: StudySpec, what: str, ask: Callable[[], Made]) -> Made:
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise DataError(
-            f"trainer {spec.trainer}: {what} ended with {type(error).__name__}: {first_line(error)} "
-            f"({frame.filename}, line {frame.lineno})"
+            f"trainer {spec.trainer}: {what} ended with {type(error).__name__}: {first_line(error)} ({frame.filename}, line {frame.lineno})"
         ) from error

@@ -468,8 +468,7 @@ def _checked_start(path: Path, spec: StudySpec, start: str) -> dict[str, Any]:
         if name not in values and config[name] != spec.base[name]:
             why = "does not exist with the start's other values" if name in spec.parameters else "is not searched"
             raise SpecError(
-                f"{place}.{name}: {config[name]!r}, but {name} {why}. Valid: the base's {spec.base[name]!r}, "
-                f"or put it under `parameters`"
+                f"{place}.{name}: {config[name]!r}, but {name} {why}. Valid: the base's {spec.base[name]!r}, or put it under `parameters`"
             )
     for name, value in values.items():
         if not spec.parameters[name].contains(value):

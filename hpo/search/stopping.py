@@ -94,10 +94,7 @@ class OwnPast(Settings):
         if worse < self.loss_patience:
             return None
         last = curve[-1]
-        reason = (
-            f"loss {losses[-1]:.3g} at step {last.step}, above {self.loss_factor:g} x its best {best:.3g} "
-            f"for {worse} evaluations"
-        )
+        reason = f"loss {losses[-1]:.3g} at step {last.step}, above {self.loss_factor:g} x its best {best:.3g} for {worse} evaluations"
         return Stop(OWN_PAST, "loss", reason)
 
 

@@ -198,9 +198,7 @@ class Study:
                 self._spec = StudySpec.model_validate(upgraded_spec(self._attributes["spec"]))
             except (ValidationError, SpecError) as error:
                 fault = explain(error) if isinstance(error, ValidationError) else error
-                raise StudyError(
-                    f"study {self.name} was made by another version of hpo ({fault}). Take --name for a new one"
-                ) from None
+                raise StudyError(f"study {self.name} was made by another version of hpo ({fault}). Take --name for a new one") from None
         return self._spec
 
     def refresh(self) -> None:

@@ -42,9 +42,7 @@ def check_code(study: Study, allow_different: bool) -> None:
     here = code_version(study.spec.trainer)
     if study.code == "" or allow_different or same_results(here, study.code):
         return
-    raise StudyError(
-        f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code"
-    )
+    raise StudyError(f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code")
 
 
 def same_results(version: str, earlier: str) -> bool:
