@@ -27,7 +27,7 @@ from hpo.search.spec import StudySpec, load_spec
 from hpo.search.stopping import Stop
 from hpo.search.study import Study
 from hpo.search.trial import Cause, Completed, Failed, Stopped
-from hpo.trainer import Score
+from hpo.trainer import Score, named
 
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"
 EVIL = "<script>alert('1')</script> & <img src=http://x.example/>"
@@ -293,7 +293,7 @@ def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
     assert lines[2] == f"Best PER {100 * best['value']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
     assert "That selection is not in the interval" in lines[3]
     found = json.loads(CliRunner().invoke(main, ["report", "--study", "s", "--json"]).output)
-    assert found["findings"]["confirm"]["configs"] == CONFIRM["configs"]
+    assert found["findings"]["confirm"]["configs"] == named(CONFIRM["configs"], PER)
 
 
 def test_the_files_are_written_or_one_line_says_why_not(study: Study, facts: Facts, tmp_path: Path) -> None:
