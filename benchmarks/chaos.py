@@ -29,13 +29,13 @@ from hpo.decoder.data import Data
 from hpo.decoder.train import TrainState, train
 from hpo.decoder.training import Recordings
 from hpo.errors import DatabaseError
-from hpo.search import ledger
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.dataset import load_dataset, look_at_data
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.study import Study
-from hpo.search.tables import curve_table
-from hpo.search.version import code_version
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store import ledger
+from hpo.store.database import Database, EmbeddedServer
+from hpo.store.tables import curve_table
+from hpo.study.study import Study
+from hpo.study.version import code_version
+from hpo.worker.dataset import load_dataset, look_at_data
 
 LEASE = 4.0
 SIZES = {"steps": 300, "evaluate_every": 10, "lease": LEASE}

@@ -25,12 +25,12 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.dataset import look_at_data
-from hpo.search.spec import DEMO_PROFILE, find_space, load_spec
-from hpo.search.study import Study
-from hpo.search.tables import attempt_table
-from hpo.search.version import code_version
+from hpo.space.spec import DEMO_PROFILE, find_space, load_spec
+from hpo.store.database import Database, EmbeddedServer
+from hpo.store.tables import attempt_table
+from hpo.study.study import Study
+from hpo.study.version import code_version
+from hpo.worker.dataset import look_at_data
 
 PROMISED_SECONDS = 10.0
 GIVEN_UP_SECONDS = 120.0

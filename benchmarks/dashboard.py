@@ -26,10 +26,10 @@ from uuid import uuid4
 
 from sqlalchemy import Engine, create_engine, text
 
-from hpo.search.database import Database, open_database
-from hpo.search.ledger import Process
-from hpo.search.spec import find_space, load_spec
-from hpo.search.study import Study
+from hpo.space.spec import find_space, load_spec
+from hpo.store.database import Database, open_database
+from hpo.store.ledger import Process
+from hpo.study.study import Study
 
 RUNNING = 16
 POLL_SECONDS, REPORT_SECONDS, END_SECONDS = 10.0, 2.0, 30.0

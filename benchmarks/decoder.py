@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
+from hpo.data.formats import read_sentences
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, check, load_for_scoring
-from hpo.decoder.formats import read_sentences
 from hpo.decoder.train import TrainState, evaluate, train
-from hpo.search.spec import parse_settings
+from hpo.space.spec import parse_settings
 
 SIZES = {"model.layers": 2, "model.units": 128, "model.kernel": 8, "model.stride": 2, "batch_size": 32, "steps": 600}
 SETTINGS = {  # name: (values, reference's final PER on test, one per seed)

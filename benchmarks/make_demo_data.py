@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.decoder.formats import DEMO_FILE, read_sentences
+from hpo.data.formats import DEMO_FILE, read_sentences
 
 
 def main(source: Path) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 from chaos import make_study
 from sqlalchemy import make_url
 
-from hpo.search import ledger
-from hpo.search.checkpoint import checkpoints
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.paths import study_folder
-from hpo.search.study import Study
+from hpo.store import ledger
+from hpo.store.database import Database, EmbeddedServer
+from hpo.study.paths import study_folder
+from hpo.study.study import Study
+from hpo.worker.checkpoint import checkpoints
 
 NAME = "hpo-loss"
 HERE, THERE = "10.77.0.1", "10.77.0.2"

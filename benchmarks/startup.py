@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 
-from hpo.search.database import open_database
+from hpo.store.database import open_database
 
 YARDSTICK = [sys.executable, "-c", "import optuna, sqlalchemy, psycopg2"]
 COMMANDS = (

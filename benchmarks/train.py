@@ -31,12 +31,12 @@ from torch import nn
 from torch.nn.functional import conv1d, ctc_loss, softsign, unfold
 from torch.nn.utils.rnn import pad_sequence
 
+from hpo.data.formats import Sentences
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, frames, load_data
-from hpo.decoder.formats import Sentences
 from hpo.decoder.model import gaussian_kernel
 from hpo.decoder.train import TrainState, evaluate, set_precision, train
-from hpo.search.spec import find_space, load_spec
+from hpo.space.spec import find_space, load_spec
 
 PEAK = {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12}  # FLOP/s
 LEARNS = {"optimizer.lr": 0.005, "optimizer.eps": 1e-8}  # so that the demo comes to a PER that means something

@@ -23,14 +23,14 @@ import optuna
 from optuna.samplers import TPESampler
 from sqlalchemy import create_engine, text
 
-from hpo.search import choice
-from hpo.search.database import Database, open_database
-from hpo.search.ledger import Process
-from hpo.search.point import Point
-from hpo.search.sampling import distribution
-from hpo.search.spec import StudySpec, find_space, load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Completed
+from hpo.curve import Point
+from hpo.space.spec import StudySpec, find_space, load_spec
+from hpo.store.database import Database, open_database
+from hpo.store.ledger import Process
+from hpo.study import choice
+from hpo.study.sampling import distribution
+from hpo.study.study import Study
+from hpo.study.trial import Completed
 from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hpo.search.study import Study, open_study
     from hpo.settings import Config
+    from hpo.study.study import Study, open_study
     from hpo.trainer import DataRequest, Metric, Progress, Score, Trainer, Training, Weights
 
 # Where each name is defined. They are imported when they are asked for: `hpo --help` needs none of them.
@@ -21,11 +21,11 @@ _HOMES = {
     "Metric": "hpo.trainer",
     "Progress": "hpo.trainer",
     "Score": "hpo.trainer",
-    "Study": "hpo.search.study",
+    "Study": "hpo.study.study",
     "Trainer": "hpo.trainer",
     "Training": "hpo.trainer",
     "Weights": "hpo.trainer",
-    "open_study": "hpo.search.study",
+    "open_study": "hpo.study.study",
 }
 __all__ = [
     "Config",

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from conftest import TINY
 
 from hpo.cli import main
-from hpo.search.database import Database
-from hpo.search.signals import STOP_SIGNALS
-from hpo.search.study import Study
-from hpo.search.trial import Record
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.worker.signals import STOP_SIGNALS
 
 Done = subprocess.CompletedProcess[str]
 

@@ -15,13 +15,13 @@ import psycopg2
 import pytest
 from sqlalchemy import make_url
 
+from hpo.curve import Point
+from hpo.data.formats import Sentences, read_sentences
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.formats import Sentences, read_sentences
 from hpo.decoder.training import Recordings, load_recordings
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.point import Point
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.study import Study
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.database import Database, EmbeddedServer
+from hpo.study.study import Study
 from hpo.trainer import DataRequest
 
 TINY = """
@@ -80,7 +80,7 @@ def template(server: EmbeddedServer) -> str:
     """The name of a database with all tables in it; copying it takes 0.1 s, making them 2 s."""
     name = "hpo_template"
     execute(server, f"CREATE DATABASE {name} OWNER hpo")
-    from hpo.search.storage import open_storage
+    from hpo.store.storage import open_storage
 
     storage = open_storage(Database(_url(server, name), None))
     storage.engine.dispose()

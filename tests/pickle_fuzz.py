@@ -1,4 +1,4 @@
-"""Makes pickles that look for a way past hpo.decoder.pickles, and reads them.
+"""Makes pickles that look for a way past hpo.data.pickles, and reads them.
 
     python tests/pickle_fuzz.py FIRST_SEED COUNT FOLDER
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpo.decoder.pickles import unpickle
+from hpo.data.pickles import unpickle
 from hpo.errors import DataError
 
 MODULES = ["numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy", "_codecs"]

@@ -8,19 +8,19 @@ import pytest
 from conftest import TINY, recordings
 from test_worker import RECORD, worker_for
 
+from hpo.analysis.ablate import Measured, ablate, differences, measure, named, path_text, questions_text, trainings
+from hpo.analysis.retrain import Retrained, Train
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, StudyError
-from hpo.evidence.ablate import Measured, ablate, differences, measure, named, path_text, questions_text, trainings
-from hpo.evidence.retrain import Retrained, Train
-from hpo.search.child import open_child
-from hpo.search.database import Database
-from hpo.search.spec import find_space, load_spec
-from hpo.search.study import Study
-from hpo.search.trial import BY_HAND, Record, State
-from hpo.search.worker import Worker
+from hpo.space.spec import find_space, load_spec
+from hpo.store.database import Database
+from hpo.study.child import open_child
+from hpo.study.study import Study
+from hpo.study.trial import BY_HAND, Record, State
 from hpo.trainer import Score
+from hpo.worker.worker import Worker
 
 MakeStudy = Callable[..., Study]
 ASKED = (

@@ -16,16 +16,16 @@ from reference_model import Reference
 from safetensors.torch import save_file
 from test_decoder import CPU, config, run
 
+from hpo.analysis.weights import score
 from hpo.cli import main
 from hpo.decoder.artifact import Decoder, load_decoder, reference_folder, save_decoder
 from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.decoder.train import TrainState, evaluate
 from hpo.errors import CallerError, DataError
-from hpo.evidence.weights import score
-from hpo.search.paths import study_folder
-from hpo.search.spec import load_spec
-from hpo.search.study import Study
-from hpo.search.worker import Worker
+from hpo.space.spec import load_spec
+from hpo.study.paths import study_folder
+from hpo.study.study import Study
+from hpo.worker.worker import Worker
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from click.testing import CliRunner, Result
 from conftest import point
 
 from hpo.cli import main
+from hpo.curve import Point
 from hpo.decoder.trainer import PER
-from hpo.evidence.backtest import RULES, SWEEP, Curve, backtest, own_past_stops, sweep
-from hpo.search.ledger import Process
-from hpo.search.point import Point
-from hpo.search.spec import StudySpec
-from hpo.search.stopping import OwnPast, Stop
-from hpo.search.study import Study
-from hpo.search.trial import Completed, Interrupted, Outcome, Stopped
+from hpo.past.backtest import RULES, SWEEP, Curve, backtest, own_past_stops, sweep
+from hpo.space.spec import StudySpec
+from hpo.space.stopping import OwnPast, Stop
+from hpo.store.ledger import Process
+from hpo.study.study import Study
+from hpo.study.trial import Completed, Interrupted, Outcome, Stopped
 from hpo.trainer import Score
 
 # Labels from shared/data/lab_runs/README.md: diverged, diverged, degraded; the others are healthy.

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from test_study import RECORD, claim, completed
 
 from hpo.errors import SpecError, StudyError
-from hpo.search.budget import Budget, Pace, Spent, over, refusal, seconds_left
-from hpo.search.database import Database
-from hpo.search.ledger import Process
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Interrupted
+from hpo.space.budget import Budget, Pace, Spent, over, refusal, seconds_left
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.database import Database
+from hpo.store.ledger import Process
+from hpo.study.study import Study
+from hpo.study.trial import Interrupted
 
 Make = Callable[..., Study]
 NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoder import CPU, config, run
 
+from hpo.curve import Point
+from hpo.data.formats import Sentences
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data
-from hpo.decoder.formats import Sentences
 from hpo.decoder.train import TrainState, Updates, train
 from hpo.decoder.training import GruTraining, Recordings, load_recordings
-from hpo.search.checkpoint import Begun, Writer, begin, check_state, checkpoints, save_checkpoint
-from hpo.search.point import Point
 from hpo.trainer import DataRequest
+from hpo.worker.checkpoint import Begun, Writer, begin, check_state, checkpoints, save_checkpoint
 
 OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
 OPTIMIZERS += [{"optimizer__name": "sgd", "optimizer__nesterov": nesterov} for nesterov in (False, True)]

@@ -14,13 +14,13 @@ from test_worker import RECORD, worker_for
 from hpo.cli import main
 from hpo.decoder.training import Recordings
 from hpo.errors import SpecError, StudyError
-from hpo.evidence.report import as_text, build_report
-from hpo.search.child import fresh_seeds, open_child
-from hpo.search.database import Database
-from hpo.search.pick import pick_trial
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.study import Study
-from hpo.search.worker import Worker, run_worker
+from hpo.report.report import as_text, build_report
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.database import Database
+from hpo.study.child import fresh_seeds, open_child
+from hpo.study.pick import pick_trial
+from hpo.study.study import Study
+from hpo.worker.worker import Worker, run_worker
 
 MakeStudy = Callable[..., Study]
 

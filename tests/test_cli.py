@@ -8,7 +8,7 @@ from commands import Done, asked, one_line
 from conftest import TINY
 from sqlalchemy import make_url
 
-from hpo.search.database import Database
+from hpo.store.database import Database
 
 
 def launch_with(space: Path, data: Path, *more: str) -> Done:

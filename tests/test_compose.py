@@ -17,7 +17,7 @@ from commands import asked, start
 from sqlalchemy import make_url
 from test_dashboard import Client
 
-from hpo.search.database import Database
+from hpo.store.database import Database
 
 FILE = Path(__file__).parents[1] / "docker-compose.yml"
 TEXT = FILE.read_text()

@@ -10,20 +10,20 @@ from click.testing import CliRunner
 from conftest import TINY, recordings, tiny_contents
 from test_worker import RECORD, worker_for
 
+from hpo.analysis.confirm import Chosen, _comparisons, as_text, choose, confirm
+from hpo.analysis.retrain import Retrained, Train, check_data
 from hpo.cli import main
 from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, DataError, StudyError
-from hpo.evidence.confirm import Chosen, _comparisons, as_text, choose, confirm
-from hpo.evidence.retrain import Retrained, Train, check_data
-from hpo.search.child import open_child
-from hpo.search.database import Database
-from hpo.search.ledger import Process
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Record, State
-from hpo.search.worker import Worker
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.database import Database
+from hpo.store.ledger import Process
+from hpo.study.child import open_child
+from hpo.study.study import Study
+from hpo.study.trial import Record, State
 from hpo.trainer import Score
+from hpo.worker.worker import Worker
 
 MakeStudy = Callable[..., Study]
 DIVERGES = "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"

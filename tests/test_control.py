@@ -15,15 +15,16 @@ from test_study import RECORD, claim, completed, report
 
 from hpo.cli import main
 from hpo.errors import SpecError, StudyError
-from hpo.search import control, ledger
-from hpo.search.checkpoint import checkpoints
-from hpo.search.child import open_child
-from hpo.search.database import Database
-from hpo.search.ledger import Process
-from hpo.search.paths import study_folder
-from hpo.search.spec import StudySpec, parse_settings
-from hpo.search.study import Study
-from hpo.search.trial import Interrupted, Record
+from hpo.space.spec import StudySpec, parse_settings
+from hpo.store import ledger
+from hpo.store.database import Database
+from hpo.store.ledger import Process
+from hpo.study import control
+from hpo.study.child import open_child
+from hpo.study.paths import study_folder
+from hpo.study.study import Study
+from hpo.study.trial import Interrupted, Record
+from hpo.worker.checkpoint import checkpoints
 
 Make = Callable[..., Study]
 PROMISED_SECONDS = 10.0  # within which a worker obeys

@@ -27,15 +27,15 @@ from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts, Guard
 from hpo.dashboard.pages import OURS, Pages
 from hpo.dashboard.server import bind, serve
 from hpo.errors import CallerError, HpoError, StudyError
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.dataset import look_at_data
-from hpo.search.ledger import Process
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.stopping import Stop
-from hpo.search.storage import open_storage
-from hpo.search.study import Study
-from hpo.search.trial import Completed, Failed, Outcome, Stopped, Trial
+from hpo.space.spec import StudySpec, load_spec
+from hpo.space.stopping import Stop
+from hpo.store.database import Database, EmbeddedServer
+from hpo.store.ledger import Process
+from hpo.store.storage import open_storage
+from hpo.study.study import Study
+from hpo.study.trial import Completed, Failed, Outcome, Stopped, Trial
 from hpo.trainer import Score
+from hpo.worker.dataset import look_at_data
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 PASSWORD = "correct horse"
@@ -168,7 +168,7 @@ def test_plots_of_ours(study: Study, database: Database) -> None:
 
 
 def test_files_are_made_when_they_are_asked_for(study: Study, database: Database) -> None:
-    from hpo.search.paths import study_folder
+    from hpo.study.paths import study_folder
 
     logs = study_folder(study) / "logs"
     logs.mkdir(parents=True)

@@ -20,8 +20,8 @@ from sqlalchemy import make_url
 
 import hpo
 from hpo.errors import CallerError, DatabaseError
-from hpo.search import database
-from hpo.search.database import EmbeddedServer, check_libpq, check_version, home, normal_url, open_database
+from hpo.store import database
+from hpo.store.database import EmbeddedServer, check_libpq, check_version, home, normal_url, open_database
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def answers(url: str | None) -> bool:
     return bool(found == (1,))
 
 
-STARTER = "import sys; from pathlib import Path; from hpo.search.database import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"
+STARTER = "import sys; from pathlib import Path; from hpo.store.database import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"
 
 
 def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[str]":
@@ -242,7 +242,7 @@ def python_as_nobody() -> tuple[list[str], dict[str, object]]:
     options: dict[str, object] = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/", "env": {"PYTHONPATH": paths, "HOME": "/"}}
     for python in (sys.executable, "/usr/bin/python3"):
         try:
-            code = "import hpo.search.database, sys; print(sys.version_info[:2])"
+            code = "import hpo.store.database, sys; print(sys.version_info[:2])"
             done = subprocess.run([python, "-c", code], capture_output=True, text=True, **options)  # type: ignore[call-overload]
         except OSError:
             continue

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_model import Reference
 
+from hpo.data.formats import Sentences, read_sentences
 from hpo.decoder.artifact import reference_weights
 from hpo.decoder.augment import augment
 from hpo.decoder.config import AugmentConfig, DecoderConfig, ModelConfig
 from hpo.decoder.data import Data, by_length, frames, load_data, split
-from hpo.decoder.formats import Sentences, read_sentences
 from hpo.decoder.lab import lab_arguments
 from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.model import GruDecoder, gaussian_kernel, smooth

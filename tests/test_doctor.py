@@ -17,8 +17,7 @@ from commands import asked
 from conftest import execute, tiny_contents
 from sqlalchemy import make_url
 
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.doctor import (
+from hpo.launch.doctor import (
     Finding,
     examine,
     folder,
@@ -29,8 +28,9 @@ from hpo.search.doctor import (
     judge_probes,
     judge_tls,
 )
-from hpo.search.study import Study
-from hpo.search.version import code_version
+from hpo.store.database import Database, EmbeddedServer
+from hpo.study.study import Study
+from hpo.study.version import code_version
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

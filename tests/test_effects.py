@@ -12,12 +12,12 @@ from scipy.stats import f_oneway, t
 from test_artifact import hpo
 from test_study import DIVERGED, HERE, RECORD, claim, completed, report
 
+from hpo.analysis.effects import build_effects, effects_of, effects_text, ended_trials, stands_out
+from hpo.analysis.surface import Axis, interaction, main_effect, surface
 from hpo.decoder.trainer import PER
-from hpo.evidence.effects import build_effects, effects_of, effects_text, ended_trials, stands_out
-from hpo.evidence.surface import Axis, interaction, main_effect, surface
-from hpo.search.spec import Parameter, StudySpec, load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Cause, Failed, Record
+from hpo.space.spec import Parameter, StudySpec, load_spec
+from hpo.study.study import Study
+from hpo.study.trial import Cause, Failed, Record
 from hpo.trainer import named
 
 SPACE = """

@@ -10,21 +10,21 @@ from conftest import TINY, tiny_contents
 from test_artifact import hpo
 from test_decoder import CPU
 
+from hpo.analysis.ensemble import ensemble_text
+from hpo.data.formats import read_sentences
 from hpo.decoder.artifact import load_decoder
 from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_along, select
 from hpo.decoder.data import load_for_scoring
-from hpo.decoder.formats import read_sentences
 from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.train import evaluate
 from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
-from hpo.evidence.ensemble import ensemble_text
-from hpo.search.dataset import load_study_data
-from hpo.search.paths import study_folder
-from hpo.search.spec import load_spec
-from hpo.search.study import Study
-from hpo.search.worker import Worker
+from hpo.space.spec import load_spec
+from hpo.study.paths import study_folder
+from hpo.study.study import Study
 from hpo.trainer import named
+from hpo.worker.dataset import load_study_data
+from hpo.worker.worker import Worker
 
 SPACE = """
 base: {model.layers: 1, model.units: 16, model.kernel: 4, model.stride: 2, batch_size: 8, steps: 150, evaluate_every: 75, model.dropout: 0,

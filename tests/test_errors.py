@@ -9,8 +9,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from hpo.errors import os_error_text
-from hpo.search.database import Database
-from hpo.search.storage import open_storage
+from hpo.store.database import Database
+from hpo.store.storage import open_storage
 
 
 def test_a_database_of_somebody_else_keeps_its_own_errors(database: Database) -> None:

@@ -12,16 +12,16 @@ import yaml
 from commands import asked, one_line, report_of, start, until
 
 from hpo import open_study
-from hpo.search.checkpoint import checkpoints
-from hpo.search.database import Database
-from hpo.search.dataset import load_dataset, look_at_data
-from hpo.search.paths import study_folder, trial_folder
-from hpo.search.spec import load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Record
-from hpo.search.version import code_version
-from hpo.search.worker import run_worker
+from hpo.space.spec import load_spec
+from hpo.store.database import Database
+from hpo.study.paths import study_folder, trial_folder
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.study.version import code_version
 from hpo.trainer import load_trainer
+from hpo.worker.checkpoint import checkpoints
+from hpo.worker.dataset import load_dataset, look_at_data
+from hpo.worker.worker import run_worker
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

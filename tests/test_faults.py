@@ -20,20 +20,20 @@ from sqlalchemy import make_url
 from test_study import curve
 
 from hpo.decoder.training import GruTraining, Recordings
-from hpo.display import AWAY
 from hpo.errors import BadNodeError, StudyError, WorkerError
-from hpo.search.checkpoint import begin, checkpoints
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.launch import Launcher, Plan
-from hpo.search.ledger import Process
-from hpo.search.paths import study_folder
-from hpo.search.signals import StopFlag
-from hpo.search.slurm_element import run_node
-from hpo.search.spec import load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Completed, Interrupted
-from hpo.search.version import code_version
-from hpo.search.worker import Worker, run_worker
+from hpo.launch.launcher import Launcher, Plan
+from hpo.launch.slurm_element import run_node
+from hpo.space.spec import load_spec
+from hpo.store.database import Database, EmbeddedServer
+from hpo.store.ledger import Process
+from hpo.study.paths import study_folder
+from hpo.study.study import Study
+from hpo.study.trial import Completed, Interrupted
+from hpo.study.version import code_version
+from hpo.terminal.tables import AWAY
+from hpo.worker.checkpoint import begin, checkpoints
+from hpo.worker.signals import StopFlag
+from hpo.worker.worker import Worker, run_worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]
@@ -136,7 +136,7 @@ def test_a_signal_while_the_database_is_away_keeps_the_work(
     make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next attempt brings the curve of the steps that the first one could not tell."""
-    monkeypatch.setattr("hpo.search.worker.HAND_BACK_SECONDS", 1.0)
+    monkeypatch.setattr("hpo.worker.worker.HAND_BACK_SECONDS", 1.0)
     tiny_space.write_text(TINY + "attempts: {lease_seconds: 1}")
     study = make_study(load_spec(tiny_space))
     outage, looks = Outage(server, study), iter(range(100))
@@ -202,8 +202,8 @@ def test_a_worker_leaves_a_host_on_which_everything_fails(make_study: Make, tiny
 def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
     make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.search.reporter.LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("hpo.search.reporter.RENEW_SECONDS", 0.05)
+    monkeypatch.setattr("hpo.worker.reporter.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.worker.reporter.RENEW_SECONDS", 0.05)
     tiny_space.write_text(long(100_000, 2).replace("trials: 4", "trials: 4, gpu_hours: 0.00005"))  # 0.18 s
     study = make_study(load_spec(tiny_space))
     worker = Worker(study, data, tmp_path, RECORD)
@@ -266,7 +266,7 @@ def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_a
     endless: Study, tiny_data: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such trials fail by themselves, and the study has room for some."""
-    monkeypatch.setattr("hpo.search.launch.RESTARTS", 0)
+    monkeypatch.setattr("hpo.launch.launcher.RESTARTS", 0)
     launcher = Launcher(endless, database, Plan(("cpu",), 1), tiny_data)
     launcher._start(launcher._new("cpu"))
 

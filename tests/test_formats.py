@@ -11,9 +11,9 @@ from conftest import tiny_contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpo.data.formats import COLUMNS, Sentences, read_sentences
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import load_data, load_for_scoring, share_too_short, too_short
-from hpo.decoder.formats import COLUMNS, Sentences, read_sentences
 from hpo.errors import DataError
 
 MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)

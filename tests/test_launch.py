@@ -15,8 +15,8 @@ from commands import Running, asked, report_of, start, until
 from conftest import tiny_contents
 
 from hpo.decoder.config import DecoderConfig
-from hpo.search.database import Database
-from hpo.search.study import Study
+from hpo.store.database import Database
+from hpo.study.study import Study
 
 
 def test_launch_report_and_launch_again(database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from sqlalchemy.engine import Connection
 from test_study import claim, completed, report
 
 from hpo.errors import DatabaseAwayError, StudyError
-from hpo.search import ledger
-from hpo.search.control import kill
-from hpo.search.ledger import Process
-from hpo.search.spec import StudySpec
-from hpo.search.study import Study
-from hpo.search.trial import Trial
+from hpo.space.spec import StudySpec
+from hpo.store import ledger
+from hpo.store.ledger import Process
+from hpo.study.control import kill
+from hpo.study.study import Study
+from hpo.study.trial import Trial
 
 Make = Callable[..., Study]
 ELSEWHERE = Process("another-host 1 1", "1:1")

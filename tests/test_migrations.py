@@ -20,11 +20,11 @@ from sqlalchemy import create_engine, make_url
 
 import hpo
 from hpo import open_study
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.spec import StudySpec
-from hpo.search.storage import open_storage
-from hpo.search.study import Study
-from hpo.search.tables import VERSION, VERSION_TABLE, metadata
+from hpo.space.spec import StudySpec
+from hpo.store.database import Database, EmbeddedServer
+from hpo.store.storage import open_storage
+from hpo.store.tables import VERSION, VERSION_TABLE, metadata
+from hpo.study.study import Study
 
 DUMP = Path(__file__).parent / "data" / "study_of_359d9c5.sql"
 SPACE = TINY + "stopping: {per_margin: 0.04}\n"
@@ -114,7 +114,7 @@ def test_migrated_and_new_tables_are_those_that_the_code_knows(
 
 def test_the_last_step_is_the_version_that_the_code_knows() -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(hpo.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(hpo.__file__).parent / "store" / "migrations"))
     assert ScriptDirectory.from_config(config).get_current_head() == VERSION
 
 

@@ -13,12 +13,12 @@ from commands import asked
 from test_study import claim, completed
 
 from hpo.errors import CallerError, StudyError
-from hpo.search import notify
-from hpo.search.database import Database
-from hpo.search.notify import check_url, notifying
-from hpo.search.spec import StudySpec
-from hpo.search.study import Study
-from hpo.search.trial import Cause, Failed
+from hpo.launch import notify
+from hpo.launch.notify import check_url, notifying
+from hpo.space.spec import StudySpec
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Cause, Failed
 
 Make = Callable[..., Study]
 

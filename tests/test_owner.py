@@ -14,9 +14,9 @@ import pytest
 from test_database import answers, fresh, postmaster
 
 from hpo.errors import DatabaseError
-from hpo.search.database import EmbeddedServer
-from hpo.search.filesystem import NETWORK, is_lasting, network_filesystem
-from hpo.search.owner import this_place
+from hpo.store.database import EmbeddedServer
+from hpo.store.filesystem import NETWORK, is_lasting, network_filesystem
+from hpo.store.owner import this_place
 
 __all__ = ["fresh"]
 
@@ -130,7 +130,7 @@ def test_another_place_is_refused(owned: EmbeddedServer, changes: dict[str, str]
 WRITES = """
 import sys, time
 import psycopg2
-from hpo.search.database import open_database
+from hpo.store.database import open_database
 connection = psycopg2.connect(open_database().url.replace("+psycopg2", ""))
 connection.autocommit = True
 with connection.cursor() as cursor:
@@ -184,7 +184,7 @@ def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> No
 
 COUNT = """
 import psycopg2
-from hpo.search.database import open_database
+from hpo.store.database import open_database
 with psycopg2.connect(open_database().url.replace("+psycopg2", "")).cursor() as cursor:
     cursor.execute("SELECT count(*) FROM written")
     print(cursor.fetchone()[0])

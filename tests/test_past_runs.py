@@ -19,13 +19,13 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import from_lab_arguments, lab_arguments
 from hpo.decoder.trainer import PER
 from hpo.errors import DataError
-from hpo.evidence.past_runs import PastRun, read_lab_run, read_runs
-from hpo.evidence.report import as_text, build_report
-from hpo.search.ledger import Process
-from hpo.search.pick import best_of, pick_trial
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Completed
+from hpo.past.past_runs import PastRun, read_lab_run, read_runs
+from hpo.report.report import as_text, build_report
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.ledger import Process
+from hpo.study.pick import best_of, pick_trial
+from hpo.study.study import Study
+from hpo.study.trial import Completed
 from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from hpo.data.pickles import check_torch_file, unpickle
 from hpo.decoder.artifact import load_decoder
-from hpo.decoder.pickles import check_torch_file, unpickle
 from hpo.errors import DataError
 
 FUZZ = Path(__file__).with_name("pickle_fuzz.py")
@@ -181,7 +181,7 @@ def test_a_crafted_pickle_is_one_line(tmp_path: Path, name: str) -> None:
     """Read in a process of its own: with Python's unpickler six of these end by a signal."""
     path = tmp_path / "crafted"
     path.write_bytes(b"\x80\x04" + CRAFTED[name] + b".")
-    code = "import sys; from pathlib import Path; from hpo.decoder.pickles import unpickle; unpickle(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from hpo.data.pickles import unpickle; unpickle(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode == 1, (done.returncode, done.stderr[-300:])
     last = done.stderr.strip().splitlines()[-1]

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from test_study import HERE, RECORD, completed, report
 
+from hpo.analysis.plan import Cost, build_plan
 from hpo.cli import main
 from hpo.errors import StudyError
-from hpo.evidence.plan import Cost, build_plan
-from hpo.search.spec import StudySpec
-from hpo.search.study import Study
+from hpo.space.spec import StudySpec
+from hpo.study.study import Study
 
 SECONDS = 900.0
 

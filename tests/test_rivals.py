@@ -13,8 +13,8 @@ from methods import Nothing
 from rivals import METHODS, absent
 from simulate import Surrogate, simulate, surrogate_of
 
-from hpo.search.point import Point
-from hpo.search.stopping import non_finite
+from hpo.curve import Point
+from hpo.space.stopping import non_finite
 
 FACTOR = {"ray": 4, "syne": 3}  # their defaults: the best of so many go on
 

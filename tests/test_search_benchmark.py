@@ -19,12 +19,12 @@ sys.path.insert(0, str(FOLDER))
 from methods import Ours, Own, tpe  # noqa: E402
 from simulate import Curves, Rules, Search, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
 
-from hpo.search.ledger import Process  # noqa: E402
-from hpo.search.point import Point  # noqa: E402
-from hpo.search.spec import Policy  # noqa: E402
-from hpo.search.stopping import OwnPast, Stop  # noqa: E402
-from hpo.search.study import Study  # noqa: E402
-from hpo.search.trial import Completed, Stopped, Trial  # noqa: E402
+from hpo.curve import Point  # noqa: E402
+from hpo.space.spec import Policy  # noqa: E402
+from hpo.space.stopping import OwnPast, Stop  # noqa: E402
+from hpo.store.ledger import Process  # noqa: E402
+from hpo.study.study import Study  # noqa: E402
+from hpo.study.trial import Completed, Stopped, Trial  # noqa: E402
 from hpo.trainer import Score  # noqa: E402
 
 SCALE = 10**9  # reference length of a Score that holds a PER with nine digits

@@ -17,7 +17,7 @@ from conftest import execute
 from sqlalchemy import make_url
 
 from hpo.errors import CallerError, DatabaseError
-from hpo.search.database import Database, EmbeddedServer, has_password, open_database
+from hpo.store.database import Database, EmbeddedServer, has_password, open_database
 
 WARNING = "other users of this machine can read the password of --database in `ps`"
 

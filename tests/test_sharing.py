@@ -9,15 +9,16 @@ import pytest
 from commands import long
 
 from hpo.errors import CallerError
-from hpo.search import sharing
-from hpo.search.budget import Budget
-from hpo.search.database import Database
-from hpo.search.dataset import look_at_data
-from hpo.search.launch import Launcher, plan_workers
-from hpo.search.sharing import Sharing, free_memory
-from hpo.search.spec import load_spec
-from hpo.search.study import Study
-from hpo.search.trial import Record
+from hpo.launch import sharing
+from hpo.launch.launcher import Launcher, plan_workers
+from hpo.launch.sharing import Sharing
+from hpo.space.budget import Budget
+from hpo.space.spec import load_spec
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.worker.dataset import look_at_data
+from hpo.worker.device import free_memory
 
 GIB = 2**30
 

@@ -20,13 +20,13 @@ from slurm_cluster import Cluster
 from sqlalchemy import make_url
 
 from hpo.errors import CallerError
-from hpo.search import slurm, slurm_element
-from hpo.search.database import Database
-from hpo.search.launch import Launcher, Plan
-from hpo.search.signals import STOP_SIGNALS, StopFlag
-from hpo.search.slurm import Element, Job, batch_script
-from hpo.search.study import Study
-from hpo.search.trial import Record
+from hpo.launch import slurm, slurm_element
+from hpo.launch.launcher import Launcher, Plan
+from hpo.launch.slurm import Element, Job, batch_script
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.worker.signals import STOP_SIGNALS, StopFlag
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm.sh"
 ROOT = Path(__file__).parents[1]

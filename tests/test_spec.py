@@ -5,7 +5,7 @@ from conftest import TINY, decoder_config
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import SpecError
-from hpo.search.spec import BUNDLED, StudySpec, find_space, load_spec, parse_settings
+from hpo.space.spec import BUNDLED, StudySpec, find_space, load_spec, parse_settings
 
 LR = "optimizer.lr: {low: 1e-4, high: 5e-2, log: true}"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from hpo.search.spec import StudySpec
-from hpo.search.study import Study
+from hpo.space.spec import StudySpec
+from hpo.study.study import Study
 
 HEAVY = ("torch", "scipy", "sklearn", "matplotlib")
 RUN = f"""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hpo.evidence.stats import compare, holm, score_interval, seeds_to_separate
+from hpo.analysis.stats import compare, holm, score_interval, seeds_to_separate
 from hpo.trainer import Score
 
 DRAWS = 1000

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpo.curve import Point
 from hpo.decoder.trainer import PER
-from hpo.search.point import Point
-from hpo.search.stopping import OwnPast, Stop
+from hpo.space.stopping import OwnPast, Stop
 from hpo.trainer import Metric
 
 RULE = OwnPast()

@@ -18,12 +18,12 @@ from click.testing import CliRunner, Result
 from conftest import tiny_contents
 
 from hpo.cli import main
+from hpo.data.formats import open_source, read_sentences
+from hpo.data.sentences import Partition, Row, Stream
+from hpo.data.store import convert
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import load_data, load_for_scoring
 from hpo.decoder.facts import data_facts
-from hpo.decoder.formats import open_source, read_sentences
-from hpo.decoder.sentences import Partition, Row, Stream
-from hpo.decoder.store import convert
 from hpo.errors import CallerError, DataError, MachineError
 
 MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)

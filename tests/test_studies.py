@@ -13,12 +13,12 @@ from test_study import HERE, claim, completed
 
 from hpo.cli import main
 from hpo.errors import StudyError
-from hpo.search import control
-from hpo.search.database import Database
-from hpo.search.paths import study_folder
-from hpo.search.spec import StudySpec
-from hpo.search.storage import open_storage
-from hpo.search.study import Study
+from hpo.space.spec import StudySpec
+from hpo.store.database import Database
+from hpo.store.storage import open_storage
+from hpo.study import control
+from hpo.study.paths import study_folder
+from hpo.study.study import Study
 
 Make = Callable[..., Study]
 

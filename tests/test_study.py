@@ -19,17 +19,17 @@ from sqlalchemy.engine import Connection, Row
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import DatabaseAwayError, StudyError
-from hpo.evidence.report import build_report
-from hpo.search import ledger
-from hpo.search.database import Database
-from hpo.search.ledger import Process
-from hpo.search.pick import best_of
-from hpo.search.record import in_thin_curve
-from hpo.search.spec import StudySpec, load_spec
-from hpo.search.stopping import Stop
-from hpo.search.study import Study
-from hpo.search.tables import curve_table
-from hpo.search.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial, is_over
+from hpo.report.report import build_report
+from hpo.space.spec import StudySpec, load_spec
+from hpo.space.stopping import Stop
+from hpo.store import ledger
+from hpo.store.database import Database
+from hpo.store.ledger import Process
+from hpo.store.tables import curve_table
+from hpo.study.pick import best_of
+from hpo.study.record import in_thin_curve
+from hpo.study.study import Study
+from hpo.study.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, Trial, is_over
 from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}

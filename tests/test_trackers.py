@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from conftest import recordings
 
 from hpo.cli import main
+from hpo.curve import Point
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError
-from hpo.search import trackers
-from hpo.search.point import Point
-from hpo.search.spec import StudySpec
-from hpo.search.study import Study
-from hpo.search.trackers import Subject, Tracker, Trackers, check, choose, chosen
-from hpo.search.worker import Worker
+from hpo.space.spec import StudySpec
+from hpo.study.study import Study
+from hpo.worker import trackers
+from hpo.worker.trackers import Subject, Tracker, Trackers, check, choose, chosen
+from hpo.worker.worker import Worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from test_study import HERE, RECORD, claim
 
-from hpo.search import ledger
-from hpo.search.spec import Policy, StudySpec
-from hpo.search.study import Study
-from hpo.search.trial import Interrupted
+from hpo.space.spec import Policy, StudySpec
+from hpo.store import ledger
+from hpo.study.study import Study
+from hpo.study.trial import Interrupted
 
 
 def test_a_study_with_a_removed_policy_goes_on_and_its_parked_trials_too(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpo.search.version import HERE, SAME_RESULTS, SHAPES_RESULTS, code_version, meaning, same_results
+from hpo.study.version import PACKAGE, SAME_RESULTS, SHAPES_RESULTS, code_version, meaning, same_results
 
 CODE = '''
 """About."""
@@ -56,7 +56,7 @@ def test_what_the_code_does_changes_it(before: str, after: str) -> None:
 
 
 def test_all_files_are_there_and_earlier_versions_fit_as_long_as_nothing_changed() -> None:
-    assert all((HERE / name).is_file() for name in SHAPES_RESULTS)
+    assert all((PACKAGE / name).is_file() for name in SHAPES_RESULTS)
     assert same_results(code_version(), code_version())
     assert not same_results(code_version(), "0.1.0 00000000")
     for version, earlier in SAME_RESULTS.items():

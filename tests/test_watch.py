@@ -17,13 +17,13 @@ from sqlalchemy import event
 from test_study import DIVERGED, HERE, claim, completed, report
 
 from hpo.cli import main
-from hpo.display import changes, sparkline, watch_picture
-from hpo.search import control
-from hpo.search.ledger import this_host
-from hpo.search.paths import study_folder
-from hpo.search.snapshot import Snapshot, snapshot
-from hpo.search.spec import StudySpec
-from hpo.search.study import Study
+from hpo.space.spec import StudySpec
+from hpo.store.ledger import this_host
+from hpo.study import control
+from hpo.study.paths import study_folder
+from hpo.study.snapshot import Snapshot, snapshot
+from hpo.study.study import Study
+from hpo.terminal.tables import changes, sparkline, watch_picture
 
 Make = Callable[..., Study]
 

@@ -15,14 +15,14 @@ from hpo.decoder.artifact import load_decoder, save_decoder
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.training import GruTraining, Recordings
 from hpo.errors import MemoryShortError
-from hpo.search.checkpoint import begin, checkpoints
-from hpo.search.ledger import Process
-from hpo.search.signals import StopFlag
-from hpo.search.spec import load_spec
-from hpo.search.study import Study
-from hpo.search.tables import trial_table
-from hpo.search.trial import Completed, Stopped, Trial
-from hpo.search.worker import Worker, _Run
+from hpo.space.spec import load_spec
+from hpo.store.ledger import Process
+from hpo.store.tables import trial_table
+from hpo.study.study import Study
+from hpo.study.trial import Completed, Stopped, Trial
+from hpo.worker.checkpoint import begin, checkpoints
+from hpo.worker.signals import StopFlag
+from hpo.worker.worker import Worker, _Run
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 

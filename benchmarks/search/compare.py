@@ -23,7 +23,7 @@ from rivals import absent
 from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, simulate, surrogate_of
 from threadpoolctl import threadpool_limits
 
-from hpo.search.spec import DEFAULT_POLICY
+from hpo.space.spec import DEFAULT_POLICY
 
 HERE = Path(__file__).parent
 CLOSE = (0.05, 0.02)

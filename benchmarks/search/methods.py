@@ -13,12 +13,12 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from simulate import Curves, Rules, Search
 
+from hpo.curve import Point
 from hpo.decoder.trainer import PER
-from hpo.search.point import Point
-from hpo.search.policy import Seen, propose
-from hpo.search.sampling import distribution, sampler_of
-from hpo.search.spec import Policy, SamplerSettings, StudySpec
-from hpo.search.stopping import OwnPast, Stop
+from hpo.space.policy import Seen, propose
+from hpo.space.spec import Policy, SamplerSettings, StudySpec
+from hpo.space.stopping import OwnPast, Stop
+from hpo.study.sampling import distribution, sampler_of
 
 STARTUP_TRIALS = SamplerSettings().startup_trials  # the demo profile, with which tables are made, may have fewer
 

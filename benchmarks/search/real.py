@@ -9,14 +9,14 @@ import argparse
 import time
 from statistics import mean, stdev
 
-from hpo.evidence.weights import score, weights_of
-from hpo.search.database import open_database
-from hpo.search.dataset import look_at_data
-from hpo.search.launch import Launcher, Plan
-from hpo.search.pick import best_of
-from hpo.search.spec import DEFAULT_POLICY, find_space, load_spec
-from hpo.search.study import Study
-from hpo.search.version import code_version
+from hpo.analysis.weights import score, weights_of
+from hpo.launch.launcher import Launcher, Plan
+from hpo.space.spec import DEFAULT_POLICY, find_space, load_spec
+from hpo.store.database import open_database
+from hpo.study.pick import best_of
+from hpo.study.study import Study
+from hpo.study.version import code_version
+from hpo.worker.dataset import look_at_data
 
 
 def search(policy: str, seed: int, hours: float, workers: int) -> tuple[Study, float]:

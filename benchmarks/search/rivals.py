@@ -24,10 +24,10 @@ from methods import Method, drawn
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from simulate import Curves
 
-from hpo.search.point import Point
-from hpo.search.sampling import distribution, seed_of
-from hpo.search.spec import StudySpec
-from hpo.search.stopping import Stop
+from hpo.curve import Point
+from hpo.space.spec import StudySpec
+from hpo.space.stopping import Stop
+from hpo.study.sampling import distribution, seed_of
 
 
 def flat(spec: StudySpec, language: ModuleType, beyond: int) -> dict[str, Any]:

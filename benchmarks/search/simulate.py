@@ -23,14 +23,14 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 
+from hpo.curve import Point
 from hpo.decoder.trainer import PER
-from hpo.search.point import Point
-from hpo.search.policy import Model, Seen
-from hpo.search.sampling import seed_of
-from hpo.search.space import Cube
-from hpo.search.spec import DEFAULT_POLICY, StudySpec
-from hpo.search.stopping import Stop, not_finite
-from hpo.search.upgrade import upgraded_spec
+from hpo.space.cube import Cube
+from hpo.space.policy import Model, Seen
+from hpo.space.spec import DEFAULT_POLICY, StudySpec
+from hpo.space.stopping import Stop, not_finite
+from hpo.space.upgrade import upgraded_spec
+from hpo.study.sampling import seed_of
 
 HERE = Path(__file__).parent
 STEP_SECONDS, EVALUATION_SECONDS = 0.0166, 0.064  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`

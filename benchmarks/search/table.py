@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from hpo.decoder.formats import read_sentences
+from hpo.curve import Point
+from hpo.data.formats import read_sentences
 from hpo.errors import StudyError
-from hpo.search.database import home, open_database
-from hpo.search.dataset import look_at_data
-from hpo.search.launch import Launcher, Plan
-from hpo.search.point import Point
-from hpo.search.space import Cube
-from hpo.search.spec import StudySpec, find_space, load_spec
-from hpo.search.study import Study
-from hpo.search.version import code_version
+from hpo.launch.launcher import Launcher, Plan
+from hpo.space.cube import Cube
+from hpo.space.spec import StudySpec, find_space, load_spec
+from hpo.store.database import home, open_database
+from hpo.study.study import Study
+from hpo.study.version import code_version
+from hpo.worker.dataset import look_at_data
 
 HERE = Path(__file__).parent
 SIZES = {"a": {"sobol": 200, "tpe": 104, "again": 60}, "b": {"sobol": 80, "tpe": 40, "again": 20}}

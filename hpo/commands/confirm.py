@@ -12,9 +12,9 @@ from hpo.commands.shared import code_option, data_option, database_option, devic
 from hpo.errors import CallerError
 
 if TYPE_CHECKING:
-    from hpo.evidence.retrain import Train
-    from hpo.search.database import Database
-    from hpo.search.study import Study
+    from hpo.analysis.retrain import Train
+    from hpo.store.database import Database
+    from hpo.study.study import Study
 
 LOOK_SECONDS = 2.0  # at trials that run elsewhere
 
@@ -40,8 +40,8 @@ def confirm(study: str, top: int, seeds: int, database: str | None, as_json: boo
 
     Ctrl-C stops the workers; the same line goes on. Other machines may join by hpo worker --study STUDY.confirm.
     """
-    from hpo.evidence.confirm import as_text, choose
-    from hpo.evidence.confirm import confirm as confirmed
+    from hpo.analysis.confirm import as_text, choose
+    from hpo.analysis.confirm import confirm as confirmed
     from hpo.trainer import named
 
     opened, parent = _opened(study, database)
@@ -54,18 +54,18 @@ def confirm(study: str, top: int, seeds: int, database: str | None, as_json: boo
 
 
 def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
-    from hpo.search.database import open_database
-    from hpo.search.study import Study
+    from hpo.store.database import open_database
+    from hpo.study.study import Study
 
     opened = open_database(database)
     return opened, Study.open(opened, study)
 
 
 def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainings: int, as_json: bool) -> "Study":
-    from hpo.evidence.retrain import cost
-    from hpo.search.child import open_child
-    from hpo.search.trackers import choose, chosen
-    from hpo.search.version import code_version
+    from hpo.analysis.retrain import cost
+    from hpo.study.child import open_child
+    from hpo.study.version import code_version
+    from hpo.worker.trackers import choose, chosen
 
     child = open_child(opened, parent, kind, ("test",) if kind == "confirm" else ())
     child.settle(parent.artifacts, code_version(parent.spec.trainer))
@@ -82,11 +82,11 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     """Look at what training needs. Returns what runs a child's waiting trials to their end here, and how many workers it has."""
     from rich.console import Console
 
-    from hpo.display import Display
+    from hpo.analysis.retrain import check_data
     from hpo.errors import StudyError
-    from hpo.evidence.retrain import check_data
-    from hpo.search.launch import Launcher, plan_workers
-    from hpo.search.version import check_code
+    from hpo.launch.launcher import Launcher, plan_workers
+    from hpo.study.version import check_code
+    from hpo.terminal.tables import Display
 
     plan = plan_workers(workers, device, per_gpu)
     check_code(parent, allow_different_code)
@@ -126,7 +126,7 @@ def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, selec
 
     Ctrl-C stops the workers; the same line goes on. Other machines may join by hpo worker --study STUDY.ablate.
     """
-    from hpo.evidence import ablate as path
+    from hpo.analysis import ablate as path
     from hpo.trainer import named
 
     if start is None and not ask:

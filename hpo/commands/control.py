@@ -8,7 +8,7 @@ import click
 from hpo.commands.shared import database_option, open_study, study_option
 
 if TYPE_CHECKING:
-    from hpo.search.study import Study
+    from hpo.study.study import Study
 
 reason_option = click.option("--reason", default="", metavar="TEXT", help="Why; kept, and shown with it.")
 trial_option = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial's number.")
@@ -20,7 +20,7 @@ trial_option = click.option("--trial", type=click.IntRange(min=0), metavar="N", 
 @database_option
 def pause(study: str, reason: str, database: str | None) -> None:
     """Hand all running trials back with a checkpoint. Workers wait, with their data loaded, for hpo resume."""
-    from hpo.search import control
+    from hpo.study import control
 
     found = open_study(study, database)
     running = found.standing().running
@@ -32,7 +32,7 @@ def pause(study: str, reason: str, database: str | None) -> None:
 @database_option
 def resume(study: str, database: str | None) -> None:
     """Go on with a study that was paused or stopped."""
-    from hpo.search import control
+    from hpo.study import control
 
     ended = control.resume(open_study(study, database))
     if ended is None:
@@ -49,7 +49,7 @@ def resume(study: str, database: str | None) -> None:
 @database_option
 def stop(study: str, reason: str, database: str | None) -> None:
     """Hand all running trials back with a checkpoint, and let the workers leave. The same launch line goes on with the study."""
-    from hpo.search import control
+    from hpo.study import control
 
     found = open_study(study, database)
     running = found.standing().running
@@ -67,12 +67,12 @@ def _handed_back(running: int) -> str:
 @database_option
 def kill(study: str, trial: int, reason: str, database: str | None) -> None:
     """End one trial, running or waiting: stopped by hand, with who and why. Its worker takes the next one."""
-    from hpo.search import control
+    from hpo.study import control
 
     found = open_study(study, database)
     ran = control.kill(found, trial, reason)
     if not ran:  # else its worker removes the checkpoints
-        from hpo.search.paths import study_folder, trial_folder
+        from hpo.study.paths import study_folder, trial_folder
 
         shutil.rmtree(trial_folder(study_folder(found), trial), ignore_errors=True)
     click.echo(f"trial {trial} is stopped by hand; {'its worker takes the next one within seconds' if ran else 'it did not run'}. "
@@ -87,8 +87,8 @@ def kill(study: str, trial: int, reason: str, database: str | None) -> None:
 def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str | None) -> None:
     """Try a configuration of your own: the next trial to begin. The budget stays as it is."""
     from hpo.errors import CallerError
-    from hpo.search import control
-    from hpo.search.spec import parse_settings
+    from hpo.space.spec import parse_settings
+    from hpo.study import control
 
     if not values and not like:
         raise CallerError("hpo enqueue: no values. Valid: FIELD=VALUE such as optimizer.lr=0.01, or --like best")
@@ -103,7 +103,7 @@ def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str
 
 
 def _values_of(study: "Study", like: str) -> dict[str, Any]:
-    from hpo.search.pick import pick_trial
+    from hpo.study.pick import pick_trial
 
     return study.spec.start_values(like) if like in study.spec.starts else pick_trial(study, like).params
 
@@ -115,7 +115,7 @@ def _values_of(study: "Study", like: str) -> dict[str, Any]:
 @database_option
 def note(study: str, trial: int | None, text: str, database: str | None) -> None:
     """Add TEXT to the note of the study, or of a trial, that optuna-dashboard shows, with your name and the time."""
-    from hpo.search import control
+    from hpo.study import control
 
     control.note(open_study(study, database), text, trial)
     click.echo(f"noted on {'study ' + study if trial is None else f'trial {trial}'}")

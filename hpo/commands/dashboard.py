@@ -17,6 +17,6 @@ from hpo.commands.shared import complete_study, database_option
 def dashboard(study: str | None, port: int, host: str, read_only: bool, base_path: str, no_browser: bool, database: str | None) -> None:
     """Serve the studies as web pages: curves, plots, notes and files of every trial. Runs until Ctrl-C."""
     from hpo.dashboard.server import serve
-    from hpo.search.database import open_database
+    from hpo.store.database import open_database
 
     serve(open_database(database), study, host, port, base_path, read_only, not no_browser, click.echo)

@@ -16,18 +16,18 @@ from hpo.errors import CallerError
 @json_option
 def effects(study: str, plot: Path | None, database: str | None, as_json: bool) -> None:
     """Show which parameters matter, which pairs of them interact, and whether that is more than noise."""
-    from hpo.evidence.effects import build_effects, effects_text
+    from hpo.analysis.effects import build_effects, effects_text
     from hpo.trainer import named
 
     if plot:
-        from hpo.evidence.heatmap import check_plot
+        from hpo.report.heatmap import check_plot
 
         check_plot(plot)
     opened = open_study(study, database)
     metric = opened.spec.metric
     found = build_effects(opened)
     if plot:
-        from hpo.evidence.heatmap import draw
+        from hpo.report.heatmap import draw
 
         draw(found, plot, metric)
     shown = json.dumps(named(found, metric), indent=2) if as_json else effects_text(found, metric)
@@ -52,7 +52,7 @@ def effects(study: str, plot: Path | None, database: str | None, as_json: bool) 
 def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, device: str | None, database: str | None,
              as_json: bool) -> None:  # fmt: skip
     """Combine finished trials, chosen on validation, and score the combination on test beside the best single one."""
-    from hpo.evidence.ensemble import build_ensemble, ensemble_text
+    from hpo.analysis.ensemble import build_ensemble, ensemble_text
     from hpo.trainer import named, offered
 
     numbers = [part.strip() for part in trials.split(",")] if trials is not None else []
@@ -73,7 +73,7 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
 @json_option
 def plan(study: str, gpus: int, hours: float, database: str | None, as_json: bool) -> None:
     """Show how many trials fit into some GPUs and hours, by what the trials so far have cost."""
-    from hpo.evidence.plan import build_plan, plan_text
+    from hpo.analysis.plan import build_plan, plan_text
     from hpo.trainer import named
 
     opened = open_study(study, database)

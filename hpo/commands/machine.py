@@ -23,7 +23,7 @@ def doctor(study: str | None, data: Path | None, artifacts: Path | None, databas
     """
     from dataclasses import asdict
 
-    from hpo.search.doctor import as_text, examine
+    from hpo.launch.doctor import as_text, examine
 
     findings = examine(study, database, data, artifacts)
     click.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else as_text(findings))
@@ -57,7 +57,7 @@ def data_check(path: Path | None, kernel: int | None, stride: int | None, as_jso
     else:
         from rich.console import Console
 
-        from hpo.display import data_picture
+        from hpo.terminal.tables import data_picture
 
         Console(highlight=False).print(data_picture(facts))
     if facts["fault"]:
@@ -71,8 +71,8 @@ def data_check(path: Path | None, kernel: int | None, stride: int | None, as_jso
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 def data_convert(source: Path, out: Path) -> None:
     """Write the data set SRC as OUT, a folder that opens at once and that all workers of a machine share in memory."""
-    from hpo.decoder.formats import open_source
-    from hpo.decoder.store import convert
+    from hpo.data.formats import open_source
+    from hpo.data.store import convert
 
     try:
         manifest = convert(open_source(source), out)
@@ -94,7 +94,7 @@ def database() -> None:
 @database.command(name="status")
 def database_status() -> None:
     """Say whether it runs and where its data are."""
-    from hpo.search.database import EmbeddedServer, home
+    from hpo.store.database import EmbeddedServer, home
 
     server = EmbeddedServer(home())
     url = server.url()
@@ -107,7 +107,7 @@ def database_status() -> None:
 @database.command(name="stop")
 def database_stop() -> None:
     """Stop it, for every process that uses it. The next command that needs it starts it again."""
-    from hpo.search.database import EmbeddedServer, home
+    from hpo.store.database import EmbeddedServer, home
 
     click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")
 
@@ -116,7 +116,7 @@ def database_stop() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def database_adopt(yes: bool) -> None:
     """Let this machine run it from now on, when the machine that ran it is gone for good."""
-    from hpo.search.database import EmbeddedServer, home
+    from hpo.store.database import EmbeddedServer, home
 
     server = EmbeddedServer(home())
     if server.url():

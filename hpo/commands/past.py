@@ -10,7 +10,7 @@ from hpo.commands.shared import database_option, json_option, open_study
 from hpo.errors import CallerError
 
 if TYPE_CHECKING:
-    from hpo.evidence.past_runs import PastRun
+    from hpo.past.past_runs import PastRun
     from hpo.trainer import Metric
 
 path_argument = click.Path(path_type=Path)
@@ -20,8 +20,8 @@ map_option = click.option("--map", "maps", multiple=True, metavar="COLUMN=FIELD"
 
 
 def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, str]]":
-    from hpo.evidence.past_runs import read_runs
-    from hpo.evidence.past_tables import parse_maps
+    from hpo.past.past_runs import read_runs
+    from hpo.past.past_tables import parse_maps
 
     return read_runs(path, parse_maps(maps))
 
@@ -47,9 +47,9 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
     """
     from rich.console import Console
 
-    from hpo.display import past_picture
-    from hpo.evidence.importing import facts, import_runs, runs_of, stated
-    from hpo.search.spec import parse_settings
+    from hpo.past.importing import facts, import_runs, runs_of, stated
+    from hpo.space.spec import parse_settings
+    from hpo.terminal.tables import past_picture
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named, offered
 
     if same_data and not study:
@@ -93,8 +93,8 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has it); the others are Optuna's
     pruners.
     """
-    from hpo.evidence.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
-    from hpo.evidence.backtest import backtest as replay
+    from hpo.past.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
+    from hpo.past.backtest import backtest as replay
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named
 
     if (runs_dir is None) == (study is None):
@@ -115,7 +115,7 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     if with_sweep:
         found["sweep"] = shown["sweep"] = sweep(curves, own_past)
     if plot:
-        from hpo.evidence.pictures import backtest_picture
+        from hpo.past.pictures import backtest_picture
 
         backtest_picture(found, curves, plot)
     if opened:
@@ -129,7 +129,7 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
 def _print_backtest(found: dict[str, Any], metric: "Metric", plot: Path | None) -> None:
     from rich.console import Console
 
-    from hpo.display import backtest_picture
+    from hpo.terminal.tables import backtest_picture
 
     Console(highlight=False).print(backtest_picture(found, metric))
     if plot:

@@ -10,8 +10,8 @@ from hpo.commands.shared import data_option, database_option, device_option, jso
 from hpo.errors import CallerError
 
 if TYPE_CHECKING:
-    from hpo.decoder.formats import Partition
-    from hpo.search.study import Study
+    from hpo.data.formats import Partition
+    from hpo.study.study import Study
 
 
 @click.command()
@@ -26,8 +26,8 @@ def report(study: str, database: str | None, as_json: bool, html: Path | None, m
     if as_json or not (html or md):
         print_report(found, database, as_json)
     if html or md:
-        from hpo.evidence.page import as_html, as_markdown
-        from hpo.evidence.report_page import facts_of, page_of
+        from hpo.report.page import as_html, as_markdown
+        from hpo.report.report_page import facts_of, page_of
 
         page = page_of(facts_of(found))
         for option, path, render in (("--html", html, as_html), ("--md", md, as_markdown)):
@@ -53,13 +53,13 @@ def _write(option: str, path: Path, text: str) -> None:
 @database_option
 def export(study: str, trial: str, kind: str, weights: str, out: Path, database: str | None) -> None:
     """Write a trial's configuration as YAML, or its model for the lab's own code."""
-    from hpo.evidence.report import export_text
+    from hpo.report.report import export_text
     from hpo.trainer import offered
 
     found = open_study(study, database)
     if kind == "neural_seq_decoder":
         offered(found.spec.trainer, "reference folder", "export to neural_seq_decoder")
-        from hpo.evidence.weights import export_reference
+        from hpo.analysis.weights import export_reference
 
         click.echo("\n".join(export_reference(found, trial, weights, out)))
         return
@@ -81,7 +81,7 @@ def export(study: str, trial: str, kind: str, weights: str, out: Path, database:
 def evaluate(model: str, study: str | None, weights: str, data: Path | None, partition: "Partition", padding: str | None,
              device: str | None, database: str | None, as_json: bool) -> None:  # fmt: skip
     """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
-    from hpo.evidence.weights import score, score_text, weights_of
+    from hpo.analysis.weights import score, score_text, weights_of
     from hpo.trainer import offered
 
     path = Path(model)
@@ -94,7 +94,7 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
 
 
 def print_report(study: "Study", database: str | None, as_json: bool = False) -> None:
-    from hpo.evidence.report import as_text, build_report, next_command
+    from hpo.report.report import as_text, build_report, next_command
     from hpo.trainer import named
 
     report, metric = build_report(study), study.spec.metric

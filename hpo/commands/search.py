@@ -22,19 +22,19 @@ from hpo.commands.shared import (
 from hpo.errors import CallerError, WorkerError
 
 if TYPE_CHECKING:
-    from hpo.search.budget import Budget
-    from hpo.search.database import Database
-    from hpo.search.launch import Launcher
-    from hpo.search.slurm import Job
-    from hpo.search.spec import StudySpec
-    from hpo.search.study import Study
-    from hpo.search.trial import Record
+    from hpo.launch.launcher import Launcher
+    from hpo.launch.slurm import Job
+    from hpo.space.budget import Budget
+    from hpo.space.spec import StudySpec
+    from hpo.store.database import Database
+    from hpo.study.study import Study
+    from hpo.study.trial import Record
 
 
 def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
     if not url:
         return None
-    from hpo.search.notify import check_url
+    from hpo.launch.notify import check_url
 
     return check_url(url)
 
@@ -42,7 +42,7 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
 def _checked_trackers(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> list[str] | None:
     if not names:
         return None
-    from hpo.search.trackers import check
+    from hpo.worker.trackers import check
 
     return check(names)
 
@@ -75,18 +75,18 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
 
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
     """
-    from hpo.search.spec import find_space
-    from hpo.search.storage import check_name
+    from hpo.space.spec import find_space
+    from hpo.store.storage import check_name
 
     path = find_space(space)
     check_name(name or path.stem)
     spec = _spec(path, data, profile, settings, trials, policy)
-    from hpo.search import control
-    from hpo.search.database import open_database
-    from hpo.search.dataset import look_at_data
-    from hpo.search.launch import Launcher, Plan, plan_workers
-    from hpo.search.study import Study
-    from hpo.search.version import check_code, code_version
+    from hpo.launch.launcher import Launcher, Plan, plan_workers
+    from hpo.store.database import open_database
+    from hpo.study import control
+    from hpo.study.study import Study
+    from hpo.study.version import check_code, code_version
+    from hpo.worker.dataset import look_at_data
 
     plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(workers, device, per_gpu)
     looked = look_at_data(data, spec)
@@ -127,8 +127,8 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
 
 def _track(study: "Study", names: list[str] | None) -> list[str]:
     """Remember the trackers; None: what they were. Returns lines for people."""
-    from hpo.search.paths import study_folder
-    from hpo.search.trackers import FOLDER, choose, chosen
+    from hpo.study.paths import study_folder
+    from hpo.worker.trackers import FOLDER, choose, chosen
 
     if names is not None:
         choose(study, names)
@@ -140,8 +140,8 @@ def _run(launcher: "Launcher", notify: str | None) -> str:
     """Run the workers and show the trials. Returns how that ended."""
     from rich.console import Console
 
-    from hpo.display import Display
-    from hpo.search.notify import notifying
+    from hpo.launch.notify import notifying
+    from hpo.terminal.tables import Display
 
     def show(records: "list[Record]", budget: "Budget", away: bool) -> None:
         display(records, budget, away)
@@ -173,7 +173,7 @@ def _conclude(study: "Study", end: str, worked: bool) -> None:
 
 def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[str, ...], trials: int | None,
           policy: str | None) -> "StudySpec":  # fmt: skip
-    from hpo.search.spec import DEMO_PROFILE, has_profile, load_spec, parse_settings
+    from hpo.space.spec import DEMO_PROFILE, has_profile, load_spec, parse_settings
 
     if profile is None and data is None and has_profile(path, DEMO_PROFILE):
         profile = DEMO_PROFILE
@@ -187,8 +187,8 @@ def _slurm_job(cluster: dict[str, Any], workers: int | None, device: str | None,
             option = {"options": "slurm-option", "more": "slurm-more"}.get(key, key.replace("_", "-"))
             raise CallerError(f"--{option} without --slurm: it is for a cluster. Add --slurm to submit workers to one")
         return None
-    from hpo.search.launch import check_per_gpu, check_whole_node
-    from hpo.search.slurm import Job, check_surroundings
+    from hpo.launch.launcher import check_per_gpu, check_whole_node
+    from hpo.launch.slurm import Job, check_surroundings
 
     if workers is not None:
         raise CallerError(f"--workers {workers} with --slurm: a node runs a worker per GPU. Give --nodes, --gpus-per-node, --per-gpu")
@@ -201,7 +201,7 @@ def _slurm_job(cluster: dict[str, Any], workers: int | None, device: str | None,
 
 def _submit(study: "Study", opened: "Database", job: "Job", data: Path | None, device: str | None, per_gpu: str | None,
             allow_different_code: bool) -> None:  # fmt: skip
-    from hpo.search.slurm import after_submission, elements, in_words, submit
+    from hpo.launch.slurm import after_submission, elements, in_words, submit
 
     there = [element for element in elements(study) if element.state != "COMPLETING"]
     if there and not job.more:
@@ -233,14 +233,14 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     """
     import logging
 
-    from hpo.search import slurm_element
-    from hpo.search.database import open_database
-    from hpo.search.device import choose_device
-    from hpo.search.launch import plan_node
-    from hpo.search.reporter import persistently
-    from hpo.search.signals import StopFlag
-    from hpo.search.study import Study
-    from hpo.search.worker import run_worker
+    from hpo.launch import slurm_element
+    from hpo.launch.launcher import plan_node
+    from hpo.store.database import open_database
+    from hpo.study.study import Study
+    from hpo.worker.device import choose_device
+    from hpo.worker.reporter import persistently
+    from hpo.worker.signals import StopFlag
+    from hpo.worker.worker import run_worker
 
     if (per_gpu or requeue) and not all_gpus:
         raise CallerError("--per-gpu and --requeue are for all the workers of a machine: add --all-gpus")

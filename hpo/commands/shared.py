@@ -10,7 +10,7 @@ import click
 from hpo.errors import CallerError, HpoError, MachineError, os_error_text
 
 if TYPE_CHECKING:
-    from hpo.search.study import Study
+    from hpo.study.study import Study
 
 
 class Commands(click.Group):
@@ -31,7 +31,7 @@ class Commands(click.Group):
 
 def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
     if url:
-        from hpo.search.database import has_password
+        from hpo.store.database import has_password
 
         if has_password(url):
             click.echo("hpo: warning: other users of this machine can read the password of --database in `ps`. Set HPO_DATABASE_URL "
@@ -42,7 +42,7 @@ def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str |
 def complete_study(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """For the shell's Tab key, where nobody can read an error."""
     with suppress(Exception):
-        from hpo.search.database import study_names
+        from hpo.store.database import study_names
 
         return [name for name in study_names(ctx.params.get("database")) if name.startswith(incomplete)]
     return []
@@ -93,6 +93,6 @@ def made(folder: Path | None) -> Path | None:
 
 
 def open_study(study: str, database: str | None) -> "Study":
-    from hpo.search import study as studies
+    from hpo.study import study as studies
 
     return studies.open_study(study, database)

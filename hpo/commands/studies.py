@@ -11,7 +11,7 @@ from hpo.commands.shared import database_option, json_option, open_study, study_
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hpo.search.study_list import Line
+    from hpo.study.study_list import Line
 
 
 @click.command()
@@ -21,8 +21,8 @@ def studies(database: str | None, as_json: bool) -> None:
     """List the studies with their state, best PER and last activity."""
     from rich.console import Console
 
-    from hpo.search.database import open_database
-    from hpo.search.study_list import all_studies
+    from hpo.store.database import open_database
+    from hpo.study.study_list import all_studies
 
     found = all_studies(open_database(database))
     if as_json:
@@ -74,11 +74,11 @@ def _best(line: "Line") -> str:
 @database_option
 def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     """Remove a study: its trials, results and files. There is no way back."""
-    from hpo.search.database import open_database
-    from hpo.search.paths import study_folder
-    from hpo.search.pick import best_of
-    from hpo.search.studies import refuse_if_running, remove
-    from hpo.search.study_list import children
+    from hpo.store.database import open_database
+    from hpo.study.paths import study_folder
+    from hpo.study.pick import best_of
+    from hpo.study.studies import refuse_if_running, remove
+    from hpo.study.study_list import children
 
     found = open_study(study, database)
     if not force:

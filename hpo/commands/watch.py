@@ -17,8 +17,8 @@ from hpo.commands.shared import database_option, json_option, open_study, study_
 from hpo.errors import CallerError, DatabaseError, SlurmError, StudyError
 
 if TYPE_CHECKING:
-    from hpo.search.slurm import Element
-    from hpo.search.study import Study
+    from hpo.launch.slurm import Element
+    from hpo.study.study import Study
 
 LOOK_SECONDS = 2.0
 
@@ -34,7 +34,7 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
 
     from rich.console import Console
 
-    from hpo.display import trial_table
+    from hpo.terminal.tables import trial_table
     from hpo.trainer import named
 
     if watch and as_json:
@@ -69,7 +69,7 @@ def _jobs(study: "Study") -> "list[Element] | None":
     """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
     if not which("squeue"):
         return None
-    from hpo.search.slurm import known_elements
+    from hpo.launch.slurm import known_elements
 
     try:
         return known_elements(study)
@@ -82,8 +82,8 @@ def _watch(study: "Study") -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from hpo.display import watch_picture
-    from hpo.search.snapshot import snapshot
+    from hpo.study.snapshot import snapshot
+    from hpo.terminal.tables import watch_picture
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -103,8 +103,8 @@ def _watch(study: "Study") -> None:
 
 def _print_changes(study: "Study") -> None:
     """A line a change, until the study is over."""
-    from hpo.display import changes
-    from hpo.search.snapshot import snapshot
+    from hpo.study.snapshot import snapshot
+    from hpo.terminal.tables import changes
 
     seen, away = None, False
     while True:
@@ -154,7 +154,7 @@ def _keys() -> Iterator[Callable[[float], object]]:
 @database_option
 def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
     """Print what workers logged of a trial, over all its attempts."""
-    from hpo.search.logs import TrialLog
+    from hpo.study.logs import TrialLog
 
     found = open_study(study, database)
     log = TrialLog(found, trial)

@@ -13,9 +13,9 @@ from optuna_dashboard import _note, wsgi
 from hpo.dashboard.content import FILES, curve_png, log_tail
 from hpo.dashboard.pages import Pages, without_ours
 from hpo.errors import HpoError, MachineError
-from hpo.evidence.report import export_text
-from hpo.search import control
-from hpo.search.studies import refuse_if_running
+from hpo.report.report import export_text
+from hpo.study import control
+from hpo.study.studies import refuse_if_running
 
 View = Callable[..., Any]
 Replace = Callable[[str, str], Callable[[View], View]]

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpo.curve import Point
 from hpo.dashboard.plots import BEST, GREY
-from hpo.search.ledger import ENQUEUED
-from hpo.search.pick import best_of
-from hpo.search.point import Point
-from hpo.search.study import Study
-from hpo.search.trial import DONE, Record
+from hpo.store.ledger import ENQUEUED
+from hpo.study.pick import best_of
+from hpo.study.study import Study
+from hpo.study.trial import DONE, Record
 from hpo.text import duration, value_text
 from hpo.trainer import Metric, load_trainer
 
@@ -126,7 +126,7 @@ def curve_png(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
 
 def log_tail(study: Study, record: Record) -> str:
     """The last lines that workers on this machine logged of a trial, and where others are."""
-    from hpo.search.logs import TrialLog  # with it comes PyTorch
+    from hpo.study.logs import TrialLog  # with it comes PyTorch
 
     log = TrialLog(study, record.number)
     lines = log.read()[-LOG_LINES:]

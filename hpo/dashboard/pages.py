@@ -24,13 +24,13 @@ from optuna_dashboard._serializer import serialize_frozen_trial, serialize_study
 
 from hpo.dashboard.content import Parent, files_of, study_note, trial_note
 from hpo.dashboard.plots import figures
-from hpo.search import ledger
-from hpo.search.database import Database
-from hpo.search.pick import best_of
-from hpo.search.record import record_of
-from hpo.search.storage import open_storage
-from hpo.search.study import Study
-from hpo.search.trial import Record
+from hpo.store import ledger
+from hpo.store.database import Database
+from hpo.store.storage import open_storage
+from hpo.study.pick import best_of
+from hpo.study.record import record_of
+from hpo.study.study import Study
+from hpo.study.trial import Record
 
 FRESH_SECONDS = 1.0  # pages that ask within this time share one look at the database
 OURS = "\n\n---\n*below: by hpo, from the trial's record; not kept when you save*\n\n"  # between a person's note and our part

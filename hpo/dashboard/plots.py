@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hpo.search.pick import best_of
-from hpo.search.spec import StudySpec
-from hpo.search.trial import Record
+from hpo.space.spec import StudySpec
+from hpo.study.pick import best_of
+from hpo.study.trial import Record
 from hpo.trainer import Metric, load_trainer
 
 CURVES = 40  # grey ones, the last

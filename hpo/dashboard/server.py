@@ -13,8 +13,8 @@ from hpo.dashboard.app import build_app
 from hpo.dashboard.guard import Guard, is_loopback
 from hpo.dashboard.pages import Pages
 from hpo.errors import CallerError
-from hpo.search.database import Database
-from hpo.search.study import Study
+from hpo.store.database import Database
+from hpo.study.study import Study
 
 PASSWORD = "HPO_DASHBOARD_PASSWORD"  # noqa: S105  (its name)
 SHORTEST = 8  # characters of a password

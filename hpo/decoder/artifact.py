@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hpo.data.pickles import check_torch_file, unpickle
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import lab_arguments
 from hpo.decoder.model import GruDecoder
-from hpo.decoder.pickles import check_torch_file, unpickle
 from hpo.errors import CallerError, DataError, SpecError
 
 HEADER = "hpo_decoder"  # the key of the JSON in the file's header

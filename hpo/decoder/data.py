@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpo.data.formats import read_sentences
+from hpo.data.sentences import Partition, Sentences
 from hpo.decoder.config import ModelConfig
-from hpo.decoder.formats import read_sentences
-from hpo.decoder.sentences import Partition, Sentences
 from hpo.errors import DataError
 
 Lengths = TypeVar("Lengths", NDArray[np.int64], torch.Tensor)

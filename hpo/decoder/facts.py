@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.data.formats import open_source
+from hpo.data.sentences import Sentences
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import check, check_days, split, too_short
-from hpo.decoder.formats import open_source
-from hpo.decoder.sentences import Sentences
 from hpo.errors import DataError
 
 BIN_SECONDS = 0.02

@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from hpo.data.formats import read_sentences
+from hpo.data.sentences import Partition, Sentences
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, check, check_days, share_too_short, split
-from hpo.decoder.formats import read_sentences
-from hpo.decoder.sentences import Partition, Sentences
 from hpo.decoder.train import TrainState, Updates, evaluate, train
 from hpo.trainer import DataRequest, Progress, Score
 

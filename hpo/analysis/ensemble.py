@@ -1,0 +1,208 @@
+"""The best combination of a study's finished decoders: selected on validation, then scored on `test` beside the best single one.
+
+Only decoders whose frames match (same kernel, stride and classes) can be averaged frame by frame. `test` selects nothing here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from hpo.analysis.stats import compare, score_interval
+from hpo.analysis.weights import check_fit, weights_of
+from hpo.decoder.artifact import load_decoder
+from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_along, select
+from hpo.decoder.data import Data
+from hpo.decoder.training import Recordings
+from hpo.errors import StudyError
+from hpo.study.pick import best_first
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.trainer import Dataset, Metric, Score
+from hpo.worker.dataset import load_dataset, load_study_data
+from hpo.worker.device import choose_device
+
+CANDIDATES = 40  # so many of the best trials: their outputs are in memory together
+MATCHING = ("model.kernel", "model.stride", "model.classes")
+
+
+def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: int = 10, device: str | None = None,
+                   data_path: Path | None = None) -> dict[str, Any]:  # fmt: skip
+    """The finding `ensemble`, kept with the study: JSON-ready, the metric as a fraction of 1, times in seconds.
+
+    trials: numbers of complete trials to choose from; None: the best ones whose weights are here. data_path: where the
+    study's data are on this machine, if not where they were. Raises StudyError, DataError.
+    """
+    pool, notes = _asked_for(study, trials) if trials else _the_best(study)
+    chosen = choose_device(device)
+    validation = _data(load_study_data(study, data_path, str(chosen)))
+    on_validation, _ = _outputs(pool, pool, validation)
+    paths: dict[Mean, list[int]] = {mean: select(on_validation, mean, max_size) for mean in MEANS}
+    members = {number for path in paths.values() for number in path}
+    test = _data(load_dataset(study.spec, data_path or study.data_path, str(chosen), "test"))
+    on_test, costs = _outputs(pool, sorted(members), test)
+    found = {
+        "partition_selected": "validation",
+        "partition": "test",
+        "candidates": len(pool),
+        "stride": on_validation.model.stride,
+        **_findings(paths, on_validation, on_test, costs),
+        "notes": notes,
+    }
+    study.keep_result("ensemble", found)
+    return found
+
+
+def _data(dataset: Dataset) -> Data:
+    assert isinstance(dataset, Recordings)
+    return dataset.data
+
+
+def _the_best(study: Study) -> tuple[dict[int, Path], list[str]]:
+    """The weights of the best complete trials that are here and match the best of them, and what was left out."""
+    complete = best_first(study.records(), study.spec.metric)
+    pool: dict[int, Path] = {}
+    notes: list[str] = []
+    frames: tuple[Any, ...] = ()
+    for record in complete:
+        if len(pool) == CANDIDATES:
+            notes.append(f"candidates are the best {CANDIDATES} of {len(complete)} complete trials")
+            break
+        try:
+            path = weights_of(study, str(record.number), "last")
+        except StudyError as error:
+            notes.append(str(error))
+            continue
+        frames = frames or _frames(record)
+        if _frames(record) == frames:
+            pool[record.number] = path
+        else:
+            notes.append(f"trial {record.number} is left out: {_differs(record, frames)}, so its frames do not match")
+    if len(pool) < 2:
+        why = f" ({notes[0]})" if notes else ""
+        raise StudyError(f"study {study.name}: an ensemble needs 2 complete trials whose weights are here and whose frames match; there "
+                         f"{'is' if len(pool) == 1 else 'are'} {len(pool)} of {len(complete)} complete{why}")  # fmt: skip
+    return pool, notes
+
+
+def _asked_for(study: Study, trials: Sequence[int]) -> tuple[dict[int, Path], list[str]]:
+    pool = {number: weights_of(study, str(number), "last") for number in trials}
+    if len(pool) < 2:
+        raise StudyError(f"--trials {trials[0]}: one trial is no ensemble. Give 2 or more")
+    records = {record.number: record for record in study.records()}
+    first = records[trials[0]]
+    for number in pool:
+        if _frames(records[number]) != _frames(first):
+            raise StudyError(f"--trials: trial {number} has {_differs(records[number], _frames(first))} as trial {first.number}, so their "
+                             f"frames do not match. Give trials of one kernel and stride")  # fmt: skip
+    return pool, []
+
+
+def _frames(record: Record) -> tuple[Any, ...]:
+    return tuple(record.config[name] for name in MATCHING)
+
+
+def _differs(record: Record, frames: tuple[Any, ...]) -> str:
+    """`model.stride 2, not 4`"""
+    apart = zip(MATCHING, _frames(record), frames, strict=True)
+    return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in apart if mine != theirs)
+
+
+def _outputs(pool: Mapping[int, Path], numbers: Iterable[int], data: Data) -> tuple[Outputs, dict[int, tuple[float, int]]]:
+    """What trials say of a partition; the seconds and the parameters of each. One model is in memory at a time."""
+    found, costs = {}, {}
+    for number in numbers:
+        decoder = load_decoder(pool[number])
+        check_fit(decoder, data.n_features, data.n_days)
+        found[number], seconds = frame_log_probs(decoder, data)
+        costs[number] = seconds, sum(weight.numel() for weight in decoder.model.parameters())
+    return Outputs(data, decoder.config.model, found), costs
+
+
+def _findings(paths: Mapping[Mean, list[int]], on_validation: Outputs, on_test: Outputs,
+              costs: Mapping[int, tuple[float, int]]) -> dict[str, Any]:  # fmt: skip
+    """Which mean and size is best on validation, the smallest of equals; its scores and the best single decoder's."""
+    scores = {mean: scores_along(path, on_validation, mean) for mean, path in paths.items()}
+    tests = {mean: scores_along(path, on_test, mean) for mean, path in paths.items()}
+    ends = [(mean, end) for end in range(len(paths[MEANS[0]])) for mean in MEANS]
+    mean, end = min(ends, key=lambda at: scores[at[0]][at[1]].value)
+    members = Counter(paths[mean][: end + 1])
+    single = paths[mean][0]
+    seconds = sum(costs[number][0] for number in members)
+    return {
+        "single": {"trial": single, **_scored(scores[mean][0], tests[mean][0])},
+        "ensemble": {
+            "mean": mean,
+            "members": [{"trial": number, "weight": weight} for number, weight in members.most_common()],
+            **_scored(scores[mean][end], tests[mean][end]),
+        },
+        "comparison": asdict(compare([tests[mean][end]], [tests[mean][0]])),
+        "curve": [
+            {"size": size, "added": number, "mean": mean, "validation_value": score.value, "test_value": test.value}
+            for mean, path in paths.items()
+            for size, (number, score, test) in enumerate(zip(path, scores[mean], tests[mean], strict=True), start=1)
+        ],
+        "cost": {
+            "seconds_single": costs[single][0],
+            "seconds_ensemble": seconds,
+            "ratio": seconds / costs[single][0],
+            "sentences": len(on_test.data.validation),
+            "parameters": sum(costs[number][1] for number in members),
+        },
+    }
+
+
+def _scored(validation: Score, test: Score) -> dict[str, Any]:
+    return {
+        "validation_value": validation.value,
+        "validation_interval": score_interval([validation]),
+        "test_value": test.value,
+        "test_interval": score_interval([test]),
+    }
+
+
+def ensemble_text(found: Mapping[str, Any], metric: Metric) -> str:
+    """For a terminal, 100 columns."""
+    single, ensemble, cost = found["single"], found["ensemble"], found["cost"]
+    members = ", ".join(
+        f"{member['trial']}" + (f" (x{member['weight']})" if member["weight"] > 1 else "") for member in ensemble["members"]
+    )
+    size = sum(member["weight"] for member in ensemble["members"])
+    curve = [point for point in found["curve"] if point["mean"] == ensemble["mean"]]
+    lines = [
+        f"Best single decoder: trial {single['trial']}",
+        *_score_lines(single, metric),
+        f"Ensemble: {ensemble['mean']} mean of {members}; {found['candidates']} candidates, stride {found['stride']}",
+        *_score_lines(ensemble, metric),
+        f"  Members, mean and size were chosen on validation, so that {metric.name} flatters; on test nothing was chosen.",
+        _verdict(found["comparison"], size, metric),
+        f"Cost of {cost['sentences']} sentences: {cost['seconds_ensemble']:.2f} s, {cost['ratio']:.1f} x the single decoder's; "
+        f"{cost['parameters']:,} parameters",
+        "  size  added  validation      test",
+        *(f"  {point['size']:4}  {point['added']:5}  {metric.text(point['validation_value']):>10}  {metric.text(point['test_value']):>8}"
+          f"{'   <- taken' if point['size'] == size else ''}" for point in curve),
+        *(f"Note: {note}" for note in found["notes"]),
+    ]  # fmt: skip
+    return "\n".join(fill(line, 100, subsequent_indent="    ") for line in lines)
+
+
+def _score_lines(part: Mapping[str, Any], metric: Metric) -> list[str]:
+    lines = []
+    for partition in ("validation", "test"):
+        low, high = part[f"{partition}_interval"]
+        value = metric.text(part[f"{partition}_value"])
+        lines.append(f"  {partition:11} {value:>8}, 95 % interval {metric.text(low)} to {metric.text(high)}")
+    return lines
+
+
+def _verdict(comparison: Mapping[str, Any], size: int, metric: Metric) -> str:
+    if size == 1:
+        return "No combination was better on validation than the best single decoder."
+    low, high = comparison["interval"]
+    word = "better" if high < 0 else "worse" if low > 0 else "not separated"
+    return (
+        f"Ensemble minus single on test: {metric.difference(comparison['difference'])} {metric.difference_unit}, "
+        f"95 % interval {metric.difference(low)} to {metric.difference(high)}, p {comparison['p']:.2g}: {word}"
+    )

@@ -1,0 +1,86 @@
+"""How many trials fit into some GPUs and hours, by what the study's own trials have cost."""
+
+from statistics import fmean
+
+from pydantic import BaseModel
+
+from hpo.errors import StudyError
+from hpo.space.budget import HOUR
+from hpo.study.pick import best_of
+from hpo.study.study import Study
+from hpo.study.trial import DONE, Record
+from hpo.text import duration
+from hpo.trainer import Metric
+
+
+class Cost(BaseModel, frozen=True):
+    """What the trials that ended in one state have cost."""
+
+    trials: int
+    # Of one trial, on average.
+    gpu_seconds: float
+
+
+class Best(BaseModel, frozen=True):
+    trial: int
+    # Of the metric, on validation.
+    value: float
+
+
+class Plan(BaseModel, frozen=True):
+    study: str
+    gpus: int
+    hours: float
+    gpu_hours: float
+    # GPU-seconds of a trial on average, whether it was complete or stopped.
+    trial_seconds: float
+    states: dict[str, Cost]
+    # From the first step to the last of a complete trial, on average.
+    training_seconds: float
+    # That many more fit.
+    trials: int
+    best: Best
+
+
+def build_plan(study: Study, gpus: int, hours: float) -> Plan:
+    """Raises StudyError before a trial is complete."""
+    records = [record for record in study.records() if record.state in DONE and record.step]
+    best = best_of(records, study.spec.metric)
+    if best is None or best.value is None:
+        raise StudyError(f"study {study.name}: no trial is complete, so nothing is known of what one costs. Run hpo launch first")
+    mean = fmean(record.gpu_seconds for record in records)
+    complete = [record for record in records if record.state == "complete"]
+    return Plan(
+        study=study.name,
+        gpus=gpus,
+        hours=hours,
+        gpu_hours=gpus * hours,
+        trial_seconds=mean,
+        states=_costs(records),
+        training_seconds=fmean(record.seconds for record in complete),
+        trials=int(gpus * hours * HOUR / mean) if mean else 0,
+        best=Best(trial=best.number, value=best.value),
+    )
+
+
+def _costs(records: list[Record]) -> dict[str, Cost]:
+    costs: dict[str, Cost] = {}
+    for state in DONE:
+        spent = [record.gpu_seconds for record in records if record.state == state]
+        if spent:
+            costs[state] = Cost(trials=len(spent), gpu_seconds=fmean(spent))
+    return costs
+
+
+def plan_text(plan: Plan, metric: Metric) -> str:
+    states = ", ".join(f"{cost.trials} {state} {duration(cost.gpu_seconds)}" for state, cost in plan.states.items())
+    more = f"hpo budget --study {plan.study} --trials +{plan.trials} --gpu-hours +{plan.gpu_hours:g}"
+    lines = [
+        f"{plan.gpus} GPUs for {plan.hours:g} hours are {plan.gpu_hours:g} GPU-hours",
+        f"a trial   {duration(plan.trial_seconds)} of a GPU on average ({states})",
+        f"they fit  about {plan.trials} more: {more}",
+        f"so far    best {metric.name} {metric.text(plan.best.value)} (trial {plan.best.trial}), on validation",
+    ]
+    if plan.training_seconds > plan.hours * HOUR:
+        lines.append(f"note      a whole training takes {duration(plan.training_seconds)}, longer than the hours given: none would end")
+    return "\n".join(lines)

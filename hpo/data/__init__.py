@@ -1,0 +1,1 @@
+"""Readers of recordings: sentences, their formats, and what a data set holds."""

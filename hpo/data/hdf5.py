@@ -1,0 +1,87 @@
+"""Reader of the Brain-to-Text '25 folder: data_train.hdf5, data_val.hdf5 (and data_test.hdf5, unlabelled) per session.
+
+A group per trial, features and labels ready-made. `val` plays the part of the partition `test`. A day is a session; days
+are numbered by the sorted sessions that have a data_train.hdf5.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpo.data.sentences import Partition, Row, Stream
+from hpo.errors import DataError
+
+FILES: dict[Partition, str] = {"train": "data_train.hdf5", "test": "data_val.hdf5"}
+NEEDED = "datasets input_features and seq_class_ids, attributes n_time_steps and seq_len"
+
+
+class Hdf5Folder(Stream):
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.name = folder.name
+        self.day_names = tuple(file.parent.name for file in self._files("train"))
+        self.n_days = len(self.day_names)
+        self.partitions = tuple(partition for partition in FILES if self._files(partition))
+        self.absent = {"competition": "the data_test.hdf5 files have no labels"}
+
+    def _files(self, partition: Partition) -> list[Path]:
+        return sorted(self._folder.glob(f"*/{FILES[partition]}"))
+
+    def rows(self, partition: Partition) -> Iterator[Row]:
+        for file in self._files(partition):
+            session = file.parent.name
+            if session not in self.day_names:
+                raise DataError(f"{file}: session {session} has no {FILES['train']}, so no input layer is trained for it. "
+                                f"Valid: sessions that have one; remove the file")  # fmt: skip
+            yield from _sentences(file, self.day_names.index(session))
+
+
+def _sentences(path: Path, day: int) -> Iterator[Row]:
+    try:
+        with h5py.File(path, "r") as file:
+            if not len(file):
+                raise DataError(f"{path}: no trials. Needed: groups trial_0000, trial_0001, ... with {NEEDED}")
+            for name in sorted(file, key=lambda name: (len(name), name)):  # trial_10000 comes after trial_9999
+                yield _row(file, name, day, f"{path}: {name}")
+    except BlockingIOError:  # HDF5 locks a file that is open for writing
+        raise DataError(f"{path}: locked, because it is being written. Try again when that is done") from None
+    except (OSError, RuntimeError) as error:  # what h5py raises for a damaged file, when it is opened and later
+        raise DataError(f"{path}: cannot be read as HDF5 ({path.stat().st_size:,} bytes; {error}). Copy it again") from None
+
+
+def _member(group: h5py.Group, name: str, place: str) -> Any:
+    """What lies in this file under that name.
+
+    A soft link, an external link, a dataset with external storage and a virtual dataset show what lies
+    elsewhere: a file from a stranger could show us any file of ours as its features.
+    Raises KeyError if there is nothing, DataError for one that leads elsewhere.
+    """
+    link = group.get(name, getlink=True)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise DataError(f"{place}: {name} is a link to something else. Valid: data in the file itself")
+    member = group[name]
+    if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+        raise DataError(f"{place}: the data of {name} lie in another file. Valid: data in the file itself")
+    return member
+
+
+def _row(file: h5py.File, name: str, day: int, place: str) -> Row:
+    try:
+        trial = _member(file, name, place)
+        x_TC = _member(trial, "input_features", place)
+        labels_L = _member(trial, "seq_class_ids", place)
+        bins, count = int(trial.attrs["n_time_steps"]), int(trial.attrs["seq_len"])
+        shapes = x_TC.shape, labels_L.shape
+        kinds = x_TC.dtype.kind, labels_L.dtype.kind
+    except (KeyError, AttributeError, TypeError, ValueError):
+        raise DataError(f"{place} is no labelled trial. Needed: {NEEDED}") from None
+    if len(shapes[0]) != 2 or kinds[0] not in "fiu" or not 0 <= bins <= shapes[0][0]:
+        raise DataError(f"{place}: input_features is {x_TC.dtype} {shapes[0]}, n_time_steps {bins}. "
+                        f"Valid: numbers, at least n_time_steps bins x features")  # fmt: skip
+    if len(shapes[1]) != 1 or kinds[1] not in "iu" or not 0 <= count <= shapes[1][0]:
+        raise DataError(f"{place}: seq_class_ids is {labels_L.dtype} {shapes[1]}, seq_len {count}. "
+                        f"Valid: whole numbers, at least seq_len of them")  # fmt: skip
+    return Row(day, np.asarray(x_TC[:bins], dtype=np.float32), np.asarray(labels_L[:count], dtype=np.int64))

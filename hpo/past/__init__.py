@@ -1,0 +1,1 @@
+"""Runs that were trained outside: read, judged, imported, replayed."""

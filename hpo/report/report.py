@@ -1,0 +1,205 @@
+"""What a study found: as a dict (the JSON), as text, and one trial's configuration for export.
+
+The metric is of the validation items, at the end of each training. Everything here is read; only intervals are computed.
+The same as a page is in report_page.py.
+"""
+
+from collections import Counter
+from typing import Any
+
+import yaml
+
+from hpo.analysis.stats import score_interval
+from hpo.study.pick import best_of, pick_trial
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.text import duration, plural, value_text
+from hpo.trainer import Metric, load_trainer
+
+PARTITION = "validation"
+
+
+def build_report(study: Study) -> dict[str, Any]:
+    """The report as JSON-ready values. The metric in its unit (a fraction of 1 where it is percent), times in seconds of a
+    worker's device.
+    """
+    records = study.records()
+    best = best_of(records, study.spec.metric)
+    states = Counter(record.state for record in records)
+    stopped = [record for record in records if record.state == "stopped"]
+    return {
+        "study": study.name,
+        "child_of": study.spec.child.parent if study.spec.child else None,
+        "space": study.spec.space,
+        "profile": study.spec.profile,
+        "digest": study.spec.digest(),
+        "data": study.data,
+        "best": None if best is None else {
+            "trial": best.number,
+            "value": best.value,
+            "interval": _interval(study, best),
+            "partition": PARTITION,
+            "sentences": len(study.scores([best.id])[best.id].errors),
+            "params": best.params,
+            "config": best.config,
+        },
+        "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
+        "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
+        "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "value": past.value} for past in study.imported()],
+        "budget": study.budget.model_dump(mode="json"),
+        "stopped_by": dict(Counter(record.rule for record in stopped)),
+        "stopped_because": dict(Counter(record.cause for record in stopped)),
+        "failed_because": dict(Counter(record.reason for record in records if record.state == "failed")),
+        "gpu_seconds": {
+            "spent": sum(record.gpu_seconds for record in records),
+            "saved": sum(_saved(record) for record in records if record.state == "stopped"),
+        },
+        "findings": study.results(),
+    }  # fmt: skip
+
+
+def _interval(study: Study, record: Record) -> tuple[float, float] | None:
+    """95 %, for new sentences; of a complete trial."""
+    return None if record.value is None else score_interval([study.scores([record.id])[record.id]])
+
+
+def _start(study: Study, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:
+    found = next((record for record in records if record.start == name), None)
+    if found is None:
+        return {"trial": None, "value": None, "interval": None, "state": None, "reason": "", "points_above_best": None}
+    metric, behind = study.spec.metric, None
+    if found.value is not None and best is not None and best.value is not None:
+        behind = metric.scale * (found.value - best.value)
+    return {
+        "trial": found.number,
+        "value": found.value,
+        "interval": _interval(study, found),
+        "state": found.state,
+        "reason": found.reason,
+        "points_above_best": behind,
+    }
+
+
+def _saved(record: Record) -> float:
+    """Seconds that the rest of a stopped trial would have taken at its own pace."""
+    return record.seconds / record.step * (record.steps - record.step) if record.step else 0.0
+
+
+def as_text(report: dict[str, Any], metric: Metric) -> str:
+    """The report for a terminal, 100 columns."""
+    lines = [f"Study {report['study']}" + (f", profile {report['profile']}" if report["profile"] else "")]
+    best = report["best"]
+    if report["child_of"]:
+        lines.append(f"It retrains configurations of study {report['child_of']}, so none of its trials is best.")
+    elif best is None:
+        lines.append(f"No trial is complete yet, so there is no best {metric.name}.")
+    else:
+        complete = report["trials"]["complete"]
+        where = f"95 % interval {metric.between(best['interval'])}, {best['partition']}, {best['sentences']} {metric.items}"
+        lines += [
+            *_confirmed_lines(report, metric),
+            f"Best {metric.name} {metric.text(best['value'])} ({where}): trial {best['trial']}",
+            f"  It is the {metric.lowest} of {complete} noisy numbers, on {metric.items} that the search saw. "
+            f"That selection is not in the interval:",
+            f"  expect a little {'more' if metric.direction == 'minimize' else 'less'} on new {metric.items}.",
+            *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
+        ]
+    if not report["child_of"]:
+        lines.append("Starts" if report["starts"] else "No starts")
+    lines += [_start_line(name, start, metric) for name, start in report["starts"].items()]
+    lines += [_trials_line(report), _compute_line(report)]
+    if report["imported"]:
+        shown = ", ".join(f"trial {past['trial']} is {past['run']}" for past in report["imported"])
+        lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
+    lines += [f"  failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
+    return "\n".join(lines)
+
+
+def confirmed(report: dict[str, Any]) -> dict[str, Any] | None:
+    """What `hpo confirm` found for the trial that is best now; None if it has not looked at it, or no seed came to its end."""
+    configs = report["findings"].get("confirm", {}).get("configs", [])
+    return next(
+        (found for found in configs if report["best"] and found["trial"] == report["best"]["trial"] and found["value"] is not None), None
+    )
+
+
+def _confirmed_lines(report: dict[str, Any], metric: Metric) -> list[str]:
+    if (found := confirmed(report)) is None:
+        return []
+    confirm = report["findings"]["confirm"]
+    where = f"95 % interval {metric.between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} {metric.items}"
+    return [f"Confirmed {metric.name} {metric.text(found['value'])} ({where}, {fresh_seeds(found)}): {found['name']}"]
+
+
+def fresh_seeds(found: dict[str, Any]) -> str:
+    """Of a configuration of the finding `confirm`: how many its value is the mean of, and of how many."""
+    complete, asked = sum(seed["value"] is not None for seed in found["seeds"]), len(found["seeds"])
+    return f"{complete} of {asked} fresh seeds, the others did not come to their end" if complete < asked else plural(asked, "fresh seed")
+
+
+def sources(confirm: dict[str, Any], metric: Metric) -> str:
+    """What the intervals of the finding `confirm` are over: of one seed nothing is known."""
+    complete = [sum(seed["value"] is not None for seed in found["seeds"]) for found in confirm["configs"] if found["value"] is not None]
+    if max(complete, default=0) < 2:
+        return metric.items
+    if min(complete) > 1:
+        return f"seeds and {metric.items}"
+    return f"{metric.items}, and over seeds where two or more came to their end"
+
+
+def _start_line(name: str, start: dict[str, Any], metric: Metric) -> str:
+    head = f"    {name:20} "
+    if start["state"] is None:
+        return head + "not tried yet"
+    if start["value"] is None:
+        return head + f"trial {start['trial']}, {start['state']}" + (f": {start['reason']}" if start["reason"] else "")
+    behind = metric.difference(start["points_above_best"] / metric.scale)
+    value = f"{metric.name} {metric.text(start['value'])}"
+    return head + f"trial {start['trial']}, {value}, {behind} {metric.difference_unit} from the best"
+
+
+def _trials_line(report: dict[str, Any]) -> str:
+    trials = report["trials"]
+    causes = ", ".join(f"{count} {cause}" for cause, count in report["stopped_because"].items())
+    rules = " and ".join(report["stopped_by"])
+    stopped = f"{trials['stopped']} stopped" + (f" (rule {rules}: {causes})" if causes else "")
+    line = f"Trials: {trials['complete']} complete, {stopped}, {trials['failed']} failed"
+    open_ones = [f"{trials[state]} {state}" for state in ("running", "waiting") if trials[state]]
+    return ", ".join([line, *open_ones]) + f"; budget {report['budget']['trials']}"
+
+
+def _compute_line(report: dict[str, Any]) -> str:
+    spent, saved = report["gpu_seconds"]["spent"], report["gpu_seconds"]["saved"]
+    share = f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
+    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}"
+
+
+def next_command(report: dict[str, Any], database: str | None) -> str:
+    """What to type after reading the report. database: as given on the command line, if it was."""
+    where = f"--study {report['study']}" + (" --database URL" if database else "")
+    if report["child_of"]:
+        return f"hpo confirm or hpo ablate, with --study {report['child_of']}"
+    if report["best"] is None:
+        return f"hpo status {where}"
+    return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
+
+
+def export_text(study: Study, trial: str) -> str:
+    """One trial's configuration as YAML: `base`, to be put into a study file, and `args` in the lab's names if the trainer
+    has such.
+    """
+    record = pick_trial(study, trial)
+    metric, trainer = study.spec.metric, load_trainer(study.spec.trainer)
+    config = study.spec.config(record.config)
+    ended = f"{metric.name} {metric.text(record.value)} ({PARTITION})" if record.value is not None else record.state
+    head = [
+        f"# Study {study.name}, trial {record.number}: {ended}",
+        f"# data fingerprint {record.data}, code {record.code_version}, {record.host}, {record.device}",
+    ]
+    content: dict[str, Any] = {"base": config.flat()}
+    if arguments := trainer.offers.get("arguments"):
+        head += [f"# {line}" for line in arguments.about]
+        content["args"] = arguments.of(config, study.data)
+    else:
+        head.append("# base: goes into a study file.")
+    return "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False)

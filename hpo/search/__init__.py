@@ -1,1 +1,0 @@
-"""Runs MANY trainings: the space, the study in Postgres, stopping rules, workers."""

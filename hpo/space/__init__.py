@@ -1,0 +1,1 @@
+"""What is searched and under which rules: values only."""

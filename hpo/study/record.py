@@ -1,0 +1,60 @@
+"""A trial as Optuna and the ledger have it, in one value."""
+
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import Row
+
+from hpo.settings import Config
+from hpo.store.tables import IMPORTED
+from hpo.study.trial import Record, State
+from hpo.trainer import Metric
+
+THIN_CURVE = 25  # values a trial that Optuna gets, at most
+STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+}
+
+
+def record_of(trial: FrozenTrial, row: Row[Any] | None, metric: Metric) -> Record:
+    attributes = trial.user_attrs
+    curve = trial.intermediate_values
+    best_step = min(curve, key=lambda step: metric.sign * curve[step]) if curve else None
+    unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and not row.scored))  # by hand
+    troubled = row is not None and (unscored or trial.state in (TrialState.WAITING, TrialState.FAIL))
+    return Record(
+        id=trial._trial_id,
+        number=trial.number,
+        state="stopped" if unscored else STATES[trial.state],
+        start=attributes.get("start"),
+        label=attributes.get("label", ""),
+        params=trial.params,
+        config=(row.config if row else None) or {},
+        value=trial.value if trial.state == TrialState.COMPLETE and not unscored else None,
+        last_value=curve[max(curve)] if curve else None,
+        best_value=None if best_step is None else curve[best_step],
+        best_step=best_step,
+        step=row.step if row else 0,
+        seconds=row.seconds if row else 0.0,
+        gpu_seconds=row.gpu_seconds if row else 0.0,
+        attempts=row.attempts if row else 0,
+        rule=attributes.get("rule", "by hand" if unscored else ""),
+        cause=(row.outcome if troubled and row else "") or attributes.get("cause", ""),
+        reason=(row.reason if troubled and row else "") or attributes.get("reason", ""),
+        host=(row.host or "").split()[0] if row and row.host else "",
+        device=(row.device if row else "") or "",
+        code_version=(row.code_version if row else "") or "",
+        data=(row.data if row else "") or "",
+        imported=attributes.get(IMPORTED, ""),
+    )
+
+
+def in_thin_curve(step: int, config: Config) -> bool:
+    """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
+    evaluations = -(-config.steps // config.evaluate_every)
+    every = -(-evaluations // THIN_CURVE)
+    return step == config.steps or (step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0)

@@ -1,0 +1,1 @@
+"""One process that trains: claim, train, report, checkpoint, hand over."""
