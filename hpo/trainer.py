@@ -272,6 +272,34 @@ class Arguments:
 
 
 @dataclass(frozen=True)
+class Ensembles:
+    """How trained models of one trainer are combined, for `hpo ensemble`. A trainer offers it as `ensemble`."""
+
+    matching: tuple[str, ...]
+    """Fields in which all members must agree."""
+    means: tuple[str, ...]
+    """The ways to combine them."""
+    outputs: Callable[[Any, Mapping[int, Path]], tuple[Any, dict[int, tuple[float, int]]]]
+    """(Dataset, file of weights by number) -> what each says of the data; seconds and number of parameters of each."""
+    select: Callable[[Any, str, int], list[int]]
+    """(outputs, mean, size) -> members in the order in which they are best added, the best single one first."""
+    scores_along: Callable[[Sequence[int], Any, str], list[Score]]
+    """(members, outputs, mean) -> the score of the first, of the first two, and so on."""
+
+
+@dataclass(frozen=True)
+class PastRuns:
+    """How run folders of a trainer's own kind are read, for `hpo import`. A trainer offers it as `past_runs`."""
+
+    read: Callable[[Path], Any]
+    """A file of plain values. Raises DataError."""
+    translate: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
+    """A run's arguments -> (dotted name: value, as far as they tell; what the configuration cannot say)."""
+    lr_factor: Callable[[Any, int], float]
+    """(configuration, steps done) -> planned learning rate / its largest."""
+
+
+@dataclass(frozen=True)
 class Trainer:
     """Functions that make trainings, and nothing to inherit."""
 

@@ -16,10 +16,10 @@ from reference_model import Reference
 from safetensors.torch import save_file
 from test_decoder import CPU, config, run
 
-from hpo.analysis.weights import score
 from hpo.cli import main
 from hpo.decoder.artifact import Decoder, load_decoder, reference_folder, save_decoder
 from hpo.decoder.data import Data, load_data, load_for_scoring
+from hpo.decoder.scoring import score
 from hpo.decoder.train import TrainState, evaluate
 from hpo.errors import CallerError, DataError
 from hpo.space.spec import load_spec
@@ -162,9 +162,9 @@ def test_a_folder_that_is_no_decoder(
 def test_data_of_other_features_or_days_are_refused(data: Data, tmp_path: Path, write_data: Callable[[Any], Path]) -> None:
     path = saved(trained(data), tmp_path / "m.safetensors")
     with pytest.raises(DataError, match="the data have 4 features, the model takes 3"):
-        score(path, write_data(tiny_contents(features=4)), "test", "cpu", None)
+        score(path, write_data(tiny_contents(features=4)), "test", torch.device("cpu"), None)
     with pytest.raises(DataError, match="the data have 3 days, the model has input layers for 2"):
-        score(path, write_data(tiny_contents(days=3)), "test", "cpu", None)
+        score(path, write_data(tiny_contents(days=3)), "test", torch.device("cpu"), None)
 
 
 # ---- a study's weights, through the commands
@@ -228,6 +228,6 @@ def test_weights_that_are_not_there(study: Study, make_study: Callable[..., Stud
 
 def test_padding_reference_scores_with_the_batch(data: Data, tmp_path: Path, tiny_data: Path) -> None:
     path = saved(trained(data, model__units=64), tmp_path / "m.safetensors")
-    losses = [score(path, tiny_data, "test", "cpu", padding)["ctc_loss"] for padding in (None, "masked", "reference")]
+    losses = [score(path, tiny_data, "test", torch.device("cpu"), padding)["ctc_loss"] for padding in (None, "masked", "reference")]
     assert losses[0] == losses[1] != losses[2]
     assert np.isfinite(losses).all()

@@ -19,7 +19,8 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import from_lab_arguments, lab_arguments
 from hpo.decoder.trainer import PER
 from hpo.errors import DataError
-from hpo.past.past_runs import PastRun, read_lab_run, read_runs
+from hpo.past.past_runs import PastRun, read_lab_run
+from hpo.past.read import read_runs
 from hpo.report.report import as_text, build_report
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.ledger import Process

@@ -9,7 +9,10 @@ import argparse
 import time
 from statistics import mean, stdev
 
-from hpo.analysis.weights import score, weights_of
+import torch
+
+from hpo.analysis.weights import weights_of
+from hpo.decoder.scoring import score
 from hpo.launch.launcher import Launcher, Plan
 from hpo.space.spec import DEFAULT_POLICY, find_space, load_spec
 from hpo.store.database import open_database
@@ -50,7 +53,7 @@ def main() -> None:
             best = best_of(study.records(), study.spec.metric)
             spent = study.standing()
             assert best is not None and best.value is not None
-            test = score(weights_of(study, str(best.number), "last"), study.data_path, "test", "cpu", None)["per"]
+            test = score(weights_of(study, str(best.number), "last"), study.data_path, "test", torch.device("cpu"), None)["per"]
             found[policy].append((best.value, test))
             cells = [policy, seed, spent.ended, round(spent.gpu_seconds), round(seconds), best.number]
             scores = [f"{100 * value:.1f}" for value in (best.value, test)]

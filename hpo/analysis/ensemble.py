@@ -1,31 +1,27 @@
 """The best combination of a study's finished decoders: selected on validation, then scored on `test` beside the best single one.
 
-Only decoders whose frames match (same kernel, stride and classes) can be averaged frame by frame. `test` selects nothing here.
+How models are combined their trainer says: the built-in decoders are averaged frame by frame, so their frames must match.
+`test` selects nothing here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from hpo.analysis.stats import compare, score_interval
-from hpo.analysis.weights import check_fit, weights_of
-from hpo.decoder.artifact import load_decoder
-from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_along, select
-from hpo.decoder.data import Data
-from hpo.decoder.training import Recordings
+from hpo.analysis.weights import weights_of
 from hpo.errors import StudyError
 from hpo.study.pick import best_first
 from hpo.study.study import Study
 from hpo.study.trial import Record
-from hpo.trainer import Dataset, Metric, Score
+from hpo.trainer import Ensembles, Metric, Score, offered
 from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import choose_device
 
 CANDIDATES = 40  # so many of the best trials: their outputs are in memory together
-MATCHING = ("model.kernel", "model.stride", "model.classes")
 
 
 def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: int = 10, device: str | None = None,
@@ -35,32 +31,26 @@ def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: 
     trials: numbers of complete trials to choose from; None: the best ones whose weights are here. data_path: where the
     study's data are on this machine, if not where they were. Raises StudyError, DataError.
     """
-    pool, notes = _asked_for(study, trials) if trials else _the_best(study)
-    chosen = choose_device(device)
-    validation = _data(load_study_data(study, data_path, str(chosen)))
-    on_validation, _ = _outputs(pool, pool, validation)
-    paths: dict[Mean, list[int]] = {mean: select(on_validation, mean, max_size) for mean in MEANS}
-    members = {number for path in paths.values() for number in path}
-    test = _data(load_dataset(study.spec, data_path or study.data_path, str(chosen), "test"))
-    on_test, costs = _outputs(pool, sorted(members), test)
+    offer: Ensembles = offered(study.spec.trainer, "ensemble", "ensembles")
+    pool, notes = _asked_for(study, trials, offer.matching) if trials else _the_best(study, offer.matching)
+    chosen = str(choose_device(device))
+    on_validation, _ = offer.outputs(load_study_data(study, data_path, chosen), pool)
+    paths = {mean: offer.select(on_validation, mean, max_size) for mean in offer.means}
+    members = {number: pool[number] for number in sorted({number for path in paths.values() for number in path})}
+    on_test, costs = offer.outputs(load_dataset(study.spec, data_path or study.data_path, chosen, "test"), members)
     found = {
         "partition_selected": "validation",
         "partition": "test",
         "candidates": len(pool),
-        "stride": on_validation.model.stride,
-        **_findings(paths, on_validation, on_test, costs),
+        **_matching(study, next(iter(pool)), offer.matching),
+        **_findings(offer, paths, on_validation, on_test, costs),
         "notes": notes,
     }
     study.keep_result("ensemble", found)
     return found
 
 
-def _data(dataset: Dataset) -> Data:
-    assert isinstance(dataset, Recordings)
-    return dataset.data
-
-
-def _the_best(study: Study) -> tuple[dict[int, Path], list[str]]:
+def _the_best(study: Study, matching: Sequence[str]) -> tuple[dict[int, Path], list[str]]:
     """The weights of the best complete trials that are here and match the best of them, and what was left out."""
     complete = best_first(study.records(), study.spec.metric)
     pool: dict[int, Path] = {}
@@ -75,11 +65,11 @@ def _the_best(study: Study) -> tuple[dict[int, Path], list[str]]:
         except StudyError as error:
             notes.append(str(error))
             continue
-        frames = frames or _frames(record)
-        if _frames(record) == frames:
+        frames = frames or _frames(record, matching)
+        if _frames(record, matching) == frames:
             pool[record.number] = path
         else:
-            notes.append(f"trial {record.number} is left out: {_differs(record, frames)}, so its frames do not match")
+            notes.append(f"trial {record.number} is left out: {_differs(record, frames, matching)}, so its frames do not match")
     if len(pool) < 2:
         why = f" ({notes[0]})" if notes else ""
         raise StudyError(f"study {study.name}: an ensemble needs 2 complete trials whose weights are here and whose frames match; there "
@@ -87,46 +77,52 @@ def _the_best(study: Study) -> tuple[dict[int, Path], list[str]]:
     return pool, notes
 
 
-def _asked_for(study: Study, trials: Sequence[int]) -> tuple[dict[int, Path], list[str]]:
+def _asked_for(study: Study, trials: Sequence[int], matching: Sequence[str]) -> tuple[dict[int, Path], list[str]]:
     pool = {number: weights_of(study, str(number), "last") for number in trials}
     if len(pool) < 2:
         raise StudyError(f"--trials {trials[0]}: one trial is no ensemble. Give 2 or more")
     records = {record.number: record for record in study.records()}
     first = records[trials[0]]
     for number in pool:
-        if _frames(records[number]) != _frames(first):
-            raise StudyError(f"--trials: trial {number} has {_differs(records[number], _frames(first))} as trial {first.number}, so their "
-                             f"frames do not match. Give trials of one kernel and stride")  # fmt: skip
+        if _frames(records[number], matching) != _frames(first, matching):
+            apart = _differs(records[number], _frames(first, matching), matching)
+            raise StudyError(
+                f"--trials: trial {number} has {apart} as trial {first.number}, so their frames do not match. "
+                f"Give trials that agree in {', '.join(matching)}"
+            )
     return pool, []
 
 
-def _frames(record: Record) -> tuple[Any, ...]:
-    return tuple(record.config[name] for name in MATCHING)
+def _frames(record: Record, matching: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(record.config[name] for name in matching)
 
 
-def _differs(record: Record, frames: tuple[Any, ...]) -> str:
+def _differs(record: Record, frames: tuple[Any, ...], matching: Sequence[str]) -> str:
     """`model.stride 2, not 4`"""
-    apart = zip(MATCHING, _frames(record), frames, strict=True)
-    return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in apart if mine != theirs)
+    values = _frames(record, matching)
+    apart = [pair for pair in zip(matching, values, frames, strict=True) if pair[1] != pair[2]]
+    return ", ".join(f"{name} {value}, not {wanted}" for name, value, wanted in apart)
 
 
-def _outputs(pool: Mapping[int, Path], numbers: Iterable[int], data: Data) -> tuple[Outputs, dict[int, tuple[float, int]]]:
-    """What trials say of a partition; the seconds and the parameters of each. One model is in memory at a time."""
-    found, costs = {}, {}
-    for number in numbers:
-        decoder = load_decoder(pool[number])
-        check_fit(decoder, data.n_features, data.n_days)
-        found[number], seconds = frame_log_probs(decoder, data)
-        costs[number] = seconds, sum(weight.numel() for weight in decoder.model.parameters())
-    return Outputs(data, decoder.config.model, found), costs
+def _matching(study: Study, number: int, matching: Sequence[str]) -> dict[str, Any]:
+    """In what all members agree, by the last part of each field's name."""
+    record = next(record for record in study.records() if record.number == number)
+    names = [name.rpartition(".")[2] for name in matching]
+    shared = dict(zip(names, _frames(record, matching), strict=True))
+    return {"matching": names, **shared}
 
 
-def _findings(paths: Mapping[Mean, list[int]], on_validation: Outputs, on_test: Outputs,
-              costs: Mapping[int, tuple[float, int]]) -> dict[str, Any]:  # fmt: skip
+def _findings(
+    offer: Ensembles,
+    paths: Mapping[str, list[int]],
+    on_validation: Any,
+    on_test: Any,
+    costs: Mapping[int, tuple[float, int]],
+) -> dict[str, Any]:
     """Which mean and size is best on validation, the smallest of equals; its scores and the best single decoder's."""
-    scores = {mean: scores_along(path, on_validation, mean) for mean, path in paths.items()}
-    tests = {mean: scores_along(path, on_test, mean) for mean, path in paths.items()}
-    ends = [(mean, end) for end in range(len(paths[MEANS[0]])) for mean in MEANS]
+    scores = {mean: offer.scores_along(path, on_validation, mean) for mean, path in paths.items()}
+    tests = {mean: offer.scores_along(path, on_test, mean) for mean, path in paths.items()}
+    ends = [(mean, end) for end in range(len(paths[offer.means[0]])) for mean in offer.means]
     mean, end = min(ends, key=lambda at: scores[at[0]][at[1]].value)
     members = Counter(paths[mean][: end + 1])
     single = paths[mean][0]
@@ -148,7 +144,7 @@ def _findings(paths: Mapping[Mean, list[int]], on_validation: Outputs, on_test: 
             "seconds_single": costs[single][0],
             "seconds_ensemble": seconds,
             "ratio": seconds / costs[single][0],
-            "sentences": len(on_test.data.validation),
+            "sentences": len(tests[mean][0].lengths),
             "parameters": sum(costs[number][1] for number in members),
         },
     }
@@ -163,6 +159,11 @@ def _scored(validation: Score, test: Score) -> dict[str, Any]:
     }
 
 
+def _shared(found: Mapping[str, Any]) -> str:
+    """kernel 8, stride 2"""
+    return ", ".join(f"{name} {found[name]}" for name in found["matching"])
+
+
 def ensemble_text(found: Mapping[str, Any], metric: Metric) -> str:
     """For a terminal, 100 columns."""
     single, ensemble, cost = found["single"], found["ensemble"], found["cost"]
@@ -174,7 +175,7 @@ def ensemble_text(found: Mapping[str, Any], metric: Metric) -> str:
     lines = [
         f"Best single decoder: trial {single['trial']}",
         *_score_lines(single, metric),
-        f"Ensemble: {ensemble['mean']} mean of {members}; {found['candidates']} candidates, stride {found['stride']}",
+        f"Ensemble: {ensemble['mean']} mean of {members}; {found['candidates']} candidates, {_shared(found)}",
         *_score_lines(ensemble, metric),
         f"  Members, mean and size were chosen on validation, so that {metric.name} flatters; on test nothing was chosen.",
         _verdict(found["comparison"], size, metric),

@@ -20,8 +20,8 @@ map_option = click.option("--map", "maps", multiple=True, metavar="COLUMN=FIELD"
 
 
 def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, str]]":
-    from hpo.past.past_runs import read_runs
     from hpo.past.past_tables import parse_maps
+    from hpo.past.read import read_runs
 
     return read_runs(path, parse_maps(maps))
 

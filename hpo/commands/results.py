@@ -59,9 +59,10 @@ def export(study: str, trial: str, kind: str, weights: str, out: Path, database:
     found = open_study(study, database)
     if kind == "neural_seq_decoder":
         offered(found.spec.trainer, "reference folder", "export to neural_seq_decoder")
-        from hpo.analysis.weights import export_reference
+        from hpo.analysis.weights import weights_of
+        from hpo.decoder.scoring import export_reference
 
-        click.echo("\n".join(export_reference(found, trial, weights, out)))
+        click.echo("\n".join(export_reference(weights_of(found, trial, weights), out)))
         return
     _write("--out", out, export_text(found, trial))
     click.echo(f"wrote {out}")
@@ -81,15 +82,18 @@ def export(study: str, trial: str, kind: str, weights: str, out: Path, database:
 def evaluate(model: str, study: str | None, weights: str, data: Path | None, partition: "Partition", padding: str | None,
              device: str | None, database: str | None, as_json: bool) -> None:  # fmt: skip
     """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
-    from hpo.analysis.weights import score, score_text, weights_of
+    from hpo.analysis.weights import weights_of
+    from hpo.decoder.scoring import score, score_text
     from hpo.trainer import offered
+    from hpo.worker.device import choose_device, device_name
 
     path = Path(model)
     if study:
         trained = open_study(study, database)
         offered(trained.spec.trainer, "evaluate", "scoring of its weights here")
         path, data = weights_of(trained, model, weights), data or trained.data_path
-    found = score(path, data, partition, device, padding)
+    chosen = choose_device(device)
+    found = score(path, data, partition, chosen, padding) | {"device": device_name(chosen)}
     click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
 
 

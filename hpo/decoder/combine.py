@@ -7,16 +7,19 @@ one kernel and stride. The log-probabilities of each are kept in memory: 30 MB f
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from hpo.decoder.artifact import Decoder
+from hpo.decoder.artifact import Decoder, load_decoder
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import Data, frames
 from hpo.decoder.metric import edit_distances, greedy_decode
+from hpo.decoder.scoring import check_fit
 from hpo.decoder.train import SCORING_BATCH, outputs, set_precision
+from hpo.decoder.training import Recordings
 from hpo.trainer import Score
 
 Mean = Literal["geometric", "arithmetic"]
@@ -42,6 +45,21 @@ def frame_log_probs(decoder: Decoder, data: Data) -> tuple[torch.Tensor, float]:
         log_probs_BWK = logits_BWK.float().log_softmax(dim=2).cpu()
         found |= {number: log_probs_BWK[b, : frames_B[b]] for b, number in enumerate(numbers_B.tolist())}
     return torch.cat([found[number] for number in data.validation.tolist()]), time.perf_counter() - begin
+
+
+def outputs_of(recordings: Recordings, paths: Mapping[int, Path]) -> tuple[Outputs, dict[int, tuple[float, int]]]:
+    """What decoders say of the data; the seconds and the parameters of each. One model is in memory at a time.
+
+    paths: files of weights, by number; at least one. Raises DataError if the data are not such as they were trained on.
+    """
+    data = recordings.data
+    found, costs = {}, {}
+    for number, path in paths.items():
+        decoder = load_decoder(path)
+        check_fit(decoder, data.n_features, data.n_days)
+        found[number], seconds = frame_log_probs(decoder, data)
+        costs[number] = seconds, sum(weight.numel() for weight in decoder.model.parameters())
+    return Outputs(data, decoder.config.model, found), costs
 
 
 def select(outputs: Outputs, mean: Mean, max_size: int) -> list[int]:

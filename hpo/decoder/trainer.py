@@ -4,14 +4,14 @@ Nothing heavy is imported before a training is asked for: commands that only rea
 for its metric and its fields.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.step_size import STEP_SIZE
 from hpo.text import plural
-from hpo.trainer import Arguments, DataRequest, Metric, Trainer, Weights
+from hpo.trainer import Arguments, DataRequest, Ensembles, Metric, PastRuns, Score, Trainer, Weights
 
 PER = Metric(
     name="PER",
@@ -20,6 +20,8 @@ PER = Metric(
     items="sentences",
     description="the phoneme error rate (PER: total edit distance over total reference length, greedy decoding)",
 )
+# Frames of decoders that agree in these can be averaged one by one.
+MATCHING = ("model.kernel", "model.stride", "model.classes")
 ABOUT_ARGUMENTS = (
     "base: goes into a study file. args: the names of neural_seq_decoder and its descendants; eps has none there, its",
     "code has 0.1 and some descendants' 1e-8: set it in the code. An empty value does not apply.",
@@ -54,6 +56,42 @@ def _lab_arguments(config: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     from hpo.decoder.lab import lab_arguments
 
     return lab_arguments(config, facts["n_features"], facts["n_days"])
+
+
+def _outputs(recordings: Any, paths: Mapping[int, Path]) -> Any:
+    from hpo.decoder.combine import outputs_of
+
+    return outputs_of(recordings, paths)
+
+
+def _select(outputs: Any, mean: Any, max_size: int) -> list[int]:
+    from hpo.decoder.combine import select
+
+    return select(outputs, mean, max_size)
+
+
+def _scores_along(path: Sequence[int], outputs: Any, mean: Any) -> list[Score]:
+    from hpo.decoder.combine import scores_along
+
+    return scores_along(path, outputs, mean)
+
+
+def _read_pickle(path: Path) -> Any:
+    from hpo.data.pickles import unpickle
+
+    return unpickle(path)
+
+
+def _translate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    from hpo.decoder.lab import from_lab_arguments
+
+    return from_lab_arguments(arguments)
+
+
+def _lr_factor(config: DecoderConfig, step: int) -> float:
+    from hpo.decoder.train import lr_factor
+
+    return lr_factor(config, step)
 
 
 def _summary(config: DecoderConfig) -> str:
@@ -107,9 +145,9 @@ gru_ctc = Trainer(
     sizes=_sizes,
     offers={
         "arguments": Arguments(ABOUT_ARGUMENTS, _lab_arguments),
-        "ensemble": True,
+        "ensemble": Ensembles(MATCHING, ("geometric", "arithmetic"), _outputs, _select, _scores_along),
         "evaluate": True,
-        "past_runs": True,
+        "past_runs": PastRuns(_read_pickle, _translate, _lr_factor),
         "reference folder": True,
     },
 )

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from hpo.curve import Point
-from hpo.decoder.config import DecoderConfig
 from hpo.errors import StudyError
-from hpo.past.past_runs import PastPoint, PastRun, some
+from hpo.past.past_runs import CONFIG, PastPoint, PastRun, some
 from hpo.space.stopping import OwnPast, Stop
 from hpo.study.imported import add_trial, place, trials_by_key
 from hpo.study.study import Study
@@ -20,7 +19,7 @@ NEVER = 10**9  # evaluations in a row
 
 def stated(run: PastRun, values: Mapping[str, Any]) -> PastRun:
     """With what a person says of fields that the run does not record."""
-    new = {name: value for name, value in DecoderConfig().with_values(values, "--set ").flat().items() if name in values}
+    new = {name: value for name, value in CONFIG().with_values(values, "--set ").flat().items() if name in values}
     new = {name: value for name, value in new.items() if name not in run.config}
     said = tuple(f"{name} = {value} is stated by hand" for name, value in new.items())
     return replace(run, config=new | run.config, doubts=run.doubts + said)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from hpo.curve import Point
-from hpo.data.pickles import unpickle
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.lab import from_lab_arguments
 from hpo.errors import DataError, SpecError
+from hpo.trainer import DEFAULT_TRAINER, PastRuns, load_trainer, offered
 
+# Such folders are of the built-in decoder's kin, which says what their arguments mean.
+CONFIG = load_trainer(DEFAULT_TRAINER).config
+LAB: PastRuns = offered(DEFAULT_TRAINER, "past_runs", "reading of past runs")
 FILES = ("args", "metrics.jsonl", "trainingStats")
 REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
 DAY = 86400.0  # seconds; no batch takes so long
@@ -95,36 +96,12 @@ class PastRun:
         return bool(self.curve) and self.steps is not None and self.curve[-1].step + 1.5 * self.interval >= self.steps
 
 
-def read_runs(path: Path, maps: Mapping[str, str] | None = None) -> tuple[list[PastRun], dict[str, str]]:
-    """(the runs at `path`, what was refused there and why). path: a run folder, a folder of them, or tables.
-
-    maps: column of a table -> our name (past_tables.NAMES, or a dotted field); None: run folders are meant, unless `path` is
-    a file. Raises DataError if there is no run at all.
-    """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Valid: a run folder ({', '.join(FILES)}), a folder of them, a CSV or JSONL table")
-    if maps or path.is_file():
-        from hpo.past.past_tables import read_tables
-
-        return read_tables(path, maps or {}), {}
-    if _is_run(path):
-        return [read_lab_run(path)], {}
-    runs, refused = [], {}
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
-        try:
-            runs.append(read_lab_run(folder))
-        except DataError as error:
-            refused[folder.name] = str(error)
-    if not runs:
-        raise DataError(next(iter(refused.values()), "") or f"{path}: {_no_run(path)}. Tables are read with --map COLUMN=FIELD")
-    return runs, refused
-
-
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
 
 
-def _no_run(folder: Path) -> str:
+def no_run(folder: Path) -> str:
+    """What is wrong with a folder that is no run."""
     there = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(there[:3]) + ", ..." * (len(there) > 3)
     return f"no run: it has {shown or 'nothing'}. Valid: a folder with {', '.join(FILES)} (one of them at least)"
@@ -132,12 +109,12 @@ def _no_run(folder: Path) -> str:
 
 def read_lab_run(folder: Path) -> PastRun:
     """Raises DataError for a folder that is no run, a pickle with anything but plain values and arrays, or values of no sense."""
-    if not _is_run(folder):
-        raise DataError(f"{folder}: {_no_run(folder)}")
+    if not is_run(folder):
+        raise DataError(f"{folder}: {no_run(folder)}")
     doubts: list[str] = []
     arguments = _arguments(folder / "args", doubts)
     try:
-        config, foreign = from_lab_arguments(arguments)
+        config, foreign = LAB.translate(arguments)
         accumulation = int(arguments.get("gradient_accumulation_steps") or 1)
         interval = int(arguments.get("eval_every") or REFERENCE_INTERVAL)
         check_step(accumulation)
@@ -170,7 +147,7 @@ def _arguments(path: Path, doubts: list[str]) -> dict[str, Any]:
     if not path.is_file():
         doubts.append("no args: its configuration is not recorded")
         return {}
-    arguments = unpickle(path)
+    arguments = LAB.read(path)
     if not isinstance(arguments, dict):
         raise DataError(f"{path}: a pickled {type(arguments).__name__}. Valid: a dict of arguments")
     return arguments
@@ -181,7 +158,7 @@ def checked_config(config: Mapping[str, Any], doubts: list[str]) -> dict[str, An
     valid: dict[str, Any] = {}
     for name, value in config.items():
         try:
-            valid[name] = DecoderConfig().with_values({name: value}).flat()[name]
+            valid[name] = CONFIG().with_values({name: value}).flat()[name]
         except SpecError as error:
             doubts.append(f"left out: {error}")
     return valid
@@ -305,7 +282,7 @@ def _stats(path: Path, doubts: list[str]) -> list[Row]:
     """trainingStats as rows without steps."""
     if not path.is_file():
         return []
-    found = unpickle(path)
+    found = LAB.read(path)
     arrays = {name: found.get(name) for name in ("testPER", "testCER", "testLoss")} if isinstance(found, dict) else {}
     numbers = {name: array for name, given in arrays.items() if (array := np.asarray(given)).dtype.kind in "biuf"}
     per, loss = numbers.get("testPER", numbers.get("testCER")), numbers.get("testLoss")
@@ -371,12 +348,10 @@ def _with_lr_checked(run: PastRun) -> PastRun:
     lr, name = run.config.get("optimizer.lr"), run.config.get("schedule.name")
     if lr is None or name in (None, "plateau"):
         return run
-    from hpo.decoder.train import lr_factor  # with torch
-
     fields = {field: value for field, value in run.config.items() if field.startswith("schedule.") or field == "steps"}
-    config = DecoderConfig().with_values(fields)
+    config = CONFIG().with_values(fields)
     for point in run.curve:
-        planned = lr * lr_factor(config, point.step)
+        planned = lr * LAB.lr_factor(config, point.step)
         if point.lr is not None and abs(point.lr - planned) > 0.05 * lr:
             what = f"learning rate {point.lr:.3g} at step {point.step}, where args's {name} schedule has {planned:.3g}: schedule left out"
             known = {field: value for field, value in run.config.items() if not field.startswith("schedule.")}

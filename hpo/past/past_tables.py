@@ -12,15 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hpo.decoder.config import DecoderConfig
 from hpo.errors import DataError, SpecError
-from hpo.past.past_runs import PastRun, Row, check_step, checked_config, doubt_lines, finished, one_start, printable
+from hpo.past.past_runs import CONFIG, PastRun, Row, check_step, checked_config, doubt_lines, finished, one_start, printable
 from hpo.settings import unknown
 from hpo.space.spec import parse_settings
 
 NUMBERS = ("step", "per", "loss", "seconds", "lr")  # of an evaluation; seconds since the start of the run
 NAMES = ("name", "split", *NUMBERS)
-FIELDS = DecoderConfig.names()
+FIELDS = CONFIG.names()
 ENDINGS = (".csv", ".tsv", ".jsonl")
 
 

@@ -1,7 +1,11 @@
 """A study's side of its policy: shows it the trials as values, and draws a trial's configuration."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna import Trial
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
 from hpo.settings import Config
 from hpo.space import policy
@@ -10,16 +14,13 @@ from hpo.space.spec import Policy, StudySpec
 from hpo.study.sampling import Proposed, distribution, sampler_of
 from hpo.study.trial import BY_HAND, Cause, Record
 
-if TYPE_CHECKING:
-    from hpo.study.study import Study
 
-
-def seen_by(study: "Study", without: int) -> list[Seen]:
+def seen_in(records: Sequence[Record], without: int) -> list[Seen]:
     """The trials, imported ones included, that tell something about the space.
 
     without: the id of the trial that is about to be drawn.
     """
-    return [_seen(record) for record in study._records() if record.id != without and _is_informative(record)]
+    return [_seen(record) for record in records if record.id != without and _is_informative(record)]
 
 
 def _is_informative(record: Record) -> bool:
@@ -36,18 +37,26 @@ def _seen(record: Record) -> Seen:
     return Seen(record.number, record.params, None if diverged else record.value, diverged)
 
 
-def configure(study: "Study", trial_id: int, number: int) -> tuple[Config, str | None]:
-    """The trial's configuration, drawn or as it was, and the name of the start that it is."""
-    trial, spec = study._storage.get_trial(trial_id), study.spec
+def configure(
+    spec: StudySpec,
+    trial: FrozenTrial,
+    records: Callable[[], Sequence[Record]],
+    asked_of: Callable[[BaseSampler], Trial],
+) -> tuple[Config, str | None]:
+    """The trial's configuration, drawn or as it was, and the name of the start that it is.
+
+    records: of all trials, asked for if the policy learns from them. asked_of: makes Optuna's trial, which asks the sampler.
+    """
     if fixed := trial.user_attrs.get("fixed"):
         return spec.config(fixed), None
+    number = trial.number
     held = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     sampler = sampler_of(spec, number)
     if spec.policy == Policy.GP and _is_open(spec, held):
-        values = policy.propose(spec, seen_by(study, trial_id), spec.sampler.seed, number, held)
+        seen = seen_in(records(), without=trial._trial_id)
+        values = policy.propose(spec, seen, spec.sampler.seed, number, held)
         sampler = Proposed(values)
-    study._storage.get_all_trials(study.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
-    asked = study._asked(trial_id, sampler)
+    asked = asked_of(sampler)
     drawn: dict[str, Any] = {}
     for name in spec.parameters:
         if spec.active(name, drawn):

@@ -20,7 +20,6 @@ from optuna.trial import TrialState
 from hpo.errors import SpecError, StudyError
 from hpo.space.spec import StudySpec
 from hpo.store import ledger
-from hpo.study import choice
 from hpo.study.record import STATES
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Halt
@@ -65,7 +64,7 @@ def kill(study: Study, number: int, why: str = "") -> bool:
                 raise UpdateFinishedTrialError
             if not configured:
                 with suppress(SpecError, ValueError):  # a stopped trial without parameters would blind TPE to those of all others
-                    choice.configure(study, trial_id, number)
+                    study.configure(trial_id)
             study._end(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})
         except UpdateFinishedTrialError:
             state = STATES[storage.get_trial(trial_id).state]

@@ -237,7 +237,7 @@ class Study:
             number = self._storage.get_trial_number_from_id(trial_id)
             try:
                 with ledger.fenced(trial_id, lease):
-                    config, start = choice.configure(self, trial_id, number)
+                    config, start = self.configure(trial_id)
             except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
                 continue
             except (SpecError, ValueError) as error:
@@ -247,6 +247,16 @@ class Study:
             with self._engine.begin() as connection:
                 if ledger.renew_lease(connection, trial_id, lease, self._lease_seconds, config=config.flat()):
                     return Trial(trial_id, number, config, lease, start, attempt)
+
+    def configure(self, trial_id: int) -> tuple[Config, str | None]:
+        """Draw the trial's parameters if it has none. Returns its configuration, and the name of the start that it is."""
+        trial = self._storage.get_trial(trial_id)
+
+        def asked_of(sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
+            self._storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
+            return self._asked(trial_id, sampler)
+
+        return choice.configure(self.spec, trial, self._records, asked_of)
 
     @property
     def _lease_seconds(self) -> float:
