@@ -39,7 +39,8 @@ ORDER = [
 SEARCH = ORDER[ORDER.index("space") : ORDER.index("commands")]
 DOORS = {  # library: the places that may import it
     "optuna": {
-        *("study/control.py", "study/imported.py", "study/record.py", "study/sampling.py", "store/storage.py", "study/study.py"),
+        "study",
+        "store/storage.py",
         *("past/backtest.py", "analysis/effects.py", "dashboard/pages.py"),
     },
     "optuna_dashboard": {"dashboard", "study/control.py"},

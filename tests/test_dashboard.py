@@ -172,7 +172,8 @@ def test_files_are_made_when_they_are_asked_for(study: Study, database: Database
 
     logs = study_folder(study) / "logs"
     logs.mkdir(parents=True)
-    (logs / "worker-h-0.log").write_text("d t trial 0: begins\nTraceback\n  deep\nd t trial 1: begins\nd t trial 1: stopped\n")
+    (logs / "trial-0.log").write_text("d t trial 0: begins\nTraceback\n  deep\n")
+    (logs / "trial-1.log").write_text("d t trial 1: begins\nd t trial 1: stopped\n")
     record = study.records()[0]
     with dashboard(database) as client:
         place = f"/artifacts/{study.id}/{record.id}"

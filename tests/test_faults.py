@@ -30,7 +30,7 @@ from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted
 from hpo.study.version import code_version
-from hpo.terminal.tables import AWAY
+from hpo.terminal.live import AWAY
 from hpo.worker.checkpoint import begin, checkpoints
 from hpo.worker.signals import StopFlag
 from hpo.worker.worker import Worker, run_worker

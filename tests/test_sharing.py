@@ -12,11 +12,9 @@ from hpo.errors import CallerError
 from hpo.launch import sharing
 from hpo.launch.launcher import Launcher, plan_workers
 from hpo.launch.sharing import Sharing
-from hpo.space.budget import Budget
 from hpo.space.spec import load_spec
 from hpo.store.database import Database
 from hpo.study.study import Study
-from hpo.study.trial import Record
 from hpo.worker.dataset import look_at_data
 from hpo.worker.device import free_memory
 
@@ -95,11 +93,12 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     launcher = Launcher(study, database, plan_workers(None, "cpu", "auto"), tiny_data)
     most = 0
 
-    def show(records: list[Record], budget: Budget, away: bool) -> None:
+    def show() -> bool:
         nonlocal most
         most = max(most, len(launcher._running))
         if len(launcher._sharing["cpu"].rates) == 2 and not launcher._asked_to_stop:
             os.kill(os.getpid(), signal.SIGTERM)
+        return True
 
     assert launcher.run(show) == "interrupted"
     found = launcher._sharing["cpu"]

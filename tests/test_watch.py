@@ -1,6 +1,7 @@
 """Looking at a study that runs: what is read for it, the screen of 80 columns, the lines of a pipe, and the log of a trial."""
 
 import io
+import logging
 import os
 import pty
 import select
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -20,10 +22,11 @@ from hpo.cli import main
 from hpo.space.spec import StudySpec
 from hpo.store.ledger import this_host
 from hpo.study import control
+from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder
 from hpo.study.snapshot import Snapshot, snapshot
 from hpo.study.study import Study
-from hpo.terminal.tables import changes, sparkline, watch_picture
+from hpo.terminal.live import changes, sparkline, watch_picture
 
 Make = Callable[..., Study]
 
@@ -109,7 +112,7 @@ def test_sparkline() -> None:
 def test_a_line_a_change(study: Study) -> None:
     first = snapshot(study)
     assert [line.split(";")[0] for line in changes(None, first)] == [
-        "trial 0 complete PER 25.00 %", "trial 1 stopped: PER rose", f"trial 2 runs on {this_host()} cpu"
+        "trial 0 (baseline) complete PER 25.00 %", "trial 1 (slow) stopped: PER rose", f"trial 2 runs on {this_host()} cpu"
     ]  # fmt: skip
     assert changes(first, snapshot(study)) == []
     control.halt(study, "paused", "lunch")
@@ -152,35 +155,54 @@ def test_the_screen_comes_and_goes_with_a_key(study: Study) -> None:
 # ---- logs
 
 LINES = """\
-2030-01-01 10:00:00,000 trial 1: begins (start slow)
-2030-01-01 10:00:01,000 trial 1: completed
+2030-01-01 09:00:00,000 trial 2: begins (start slow)
+2030-01-01 09:00:09,000 trial 2: interrupted (a signal)
 2030-01-01 10:00:02,000 trial 2: begins
 2030-01-01 10:00:03,000 trial 2
 Traceback (most recent call last):
 ValueError: no
-2030-01-01 10:00:04,000 trial 12: begins
 """
-SECOND = "2030-01-01 09:00:00,000 trial 2: begins\n2030-01-01 09:00:09,000 trial 2: interrupted (a signal)\nhalf a li"
 
 
-def test_the_log_of_a_trial_is_found_in_the_files_of_its_workers(study: Study) -> None:
+def test_the_log_of_a_trial_is_its_file(study: Study) -> None:
     folder = study_folder(study) / "logs"
     folder.mkdir(parents=True)
-    (folder / "worker-a-0.log").write_text(LINES)
-    (folder / "worker-a-1.log").write_text(SECOND)
+    path = folder / "trial-2.log"
+    path.write_text(LINES + "half a li")
+    (folder / "trial-12.log").write_text("2030-01-01 10:00:04,000 trial 12: begins\n")
     done = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "2"])
-    assert done.stdout.splitlines() == SECOND.splitlines()[:2] + LINES.splitlines()[2:6]
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == (LINES, "")
     missing = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "0"])
-    assert (missing.stdout, f"1 of 1 attempts are not in {folder} here. Look in {this_host()}:{folder}" in missing.stderr) == ("", True)
+    place = folder / "trial-0.log"
+    assert (missing.stdout, f"1 of 1 attempts are not in {place} here. Look in {this_host()}:{place}" in missing.stderr) == ("", True)
     unknown = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "9"])
     assert (unknown.exit_code, "there is no trial 9" in unknown.stderr) == (2, True)
+
+
+def test_what_is_logged_meanwhile_goes_to_the_trials_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = log_path(tmp_path, 3)
+    log = logging.getLogger("hpo.worker")
+    for attempt in (1, 2):
+        with logged(path), caplog.at_level("INFO"):
+            log.info("trial 3: begins %d", attempt)
+            try:
+                raise ValueError("no")
+            except ValueError:
+                log.exception("trial 3")
+        log.info("of another trial")
+    text = path.read_text()
+    assert [line.split(",")[1][4:] for line in text.splitlines() if "begins" in line] == ["trial 3: begins 1", "trial 3: begins 2"]
+    assert text.count("ValueError: no") == 2 and "another" not in text
+    (tmp_path / "file").touch()
+    with logged(log_path(tmp_path / "file", 3)):
+        log.info("goes on")
+    assert "cannot be written" in caplog.text
 
 
 def test_a_log_is_followed_until_its_trial_is_over(study: Study) -> None:
     folder = study_folder(study) / "logs"
     folder.mkdir(parents=True)
-    path = folder / "worker-a-0.log"
+    path = folder / "trial-2.log"
     path.write_text("2030-01-01 10:00:02,000 trial 2: begins\n")
     command = [sys.executable, "-m", "hpo.cli", "logs", "--study", "s", "--trial", "2", "-f"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

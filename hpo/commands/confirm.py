@@ -86,7 +86,7 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     from hpo.errors import StudyError
     from hpo.launch.launcher import Launcher, plan_workers
     from hpo.study.version import check_code
-    from hpo.terminal.tables import Display
+    from hpo.terminal.live import LiveView
 
     plan = plan_workers(workers, device, per_gpu)
     check_code(parent, allow_different_code)
@@ -101,8 +101,8 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
                 continue
             if over := child.why_over():
                 raise StudyError(f"study {child.name}: {over}")
-            with Display(Console(highlight=False, quiet=as_json), child.spec.metric) as display:
-                end = Launcher(child, opened, plan, data, allow_different_code=allow_different_code).run(display)
+            with LiveView(child, Console(highlight=False, quiet=as_json), tell_all=False) as view:
+                end = Launcher(child, opened, plan, data, allow_different_code=allow_different_code).run(view.look)
             if end == "interrupted":
                 click.echo("Stopped. What was trained is kept; the same line goes on with it.", err=True)
                 raise SystemExit(130)

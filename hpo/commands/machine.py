@@ -57,7 +57,7 @@ def data_check(path: Path | None, kernel: int | None, stride: int | None, as_jso
     else:
         from rich.console import Console
 
-        from hpo.terminal.tables import data_picture
+        from hpo.terminal.data import data_picture
 
         Console(highlight=False).print(data_picture(facts))
     if facts["fault"]:

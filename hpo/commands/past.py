@@ -49,7 +49,7 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
 
     from hpo.past.importing import facts, import_runs, runs_of, stated
     from hpo.space.spec import parse_settings
-    from hpo.terminal.tables import past_picture
+    from hpo.terminal.past import past_picture
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named, offered
 
     if same_data and not study:
@@ -129,7 +129,7 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
 def _print_backtest(found: dict[str, Any], metric: "Metric", plot: Path | None) -> None:
     from rich.console import Console
 
-    from hpo.terminal.tables import backtest_picture
+    from hpo.terminal.past import backtest_picture
 
     Console(highlight=False).print(backtest_picture(found, metric))
     if plot:

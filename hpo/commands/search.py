@@ -24,11 +24,9 @@ from hpo.errors import CallerError, WorkerError
 if TYPE_CHECKING:
     from hpo.launch.launcher import Launcher
     from hpo.launch.slurm import Job
-    from hpo.space.budget import Budget
     from hpo.space.spec import StudySpec
     from hpo.store.database import Database
     from hpo.study.study import Study
-    from hpo.study.trial import Record
 
 
 def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
@@ -141,17 +139,14 @@ def _run(launcher: "Launcher", notify: str | None) -> str:
     from rich.console import Console
 
     from hpo.launch.notify import notifying
-    from hpo.terminal.tables import Display
-
-    def show(records: "list[Record]", budget: "Budget", away: bool) -> None:
-        display(records, budget, away)
-        tell(records)
+    from hpo.terminal.live import LiveView
 
     def say(problem: str) -> None:
         click.echo(f"hpo: {problem}", err=True)
 
-    with notifying(notify, launcher.study, say) as tell, Display(Console(highlight=False), launcher.study.spec.metric) as display:
-        end = launcher.run(show)
+    view = LiveView(launcher.study, Console(highlight=False), tell_all=False)
+    with notifying(notify, launcher.study, say) as news, view:
+        end = launcher.run(view.look, news if notify else None)
     for line in launcher.shared():
         click.echo(line)
     return end

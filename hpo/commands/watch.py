@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from shutil import which
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from hpo.launch.slurm import Element
     from hpo.study.study import Study
 
-LOOK_SECONDS = 2.0
+FOLLOW_SECONDS = 1.0  # between looks at a log
 
 
 @click.command()
@@ -34,7 +33,7 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
 
     from rich.console import Console
 
-    from hpo.terminal.tables import trial_table
+    from hpo.terminal.status import trial_table
     from hpo.trainer import named
 
     if watch and as_json:
@@ -80,46 +79,30 @@ def _jobs(study: "Study") -> "list[Element] | None":
 
 def _watch(study: "Study") -> None:
     from rich.console import Console
-    from rich.live import Live
 
-    from hpo.study.snapshot import snapshot
-    from hpo.terminal.tables import watch_picture
+    from hpo.terminal.live import LOOK_SECONDS, LiveView
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        _print_changes(study)
-        return
-    seen, away = snapshot(study), None
-    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    wait = _keys if console.is_terminal else _no_keys
+    with wait() as pressed, LiveView(study, console, screen=True) as view:
         while True:
-            live.update(watch_picture(seen, console.height, away), refresh=True)
+            view.look(at_once=True)
+            if not console.is_terminal and view.seen and not view.seen.running and _is_over(study):
+                return
             if pressed(LOOK_SECONDS):
                 return
-            try:
-                seen, away = snapshot(study), None
-            except DatabaseError:
-                away = away or datetime.now()
 
 
-def _print_changes(study: "Study") -> None:
-    """A line a change, until the study is over."""
-    from hpo.study.snapshot import snapshot
-    from hpo.terminal.tables import changes
+def _is_over(study: "Study") -> bool:
+    try:
+        return study.why_over() is not None
+    except DatabaseError:
+        return False
 
-    seen, away = None, False
-    while True:
-        try:
-            now = snapshot(study)
-            for line in changes(seen, now):
-                print(line, flush=True)
-            seen, away = now, False
-            if not now.running and study.why_over():
-                return
-        except DatabaseError as error:
-            if not away:
-                print(f"database away: {error}", flush=True)
-            away = True
-        time.sleep(LOOK_SECONDS)
+
+@contextmanager
+def _no_keys() -> Iterator[Callable[[float], object]]:
+    yield time.sleep
 
 
 @contextmanager
@@ -157,7 +140,7 @@ def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
     from hpo.study.logs import TrialLog
 
     found = open_study(study, database)
-    log = TrialLog(found, trial)
+    log = TrialLog.of(found, trial)
     while True:
         record = next((record for record in found.records() if record.number == trial), None)
         if record is None:
@@ -167,7 +150,7 @@ def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
         if not follow or record.state not in ("running", "waiting"):
             break
         try:
-            time.sleep(LOOK_SECONDS / 2)
+            time.sleep(FOLLOW_SECONDS)
         except KeyboardInterrupt:
             break
     if not record.attempts:

@@ -128,6 +128,6 @@ def log_tail(study: Study, record: Record) -> str:
     """The last lines that workers on this machine logged of a trial, and where others are."""
     from hpo.study.logs import TrialLog  # with it comes PyTorch
 
-    log = TrialLog(study, record.number)
+    log = TrialLog.of(study, record.number)
     lines = log.read()[-LOG_LINES:]
     return "\n".join([*lines, *filter(None, [log.elsewhere(study, record)])]) + "\n"

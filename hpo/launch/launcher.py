@@ -20,7 +20,6 @@ import torch
 
 from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, MemoryShortError, WorkerError
 from hpo.launch.sharing import Sharing
-from hpo.space.budget import Budget
 from hpo.store.database import Database
 from hpo.store.ledger import this_host
 from hpo.study.paths import study_folder
@@ -109,9 +108,9 @@ class Launcher:
     _attempts: int = 0  # at trials, when a worker died last
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[list[Record], Budget, bool], None] | None = None) -> End:
-        """Start the workers, `show` the trials, the budget and whether the database is away twice a second, return when all
-        have left. Without `show` nobody asks for them.
+    def run(self, show: Callable[[], bool] | None = None, news: Callable[[list[Record]], None] | None = None) -> End:
+        """Start the workers, return when all have left. Twice a second it calls `show`, which says whether the database
+        answers, and `news` with the trials.
 
         Raises WorkerError if workers died and work is left that none of them does.
         """
@@ -123,18 +122,9 @@ class Launcher:
                 self._sharing = {device: Sharing(free_memory(device)) for device in self.plan.devices}
             for device in self.plan.devices:
                 self._start(self._new(device))
-            records, budget = list[Record](), self.study.spec.budget
             while self._running:
                 self._look_after()
-                try:
-                    if show or self._sharing:
-                        records, budget = self.study.records(), self.study.budget
-                        if show:
-                            show(records, budget, False)
-                        self._share(records)
-                except DatabaseError:  # the workers train on, and will tell if it is more than a moment
-                    if show:
-                        show(records, budget, True)
+                if not self._tell(show, news):  # the workers train on, and will tell if it is more than a moment
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
@@ -143,6 +133,21 @@ class Launcher:
                 worker.terminate()
             for number, handler in handled.items():
                 signal.signal(number, handler)
+
+    def _tell(self, show: Callable[[], bool] | None, news: Callable[[list[Record]], None] | None) -> bool:
+        """Returns whether the database answers, as far as it was asked."""
+        if show and not show():
+            return False
+        if not (news or self._sharing):
+            return True
+        try:
+            records = self.study.records()
+            if news:
+                news(records)
+            self._share(records)
+        except DatabaseError:
+            return False
+        return True
 
     def log_of(self, index: int) -> Path:
         return study_folder(self.study) / "logs" / f"worker-{self.label}-{index}.log"

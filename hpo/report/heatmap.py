@@ -1,6 +1,7 @@
-"""The interactions of a study as heat maps in one picture."""
+"""The metric over two parameters that act together: for the report's page, and for `hpo effects --plot`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from hpo.errors import CallerError
-from hpo.text import value_text
 from hpo.trainer import Metric
 
 FORMATS = (".svg", ".png")
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 matplotlib.rcParams["svg.hashsalt"] = "hpo"  # the same picture is the same file
 
 
@@ -24,7 +26,7 @@ def check_plot(path: Path) -> None:
 
 
 def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
-    """Draw the heat maps of `effects` and the trials on them, stopped ones as crosses. Raises CallerError, OSError."""
+    """Draw the heat maps of `effects`, a panel each. Raises CallerError, OSError."""
     check_plot(path)
     maps = found["interactions"]
     if not maps:
@@ -32,44 +34,83 @@ def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    low = min(min(map(min, pair["value"])) for pair in maps)
-    high = max(max(map(max, pair["value"])) for pair in maps)
-    for axis, pair in zip(axes, maps, strict=False):
-        mesh = _draw(axis, pair, low, high, _colours(metric))
-    for axis in axes[len(maps) :]:
-        axis.set_axis_off()
-    figure.colorbar(mesh, ax=axes, label=f"{metric.name}, mean of the surrogate", format="{x:.0%}" if metric.unit == "percent" else None)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, pair in zip(panels, maps, strict=False):
+        paint_heat_map(panel, pair, metric, "black")
+        panel.set_title(f"strength {pair['strength']:.2f}, p {pair['p_holm']:.2g} (Holm)")
+    for panel in panels[len(maps) :]:
+        panel.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
-def _colours(metric: Metric) -> str:
-    """The best is bright."""
-    return "viridis_r" if metric.direction == "minimize" else "viridis"
+def paint_heat_map(axes: Axes, found: Mapping[str, Any], metric: Metric, ink: str) -> None:
+    """The estimated metric as colours, the best bright, and the trials on it; those that are not complete as crosses.
+
+    found: an entry of `interactions` of the finding `effects`. ink: colour of the legend's marks.
+    """
+    cells = np.array([scaled(row, metric) for row in found["value"]])
+    finite = cells[np.isfinite(cells)]
+    scale: dict[str, Any] = {"cmap": "viridis_r" if metric.direction == "minimize" else "viridis"}
+    if finite.size:
+        scale |= {"vmin": finite.min(), "vmax": finite.max()}
+
+    places: dict[str, dict[str, int]] = {}
+    edges: dict[str, Sequence[float]] = {}
+    for side, axis, set_scale in (("x", axes.xaxis, axes.set_xscale), ("y", axes.yaxis, axes.set_yscale)):
+        values = found[f"{side}_values"]
+        axis.set_label_text(found[side])
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if numbers and not found.get(f"{side}_choices"):
+            places[side], edges[side] = {}, _edges(values, found[f"{side}_log"])
+            if found[f"{side}_log"]:
+                set_scale("log")
+                axis.set_major_formatter(PLAIN)
+        else:
+            places[side] = {_name(value): place for place, value in enumerate(values)}
+            edges[side] = _edges(range(len(values)), False)
+            axis.set_ticks(range(len(values)), list(places[side]))
+    mesh = axes.pcolormesh(edges["x"], edges["y"], cells, rasterized=True, **scale)
+    axes.grid(visible=False)
+    solids = axes.figure.colorbar(mesh, ax=axes, label=f"{metric.label}, estimated").solids
+    assert solids is not None
+    solids.set_rasterized(True)
+    for complete, marker in ((True, "o"), (False, "x")):
+        trials = [trial for trial in found["trials"] if (trial["state"] == "complete") == complete]
+        xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
+        if complete and trials:
+            values = scaled((trial["value"] for trial in trials), metric)
+            axes.plot(xs, ys, marker, color="black", markersize=6.5, linestyle="")  # seen on bright cells, the white edge on dark ones
+            axes.scatter(xs, ys, 22, values, edgecolors="white", linewidths=1, zorder=3, **scale)
+            axes.plot([], [], marker, color=ink, fillstyle="none", linestyle="", label="trial")
+        elif trials:
+            axes.plot(xs, ys, marker, color="white", markeredgewidth=2.6, linestyle="")
+            axes.plot(xs, ys, marker, color="black", markeredgewidth=1.2, linestyle="")
+            axes.plot([], [], marker, color=ink, linestyle="", label="not complete")
 
 
-def _draw(axis: Axes, pair: Mapping[str, Any], low: float, high: float, cmap: str) -> Any:
-    mesh = axis.pcolormesh(_edges(pair, "x"), _edges(pair, "y"), pair["value"], cmap=cmap, vmin=low, vmax=high)
-    for state, marker in (("complete", "o"), ("stopped", "X")):
-        shown = [trial for trial in pair["trials"] if trial["state"] == state]
-        x, y = ([pair[f"{side}_values"].index(trial[side]) if pair[f"{side}_choices"] else trial[side] for trial in shown] for side in "xy")
-        colours: dict[str, Any] = {"c": [trial["value"] for trial in shown], "cmap": cmap, "vmin": low, "vmax": high}
-        axis.scatter(x, y, **colours, marker=marker, s=36, edgecolors="white", linewidths=0.8)
-    axis.set(xlabel=pair["x"], ylabel=pair["y"], title=f"strength {pair['strength']:.2f}, p {pair['p_holm']:.2g} (Holm)")
-    for side, ruler, scale in (("x", axis.xaxis, axis.set_xscale), ("y", axis.yaxis, axis.set_yscale)):
-        if pair[f"{side}_choices"]:
-            ruler.set_ticks(range(len(pair[f"{side}_values"])), [value_text(value) for value in pair[f"{side}_values"]])
-        elif pair[f"{side}_log"]:
-            scale("log")
-    return mesh
+def scaled(values: Iterable[float | None], metric: Metric) -> list[float]:
+    """As they are drawn; what is not known or not finite is NaN."""
+    return [math.nan if value is None or not math.isfinite(value) else metric.scale * value for value in values]
 
 
-def _edges(pair: Mapping[str, Any], side: str) -> Any:
-    """Of the cells around the grid's values."""
-    values = pair[f"{side}_values"]
-    if pair[f"{side}_choices"]:
-        return np.arange(len(values) + 1) - 0.5
-    at = np.log(values) if pair[f"{side}_log"] else np.array(values, dtype=float)
+def _edges(values: Sequence[float], log: bool) -> list[float]:
+    """Of the cells around a grid's values."""
+    at = np.log(values) if log else np.array(values, dtype=float)
     middle = (at[1:] + at[:-1]) / 2
-    edges = np.array([2 * at[0] - middle[0], *middle, 2 * at[-1] - middle[-1]])
-    return np.exp(edges) if pair[f"{side}_log"] else edges
+    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+    edges = np.array([at[0] - half, *middle, at[-1] + (at[-1] - middle[-1] if len(at) > 1 else half)])
+    return list(map(float, np.exp(edges) if log else edges))
+
+
+def _name(value: Any) -> str:
+    return "off" if value is None else str(value)
+
+
+def _place(places: Mapping[str, int], trial: Mapping[str, Any], side: str) -> float:
+    """Where a trial is on an axis; beside its choice, so that trials of one choice do not hide each other."""
+    if not places:
+        return float(trial[side])
+    turn = {"x": 0.618, "y": 0.755}[side]  # multiples of an irrational number fill the place evenly
+    return float(places[_name(trial[side])] + 0.6 * (turn * trial["number"] % 1 - 0.5))

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,8 +17,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from hpo.report.heatmap import PLAIN, paint_heat_map, scaled
 from hpo.trainer import Metric
 
 INK, FAINT, GREY = "#010101", "#020202", "#030303"  # text; grid and frame; what is not highlighted
@@ -38,7 +39,6 @@ STYLE: Any = {
     "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.4, "lines.markersize": 4,
     "svg.fonttype": "none",
 }  # fmt: skip
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,6 @@ def _for_the_page(tag: str) -> str:
     return re.sub(r"#0[0-9a-f]{5}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], tag)
 
 
-def _scaled(values: Iterable[float | None], metric: Metric) -> list[float]:
-    """As they are drawn; what is not known or not finite is NaN."""
-    return [math.nan if value is None or not math.isfinite(value) else metric.scale * value for value in values]
-
-
 def _thin(values: Sequence[float]) -> list[float]:
     """POINTS of them at most, evenly, the first and the last among them."""
     chosen = np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int)) if len(values) > POINTS else range(len(values))
@@ -111,7 +106,7 @@ def _metric_axis(axes: Axes, values: Sequence[float], metric: Metric) -> None:
 
 def curves(trials: Sequence[Curve], metric: Metric) -> str:
     """The metric over steps: highlighted trials over grey ones, and a mark where one was stopped."""
-    trials = [Curve(_thin(trial.steps), _thin(_scaled(trial.values, metric)), trial.stopped, trial.label) for trial in trials]
+    trials = [Curve(_thin(trial.steps), _thin(scaled(trial.values, metric)), trial.stopped, trial.label) for trial in trials]
     grey = [trial for trial in trials if not trial.label]
     marked = [trial for trial in trials if trial.label][: len(HIGHLIGHTS)]
 
@@ -135,7 +130,7 @@ def curves(trials: Sequence[Curve], metric: Metric) -> str:
 
 def history(xs: Sequence[float], values: Sequence[float], starts: Mapping[str, int], x_label: str, metric: Metric) -> str:
     """Final value of the complete trials in order, and the best so far. starts: which of them, by name."""
-    ys = _scaled(values, metric)
+    ys = scaled(values, metric)
     best = np.minimum if metric.direction == "minimize" else np.maximum
 
     def paint(axes: Axes) -> None:
@@ -172,73 +167,12 @@ def importance(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
 
 def heat_map(found: Mapping[str, Any], metric: Metric) -> str:
     """The metric over two parameters, with the trials on it. found: an entry of `interactions` of the finding `effects`."""
-    cells = np.array([_scaled(row, metric) for row in found["value"]])
-    finite = cells[np.isfinite(cells)]
-    scale: dict[str, Any] = {"cmap": "viridis_r" if metric.direction == "minimize" else "viridis"}
-    if finite.size:
-        scale |= {"vmin": finite.min(), "vmax": finite.max()}
-
-    def paint(axes: Axes) -> None:
-        places: dict[str, dict[str, int]] = {}
-        edges: dict[str, Sequence[float]] = {}
-        for side, axis, set_scale in (("x", axes.xaxis, axes.set_xscale), ("y", axes.yaxis, axes.set_yscale)):
-            values = found[f"{side}_values"]
-            axis.set_label_text(found[side])
-            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-            if numbers and not found.get(f"{side}_choices"):
-                places[side], edges[side] = {}, _edges(values, found[f"{side}_log"])
-                if found[f"{side}_log"]:
-                    set_scale("log")
-                    axis.set_major_formatter(PLAIN)
-            else:
-                places[side] = {_name(value): place for place, value in enumerate(values)}
-                edges[side] = _edges(range(len(values)), False)
-                axis.set_ticks(range(len(values)), list(places[side]))
-        mesh = axes.pcolormesh(edges["x"], edges["y"], cells, rasterized=True, **scale)
-        axes.grid(visible=False)
-        solids = axes.figure.colorbar(mesh, ax=axes, label=f"{metric.label}, estimated").solids
-        assert solids is not None
-        solids.set_rasterized(True)
-        for complete, marker in ((True, "o"), (False, "x")):
-            trials = [trial for trial in found["trials"] if (trial["state"] == "complete") == complete]
-            xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
-            if complete and trials:
-                values = _scaled((trial["value"] for trial in trials), metric)
-                axes.plot(xs, ys, marker, color="black", markersize=6.5, linestyle="")  # seen on bright cells, the white edge on dark ones
-                axes.scatter(xs, ys, 22, values, edgecolors="white", linewidths=1, zorder=3, **scale)
-                axes.plot([], [], marker, color=INK, fillstyle="none", linestyle="", label="trial")
-            elif trials:
-                axes.plot(xs, ys, marker, color="white", markeredgewidth=2.6, linestyle="")
-                axes.plot(xs, ys, marker, color="black", markeredgewidth=1.2, linestyle="")
-                axes.plot([], [], marker, color=INK, linestyle="", label="not complete")
-
-    return _picture(f"{metric.name} over two parameters", paint)
-
-
-def _edges(values: Sequence[float], log: bool) -> list[float]:
-    """Of the cells around a grid's values."""
-    at = np.log(values) if log else np.array(values, dtype=float)
-    middle = (at[1:] + at[:-1]) / 2
-    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
-    edges = np.array([at[0] - half, *middle, at[-1] + (at[-1] - middle[-1] if len(at) > 1 else half)])
-    return list(map(float, np.exp(edges) if log else edges))
-
-
-def _name(value: Any) -> str:
-    return "off" if value is None else str(value)
-
-
-def _place(places: Mapping[str, int], trial: Mapping[str, Any], side: str) -> float:
-    """Where a trial is on an axis; beside its choice, so that trials of one choice do not hide each other."""
-    if not places:
-        return float(trial[side])
-    turn = {"x": 0.618, "y": 0.755}[side]  # multiples of an irrational number fill the place evenly
-    return float(places[_name(trial[side])] + 0.6 * (turn * trial["number"] % 1 - 0.5))
+    return _picture(f"{metric.name} over two parameters", lambda axes: paint_heat_map(axes, found, metric, INK))
 
 
 def waterfall(steps: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     """The metric from one configuration to another, a change a row. steps: of the finding `ablation`."""
-    values = _scaled((step["value"] for step in steps), metric)
+    values = scaled((step["value"] for step in steps), metric)
     labels = ["\n".join(textwrap.wrap(step["label"], 66, max_lines=3, placeholder=" ...", break_on_hyphens=False)) for step in steps]
     places = np.cumsum([2 + label.count("\n") for label in labels])  # in lines of text: a label is above its bar
 
@@ -254,7 +188,7 @@ def waterfall(steps: Sequence[Mapping[str, Any]], metric: Metric) -> str:
                 axes.barh(place, value - before, 0.6, before, color=WORSE if worse else BETTER)
                 axes.plot([before, before], [above, place], color=GREY, linewidth=0.7)
             if step["interval"]:
-                axes.plot(_scaled(step["interval"], metric), [place, place], color=INK, linewidth=1, zorder=3)
+                axes.plot(scaled(step["interval"], metric), [place, place], color=INK, linewidth=1, zorder=3)
             axes.plot(value, place, "o", color=INK, zorder=3)
             before, above = value, place
         axes.set_yticks([])
@@ -275,7 +209,7 @@ def ensemble(points: Sequence[Mapping[str, Any]], chosen: int, mean: str, metric
         for (number, partition), other in product(enumerate(("validation", "test")), means):
             along = [point for point in points if point["mean"] == other]
             if any(point.get(f"{partition}_value") is not None for point in along):
-                ys = _scaled((point.get(f"{partition}_value") for point in along), metric)
+                ys = scaled((point.get(f"{partition}_value") for point in along), metric)
                 style: dict[str, Any] = {"marker": "o"} if other == mean else {"linewidth": 1, "alpha": 0.6}
                 axes.plot([point["size"] for point in along], ys, LINES[number], color=HIGHLIGHTS[number],
                           label=f"{partition}, {other}", **style)  # fmt: skip

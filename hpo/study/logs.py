@@ -1,10 +1,9 @@
-"""What workers logged of one trial, found in the files that `hpo launch` has them write.
+"""The log of a trial: a file of its own, to which the worker of each attempt appends."""
 
-A worker runs one trial at a time, so all between two lines that say which trial begins is about the first of them,
-tracebacks and warnings included.
-"""
-
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,47 +12,61 @@ from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record
 
-_begins = re.compile(r"^(\S+ \S+) trial (\d+): begins")
+FORMAT = "%(asctime)s %(message)s"
+
+
+def log_path(folder: Path, number: int) -> Path:
+    """folder: of the study's files."""
+    return folder / "logs" / f"trial-{number}.log"
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """What this process logs meanwhile goes there too. A disk that does not take it costs the log, not the training."""
+    root = logging.getLogger()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        root.warning("%s: cannot be written (%s); what is logged of this attempt is in the worker's output", path, error.strerror)
+        yield
+        return
+    handler.setFormatter(logging.Formatter(FORMAT))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 @dataclass
-class LogFile:
-    """One worker's. `read` gives what is new of a trial."""
+class TrialLog:
+    """`read` gives what is new of it."""
 
     path: Path
     number: int
+    attempts: int = 0  # whose lines were found
     _place: int = 0
-    _when: str = ""  # since when the lines are of our trial; empty: they are not
 
-    def read(self) -> list[tuple[str, str]]:
-        """(when the attempt began, line) of each new whole line."""
+    @classmethod
+    def of(cls, study: Study, number: int) -> "TrialLog":
+        return cls(log_path(study_folder(study), number), number)
+
+    def read(self) -> list[str]:
+        """The new whole lines."""
+        if not self.path.is_file():
+            return []
         with self.path.open("rb") as file:
             file.seek(self._place)
             whole, _, _ = file.read().rpartition(b"\n")
-        self._place += len(whole) + 1 if whole else 0
-        found = []
-        for line in whole.decode(errors="replace").splitlines():
-            if begin := _begins.match(line):
-                self._when = begin[1] if int(begin[2]) == self.number else ""
-            if self._when:
-                found.append((self._when, line))
-        return found
-
-
-class TrialLog:
-    def __init__(self, study: Study, number: int):
-        self.folder = study_folder(study) / "logs"
-        self._number = number
-        self._files: dict[Path, LogFile] = {}
-        self.attempts = 0  # whose lines were found
-
-    def read(self) -> list[str]:
-        """The new lines, an attempt after the other."""
-        for path in self.folder.glob("worker-*.log"):
-            self._files.setdefault(path, LogFile(path, self._number))
-        found = [line for file in self._files.values() for line in file.read()]
-        self.attempts += sum(bool(_begins.match(line)) for _, line in found)
-        return [line for _, line in sorted(found, key=lambda pair: pair[0])]  # stable: the lines of one attempt stay in order
+        if not whole:
+            return []
+        self._place += len(whole) + 1
+        lines = whole.decode(errors="replace").splitlines()
+        begins = re.compile(rf"\S+ \S+ trial {self.number}: begins")
+        self.attempts += sum(begins.match(line) is not None for line in lines)
+        return lines
 
     def elsewhere(self, study: Study, record: Record) -> str | None:
         """Where the lines of the attempts are that are not here; None: all are here."""
@@ -61,6 +74,5 @@ class TrialLog:
             return None
         with study._engine.begin() as connection:
             hosts = [row.host.split(" ")[0] for row in ledger.attempts_of(connection, [record.id])[record.id]]
-        places = ", ".join(sorted({f"{host}:{self.folder}" for host in hosts}))
-        return f"{record.attempts - self.attempts} of {record.attempts} attempts are not in {self.folder} here. Look in {places}; " \
-               "a worker that was started by hand wrote to its own output"  # fmt: skip
+        places = ", ".join(sorted({f"{host}:{self.path}" for host in hosts}))
+        return f"{record.attempts - self.attempts} of {record.attempts} attempts are not in {self.path} here. Look in {places}"

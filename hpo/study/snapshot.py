@@ -39,6 +39,7 @@ class Running:
 @dataclass(frozen=True)
 class Ended:
     number: int
+    name: str  # of the start that it is, or what a child's trial retrains; empty: neither
     state: State
     value: float | None
     reason: str
@@ -121,12 +122,20 @@ def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
 
 def _outcomes(connection: Connection, study: Study, starts: bool = False) -> list[tuple[str, Ended]]:
     """The last that ended; or all the starts, each with its name."""
-    reason, start = optuna_attributes.alias(), optuna_attributes.alias()
+    reason, start, label = (optuna_attributes.alias() for _ in range(3))
     trials = optuna_trials.c
     joined = optuna_trials.outerjoin(_values, _values.c.trial_id == trials.trial_id)
     joined = joined.outerjoin(reason, and_(reason.c.trial_id == trials.trial_id, reason.c.key == "reason"))
+    joined = joined.outerjoin(label, and_(label.c.trial_id == trials.trial_id, label.c.key == "label"))
     joined = joined.join(start, and_(start.c.trial_id == trials.trial_id, start.c.key == "start"), isouter=not starts)
-    statement = select(trials.number, _state().label("state"), _values.c.value, reason.c.value_json, start.c.value_json.label("start"))
+    statement = select(
+        trials.number,
+        _state().label("state"),
+        _values.c.value,
+        reason.c.value_json,
+        start.c.value_json.label("start"),
+        label.c.value_json.label("label"),
+    )
     statement = statement.select_from(joined).where(_of(study))
     if starts:
         statement = statement.order_by(trials.number)
@@ -136,7 +145,8 @@ def _outcomes(connection: Connection, study: Study, starts: bool = False) -> lis
 
     def one(row: Any) -> Ended:
         value = row.value if row.state == "COMPLETE" else None
-        return Ended(row.number, _states[row.state], value, json.loads(row.value_json or '""'))
+        name, reason = (json.loads(text or '""') for text in (row.start or row.label, row.value_json))
+        return Ended(row.number, name, _states[row.state], value, reason)
 
     return [(json.loads(row.start or '""'), one(row)) for row in connection.execute(statement)]
 

@@ -23,6 +23,7 @@ from hpo.errors import (
 from hpo.settings import Config
 from hpo.space.stopping import Stop, non_finite, not_finite
 from hpo.store.ledger import Process
+from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
@@ -63,16 +64,22 @@ class Worker:
         """
         done = 0
         while not self.stop() and (trial := self._claim()):
-            log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
-            outcome = self.run_trial(trial)
-            if outcome is not None:
-                why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
-                log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
+            with logged(log_path(self.folder, trial.number)):
+                outcome = self._attempt(trial)
             done += isinstance(outcome, (Completed, Stopped, Failed))
             if isinstance(outcome, Failed) and self._bad_host():
                 raise BadNodeError(f"the last trials failed on this host ({outcome.reason}), while other hosts bring theirs to an end. "
                                    f"Nothing is lost: they go on elsewhere. Look at this machine")  # fmt: skip
         return done
+
+    def _attempt(self, trial: Trial) -> Outcome | None:
+        """run_trial, with its beginning and its end in the log."""
+        log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
+        outcome = self.run_trial(trial)
+        if outcome is not None:
+            why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
+            log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
+        return outcome
 
     def _bad_host(self) -> bool:
         try:
