@@ -27,7 +27,7 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
         "study      tiny",
         f"data       {tiny_data}",
         "2 workers on cpu",
-        "start baseline",
+        "trial 0 (baseline) complete PER",
         "4 of 4 trials done",
         "Best PER",
         "Next: hpo export",
@@ -123,7 +123,7 @@ def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c
     running.process = start(*running.line)
     until(lambda: all(new.state == "running" and new.step > old.step for new, old in zip(running.records(), before, strict=True)))
     assert [(record.number, record.attempts) for record in running.records()] == [(0, 2), (1, 2)]
-    logs = "".join(file.read_text() for file in Path(os.environ["HPO_HOME"]).glob("studies/tiny-*/logs/*"))
+    logs = "".join(file.read_text() for file in Path(os.environ["HPO_HOME"]).glob("studies/tiny-*/logs/trial-*.log"))
     assert sorted(map(int, re.findall(r"goes on after step (\d+)", logs))) == sorted(record.step for record in before)
 
     workers = running.workers()
