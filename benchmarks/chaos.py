@@ -134,7 +134,7 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
     assert not [record for record in records if record.state == "running"]
     assert len({record.number for record in records}) == len(records)
     every, repeated, compared = study.spec.base["evaluate_every"], 0, 0
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         attempts = ledger.attempts_of(connection, [record.id for record in records])
         curves = ledger.curves_of(connection, [record.id for record in records])
         measured = {record.id: measured_by(connection, record.id) for record in ended}

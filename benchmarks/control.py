@@ -51,7 +51,7 @@ class Bench:
             self.processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) for _ in range(self.number)]
 
     def attempts(self) -> list[Row[Any]]:
-        with self.study._engine.begin() as connection:
+        with self.study.engine.begin() as connection:
             return list(connection.execute(select(attempt_table)))
 
     def all_train(self) -> list[Row[Any]]:
@@ -109,7 +109,7 @@ class Bench:
         returned = time.time()
         found = re.match(r"trial (\d+) begins next", said)
         assert found, said
-        trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study.id, int(found[1]))
+        trial_id = self.study.storage.get_trial_id_from_study_id_trial_number(self.study.id, int(found[1]))
         ended = self.kill()
         self.count("enqueue", returned - begin + until(lambda: self.begun(begin, trial_id=trial_id))[0] - ended)
 
@@ -136,7 +136,7 @@ class Bench:
         return time.time()
 
     def _number(self, trial_id: int) -> int:
-        return int(self.study._storage.get_trial(trial_id).number)
+        return int(self.study.storage.get_trial(trial_id).number)
 
     def run(self, times: int) -> None:
         self.start()

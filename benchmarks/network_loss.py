@@ -86,7 +86,7 @@ def main() -> None:
                 assert worker.poll() is None, (home / "log").read_text()
                 time.sleep(0.1)
             back = time.monotonic() - up
-            with study._engine.begin() as connection:
+            with study.engine.begin() as connection:
                 record = study.records()[0]
                 steps = [point.step for point in ledger.curves_of(connection, [record.id])[record.id]]
             worker.terminate()

@@ -179,10 +179,10 @@ def main() -> None:
         if size > REAL:
             fill(database, study.id, size)
             fill(database, other._study_id, size)
-        study._storage.get_all_trials(study.id, deepcopy=False)
+        study.storage.get_all_trials(study.id, deepcopy=False)
         other.get_trials(deepcopy=False)
         alone.append((size, *parts_of_a_claim(study)))
-        engines: dict[str, Any] = {"ours": study._engine, "optuna": other._storage._backend.engine}  # type: ignore[attr-defined]
+        engines: dict[str, Any] = {"ours": study.engine, "optuna": other.storage._backend.engine}  # type: ignore[attr-defined]
         cycles = {"ours": partial(ours, study), "optuna": partial(plain, other, spec)}
         for side, cycle in cycles.items():
             times, pace, connections = many(arguments.workers, arguments.seconds, engines[side], cycle, database)

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hpo.settings import Config
+    from hpo.study.reader import StudyReader, read_study
     from hpo.study.study import Study, open_study
     from hpo.trainer import DataRequest, Metric, Progress, Score, Trainer, Training, Weights
 
@@ -22,10 +23,12 @@ _HOMES = {
     "Progress": "hpo.trainer",
     "Score": "hpo.trainer",
     "Study": "hpo.study.study",
+    "StudyReader": "hpo.study.reader",
     "Trainer": "hpo.trainer",
     "Training": "hpo.trainer",
     "Weights": "hpo.trainer",
     "open_study": "hpo.study.study",
+    "read_study": "hpo.study.reader",
 }
 __all__ = [
     "Config",
@@ -34,11 +37,13 @@ __all__ = [
     "Progress",
     "Score",
     "Study",
+    "StudyReader",
     "Trainer",
     "Training",
     "Weights",
     "__version__",
     "open_study",
+    "read_study",
 ]
 
 

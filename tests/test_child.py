@@ -63,7 +63,7 @@ def test_a_search_scores_validation_alone_and_no_file_can_ask_for_more(
 ) -> None:
     study = make_study(load_spec(tiny_space))
     worker_for(study, data, tmp_path).run()
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         assert connection.execute(text("SELECT DISTINCT partition FROM hpo_score")).all() == [("validation",)]
     tiny_space.write_text(TINY + "child: {parent: s, unique: x, score: [test]}\n")
     with pytest.raises(SpecError, match="there is no 'child'"):
@@ -92,7 +92,7 @@ def test_the_score_of_a_worker_that_lost_its_trial_is_not_written(
     worker = Worker(child, data, tmp_path, RECORD, held_out={"test": test})
     trial = child.claim(worker.process, RECORD)
     assert trial is not None
-    with child._engine.begin() as connection:
+    with child.engine.begin() as connection:
         connection.execute(text("UPDATE hpo_trial SET lease = 'another'"))
     assert worker.run_trial(trial) is None
     assert child.scores(ids, "test") == {}

@@ -102,7 +102,7 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
 def ledger_rows(study: Study) -> list[tuple[int, str]]:
     """(number, process) of each trial that a worker has taken."""
     records = study.records()
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         rows = ledger.rows_of(connection, [record.id for record in records])
     return [(record.number, rows[record.id].process) for record in records if record.id in rows]
 
@@ -124,7 +124,7 @@ def test_a_killed_trial_cannot_be_written_and_tells_the_sampler_no_divergence(ma
     assert not report(study, trial, 4, 0.4, 2.0)
     assert not study.finish(trial, completed(0.1))
     assert not study.finish(trial, Interrupted())
-    killed = study._study.trials[0]
+    killed = study.optuna.trials[0]
     assert (killed.state, killed.intermediate_values) == (TrialState.PRUNED, {2: 0.5})
     assert not killed.constraints
     assert study.stopped_by_hand(trial) == f"by hand, {control.person()}: too slow"
@@ -139,7 +139,7 @@ def test_a_waiting_trial_can_be_killed_and_blinds_no_sampler(make_study: Make, t
     study = make_study(tiny_spec)
     assert control.kill(study, 0) is False
     assert study.finish(claim(study), completed(0.2))
-    space = IntersectionSearchSpace(include_pruned=True).calculate(study._study)
+    space = IntersectionSearchSpace(include_pruned=True).calculate(study.optuna)
     assert list(space) == ["optimizer.lr", "optimizer.name"]  # those that the second start has too
     assert study.records()[0].state == "stopped"
 
@@ -216,8 +216,8 @@ def test_notes_are_text_with_a_name(make_study: Make, tiny_spec: StudySpec) -> N
     assert hpo("note", "--study", "s", "first <script>alert(1)</script> & *second*").stdout == "noted on study s\n"
     assert hpo("note", "--study", "s", "third").exit_code == 0
     assert hpo("note", "--study", "s", "--trial", "1", "of a trial").stdout == "noted on trial 1\n"
-    text = get_note(study._study)
+    text = get_note(study.optuna)
     assert text.startswith("first &lt;script&gt;alert(1)&lt;/script&gt; &amp; *second*\n\n*" + control.person())
     assert "\n\nthird\n\n" in text
-    assert get_note(study._asked(study.records()[1].id, RandomSampler())).startswith("of a trial")
+    assert get_note(study.optuna_trial(study.records()[1].id, RandomSampler())).startswith("of a trial")
     assert "there is no trial 9" in error("note", "--study", "s", "--trial", "9", "x")

@@ -200,7 +200,7 @@ def test_a_person_s_note_stands_before_ours_and_alone_is_kept(study: Study, data
             assert note["version"] == 1 and note["body"].startswith(HOSTILE + OURS + "")
         body = shown["trials"][0]["note"]["body"].replace("bold", "bolder")
         assert client.status("PUT", f"/api/studies/{study.id}/{trial}/note", {"version": 2, "body": body}) == 204
-    attributes = study._storage.get_study_system_attrs(study.id)
+    attributes = study.storage.get_study_system_attrs(study.id)
     assert attributes[f"dashboard:{trial}:note_str:0"] == HOSTILE.replace("bold", "bolder")
 
 
@@ -232,7 +232,7 @@ def test_trouble_is_told_with_its_reason(study: Study, database: Database, monke
         assert (broken.status, json.loads(broken.text)) == (400, {"reason": "Invalid JSON"})  # type: ignore[attr-defined]
         assert client.status("GET", f"/api/studies/{study.id}?after=x") == 400
         assert client.json(f"/api/studies/{study.id}?after=-1")["trials"]
-        with study._engine.begin() as connection:
+        with study.engine.begin() as connection:
             connection.execute(text("ALTER TABLE hpo_trial RENAME TO elsewhere"))
         answer = client.ask("GET", f"/api/studies/{study.id}")
         assert answer.status == 503 and "hpo_trial" in json.loads(answer.text)["reason"]  # type: ignore[attr-defined]

@@ -101,7 +101,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(database: Database
             return False
 
     until(has_checkpoint)
-    worker = open_study("digits")._engine  # the worker's own process is killed, and with it the launcher
+    worker = open_study("digits").engine  # the worker's own process is killed, and with it the launcher
     with worker.begin() as connection:
         pid = int(connection.exec_driver_sql("SELECT process FROM hpo_trial").scalar_one().partition(":")[0])
     process.kill()

@@ -53,7 +53,7 @@ class Outage:
     """Nobody gets into the database, and who was in is thrown out."""
 
     def __init__(self, server: EmbeddedServer, study: Study):
-        self.server, self.name = server, study._engine.url.database
+        self.server, self.name = server, study.engine.url.database
 
     def begin(self) -> None:
         execute(self.server, f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
@@ -154,8 +154,8 @@ def test_a_signal_while_the_database_is_away_keeps_the_work(
     until(lambda: state_after_sweep(study) == "waiting")
     assert Worker(study, data, tmp_path, RECORD).run() == 4
     record = study.records()[0]
-    trial = study._study.get_trials()[0]
-    with study._engine.begin():
+    trial = study.optuna.get_trials()[0]
+    with study.engine.begin():
         assert list(trial.intermediate_values) == [2, 4, 6]
     assert (record.state, record.attempts) == ("complete", 2)
 
@@ -365,7 +365,7 @@ def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
         (tmp_path / "shared").mkdir()
         endless.settle(tmp_path / "shared", "")
     else:
-        endless._study.set_user_attr("artifacts", str(tmp_path / "not-mounted"))
+        endless.optuna.set_user_attr("artifacts", str(tmp_path / "not-mounted"))
 
     def work_at(machine: str) -> int:
         """Returns the step at which it left."""

@@ -21,7 +21,7 @@ ELSEWHERE = Process("another-host 1 1", "1:1")
 
 
 def expire(study: Study) -> None:
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         connection.execute(text("UPDATE hpo_trial SET lease_until = now() - interval '1 second' WHERE lease IS NOT NULL"))
 
 
@@ -51,7 +51,7 @@ def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(make_study:
 
 def outcomes(study: Study, trial: Trial) -> list[str]:
     """Of the trial's attempts."""
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         return [row.outcome for row in ledger.attempts_of(connection, [trial.id])[trial.id]]
 
 
@@ -76,13 +76,13 @@ def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: 
 def end_in_optuna(study: Study, trial: Trial) -> None:
     """The second of the transactions in which a worker finishes; the first had renewed the lease long before."""
     with ledger.fenced(trial.id, trial.lease):
-        study._end(trial.id, TrialState.COMPLETE, {}, [0.5])
+        study.end_trial(trial.id, TrialState.COMPLETE, {}, [0.5])
 
 
 def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial = claim(study, ELSEWHERE)
-    look = study._storage.get_trial
+    look = study.storage.get_trial
 
     def get_trial(trial_id: int) -> object:
         """What `kill` sees first, and then the worker's last word."""
@@ -92,7 +92,7 @@ def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(make_study: Make
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study._storage, "get_trial", get_trial)
+        patch.setattr(study.storage, "get_trial", get_trial)
         with pytest.raises(StudyError, match=r"trial 0 .* is over \(complete\)"):
             kill(study, 0)
     assert outcomes(study, trial) == ["complete"]

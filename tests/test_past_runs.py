@@ -336,7 +336,7 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     assert past["good"].params == {"optimizer.lr": 0.002, "optimizer.name": "adam", "optimizer.eps": 1e-8}
     assert (past["risen"].state, past["risen"].cause, past["risen"].rule) == ("stopped", "per", "own-past")
     assert past["risen"].step == 600
-    trial = study._study.get_trials(deepcopy=False)[past["risen"].number]
+    trial = study.optuna.get_trials(deepcopy=False)[past["risen"].number]
     assert trial.constraints == {"diverged": 1.0}  # as Study.finish leaves a stopped one
     assert len(study.curves(study.imported())[past["good"].number]) == 10
 

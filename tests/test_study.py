@@ -59,7 +59,7 @@ def _points_of(trial: Trial) -> Any:
 
 def curve(study: Study, trial: Trial) -> list[tuple[int, float, int]]:
     """(step, PER, attempt) of each point."""
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         return [tuple(row) for row in connection.execute(_points_of(trial))]
 
 
@@ -153,7 +153,7 @@ def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny
     points = [point(2, 0.9), point(4, 0.7)]
     assert study.resume(taker, 4, points)
     assert curve(study, taker) == [(2, 0.9, 2), (4, 0.7, 2)]
-    assert study._study.get_trials()[0].intermediate_values == {2: 0.9, 4: 0.7}
+    assert study.optuna.get_trials()[0].intermediate_values == {2: 0.9, 4: 0.7}
 
 
 def test_a_curve_that_another_attempt_forgot_comes_back_with_the_checkpoint(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -185,7 +185,7 @@ def test_a_living_workers_trial_is_not(make_study: Make, tiny_spec: StudySpec) -
 def test_an_expired_lease_is_taken_and_its_holder_cannot_write(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     slow = claim(study, Process("another-host", "1:1"))
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         connection.execute(text("UPDATE hpo_trial SET lease_until = now() - interval '1 second'"))
     taker = claim(study)
     assert taker.number == slow.number
@@ -201,7 +201,7 @@ def test_an_expired_lease_is_taken_and_its_holder_cannot_write(make_study: Make,
 def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: StudySpec) -> None:
     """Optuna says RUNNING, and nobody has a lease."""
     study = make_study(tiny_spec)
-    study._study.ask()
+    study.optuna.ask()
     assert claim(study).number == 0
 
 
@@ -256,7 +256,7 @@ def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(make_study: Make, 
 def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
-    study._study.tell(trial.number, state=TrialState.FAIL)
+    study.optuna.tell(trial.number, state=TrialState.FAIL)
     assert not report(study, trial, 2, 0.9, 1.0)
     assert not study.finish(trial, completed(0.5))
     record = study.records()[0]
@@ -267,7 +267,7 @@ def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Mak
 def test_a_renewal_notices_that_a_trial_was_ended_by_hand_and_frees_its_device(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial, other = claim(study), claim(study)
-    study._study.tell(trial.number, state=TrialState.FAIL)
+    study.optuna.tell(trial.number, state=TrialState.FAIL)
     assert study.shares_device(other)
     assert not study.deliver(trial, [], 1, 1.0)  # between evaluations
     assert not study.shares_device(other)
@@ -277,7 +277,7 @@ def test_a_value_that_was_given_by_hand_is_no_score(make_study: Make, tiny_spec:
     """optuna-dashboard takes any number for a running trial."""
     study = make_study(tiny_spec)
     trial = claim(study)
-    study._study.tell(trial.number, 0.001)
+    study.optuna.tell(trial.number, 0.001)
     assert not study.finish(trial, completed(0.5))
     found = build_report(study)
     assert (found["best"], found["stopped_by"]) == (None, {"by hand": 1})
@@ -291,7 +291,7 @@ def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make,
     one, two, by_hand = claim(study), claim(study), claim(study)
     assert study.finish(one, completed(0.5))
     assert study.finish(two, Interrupted())
-    study._study.tell(by_hand.number, state=TrialState.FAIL)  # its worker does not know yet
+    study.optuna.tell(by_hand.number, state=TrialState.FAIL)  # its worker does not know yet
     assert [record.state for record in watcher.records()] == ["complete", "waiting", "failed"]
     assert not study.finish(by_hand, completed(0.5))
     assert study.finish(claim(study), DIVERGED)
@@ -380,11 +380,11 @@ def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Mak
     slow = claim(study, ended_process())
     taker = claim(study)
     with pytest.raises(ledger.LeaseLostError), ledger.fenced(slow.id, slow.lease):
-        study._end(slow.id, TrialState.COMPLETE, {}, [0.1])
+        study.end_trial(slow.id, TrialState.COMPLETE, {}, [0.1])
     assert study.records()[0].state == "running"
     with ledger.fenced(taker.id, taker.lease):
-        study._end(taker.id, TrialState.COMPLETE, {}, [0.1])
-    assert study._storage.get_trial(taker.id).value == 0.1
+        study.end_trial(taker.id, TrialState.COMPLETE, {}, [0.1])
+    assert study.storage.get_trial(taker.id).value == 0.1
 
 
 def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -409,7 +409,7 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     best = best_of(study.records(), study.spec.metric)
     assert best is not None
     assert (best.number, best.best_value, best.best_step) == (0, 0.3, 2)
-    assert study._study.best_trial.number == 0  # Optuna and its dashboard agree
+    assert study.optuna.best_trial.number == 0  # Optuna and its dashboard agree
 
 
 def test_the_fine_curve_is_kept(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -418,7 +418,7 @@ def test_the_fine_curve_is_kept(make_study: Make, tiny_spec: StudySpec) -> None:
     told = point(2, 0.9, loss=2.0, grad_norm=9.0)
     study.deliver(trial, [told], 2, 1.0)
     assert study.curves(study.records())[trial.number] == [told]
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         assert [row.attempt for row in connection.execute(select(curve_table))] == [1]
 
 

@@ -20,13 +20,13 @@ def test_a_study_with_a_removed_policy_goes_on_and_its_parked_trials_too(
     study = make_study(tiny_spec.model_copy(update={"policy": Policy.GP}))
     first = claim(study)
     assert study.finish(first, Interrupted(), 1.0)
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         ledger.end_attempt(connection, first.id, first.attempt, "parked", "2 of 2 at step 2")
-    old = dict(study._study.user_attrs["spec"])
+    old = dict(study.optuna.user_attrs["spec"])
     old["policy"] = "gp-halving"
     old["budget"] = old["budget"] | {"min_gain": 0.05}
-    study._study.set_user_attr("spec", old)
-    study._study.set_user_attr("budget", old["budget"])
+    study.optuna.set_user_attr("spec", old)
+    study.optuna.set_user_attr("budget", old["budget"])
 
     with caplog.at_level(logging.WARNING):
         opened = make_study(tiny_spec.model_copy(update={"policy": Policy.GP}))

@@ -68,9 +68,9 @@ def test_a_snapshot_costs_as_many_queries_with_more_trials(study: Study) -> None
         def note(*given: object) -> None:
             found.append(str(given[2]))
 
-        event.listen(study._engine, "before_cursor_execute", note)
+        event.listen(study.engine, "before_cursor_execute", note)
         snapshot(study)
-        event.remove(study._engine, "before_cursor_execute", note)
+        event.remove(study.engine, "before_cursor_execute", note)
         return len(found)
 
     before = counted()

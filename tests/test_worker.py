@@ -96,7 +96,7 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
     assert worker.run() == 0
     record = study.records()[0]
     assert (record.state, record.step) == ("waiting", 3)
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         memory = connection.execute(select(trial_table.c.memory)).scalars().first()
     assert memory is not None and 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert len(checkpoints(tmp_path / "trial-0")) == 1
@@ -229,7 +229,7 @@ def test_a_worker_whose_trial_was_taken_writes_nothing(
     worker = worker_for(study, data, tmp_path)
     trial = study.claim(worker.process, RECORD)
     assert trial is not None
-    with study._engine.begin() as connection:
+    with study.engine.begin() as connection:
         connection.execute(text("UPDATE hpo_trial SET lease = 'another'"))
     assert worker.run_trial(trial) is None
     record = study.records()[0]

@@ -22,8 +22,8 @@ from hpo.analysis.stats import holm
 from hpo.analysis.surface import Axis, interaction, main_effect, surface
 from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
+from hpo.study.reader import StudyReader
 from hpo.study.sampling import distribution
-from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.text import value_text
 from hpo.trainer import Metric, load_trainer
@@ -45,7 +45,7 @@ class Ended:
     outcome: float
 
 
-def build_effects(study: Study) -> dict[str, Any]:
+def build_effects(study: StudyReader) -> dict[str, Any]:
     """The finding `effects`, kept with the study. Raises StudyError."""
     found = effects_of(study.name, study.spec, study.records())
     study.keep_result("effects", found)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from hpo.errors import StudyError
 from hpo.space.budget import HOUR
 from hpo.study.pick import best_of
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.study.trial import DONE, Record
 from hpo.text import duration
 from hpo.trainer import Metric
@@ -42,7 +42,7 @@ class Plan(BaseModel, frozen=True):
     best: Best
 
 
-def build_plan(study: Study, gpus: int, hours: float) -> Plan:
+def build_plan(study: StudyReader, gpus: int, hours: float) -> Plan:
     """Raises StudyError before a trial is complete."""
     records = [record for record in study.records() if record.state in DONE and record.step]
     best = best_of(records, study.spec.metric)

@@ -5,12 +5,12 @@ from pathlib import Path
 from hpo.errors import StudyError
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.pick import pick_trial
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.trainer import load_trainer
 from hpo.worker.checkpoint import TORCH_WEIGHTS
 
 
-def weights_of(study: Study, trial: str, which: str) -> Path:
+def weights_of(study: StudyReader, trial: str, which: str) -> Path:
     """The file of a complete trial's weights. trial: `best` or a number; which: `last` (what its value is of) or `best`.
 
     Raises StudyError if the trial kept none, or kept them on another machine.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpo.commands.shared import database_option, open_study, study_option
+from hpo.commands.shared import database_option, open_study, read_study, study_option
 
 if TYPE_CHECKING:
     from hpo.study.study import Study
@@ -22,7 +22,7 @@ def pause(study: str, reason: str, database: str | None) -> None:
     """Hand all running trials back with a checkpoint. Workers wait, with their data loaded, for hpo resume."""
     from hpo.study import control
 
-    found = open_study(study, database)
+    found = read_study(study, database)
     running = found.standing().running
     click.echo(f"{control.halt(found, 'paused', reason)}\n{_handed_back(running)} Workers wait for: hpo resume --study {study}")
 
@@ -34,7 +34,7 @@ def resume(study: str, database: str | None) -> None:
     """Go on with a study that was paused or stopped."""
     from hpo.study import control
 
-    ended = control.resume(open_study(study, database))
+    ended = control.resume(read_study(study, database))
     if ended is None:
         click.echo(f"study {study} is neither paused nor stopped")
     elif ended.state == "paused":
@@ -51,7 +51,7 @@ def stop(study: str, reason: str, database: str | None) -> None:
     """Hand all running trials back with a checkpoint, and let the workers leave. The same launch line goes on with the study."""
     from hpo.study import control
 
-    found = open_study(study, database)
+    found = read_study(study, database)
     running = found.standing().running
     click.echo(f"{control.halt(found, 'stopped', reason)}\n{_handed_back(running)} Workers leave. To go on: the same launch line")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from hpo.commands.shared import data_option, database_option, device_option, json_option, open_study, study_option
+from hpo.commands.shared import data_option, database_option, device_option, json_option, open_study, read_study, study_option
 from hpo.errors import CallerError
 
 
@@ -76,7 +76,7 @@ def plan(study: str, gpus: int, hours: float, database: str | None, as_json: boo
     from hpo.analysis.plan import build_plan, plan_text
     from hpo.trainer import named
 
-    opened = open_study(study, database)
+    opened = read_study(study, database)
     metric = opened.spec.metric
     found = build_plan(opened, gpus, hours)
     click.echo(json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else plan_text(found, metric))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpo.commands.shared import data_option, database_option, device_option, json_option, open_study, study_option, weights_option
+from hpo.commands.shared import data_option, database_option, device_option, json_option, read_study, study_option, weights_option
 from hpo.errors import CallerError
 
 if TYPE_CHECKING:
     from hpo.data.formats import Partition
-    from hpo.study.study import Study
+    from hpo.study.reader import StudyReader
 
 
 @click.command()
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--md", type=click.Path(path_type=Path), metavar="FILE", help="Write the same as Markdown, without pictures.")
 def report(study: str, database: str | None, as_json: bool, html: Path | None, md: Path | None) -> None:
     """Report the best PER beside the starts, what was stopped and why, and the compute."""
-    found = open_study(study, database)
+    found = read_study(study, database)
     if as_json or not (html or md):
         print_report(found, database, as_json)
     if html or md:
@@ -56,7 +56,7 @@ def export(study: str, trial: str, kind: str, weights: str, out: Path, database:
     from hpo.report.report import export_text
     from hpo.trainer import offered
 
-    found = open_study(study, database)
+    found = read_study(study, database)
     if kind == "neural_seq_decoder":
         offered(found.spec.trainer, "reference folder", "export to neural_seq_decoder")
         from hpo.analysis.weights import weights_of
@@ -89,7 +89,7 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
 
     path = Path(model)
     if study:
-        trained = open_study(study, database)
+        trained = read_study(study, database)
         offered(trained.spec.trainer, "evaluate", "scoring of its weights here")
         path, data = weights_of(trained, model, weights), data or trained.data_path
     chosen = choose_device(device)
@@ -97,7 +97,7 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
     click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
 
 
-def print_report(study: "Study", database: str | None, as_json: bool = False) -> None:
+def print_report(study: "StudyReader", database: str | None, as_json: bool = False) -> None:
     from hpo.report.report import as_text, build_report, next_command
     from hpo.trainer import named
 

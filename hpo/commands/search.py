@@ -14,8 +14,8 @@ from hpo.commands.shared import (
     database_option,
     device_option,
     made,
-    open_study,
     per_gpu_option,
+    read_study,
     slurm_options,
     study_option,
 )  # fmt: skip
@@ -74,7 +74,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     Ctrl-C stops the workers at their next step; the same line goes on from there. A second Ctrl-C ends at once.
     """
     from hpo.space.spec import find_space
-    from hpo.store.storage import check_name
+    from hpo.study.names import check_name
 
     path = find_space(space)
     check_name(name or path.stem)
@@ -272,7 +272,7 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
     -N lowers by N, +N raises by N. Workers notice within ten seconds; trials that a lower number of trials would cut are
     finished, those that are beyond the GPU-hours or the deadline are handed back with a checkpoint.
     """
-    found = open_study(study, database)
+    found = read_study(study, database)
     given = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline}
     changes = {name: value for name, value in given.items() if value is not None}
     if changes:

@@ -10,6 +10,7 @@ import click
 from hpo.errors import CallerError, HpoError, MachineError, os_error_text
 
 if TYPE_CHECKING:
+    from hpo.study.reader import StudyReader
     from hpo.study.study import Study
 
 
@@ -96,3 +97,10 @@ def open_study(study: str, database: str | None) -> "Study":
     from hpo.study import study as studies
 
     return studies.open_study(study, database)
+
+
+def read_study(study: str, database: str | None) -> "StudyReader":
+    """For commands that only read: without Optuna they start much sooner."""
+    from hpo.study import reader
+
+    return reader.read_study(study, database)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpo.commands.shared import database_option, json_option, open_study, study_option
+from hpo.commands.shared import database_option, json_option, open_study, read_study, study_option
 from hpo.errors import CallerError, DatabaseError, SlurmError, StudyError
 
 if TYPE_CHECKING:
     from hpo.launch.slurm import Element
-    from hpo.study.study import Study
+    from hpo.study.reader import StudyReader
 
 FOLLOW_SECONDS = 1.0  # between looks at a log
 
@@ -38,12 +38,13 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
 
     if watch and as_json:
         raise CallerError("--watch with --json: give one of them; --watch prints a line a change where the output is no terminal")
-    found = open_study(study, database)
+    found = read_study(study, database)
     if watch:
         with suppress(KeyboardInterrupt):
             _watch(found)
         return
-    found.sweep()
+    if found.has_orphans():
+        open_study(study, database).sweep()
     records, imported = found.records(), found.imported()
     jobs = _jobs(found)
     if as_json:
@@ -64,7 +65,7 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
             click.echo("SLURM none of this study's jobs waits or runs")
 
 
-def _jobs(study: "Study") -> "list[Element] | None":
+def _jobs(study: "StudyReader") -> "list[Element] | None":
     """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
     if not which("squeue"):
         return None
@@ -77,7 +78,7 @@ def _jobs(study: "Study") -> "list[Element] | None":
         return None
 
 
-def _watch(study: "Study") -> None:
+def _watch(study: "StudyReader") -> None:
     from rich.console import Console
 
     from hpo.terminal.live import LOOK_SECONDS, LiveView
@@ -93,7 +94,7 @@ def _watch(study: "Study") -> None:
                 return
 
 
-def _is_over(study: "Study") -> bool:
+def _is_over(study: "StudyReader") -> bool:
     try:
         return study.why_over() is not None
     except DatabaseError:
@@ -139,7 +140,7 @@ def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
     """Print what workers logged of a trial, over all its attempts."""
     from hpo.study.logs import TrialLog
 
-    found = open_study(study, database)
+    found = read_study(study, database)
     log = TrialLog.of(found, trial)
     while True:
         record = next((record for record in found.records() if record.number == trial), None)

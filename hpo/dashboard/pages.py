@@ -26,6 +26,7 @@ from hpo.dashboard.content import Parent, files_of, study_note, trial_note
 from hpo.dashboard.plots import figures
 from hpo.store import ledger
 from hpo.store.database import Database
+from hpo.store.optuna_rows import TrialRow
 from hpo.store.storage import open_storage
 from hpo.study.pick import best_of
 from hpo.study.record import record_of
@@ -126,17 +127,17 @@ class StudyPage:
         """Read what changed since the last look."""
         if time.monotonic() - self._looked < FRESH_SECONDS:
             return
-        storage, study_id = self.study._storage, self.study.id
+        storage, study_id = self.study.storage, self.study.id
         trials = storage.get_all_trials(study_id, deepcopy=False)
         about, attributes = _by_trial(storage.get_study_system_attrs(study_id))
         stale = [trial for trial in trials if not self._is_fresh(trial, about[trial._trial_id])]
-        with self.study._engine.begin() as connection:
+        with self.study.engine.begin() as connection:
             rows = ledger.rows_of(connection, [trial._trial_id for trial in stale])
         self._parent = self._parent or self._first_start(trials)
         changed = False
         for trial in stale:
             before = self._pieces.get(trial.number)
-            piece = self._piece(trial, about[trial._trial_id], record_of(trial, rows.get(trial._trial_id), self.study.spec.metric))
+            piece = self._piece(trial, about[trial._trial_id], record_of(_row_of(trial), rows.get(trial._trial_id), self.study.spec.metric))
             self._pieces[trial.number] = piece
             changed = changed or before is None or before.text != piece.text
         self._space.update(stale)
@@ -163,7 +164,7 @@ class StudyPage:
 
     def _study(self, attributes: dict[str, Any]) -> bytes:
         """All but the trials, without the last brace."""
-        space, study = self._space, self.study._study
+        space, study = self._space, self.study.optuna
         frozen = FrozenStudy(self.study.name, None, study.user_attrs, attributes, self.study.id, directions=study.directions)
         content = serialize_study_detail(frozen, [], [], space.intersection_search_space, space.union_search_space, space.union_user_attrs,
                                          space.has_intermediate_values, self._figures, [])  # fmt: skip
@@ -182,6 +183,18 @@ class StudyPage:
                     config = spec.config(spec.start_values(name)).flat()
                     return Parent(trial.number, name, config, f"{self._address}/trials?numbers={trial.number}")
         return None
+
+
+def _row_of(trial: FrozenTrial) -> TrialRow:
+    return TrialRow(
+        id=trial._trial_id,
+        number=trial.number,
+        state=trial.state.name,
+        value=trial.value,
+        params=trial.params,
+        attributes=trial.user_attrs,
+        curve=trial.intermediate_values,
+    )
 
 
 def _by_trial(attributes: Mapping[str, Any]) -> tuple[defaultdict[int, dict[str, Any]], dict[str, Any]]:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from hpo.errors import CallerError, SlurmError
 from hpo.store.database import Database, home
 from hpo.study.paths import study_folder
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 
 NO_PROGRAM = "{}: no such program here. Type the line where SLURM's commands are, such as a login node of the cluster"
 CALL_SECONDS = 60  # a controller that is down makes the commands wait
@@ -130,7 +130,7 @@ def check_surroundings(url: str | None) -> None:
                           "--database) to a Postgres that the nodes reach: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")  # fmt: skip
 
 
-def submit(job: Job, study: Study, database: Database, worker_options: Sequence[str]) -> str:
+def submit(job: Job, study: StudyReader, database: Database, worker_options: Sequence[str]) -> str:
     """Submit the array. Returns its job id. Raises SlurmError, CallerError."""
     folder = study_folder(study)
     _check_writable("the study's folder (see HPO_HOME)", str(folder))
@@ -154,11 +154,11 @@ def script_of(folder: Path) -> Path:
     return folder / "slurm.sh"
 
 
-def job_name(study: Study) -> str:
+def job_name(study: StudyReader) -> str:
     return f"hpo-{study.name}-{study.unique}"
 
 
-def after_submission(number: str, study: Study, database: Database, data: Path | None) -> list[str]:
+def after_submission(number: str, study: StudyReader, database: Database, data: Path | None) -> list[str]:
     """For people: what runs, what must be on all nodes, how to watch and how to end it."""
     path = data or study.data_path
     shared = [f"{study_folder(study)} (logs, checkpoints, weights)", f"{sys.prefix} (Python)", *([f"{path} (data)"] if path else [])]
@@ -187,7 +187,7 @@ class Element:
         return f"{self.id} {self.state.lower()} {self.where}{f', {self.left} left' if self.state == 'RUNNING' else ''}"
 
 
-def elements(study: Study) -> list[Element]:
+def elements(study: StudyReader) -> list[Element]:
     """The study's elements that wait or run, read from squeue: sacct needs accounting. Raises SlurmError."""
     command = ["squeue", "--noheader", "--array", f"--name={job_name(study)}", "--format=%i|%T|%P|%R|%L"]
     return parse_elements(call_slurm(command))
@@ -198,7 +198,7 @@ def parse_elements(printed: str) -> list[Element]:
     return [Element(row[0], row[1], row[2], "|".join(row[3:-1]), row[-1]) for row in rows if len(row) >= 5]
 
 
-def known_elements(study: Study) -> list[Element] | None:
+def known_elements(study: StudyReader) -> list[Element] | None:
     """As `elements`; None if the study was not submitted from here."""
     return elements(study) if script_of(study_folder(study)).exists() else None
 

@@ -21,7 +21,7 @@ from hpo.errors import SpecError
 from hpo.past.past_runs import PastRun
 from hpo.settings import unknown
 from hpo.space.stopping import OWN_PAST, OwnPast, not_finite
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.study.trial import DONE
 from hpo.trainer import Metric
 
@@ -103,7 +103,7 @@ def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], d
     return curves, left_out
 
 
-def study_curves(study: Study) -> tuple[list[Curve], dict[str, str]]:
+def study_curves(study: StudyReader) -> tuple[list[Curve], dict[str, str]]:
     """As past_curves, of a study's trials. The time of a trial is spread evenly over its steps."""
     records = study.records()
     found = study.curves(records)

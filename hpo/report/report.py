@@ -11,7 +11,7 @@ import yaml
 
 from hpo.analysis.stats import score_interval
 from hpo.study.pick import best_of, pick_trial
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, load_trainer
@@ -19,7 +19,7 @@ from hpo.trainer import Metric, load_trainer
 PARTITION = "validation"
 
 
-def build_report(study: Study) -> dict[str, Any]:
+def build_report(study: StudyReader) -> dict[str, Any]:
     """The report as JSON-ready values. The metric in its unit (a fraction of 1 where it is percent), times in seconds of a
     worker's device.
     """
@@ -58,12 +58,12 @@ def build_report(study: Study) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _interval(study: Study, record: Record) -> tuple[float, float] | None:
+def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
     """95 %, for new sentences; of a complete trial."""
     return None if record.value is None else score_interval([study.scores([record.id])[record.id]])
 
 
-def _start(study: Study, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:
+def _start(study: StudyReader, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:
     found = next((record for record in records if record.start == name), None)
     if found is None:
         return {"trial": None, "value": None, "interval": None, "state": None, "reason": "", "points_above_best": None}
@@ -184,7 +184,7 @@ def next_command(report: dict[str, Any], database: str | None) -> str:
     return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
 
 
-def export_text(study: Study, trial: str) -> str:
+def export_text(study: StudyReader, trial: str) -> str:
     """One trial's configuration as YAML: `base`, to be put into a study file, and `args` in the lab's names if the trainer
     has such.
     """

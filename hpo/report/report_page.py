@@ -18,7 +18,7 @@ from hpo.report.methods import methods
 from hpo.report.page import Block, Code, Number, Picture, Section, Table, Text
 from hpo.report.report import build_report, confirmed, export_text, fresh_seeds, sources
 from hpo.space.spec import StudySpec
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, load_trainer
@@ -56,7 +56,7 @@ class Facts:
         return f"`{COMMANDS[kind]} --study {self.report['study']}`"
 
 
-def facts_of(study: Study) -> Facts:
+def facts_of(study: StudyReader) -> Facts:
     report, records = build_report(study), study.records()
     return Facts(report, study.spec, records, study.curves(records), export_text(study, "best") if report["best"] else "")
 

@@ -1,9 +1,9 @@
-"""The storage that Optuna and we have in a database, and the names that a study may have there."""
+"""How a database is opened: with all tables, Optuna's and ours. Optuna itself, which is slow to import, only where it is asked for."""
 
-import optuna
+from typing import TYPE_CHECKING, Any
 
-from hpo.errors import StudyError
-from hpo.settings import guess
+from sqlalchemy import Engine, create_engine
+
 from hpo.store import ledger
 from hpo.store.database import (
     CONNECT_ARGUMENTS,
@@ -12,34 +12,41 @@ from hpo.store.database import (
     translate_errors,
     translated_errors,
 )
-from hpo.store.tables import upgrade_tables
+from hpo.store.tables import VERSION, upgrade_tables, version_of
 
-NAME_LENGTH = 100
-NAMES_SHOWN = 20
+if TYPE_CHECKING:
+    import optuna
+
+# A process has two connections at most.
+ENGINE_OPTIONS: dict[str, Any] = {
+    "pool_size": 2,
+    "max_overflow": 0,
+    "pool_pre_ping": True,
+    "connect_args": CONNECT_ARGUMENTS,
+}
 
 
-def check_name(name: str) -> None:
-    """Raises StudyError for a study name that a folder, a URL or a shell could not hold."""
-    valid = name[:1].isalnum() and len(name) <= NAME_LENGTH and all(letter.isalnum() or letter in "._-" for letter in name)
-    if not (valid and name.isascii()):
-        raise StudyError(f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most")
+def ready_engine(database: Database) -> Engine:
+    """An engine on the database, with the tables made or brought to this version if need be."""
+    engine = create_engine(database.url, **ENGINE_OPTIONS)
+    translate_errors(engine)
+    with engine.connect() as connection:
+        is_ready = version_of(connection) == VERSION
+    if is_ready:
+        return engine
+    engine.dispose()
+    return open_storage(database).engine
 
 
-def open_storage(database: Database) -> optuna.storages.RDBStorage:
-    """Optuna's storage and our tables, made if they are missing; at most two connections."""
-    options = {"pool_size": 2, "max_overflow": 0, "pool_pre_ping": True, "connect_args": CONNECT_ARGUMENTS}
+def open_storage(database: Database) -> "optuna.storages.RDBStorage":
+    """Optuna's storage, with our tables beside its own."""
+    import optuna
+
     with ledger.alone(open_engine(database)):
         with translated_errors():
-            storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
+            storage = optuna.storages.RDBStorage(database.url, engine_kwargs=ENGINE_OPTIONS)
         translate_errors(storage.engine)
         ledger.fence_transactions(storage.engine)
         with storage.engine.begin() as connection:
             upgrade_tables(connection)
     return storage
-
-
-def no_study(name: str, database: Database, storage: optuna.storages.RDBStorage) -> StudyError:
-    """What to say where there is no study of this name: the nearest one, and all."""
-    names = sorted(optuna.get_all_study_names(storage))
-    listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
-    return StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: {listed or 'none; hpo launch makes one'}")

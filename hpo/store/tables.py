@@ -35,6 +35,39 @@ optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_user_
 IMPORTED = "imported"  # the user attribute of a trial that was trained outside; its value is the run's name
 
 optuna_studies = Table("studies", metadata, Column("study_id", Integer, primary_key=True), Column("study_name", String))
+optuna_study_attributes = Table(
+    "study_user_attributes",
+    metadata,
+    Column("study_user_attribute_id", Integer, primary_key=True),
+    Column("study_id", Integer),
+    Column("key", String),
+    Column("value_json", String),
+)
+optuna_values = Table(
+    "trial_values",
+    metadata,
+    Column("trial_value_id", Integer, primary_key=True),
+    Column("trial_id", Integer),
+    Column("value", Double),
+)
+optuna_params = Table(
+    "trial_params",
+    metadata,
+    Column("param_id", Integer, primary_key=True),
+    Column("trial_id", Integer),
+    Column("param_name", String),
+    Column("param_value", Double),
+    Column("distribution_json", String),
+)
+optuna_intermediates = Table(
+    "trial_intermediate_values",
+    metadata,
+    Column("trial_intermediate_value_id", Integer, primary_key=True),
+    Column("trial_id", Integer),
+    Column("step", Integer),
+    Column("intermediate_value", Double),
+    Column("intermediate_value_type", String),
+)
 
 
 def _trial() -> ForeignKey:

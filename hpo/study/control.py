@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from hpo.errors import SpecError, StudyError
 from hpo.space.spec import StudySpec
 from hpo.store import ledger
+from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Halt
@@ -34,18 +35,18 @@ def person() -> str:
     return f"{user}@{ledger.this_host()}"
 
 
-def halt(study: Study, state: Literal["paused", "stopped"], why: str = "") -> Halt:
+def halt(study: StudyReader, state: Literal["paused", "stopped"], why: str = "") -> Halt:
     """Trials that run are handed back with a checkpoint; workers of a paused study wait, of a stopped one leave."""
     found = Halt(state, person(), datetime.now(UTC).isoformat(timespec="seconds"), why)
-    study._study.set_user_attr("halt", asdict(found))
+    study.set_attribute("halt", asdict(found))
     return found
 
 
-def resume(study: Study) -> Halt | None:
+def resume(study: StudyReader) -> Halt | None:
     """End a pause or a stop. Returns what it was; None: there was none."""
     found = study.halt
     if found:
-        study._study.set_user_attr("halt", None)
+        study.set_attribute("halt", None)
     return found
 
 
@@ -53,35 +54,35 @@ def kill(study: Study, number: int, why: str = "") -> bool:
     """End a trial that runs or waits: it stays as stopped by hand. It counts as one of the budget's, and the sampler sees it as
     stopped, not as diverged. Returns whether it ran. Raises StudyError.
     """
-    storage, reason = study._storage, f"by hand, {person()}" + (f": {why}" if why else "")
+    storage, reason = study.storage, f"by hand, {person()}" + (f": {why}" if why else "")
     trial_id = _trial_id(study, number)
-    with ledger.locked(study._engine, study.id):
+    with ledger.locked(study.engine, study.id):
         before = storage.get_trial(trial_id)
         try:
-            with study._engine.begin() as connection:
+            with study.engine.begin() as connection:
                 configured = ledger.take_away(connection, trial_id, BY_HAND, reason)
             if configured is None:
                 raise UpdateFinishedTrialError
             if not configured:
                 with suppress(SpecError, ValueError):  # a stopped trial without parameters would blind TPE to those of all others
                     study.configure(trial_id)
-            study._end(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})
+            study.end_trial(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})
         except UpdateFinishedTrialError:
-            state = STATES[storage.get_trial(trial_id).state]
+            state = STATES[storage.get_trial(trial_id).state.name]
             raise StudyError(f"trial {number} of study {study.name} is over ({state}): nothing to kill. {_open(study)}") from None
     return before.state == TrialState.RUNNING
 
 
 def _trial_id(study: Study, number: int) -> int:
     try:
-        return study._storage.get_trial_id_from_study_id_trial_number(study.id, number)
+        return study.storage.get_trial_id_from_study_id_trial_number(study.id, number)
     except KeyError:
         raise StudyError(f"study {study.name}: there is no trial {number}. {_open(study)}") from None
 
 
 def _open(study: Study) -> str:
     """What may be killed."""
-    trials = study._storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    trials = study.storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
     return f"Running or waiting: {', '.join(str(trial.number) for trial in trials) or 'none'}"
 
 
@@ -132,9 +133,9 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> int:
     if child := study.spec.child:
         parent = child.parent
         raise StudyError(f"study {study.name} retrains configurations of {parent}: nothing can be put in. Give --study {parent}")
-    with ledger.locked(study._engine, study.id):
-        study._study.enqueue_trial(dict(values), user_attrs={ledger.ENQUEUED: person()})
-        waiting = study._storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.WAITING,))
+    with ledger.locked(study.engine, study.id):
+        study.optuna.enqueue_trial(dict(values), user_attrs={ledger.ENQUEUED: person()})
+        waiting = study.storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.WAITING,))
         return max(trial.number for trial in waiting)
 
 
@@ -145,7 +146,7 @@ def note(study: Study, text: str, number: int | None = None) -> None:
     """
     from optuna_dashboard import get_note, save_note  # takes seconds
 
-    of = study._study if number is None else study._asked(_trial_id(study, number), RandomSampler())
+    of = study.optuna if number is None else study.optuna_trial(_trial_id(study, number), RandomSampler())
     before = get_note(of)
     said = f"{escape(text, quote=False)}\n\n*{person()}, {datetime.now():%Y-%m-%d %H:%M}*"
     save_note(of, f"{before}\n\n{said}" if before else said)

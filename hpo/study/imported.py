@@ -49,7 +49,7 @@ def place(spec: StudySpec, known: Mapping[str, Any]) -> tuple[dict[str, Any], li
 
 def trials_by_key(study: Study) -> dict[str, int]:
     """The numbers of the imported trials."""
-    trials = study._storage.get_all_trials(study.id, deepcopy=False)
+    trials = study.storage.get_all_trials(study.id, deepcopy=False)
     return {trial.user_attrs[KEY]: trial.number for trial in trials if KEY in trial.user_attrs}
 
 
@@ -59,10 +59,10 @@ def add_trial(study: Study, key: str, name: str, values: Mapping[str, Any], curv
     attributes = {IMPORTED: name, KEY: key} | ({"rule": stop.rule, "cause": stop.cause, "reason": stop.reason} if stop else {})
     every = -(-len(curve) // THIN_CURVE)
     thin = {point.step: point.value for point in [*curve[::every], curve[-1]]}
-    with ledger.locked(study._engine, study.id) as connection:
+    with ledger.locked(study.engine, study.id) as connection:
         number = trials_by_key(study).get(key)
         if number is None:
-            trial_id = study._storage.create_new_trial(study.id, create_trial(
+            trial_id = study.storage.create_new_trial(study.id, create_trial(
                 state=TrialState.PRUNED if stop else TrialState.COMPLETE,
                 value=None if stop else curve[-1].value,
                 params=dict(values),
@@ -71,8 +71,8 @@ def add_trial(study: Study, key: str, name: str, values: Mapping[str, Any], curv
                 intermediate_values=thin,
                 constraints={"diverged": 1.0} if stop else None,
             ))  # fmt: skip
-            number = study._storage.get_trial_number_from_id(trial_id)
+            number = study.storage.get_trial_number_from_id(trial_id)
         else:
-            trial_id = study._storage.get_trial_id_from_study_id_trial_number(study.id, number)
+            trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.id, number)
         ledger.add_imported(connection, trial_id, config, list(curve))
     return number

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpo.store import ledger
 from hpo.study.paths import study_folder
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 
 FORMAT = "%(asctime)s %(message)s"
@@ -50,7 +50,7 @@ class TrialLog:
     _place: int = 0
 
     @classmethod
-    def of(cls, study: Study, number: int) -> "TrialLog":
+    def of(cls, study: StudyReader, number: int) -> "TrialLog":
         return cls(log_path(study_folder(study), number), number)
 
     def read(self) -> list[str]:
@@ -68,11 +68,11 @@ class TrialLog:
         self.attempts += sum(begins.match(line) is not None for line in lines)
         return lines
 
-    def elsewhere(self, study: Study, record: Record) -> str | None:
+    def elsewhere(self, study: StudyReader, record: Record) -> str | None:
         """Where the lines of the attempts are that are not here; None: all are here."""
         if self.attempts >= record.attempts:
             return None
-        with study._engine.begin() as connection:
+        with study.engine.begin() as connection:
             hosts = [row.host.split(" ")[0] for row in ledger.attempts_of(connection, [record.id])[record.id]]
         places = ", ".join(sorted({f"{host}:{self.path}" for host in hosts}))
         return f"{record.attempts - self.attempts} of {record.attempts} attempts are not in {self.path} here. Look in {places}"

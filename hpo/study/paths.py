@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 
 from hpo.store.database import home
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 
 log = logging.getLogger(__name__)
 
 
-def study_folder(study: Study, artifacts: Path | None = None) -> Path:
+def study_folder(study: StudyReader, artifacts: Path | None = None) -> Path:
     """Checkpoints, weights and logs: in the study's shared folder, else on this machine.
 
     The unique part keeps studies of one name in two databases apart.

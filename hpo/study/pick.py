@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpo.errors import StudyError
-from hpo.study.study import Study
+from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.trainer import Metric
 
@@ -23,7 +23,7 @@ def best_first(records: Sequence[Record], metric: Metric) -> list[Record]:
     return [record for _, record in ranked]
 
 
-def pick_trial(study: Study, trial: str) -> Record:
+def pick_trial(study: StudyReader, trial: str) -> Record:
     """`best` or a trial's number. Raises StudyError."""
     records = study.records()
     if trial == "best":

@@ -2,39 +2,40 @@
 
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
 from hpo.settings import Config
+from hpo.store.optuna_rows import TrialRow
 from hpo.store.tables import IMPORTED
 from hpo.study.trial import Record, State
 from hpo.trainer import Metric
 
 THIN_CURVE = 25  # values a trial that Optuna gets, at most
-STATES: dict[TrialState, State] = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
+# What Optuna calls a trial's state, and we.
+STATES: dict[str, State] = {
+    "WAITING": "waiting",
+    "RUNNING": "running",
+    "COMPLETE": "complete",
+    "PRUNED": "stopped",
+    "FAIL": "failed",
 }
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 
 
-def record_of(trial: FrozenTrial, row: Row[Any] | None, metric: Metric) -> Record:
-    attributes = trial.user_attrs
-    curve = trial.intermediate_values
+def record_of(trial: TrialRow, row: Row[Any] | None, metric: Metric) -> Record:
+    attributes, curve = trial.attributes, trial.curve
     best_step = min(curve, key=lambda step: metric.sign * curve[step]) if curve else None
-    unscored = trial.state == TrialState.COMPLETE and (row is None or (row.attempts and not row.scored))  # by hand
-    troubled = row is not None and (unscored or trial.state in (TrialState.WAITING, TrialState.FAIL))
+    unscored = trial.state == "COMPLETE" and (row is None or (row.attempts and not row.scored))  # by hand
+    troubled = row is not None and (unscored or trial.state in ("WAITING", "FAIL"))
     return Record(
-        id=trial._trial_id,
+        id=trial.id,
         number=trial.number,
         state="stopped" if unscored else STATES[trial.state],
         start=attributes.get("start"),
         label=attributes.get("label", ""),
-        params=trial.params,
+        params=dict(trial.params),
         config=(row.config if row else None) or {},
-        value=trial.value if trial.state == TrialState.COMPLETE and not unscored else None,
+        value=trial.value if trial.state == "COMPLETE" and not unscored else None,
         last_value=curve[max(curve)] if curve else None,
         best_value=None if best_step is None else curve[best_step],
         best_step=best_step,

@@ -8,19 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Double, Integer, MetaData, String, Table, and_, cast, func, select
+from sqlalchemy import String, and_, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.space.budget import Budget, Pace, Spent, seconds_left
-from hpo.store.tables import curve_table, optuna_attributes, optuna_trials, trial_table
+from hpo.store.tables import curve_table, optuna_attributes, optuna_trials, optuna_values, trial_table
+from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
-from hpo.study.study import Study
 from hpo.study.trial import Halt, State
 from hpo.trainer import Metric
 
 OUTCOMES = 20  # of the trials that ended last
-_values = Table("trial_values", MetaData(), Column("trial_id", Integer), Column("value", Double))
-_states = {state.name: word for state, word in STATES.items()}
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,17 @@ class Snapshot:
     seconds_left: float | None  # at the pace so far
 
 
-def snapshot(study: Study) -> Snapshot:
+def snapshot(study: StudyReader) -> Snapshot:
     """Raises DatabaseAwayError."""
     budget, halt = study.budget, study.halt
-    with study._engine.begin() as connection:
-        spent = study._spent(connection)
+    with study.engine.begin() as connection:
+        spent = study.spent_in(connection)
         running = _running(connection, study)
         waiting = select(func.count()).where(_of(study), _state() == "WAITING")
-        value = select(optuna_trials.c.number, _values.c.value).join(_values, _values.c.trial_id == optuna_trials.c.trial_id)
+        joined = optuna_trials.join(optuna_values, optuna_values.c.trial_id == optuna_trials.c.trial_id)
+        value = select(optuna_trials.c.number, optuna_values.c.value).select_from(joined)
         complete = value.where(_of(study), _state() == "COMPLETE")
-        best_first = study.spec.metric.sign * _values.c.value
+        best_first = study.spec.metric.sign * optuna_values.c.value
         best = connection.execute(complete.order_by(best_first, optuna_trials.c.number).limit(1)).first()
         return Snapshot(
             name=study.name,
@@ -86,7 +85,7 @@ def snapshot(study: Study) -> Snapshot:
         )
 
 
-def _of(study: Study) -> Any:
+def _of(study: StudyReader) -> Any:
     return optuna_trials.c.study_id == study.id
 
 
@@ -94,7 +93,7 @@ def _state() -> Any:
     return cast(optuna_trials.c.state, String)
 
 
-def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
+def _running(connection: Connection, study: StudyReader) -> tuple[Running, ...]:
     table = trial_table.c
     age = study.spec.attempts.lease_seconds - func.extract("epoch", table.lease_until - func.now())
     statement = select(
@@ -120,18 +119,18 @@ def _running(connection: Connection, study: Study) -> tuple[Running, ...]:
     return tuple(one(row) for row in rows)
 
 
-def _outcomes(connection: Connection, study: Study, starts: bool = False) -> list[tuple[str, Ended]]:
+def _outcomes(connection: Connection, study: StudyReader, starts: bool = False) -> list[tuple[str, Ended]]:
     """The last that ended; or all the starts, each with its name."""
     reason, start, label = (optuna_attributes.alias() for _ in range(3))
     trials = optuna_trials.c
-    joined = optuna_trials.outerjoin(_values, _values.c.trial_id == trials.trial_id)
+    joined = optuna_trials.outerjoin(optuna_values, optuna_values.c.trial_id == trials.trial_id)
     joined = joined.outerjoin(reason, and_(reason.c.trial_id == trials.trial_id, reason.c.key == "reason"))
     joined = joined.outerjoin(label, and_(label.c.trial_id == trials.trial_id, label.c.key == "label"))
     joined = joined.join(start, and_(start.c.trial_id == trials.trial_id, start.c.key == "start"), isouter=not starts)
     statement = select(
         trials.number,
         _state().label("state"),
-        _values.c.value,
+        optuna_values.c.value,
         reason.c.value_json,
         start.c.value_json.label("start"),
         label.c.value_json.label("label"),
@@ -146,12 +145,12 @@ def _outcomes(connection: Connection, study: Study, starts: bool = False) -> lis
     def one(row: Any) -> Ended:
         value = row.value if row.state == "COMPLETE" else None
         name, reason = (json.loads(text or '""') for text in (row.start or row.label, row.value_json))
-        return Ended(row.number, name, _states[row.state], value, reason)
+        return Ended(row.number, name, STATES[row.state], value, reason)
 
     return [(json.loads(row.start or '""'), one(row)) for row in connection.execute(statement)]
 
 
-def _seconds_left(connection: Connection, study: Study, budget: Budget, spent: Spent, running: tuple[Running, ...]) -> float | None:
+def _seconds_left(connection: Connection, study: StudyReader, budget: Budget, spent: Spent, running: tuple[Running, ...]) -> float | None:
     table = trial_table.c
     ended = func.avg(table.step).filter(_state().in_(["COMPLETE", "PRUNED"]))
     statement = select(func.sum(table.step).label("steps"), func.sum(table.seconds).label("seconds"), ended.label("typical"))

@@ -16,6 +16,6 @@ def refuse_if_running(study: Study) -> None:
 
 def remove(study: Study, folder: Path) -> None:
     """The study with its trials, and then `folder`, its files."""
-    with ledger.locked(study._engine, study.id):
-        study._storage.delete_study(study.id)
+    with ledger.locked(study.engine, study.id):
+        study.storage.delete_study(study.id)
     shutil.rmtree(folder, ignore_errors=True)

@@ -7,24 +7,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Double, Integer, MetaData, String, Table, cast, func, select
+from sqlalchemy import String, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.space.upgrade import metric_of
 from hpo.store import ledger
-from hpo.store.database import Database, open_engine
+from hpo.store.database import Database
+from hpo.store.storage import ready_engine
 from hpo.store.tables import (
-    VERSION,
     attempt_table,
     optuna_studies,
+    optuna_study_attributes,
     optuna_trials,
+    optuna_values,
     trial_table,
-    version_of,
 )
 from hpo.trainer import Metric
-
-_values = Table("trial_values", MetaData(), Column("trial_id", Integer), Column("value", Double))
-_attributes = Table("study_user_attributes", MetaData(), Column("study_id", Integer), Column("key", String), Column("value_json", String))
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,7 @@ class Line:
 
 def all_studies(database: Database) -> list[Line]:
     """By name. A few queries, however many studies there are."""
-    engine = open_engine(database)
-    with engine.connect() as connection:
-        is_ready = version_of(connection) == VERSION
-    if not is_ready:
-        # Optuna is slow to import, so it is asked only here.
-        from hpo.store.storage import open_storage
-
-        engine = open_storage(database).engine
+    engine = ready_engine(database)
     with engine.begin() as connection:
         trials = optuna_trials.c
         counts: dict[int, Counter[str]] = defaultdict(Counter)
@@ -60,14 +51,15 @@ def all_studies(database: Database) -> list[Line]:
             select(trials.study_id, state.label("state"), func.count().label("n")).group_by(trials.study_id, state)
         ):
             counts[row.study_id][row.state] = row.n
-        values = select(trials.study_id, func.min(_values.c.value), func.max(_values.c.value))
-        values = values.join(_values, _values.c.trial_id == trials.trial_id).where(state == "COMPLETE")
+        values = select(trials.study_id, func.min(optuna_values.c.value), func.max(optuna_values.c.value))
+        values = values.join(optuna_values, optuna_values.c.trial_id == trials.trial_id).where(state == "COMPLETE")
         ends = {row[0]: (row[1], row[2]) for row in connection.execute(values.group_by(trials.study_id))}
         moment = func.max(func.coalesce(attempt_table.c.ended, attempt_table.c.begun))
         last = _pairs(connection, select(trials.study_id, moment).join(attempt_table, attempt_table.c.trial_id == trials.trial_id)
                       .group_by(trials.study_id))  # fmt: skip
         attributes: dict[int, dict[str, Any]] = defaultdict(dict)
-        for row in connection.execute(select(_attributes).where(_attributes.c.key.in_(["budget", "halt", "metric"]))):
+        shown = optuna_study_attributes.c.key.in_(["budget", "halt", "metric"])
+        for row in connection.execute(select(optuna_study_attributes).where(shown)):
             attributes[row.study_id][row.key] = json.loads(row.value_json)
         lease = select(trials.study_id, func.count()).join(trial_table, trial_table.c.trial_id == trials.trial_id)
         lease = lease.where(trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now())

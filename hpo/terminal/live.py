@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.errors import DatabaseError
+from hpo.study.reader import StudyReader
 from hpo.study.snapshot import Ended, Snapshot, snapshot
-from hpo.study.study import Study
 from hpo.terminal.status import STYLES, shown_value, trials_done
 from hpo.text import duration
 from hpo.trainer import Metric
@@ -30,7 +30,7 @@ BACK = "The database answers again."
 class LiveView:
     """Of one study, in a `with` block; `look` is called again and again."""
 
-    def __init__(self, study: Study, console: Console, screen: bool = False, tell_all: bool = True):
+    def __init__(self, study: StudyReader, console: Console, screen: bool = False, tell_all: bool = True):
         """screen: the picture fills the terminal. tell_all: lines begin with what had ended before."""
         self.study = study
         self.seen: Snapshot | None = None

@@ -278,10 +278,10 @@ def check(names: Sequence[str]) -> list[str]:
 
 def choose(study: Study, names: list[str]) -> None:
     """For all workers of the study, from their next trial on."""
-    study._study.set_user_attr("trackers", names)
+    study.set_attribute("trackers", names)
 
 
 def chosen(study: Study) -> tuple[list[str], str]:
     """The trackers of the study, and its unique part, in one query."""
-    attributes = study._attributes
+    attributes = study.attributes
     return [name for name in attributes.get("trackers") or () if name in PACKAGES], attributes["unique"]
