@@ -1,9 +1,9 @@
 """What commands that only read cost before they do anything: CPU time beside a plain import.
 
-    python benchmarks/startup.py [--repetitions 5]
+    python benchmarks/startup.py [--study NAME] [--repetitions 5]
 
-Each command runs as a process of its own, with a study of the database of HPO_DATABASE_URL, else the
-embedded one, which is started before the clock. The yardstick is an import of the libraries that no
+Each command runs as a process of its own, on a study of the database of HPO_DATABASE_URL, else of the
+embedded one, which is started before the clock; without --study on one that is not there. The yardstick is an import of the libraries that no
 such command can do without. Prints CPU seconds (user and system, the least of the repetitions) and
 the ratio to the yardstick.
 """
@@ -17,12 +17,17 @@ import sys
 from hpo.store.database import open_database
 
 YARDSTICK = [sys.executable, "-c", "import optuna, sqlalchemy, psycopg2"]
-COMMANDS = (
+READING = (
     ("--help",),
     ("studies",),
-    ("status", "--study", "missing"),
-    ("logs", "--study", "missing", "--trial", "0"),
-    ("budget", "--study", "missing"),
+    ("status", "--study", "STUDY"),
+    ("status", "--study", "STUDY", "--json"),
+    ("logs", "--study", "STUDY", "--trial", "0"),
+    ("budget", "--study", "STUDY"),
+    ("report", "--study", "STUDY"),
+)
+# They write through Optuna where there is something to write.
+WRITING = (
     ("kill", "--study", "missing", "--trial", "0"),
     ("delete", "--study", "missing", "--yes"),
 )
@@ -42,11 +47,14 @@ def _once(command: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("--study", default="missing")
+    arguments = parser.parse_args()
+    repetitions = arguments.repetitions
     open_database()
     yardstick = cpu_seconds(YARDSTICK, repetitions)
     print(f"import optuna, sqlalchemy, psycopg2  {yardstick:.2f} CPU-s")
-    for command in COMMANDS:
+    reading = [[arguments.study if word == "STUDY" else word for word in command] for command in READING]
+    for command in [*reading, *WRITING]:
         seconds = cpu_seconds([sys.executable, "-m", "hpo.cli", *command], repetitions)
         print(f"hpo {' '.join(command):32} {seconds:.2f} CPU-s  {seconds / yardstick:.2f} x")
 

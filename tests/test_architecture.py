@@ -44,7 +44,7 @@ DOORS = {  # library: the places that may import it
         *("past/backtest.py", "analysis/effects.py", "dashboard/pages.py"),
     },
     "optuna_dashboard": {"dashboard", "study/control.py"},
-    "sqlalchemy": {"store", "launch/doctor.py", "study/record.py", "study/snapshot.py", "study/study.py", "study/study_list.py"},
+    "sqlalchemy": {"store", "launch/doctor.py", "study"},
     "alembic": {"store"},
     "bottle": {"dashboard"},
     "itsdangerous": {"dashboard/guard.py"},

@@ -67,9 +67,9 @@ def _handed_back(running: int) -> str:
 @database_option
 def kill(study: str, trial: int, reason: str, database: str | None) -> None:
     """End one trial, running or waiting: stopped by hand, with who and why. Its worker takes the next one."""
+    found = open_study(study, database)
     from hpo.study import control
 
-    found = open_study(study, database)
     ran = control.kill(found, trial, reason)
     if not ran:  # else its worker removes the checkpoints
         from hpo.study.paths import study_folder, trial_folder

@@ -94,6 +94,8 @@ def made(folder: Path | None) -> Path | None:
 
 
 def open_study(study: str, database: str | None) -> "Study":
+    # A study that is not there is told before Optuna is imported.
+    read_study(study, database).engine.dispose()
     from hpo.study import study as studies
 
     return studies.open_study(study, database)

@@ -74,13 +74,13 @@ def _best(line: "Line") -> str:
 @database_option
 def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     """Remove a study: its trials, results and files. There is no way back."""
+    found = open_study(study, database)
     from hpo.store.database import open_database
     from hpo.study.paths import study_folder
     from hpo.study.pick import best_of
     from hpo.study.studies import refuse_if_running, remove
     from hpo.study.study_list import children
 
-    found = open_study(study, database)
     if not force:
         refuse_if_running(found)
     records, folder = found.records(), study_folder(found)
