@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py [--study NAME] [--repetitions 5]
 
-Each command runs as a process of its own, on a study of the database of HPO_DATABASE_URL, else of the
-embedded one, which is started before the clock; without --study on one that is not there. The yardstick is an import of the libraries that no
-such command can do without. Prints CPU seconds (user and system, the least of the repetitions) and
-the ratio to the yardstick.
+Each command runs as a process of its own, on a study of the database of HPO_DATABASE_URL, else of
+the embedded one, which is started before the clock; without --study on one that is not there. The
+yardstick is an import of the libraries that a reader of Optuna's studies would import. Prints CPU
+seconds (user and system, the least of the repetitions) and the ratio to the yardstick.
 """
 
 import argparse

@@ -249,3 +249,72 @@ def test_lr_aug_measures_its_three_questions() -> None:
     origins = [[contrast.origin for contrast in question.compare] for question in spec.questions]
     assert origins == [["baseline"], ["baseline", "best"], ["baseline", "best"]]
     assert spec.base["optimizer.lr"] == 0.02
+
+
+# ---- what a person wrote
+
+
+def with_stored(spec: StudySpec, **base: object) -> StudySpec:
+    """As a study of it that was made when some defaults were others."""
+    return spec.model_copy(update={"base": spec.base | base})
+
+
+def test_a_default_that_changes_later_is_no_difference(tiny_space: Path) -> None:
+    spec = load_spec(tiny_space)
+    stored = with_stored(spec, **{"optimizer.beta2": 0.95, "augment.white_noise_sd": 0.1})
+    assert spec.differences(stored) == []
+    assert spec.reopened(stored).base == stored.base, "the study keeps what it was made with"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "places"),
+    [
+        ("batch_size: 4,", "batch_size: 8,", ["base.batch_size"]),
+        ("batch_size: 4, ", "", ["base.batch_size"]),  # the default is another value
+        ("batch_size: 4,", "batch_size: 4, accumulation: 1,", []),  # what it was anyway
+        ("batch_size: 4,", "batch_size: 4, accumulation: 2,", ["base.accumulation"]),
+        ("high: 5e-2", "high: 5e-1", ["parameters.optimizer.lr.high"]),
+        ("choices: [adam, sgd]", "choices: [adam, adamw, sgd]", ["parameters.optimizer.name.choices"]),
+        ("slow: {optimizer.lr: 0.001,", "slow: {optimizer.lr: 0.002,", ["starts.slow.optimizer.lr"]),
+        ("  baseline: {}\n", "", ["starts.baseline"]),
+        ("trials: 4", "trials: 5", ["budget.trials"]),
+        ("trials: 4", "trials: 4, failures: 10", []),
+        ("policy: tpe", "policy: random", ["policy"]),
+        ("startup_trials: 3", "startup_trials: 3, seed: 1", ["sampler.seed"]),
+        ("policy: tpe", "policy: tpe\nstopping: null", ["stopping"]),
+        ("policy: tpe", "policy: tpe\nstopping: {margin: 0.05}", []),
+        ("policy: tpe", "policy: tpe\nstopping: {margin: 0.06}", ["stopping.margin"]),
+        ("policy: tpe", "policy: tpe\nattempts: {max_attempts: 5}", ["attempts.max_attempts"]),
+        ("policy: tpe", "policy: tpe\nvalidation: {seed: 3}", ["validation.seed"]),
+    ],
+)
+def test_what_a_person_writes_otherwise_is_a_difference(tmp_path: Path, before: str, after: str, places: list[str]) -> None:
+    assert TINY.count(before) == 1
+    first, second = load(tmp_path, TINY), load(tmp_path, TINY.replace(before, after))
+    assert second.differences(first) == places
+    assert bool(first.differences(second)) == bool(places)
+
+
+def test_a_value_that_is_written_now_is_compared_with_what_the_study_has(tmp_path: Path) -> None:
+    stored = with_stored(load(tmp_path, TINY), accumulation=2)
+    assert load(tmp_path, TINY).differences(stored) == []
+    written = load(tmp_path, TINY.replace("batch_size: 4,", "batch_size: 4, accumulation: 1,"))
+    assert written.differences(stored) == ["base.accumulation"]
+    same = load(tmp_path, TINY.replace("batch_size: 4,", "batch_size: 4, accumulation: 2,"))
+    assert same.differences(stored) == []
+
+
+def test_of_a_study_that_does_not_know_what_was_written_all_is_compared(tiny_space: Path) -> None:
+    spec = load_spec(tiny_space)
+    old = spec.model_copy(update={"written": None})
+    assert spec.differences(old) == []
+    assert spec.differences(with_stored(old, **{"optimizer.beta2": 0.95})) == ["base.optimizer.beta2"]
+
+
+def test_what_is_set_on_the_command_line_is_written(tiny_space: Path) -> None:
+    plain = load_spec(tiny_space)
+    assert load_spec(tiny_space, None, {"steps": 6}).differences(plain) == []
+    assert load_spec(tiny_space, None, {"steps": 8}).differences(plain) == ["base.steps"]
+    assert load_spec(tiny_space, trials=4).differences(plain) == []
+    assert load_spec(tiny_space, trials=9).differences(plain) == ["budget.trials"]
+    assert load_spec(tiny_space, policy="gp").differences(plain) == ["policy"]

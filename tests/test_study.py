@@ -450,6 +450,17 @@ def test_reopening(make_study: Make, tiny_space: Path) -> None:
         grown.finish(claim(grown), completed(0.5))  # sampling over the grown range works
 
 
+def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(make_study: Make, tiny_spec: StudySpec) -> None:
+    """As after an upgrade that has another default for a field that nobody wrote."""
+    earlier = tiny_spec.model_copy(update={"base": tiny_spec.base | {"optimizer.beta2": 0.95}})
+    make_study(earlier)
+    study = make_study(tiny_spec)
+    assert claim(study).config.flat()["optimizer.beta2"] == 0.95
+    grown = tiny_spec.model_copy(update={"budget": tiny_spec.budget.model_copy(update={"trials": 9})})
+    extended = make_study(grown, extend=True)
+    assert (extended.budget.trials, extended.spec.base["optimizer.beta2"]) == (9, 0.95)
+
+
 def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
     data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
     with ThreadPoolExecutor(4) as pool:

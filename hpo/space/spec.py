@@ -22,6 +22,8 @@ from hpo.space.stopping import OwnPast
 from hpo.space.upgrade import REMOVED_POLICIES
 from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
+# Places of a spec that no default of ours can fill.
+ALWAYS_WRITTEN = ("space", "profile", "parameters.", "starts.", "child")
 DEMO_PROFILE = "demo"  # taken when no data are given
 _package = Path(__file__).parents[1]
 BUNDLED = next((d for d in (_package / "search_spaces", _package.parent / "search_spaces") if d.is_dir()), _package / "search_spaces")
@@ -172,7 +174,8 @@ class StudySpec(Settings):
     """One study, complete: base configuration, parameters, starts, budget and the rest.
 
     trainer: as `load_trainer` takes it; a file with its whole path. metric: the trainer's, so that whoever only reads the
-    study need not load the trainer. base: dotted name -> value, every field.
+    study need not load the trainer. base: dotted name -> value, every field. written: the places of what a person wrote, beside
+    ALWAYS_WRITTEN; None: not known.
     """
 
     space: str
@@ -191,6 +194,7 @@ class StudySpec(Settings):
     validation: Validation
     stopping: OwnPast | None
     child: Child | None = None
+    written: tuple[str, ...] | None = None
 
     def config(self, values: Mapping[str, Any] | None = None, place: str = "") -> Config:
         """The base with some fields replaced, as a configuration of its trainer, which it loads.
@@ -202,12 +206,12 @@ class StudySpec(Settings):
 
     def digest(self) -> str:
         """Changes with anything that changes results or budget; not with what is asked about them."""
-        text = json.dumps(self._compared(), sort_keys=True)
+        text = json.dumps(_leaves(self._compared()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _compared(self) -> dict[str, Any]:
         """What two specs of one study have in common. A trainer's file may have moved: its code has a version of its own."""
-        values = self.model_dump(mode="json", exclude={"question", "questions"})
+        values = self.model_dump(mode="json", exclude={"question", "questions", "written"})
         values["trainer"] = self.trainer.rpartition("/")[2]
         return values
 
@@ -241,9 +245,26 @@ class StudySpec(Settings):
         return values
 
     def differences(self, other: "StudySpec") -> list[str]:
-        """Where two specs differ, as dotted places."""
+        """Where two specs differ, as dotted places.
+
+        Of what neither says nothing is compared, so that a default of ours may change. A spec that an earlier version stored does
+        not know what a person wrote: then all of it is compared.
+        """
         here, there = _leaves(self._compared()), _leaves(other._compared())
-        return [place for place in here | there if here.get(place, _leaves) != there.get(place, _leaves)]
+        places = dict.fromkeys([*here, *there])
+        if self.written is not None and other.written is not None:
+            said = {*self.written, *other.written}
+            places = {place: None for place in places if place in said or place.startswith(ALWAYS_WRITTEN)}
+        return [place for place in places if here.get(place, _leaves) != there.get(place, _leaves)]
+
+    def reopened(self, stored: "StudySpec") -> "StudySpec":
+        """A study's spec when it is launched again with this one: what it has, with what may change."""
+        changed = {name: getattr(self, name) for name in ("question", "questions", "trainer", "written")}
+        return stored.model_copy(update=changed)
+
+    def extended(self, stored: "StudySpec") -> "StudySpec":
+        """A study's spec when it is extended to this one."""
+        return self.reopened(stored).model_copy(update={"budget": self.budget, "parameters": self.parameters})
 
     def extends(self, other: "StudySpec") -> bool:
         """Whether only the budget or the ranges grew since `other`."""
@@ -257,7 +278,7 @@ class StudySpec(Settings):
 
 
 def _leaves(tree: Any, place: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or not tree:
         return {place: tree}
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
@@ -323,6 +344,7 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
         validation=_section(path, Validation, "validation", file.validation | overlay.validation),
         stopping=file.stopping and file.stopping.of(trainer.metric),
+        written=_written(file, overlay, settings or {}, trials, policy),
     )
     starts = {name: _checked_start(path, spec, name) for name in spec.starts}
     spec = spec.model_copy(update={"starts": starts})
@@ -330,6 +352,24 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         for contrast in question.compare:
             _check_contrast(f"{path}: questions.{index}.compare", spec, contrast)
     return spec
+
+
+def _written(file: SpaceFile, overlay: Profile, settings: Mapping[str, Any], trials: int | None, policy: str | None) -> tuple[str, ...]:
+    """The places of a spec that a person wrote: in the file, in its profile and on the command line."""
+    places = {f"base.{name}" for name in (*file.base, *overlay.base, *settings)}
+    for section in ("budget", "attempts", "sampler", "validation"):
+        names = {*getattr(file, section), *getattr(overlay, section, {})}
+        places |= {f"{section}.{name}" for name in names}
+    if trials is not None:
+        places.add("budget.trials")
+    if policy is not None or "policy" in file.model_fields_set:
+        places.add("policy")
+    if "trainer" in file.model_fields_set:
+        places.add("trainer")
+    if "stopping" in file.model_fields_set:
+        rule = file.stopping
+        places |= {"stopping"} if rule is None else {f"stopping.{name}" for name in rule.model_fields_set}
+    return tuple(sorted(places))
 
 
 def _located(reference: str, space: Path) -> str:

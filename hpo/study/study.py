@@ -52,12 +52,11 @@ class Study(Claims):
                     f"study {name} was made on other data ({source}, fingerprint {study.data['fingerprint']}; "
                     f"given {data['fingerprint']}). Take --name for a new study"
                 )
-            elif spec.digest() != study.spec.digest():
+            elif spec.differences(study.spec):
                 study._extend(spec, data, extend)
-            else:  # what is asked about the results may have changed
+            else:
                 study.warn_of_removed(study.attributes)
-                study.set_attribute("spec", spec.model_dump(mode="json"))
-                study._spec = spec
+                study._keep(spec.reopened(study.spec))
         return study
 
     @classmethod
@@ -82,6 +81,9 @@ class Study(Claims):
         self.set_attribute("budget", spec.budget.model_dump(mode="json"))
         self.set_attribute("digest", spec.digest())
         self.set_attribute("metric", spec.metric.model_dump(mode="json"))
+        self._keep(spec)
+
+    def _keep(self, spec: StudySpec) -> None:
         self.set_attribute("spec", spec.model_dump(mode="json"))
         self._spec = spec
 
@@ -95,7 +97,7 @@ class Study(Claims):
                              f"for a new study")  # fmt: skip
         budget = {name: value for name, value in spec.budget if value != getattr(self.spec.budget, name)}
         live = self.budget.model_copy(update=budget)  # what `hpo budget` has changed since stays so
-        self._store(spec, data)
+        self._store(spec.extended(self.spec), data)
         self.set_attribute("budget", live.model_dump(mode="json"))
 
     def settle(self, artifacts: Path | None, code: str) -> None:
