@@ -30,9 +30,10 @@ from hpo.decoder.train import TrainState, train
 from hpo.decoder.training import Recordings
 from hpo.errors import DatabaseError
 from hpo.space.spec import StudySpec, load_spec
-from hpo.store import ledger
+from hpo.store.curves import curves_of
 from hpo.store.database import Database, EmbeddedServer
 from hpo.store.tables import curve_table
+from hpo.store.trials import attempts_of
 from hpo.study.study import Study
 from hpo.study.version import code_version
 from hpo.worker.dataset import load_dataset, look_at_data
@@ -135,8 +136,8 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
     assert len({record.number for record in records}) == len(records)
     every, repeated, compared = study.spec.base["evaluate_every"], 0, 0
     with study.engine.begin() as connection:
-        attempts = ledger.attempts_of(connection, [record.id for record in records])
-        curves = ledger.curves_of(connection, [record.id for record in records])
+        attempts = attempts_of(connection, [record.id for record in records])
+        curves = curves_of(connection, [record.id for record in records])
         measured = {record.id: measured_by(connection, record.id) for record in ended}
     for record in ended:
         tries, points = attempts[record.id], curves[record.id]

@@ -28,7 +28,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from hpo.space.spec import find_space, load_spec
 from hpo.store.database import Database, open_database
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.study import Study
 
 RUNNING = 16

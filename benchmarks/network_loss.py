@@ -17,7 +17,7 @@ from pathlib import Path
 from chaos import make_study
 from sqlalchemy import make_url
 
-from hpo.store import ledger
+from hpo.store import curves
 from hpo.store.database import Database, EmbeddedServer
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
@@ -88,7 +88,7 @@ def main() -> None:
             back = time.monotonic() - up
             with study.engine.begin() as connection:
                 record = study.records()[0]
-                steps = [point.step for point in ledger.curves_of(connection, [record.id])[record.id]]
+                steps = [point.step for point in curves.curves_of(connection, [record.id])[record.id]]
             worker.terminate()
             assert worker.wait(30) == 0
             print(f"{seconds:.0f} s without packets: the database saw step {before}, then {during}; the worker was at {newest}; "

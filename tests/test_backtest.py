@@ -16,7 +16,7 @@ from hpo.decoder.trainer import PER
 from hpo.past.backtest import RULES, SWEEP, Curve, backtest, own_past_stops, sweep
 from hpo.space.spec import StudySpec
 from hpo.space.stopping import OwnPast, Stop
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted, Outcome, Stopped
 from hpo.trainer import Score

@@ -15,7 +15,7 @@ from hpo.errors import SpecError, StudyError
 from hpo.space.budget import Budget, Pace, Spent, over, refusal, seconds_left
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Interrupted
 

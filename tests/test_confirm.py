@@ -18,7 +18,7 @@ from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, DataError, StudyError
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.child import open_child
 from hpo.study.study import Study
 from hpo.study.trial import Record, State

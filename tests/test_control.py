@@ -16,9 +16,9 @@ from test_study import RECORD, claim, completed, report
 from hpo.cli import main
 from hpo.errors import SpecError, StudyError
 from hpo.space.spec import StudySpec, parse_settings
-from hpo.store import ledger
+from hpo.store import trials
 from hpo.store.database import Database
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study import control
 from hpo.study.child import open_child
 from hpo.study.paths import study_folder
@@ -103,7 +103,7 @@ def ledger_rows(study: Study) -> list[tuple[int, str]]:
     """(number, process) of each trial that a worker has taken."""
     records = study.records()
     with study.engine.begin() as connection:
-        rows = ledger.rows_of(connection, [record.id for record in records])
+        rows = trials.rows_of(connection, [record.id for record in records])
     return [(record.number, rows[record.id].process) for record in records if record.id in rows]
 
 

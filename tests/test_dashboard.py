@@ -30,7 +30,7 @@ from hpo.errors import CallerError, HpoError, StudyError
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
 from hpo.store.database import Database, EmbeddedServer
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.store.storage import open_storage
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Failed, Outcome, Stopped, Trial

@@ -25,7 +25,7 @@ from hpo.launch.launcher import Launcher, Plan
 from hpo.launch.slurm_element import run_node
 from hpo.space.spec import load_spec
 from hpo.store.database import Database, EmbeddedServer
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted

@@ -10,8 +10,8 @@ from test_study import claim, completed, report
 
 from hpo.errors import DatabaseAwayError, StudyError
 from hpo.space.spec import StudySpec
-from hpo.store import ledger
-from hpo.store.ledger import Process
+from hpo.store import leases, trials
+from hpo.store.process import Process
 from hpo.study.control import kill
 from hpo.study.study import Study
 from hpo.study.trial import Trial
@@ -27,7 +27,7 @@ def expire(study: Study) -> None:
 
 def sweep_while(study: Study, act: Callable[[], object]) -> None:
     """`act` between a sweeper's look at the leases and what it does about them."""
-    look = ledger.orphans
+    look = leases.orphans
 
     def orphans(connection: Connection, study_id: int, idle: Process | None) -> object:
         found = look(connection, study_id, idle)
@@ -35,7 +35,7 @@ def sweep_while(study: Study, act: Callable[[], object]) -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "orphans", orphans)
+        patch.setattr(leases, "orphans", orphans)
         study.sweep()
 
 
@@ -52,12 +52,12 @@ def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(make_study:
 def outcomes(study: Study, trial: Trial) -> list[str]:
     """Of the trial's attempts."""
     with study.engine.begin() as connection:
-        return [row.outcome for row in ledger.attempts_of(connection, [trial.id])[trial.id]]
+        return [row.outcome for row in trials.attempts_of(connection, [trial.id])[trial.id]]
 
 
 def finish_without_the_last_write(study: Study, trial: Trial) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        patch.setattr(leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
         with pytest.raises(DatabaseAwayError):
             study.finish(trial, completed(0.5), 3.0)
 
@@ -75,7 +75,7 @@ def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: 
 
 def end_in_optuna(study: Study, trial: Trial) -> None:
     """The second of the transactions in which a worker finishes; the first had renewed the lease long before."""
-    with ledger.fenced(trial.id, trial.lease):
+    with leases.fenced(trial.id, trial.lease):
         study.end_trial(trial.id, TrialState.COMPLETE, {}, [0.5])
 
 
@@ -99,7 +99,7 @@ def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(make_study: Make
 
 
 def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_study: Make, tiny_spec: StudySpec) -> None:
-    """It was halted between the ledger's part of its outcome and Optuna's."""
+    """It was halted between our part of its outcome and Optuna's."""
     study = make_study(tiny_spec)
     late = claim(study, ELSEWHERE)
     with pytest.MonkeyPatch.context() as patch:

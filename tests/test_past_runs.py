@@ -23,7 +23,7 @@ from hpo.past.past_runs import PastRun, read_lab_run
 from hpo.past.read import read_runs
 from hpo.report.report import as_text, build_report
 from hpo.space.spec import StudySpec, load_spec
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.pick import best_of, pick_trial
 from hpo.study.study import Study
 from hpo.study.trial import Completed

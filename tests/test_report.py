@@ -24,7 +24,7 @@ from hpo.report.report_page import MAPS, ROWS, Facts, facts_of, page_of
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
 from hpo.store.database import Database, EmbeddedServer
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Cause, Completed, Failed, Stopped
 from hpo.trainer import Score, named

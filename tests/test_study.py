@@ -22,9 +22,9 @@ from hpo.errors import DatabaseAwayError, StudyError
 from hpo.report.report import build_report
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
-from hpo.store import ledger
+from hpo.store import leases, process, trials
 from hpo.store.database import Database
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.store.tables import curve_table
 from hpo.study.pick import best_of
 from hpo.study.record import in_thin_curve
@@ -66,7 +66,7 @@ def curve(study: Study, trial: Trial) -> list[tuple[int, float, int]]:
 def ended_process() -> Process:
     """One that ran here and is gone."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = f"{child.pid}:{ledger._start_time(child.pid)}"
+    identity = f"{child.pid}:{process.start_time(child.pid)}"
     child.communicate(b"\n")
     return Process(HERE.host, identity)
 
@@ -302,9 +302,9 @@ def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make,
         asked.extend(trial_ids)
         return rows_of(connection, trial_ids)
 
-    rows_of = ledger.rows_of
+    rows_of = trials.rows_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "rows_of", rows)
+        patch.setattr("hpo.study.reader.rows_of", rows)
         running = claim(study)
         assert [record.state for record in watcher.records()] == ["complete", "stopped", "failed", "running"]
     assert set(asked) == {running.id}  # by the claim, which shows the policy what there is, and by the watcher
@@ -357,7 +357,7 @@ def test_an_outcome_that_is_told_twice_is_written_once(make_study: Make, tiny_sp
     study = make_study(tiny_spec)
     trial = claim(study)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        patch.setattr(leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
         with pytest.raises(DatabaseAwayError):
             study.finish(trial, DIVERGED, 3.0)
     assert study.finish(trial, DIVERGED, 3.0)
@@ -379,10 +379,10 @@ def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Mak
     study = make_study(tiny_spec)
     slow = claim(study, ended_process())
     taker = claim(study)
-    with pytest.raises(ledger.LeaseLostError), ledger.fenced(slow.id, slow.lease):
+    with pytest.raises(leases.LeaseLostError), leases.fenced(slow.id, slow.lease):
         study.end_trial(slow.id, TrialState.COMPLETE, {}, [0.1])
     assert study.records()[0].state == "running"
-    with ledger.fenced(taker.id, taker.lease):
+    with leases.fenced(taker.id, taker.lease):
         study.end_trial(taker.id, TrialState.COMPLETE, {}, [0.1])
     assert study.storage.get_trial(taker.id).value == 0.1
 

@@ -7,7 +7,7 @@ import pytest
 from test_study import HERE, RECORD, claim
 
 from hpo.space.spec import Policy, StudySpec
-from hpo.store import ledger
+from hpo.store import leases
 from hpo.study.study import Study
 from hpo.study.trial import Interrupted
 
@@ -21,7 +21,7 @@ def test_a_study_with_a_removed_policy_goes_on_and_its_parked_trials_too(
     first = claim(study)
     assert study.finish(first, Interrupted(), 1.0)
     with study.engine.begin() as connection:
-        ledger.end_attempt(connection, first.id, first.attempt, "parked", "2 of 2 at step 2")
+        leases.end_attempt(connection, first.id, first.attempt, "parked", "2 of 2 at step 2")
     old = dict(study.optuna.user_attrs["spec"])
     old["policy"] = "gp-halving"
     old["budget"] = old["budget"] | {"min_gain": 0.05}

@@ -20,7 +20,7 @@ from test_study import DIVERGED, HERE, claim, completed, report
 
 from hpo.cli import main
 from hpo.space.spec import StudySpec
-from hpo.store.ledger import this_host
+from hpo.store.process import this_host
 from hpo.study import control
 from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder

@@ -16,7 +16,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.training import GruTraining, Recordings
 from hpo.errors import MemoryShortError
 from hpo.space.spec import load_spec
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.store.tables import trial_table
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Stopped, Trial

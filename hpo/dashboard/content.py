@@ -8,7 +8,7 @@ from typing import Any
 
 from hpo.curve import Point
 from hpo.dashboard.plots import BEST, GREY
-from hpo.store.ledger import ENQUEUED
+from hpo.store.standing import ENQUEUED
 from hpo.study.pick import best_of
 from hpo.study.study import Study
 from hpo.study.trial import DONE, Record

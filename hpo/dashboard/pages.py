@@ -24,10 +24,10 @@ from optuna_dashboard._serializer import serialize_frozen_trial, serialize_study
 
 from hpo.dashboard.content import Parent, files_of, study_note, trial_note
 from hpo.dashboard.plots import figures
-from hpo.store import ledger
 from hpo.store.database import Database
 from hpo.store.optuna_rows import TrialRow
 from hpo.store.storage import open_storage
+from hpo.store.trials import place_of, rows_of
 from hpo.study.pick import best_of
 from hpo.study.record import record_of
 from hpo.study.study import Study
@@ -83,7 +83,7 @@ class Pages:
     def place(self, trial_id: int) -> tuple[int, int]:
         """Study and number of a trial. Raises KeyError."""
         with self._backend.engine.begin() as connection:
-            return ledger.place_of(connection, trial_id)
+            return place_of(connection, trial_id)
 
     def forget(self, study_id: int) -> None:
         """The study was deleted."""
@@ -132,7 +132,7 @@ class StudyPage:
         about, attributes = _by_trial(storage.get_study_system_attrs(study_id))
         stale = [trial for trial in trials if not self._is_fresh(trial, about[trial._trial_id])]
         with self.study.engine.begin() as connection:
-            rows = ledger.rows_of(connection, [trial._trial_id for trial in stale])
+            rows = rows_of(connection, [trial._trial_id for trial in stale])
         self._parent = self._parent or self._first_start(trials)
         changed = False
         for trial in stale:

@@ -21,7 +21,7 @@ import torch
 from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, MemoryShortError, WorkerError
 from hpo.launch.sharing import Sharing
 from hpo.store.database import Database
-from hpo.store.ledger import this_host
+from hpo.store.process import this_host
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine
 
-from hpo.store import ledger
+from hpo.store import leases, locks
 from hpo.store.database import (
     CONNECT_ARGUMENTS,
     Database,
@@ -42,11 +42,11 @@ def open_storage(database: Database) -> "optuna.storages.RDBStorage":
     """Optuna's storage, with our tables beside its own."""
     import optuna
 
-    with ledger.alone(open_engine(database)):
+    with locks.alone(open_engine(database)):
         with translated_errors():
             storage = optuna.storages.RDBStorage(database.url, engine_kwargs=ENGINE_OPTIONS)
         translate_errors(storage.engine)
-        ledger.fence_transactions(storage.engine)
+        leases.fence_transactions(storage.engine)
         with storage.engine.begin() as connection:
             upgrade_tables(connection)
     return storage

@@ -139,6 +139,10 @@ result_table = Table(
 )
 
 
+# Joins a trial with the attempt that was made at it last.
+LAST_ATTEMPT = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
+
+
 def version_of(connection: Connection) -> str | None:
     """Of the tables in this database; None: they have none yet, or there are none."""
     if not inspect(connection).has_table(VERSION_TABLE):

@@ -20,8 +20,9 @@ from hpo.curve import Point
 from hpo.errors import SpecError
 from hpo.settings import Config
 from hpo.space.budget import refusal
-from hpo.store import ledger
-from hpo.store.ledger import LeaseLostError, Process
+from hpo.store import curves, findings, leases, locks, standing, trials
+from hpo.store.leases import LeaseLostError
+from hpo.store.process import Process
 from hpo.study import choice
 from hpo.study.reader import StudyReader
 from hpo.study.record import in_thin_curve
@@ -50,15 +51,15 @@ class Claims(StudyReader):
         while True:
             self.refresh()
             lease = uuid4().hex
-            with ledger.locked(self.engine, self.id) as connection:
+            with locks.locked(self.engine, self.id) as connection:
                 self._sweep(connection, process if idle else None)
                 trial_id = None if self.halt else self._take(connection, process.host)
                 if trial_id is None:
                     return None
-                attempt = ledger.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
+                attempt = leases.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
             number = self.storage.get_trial_number_from_id(trial_id)
             try:
-                with ledger.fenced(trial_id, lease):
+                with leases.fenced(trial_id, lease):
                     config, start = self.configure(trial_id)
             except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
                 continue
@@ -67,7 +68,7 @@ class Claims(StudyReader):
                 self.finish(trial, Failed(str(error), Cause.BAD_CONFIGURATION))
                 continue
             with self.engine.begin() as connection:
-                if ledger.renew_lease(connection, trial_id, lease, self._lease_seconds, config=config.flat()):
+                if leases.renew_lease(connection, trial_id, lease, self._lease_seconds, config=config.flat()):
                     return Trial(trial_id, number, config, lease, start, attempt)
 
     def configure(self, trial_id: int) -> tuple[Config, str | None]:
@@ -90,9 +91,9 @@ class Claims(StudyReader):
         One that an error on this host has ended is left to another host, if there is one that works.
         """
         budget, spent = self.budget, self.spent_in(connection)
-        waiting = ledger.waiting(connection, self.id)
+        waiting = standing.waiting(connection, self.id)
         bad_here = [row for row in waiting if (row.outcome, row.host) == (Cause.CODE_ERROR, host)]
-        elsewhere = bool(bad_here) and ledger.works_elsewhere(connection, self.id, host)
+        elsewhere = bool(bad_here) and standing.works_elsewhere(connection, self.id, host)
         for row in waiting:
             if elsewhere and row in bad_here:
                 continue
@@ -107,10 +108,10 @@ class Claims(StudyReader):
     def resume(self, trial: Trial, step: int, curve: list[Point]) -> bool:
         """The trial goes on after `step` with the points of `curve` behind it; others are forgotten. False: it is another's now."""
         with self.engine.begin() as connection:
-            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, step=step):
+            if not leases.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, step=step):
                 return False
-            ledger.begin_attempt(connection, trial.id, trial.attempt, step)
-            ledger.forget_curve_after(connection, trial.id, step)
+            leases.begin_attempt(connection, trial.id, trial.attempt, step)
+            curves.forget_curve_after(connection, trial.id, step)
         return self.deliver(trial, curve, step, 0.0)
 
     def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float, memory: int | None = None) -> bool:
@@ -119,14 +120,14 @@ class Claims(StudyReader):
         False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
         """
         with self.engine.begin() as connection:
-            if ledger.ended_by_hand(connection, trial.id, trial.lease):
+            if leases.ended_by_hand(connection, trial.id, trial.lease):
                 return False
             lease = trial.lease, self._lease_seconds
-            if not ledger.renew_lease(connection, trial.id, *lease, worked=seconds, step=step, memory=memory):
+            if not leases.renew_lease(connection, trial.id, *lease, worked=seconds, step=step, memory=memory):
                 return False
-            ledger.add_points(connection, trial.id, trial.attempt, points)
+            curves.add_points(connection, trial.id, trial.attempt, points)
         try:
-            with ledger.fenced(trial.id, trial.lease):
+            with leases.fenced(trial.id, trial.lease):
                 for point in points:
                     if in_thin_curve(point.step, trial.config):
                         self.storage.set_trial_intermediate_value(trial.id, point.step, point.value)
@@ -140,22 +141,22 @@ class Claims(StudyReader):
         """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""
         scores: dict[str, Score] = {}
         if isinstance(outcome, Completed):
-            scores = {ledger.VALIDATION: outcome.score, **outcome.held_out}
+            scores = {findings.VALIDATION: outcome.score, **outcome.held_out}
         word, reason = in_words(outcome)
         with self.engine.begin() as connection:
-            if ledger.ended_by_hand(connection, trial.id, trial.lease):
+            if leases.ended_by_hand(connection, trial.id, trial.lease):
                 return False
-            if not ledger.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds):
+            if not leases.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds):
                 return False
-            ledger.put_scores(connection, trial.id, scores)
-            ledger.end_attempt(connection, trial.id, trial.attempt, word, reason)
+            findings.put_scores(connection, trial.id, scores)
+            leases.end_attempt(connection, trial.id, trial.attempt, word, reason)
             state = self._state_after(connection, trial.id, outcome)
         attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
         if isinstance(outcome, Stopped):
             attributes |= {"rule": outcome.stop.rule, "cause": outcome.stop.cause}
         held = True
         try:
-            with ledger.fenced(trial.id, trial.lease):
+            with leases.fenced(trial.id, trial.lease):
                 if self.storage.get_trial(trial.id).state != state:  # else an attempt to write it did, and was not told so
                     if isinstance(outcome, Stopped):
                         self.optuna_trial(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
@@ -165,7 +166,7 @@ class Claims(StudyReader):
         except UpdateFinishedTrialError:
             held = False
         with self.engine.begin() as connection:
-            ledger.drop_lease(connection, trial.id, trial.lease)
+            leases.drop_lease(connection, trial.id, trial.lease)
         return held
 
     def _state_after(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialState:
@@ -181,7 +182,7 @@ class Claims(StudyReader):
 
     def _after_trouble(self, connection: Connection, trial_id: int) -> TrialState:
         """WAITING, or FAIL if the attempts at the trial were too many."""
-        attempts = ledger.attempts_of(connection, [trial_id])[trial_id]
+        attempts = trials.attempts_of(connection, [trial_id])[trial_id]
         causes = [Cause(row.outcome) for row in attempts if row.outcome in set(Cause)]
         return TrialState.FAIL if is_over(causes, self.spec.attempts.max_attempts) else TrialState.WAITING
 
@@ -198,19 +199,19 @@ class Claims(StudyReader):
         """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
         workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
         """
-        for trial_id, lease, until, alive in ledger.orphans(connection, self.id, idle):
+        for trial_id, lease, until, alive in leases.orphans(connection, self.id, idle):
             if lease is None:
                 self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
-            elif attempt := ledger.drop_lease(connection, trial_id, lease, until):  # else its holder was only late
+            elif attempt := leases.drop_lease(connection, trial_id, lease, until):  # else its holder was only late
                 if self.storage.get_trial(trial_id).state != TrialState.RUNNING:
                     continue  # its holder's last word arrived before the lease was dropped; now no other can
                 reason = "its worker lost the database" if alive else "its worker died or fell silent"
-                ledger.end_attempt(connection, trial_id, attempt, Cause.INTERRUPTED if alive else Cause.LOST, reason)
+                leases.end_attempt(connection, trial_id, attempt, Cause.INTERRUPTED if alive else Cause.LOST, reason)
                 state = self._after_trouble(connection, trial_id)
                 self.end_trial(trial_id, state, {"reason": reason} if state == TrialState.FAIL else {})
 
     def sweep(self) -> None:
-        with ledger.locked(self.engine, self.id) as connection:
+        with locks.locked(self.engine, self.id) as connection:
             self._sweep(connection)
 
     def runs_elsewhere(self) -> bool:
@@ -221,18 +222,18 @@ class Claims(StudyReader):
     def stopped_by_hand(self, trial: Trial) -> str | None:
         """Why a person has stopped the trial under its worker; None: nobody has."""
         with self.engine.begin() as connection:
-            attempts = ledger.attempts_of(connection, [trial.id])[trial.id]
+            attempts = trials.attempts_of(connection, [trial.id])[trial.id]
         return next((row.reason for row in attempts if (row.attempt, row.outcome) == (trial.attempt, BY_HAND)), None)
 
     def shares_device(self, trial: Trial) -> bool:
         """Whether other trials of any study run on the trial's device."""
         with self.engine.begin() as connection:
-            return ledger.beside(connection, trial.id) > 0
+            return leases.beside(connection, trial.id) > 0
 
     def bad_host(self, host: str) -> bool:
         """Whether the last attempts on `host` ended with an error, while other hosts bring trials to their end."""
         with self.engine.begin() as connection:
-            here = ledger.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
-            others = ledger.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
-            elsewhere = ledger.works_elsewhere(connection, self.id, host)
+            here = standing.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
+            others = standing.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
+            elsewhere = standing.works_elsewhere(connection, self.id, host)
         return elsewhere and here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import SpecError, StudyError
 from hpo.space.spec import StudySpec
-from hpo.store import ledger
+from hpo.store import leases, locks, process, standing
 from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
 from hpo.study.study import Study
@@ -32,7 +32,7 @@ def person() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without the account
         user = str(os.getuid())
-    return f"{user}@{ledger.this_host()}"
+    return f"{user}@{process.this_host()}"
 
 
 def halt(study: StudyReader, state: Literal["paused", "stopped"], why: str = "") -> Halt:
@@ -56,11 +56,11 @@ def kill(study: Study, number: int, why: str = "") -> bool:
     """
     storage, reason = study.storage, f"by hand, {person()}" + (f": {why}" if why else "")
     trial_id = _trial_id(study, number)
-    with ledger.locked(study.engine, study.id):
+    with locks.locked(study.engine, study.id):
         before = storage.get_trial(trial_id)
         try:
             with study.engine.begin() as connection:
-                configured = ledger.take_away(connection, trial_id, BY_HAND, reason)
+                configured = leases.take_away(connection, trial_id, BY_HAND, reason)
             if configured is None:
                 raise UpdateFinishedTrialError
             if not configured:
@@ -133,8 +133,8 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> int:
     if child := study.spec.child:
         parent = child.parent
         raise StudyError(f"study {study.name} retrains configurations of {parent}: nothing can be put in. Give --study {parent}")
-    with ledger.locked(study.engine, study.id):
-        study.optuna.enqueue_trial(dict(values), user_attrs={ledger.ENQUEUED: person()})
+    with locks.locked(study.engine, study.id):
+        study.optuna.enqueue_trial(dict(values), user_attrs={standing.ENQUEUED: person()})
         waiting = study.storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.WAITING,))
         return max(trial.number for trial in waiting)
 

@@ -1,6 +1,6 @@
 """Trainings done outside, as finished trials of a study: the sampler learns from them; budget, best and compute leave them out.
 
-The mark is the user attribute IMPORTED, written in one transaction with Optuna's trial. `Study.records` and the ledger's counts
+The mark is the user attribute IMPORTED, written in one transaction with Optuna's trial. `Study.records` and the counts of standing.py
 look at it, and nothing else needs to. A run that diverged comes in as a stopped trial does: PRUNED, with the constraint.
 """
 
@@ -13,7 +13,7 @@ from hpo.curve import Point
 from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
 from hpo.space.stopping import Stop
-from hpo.store import ledger
+from hpo.store import curves, locks
 from hpo.store.tables import IMPORTED
 from hpo.study.record import THIN_CURVE
 from hpo.study.sampling import distribution
@@ -59,7 +59,7 @@ def add_trial(study: Study, key: str, name: str, values: Mapping[str, Any], curv
     attributes = {IMPORTED: name, KEY: key} | ({"rule": stop.rule, "cause": stop.cause, "reason": stop.reason} if stop else {})
     every = -(-len(curve) // THIN_CURVE)
     thin = {point.step: point.value for point in [*curve[::every], curve[-1]]}
-    with ledger.locked(study.engine, study.id) as connection:
+    with locks.locked(study.engine, study.id) as connection:
         number = trials_by_key(study).get(key)
         if number is None:
             trial_id = study.storage.create_new_trial(study.id, create_trial(
@@ -74,5 +74,5 @@ def add_trial(study: Study, key: str, name: str, values: Mapping[str, Any], curv
             number = study.storage.get_trial_number_from_id(trial_id)
         else:
             trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.id, number)
-        ledger.add_imported(connection, trial_id, config, list(curve))
+        curves.add_imported(connection, trial_id, config, list(curve))
     return number

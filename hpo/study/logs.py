@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpo.store import ledger
+from hpo.store import trials
 from hpo.study.paths import study_folder
 from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
@@ -73,6 +73,6 @@ class TrialLog:
         if self.attempts >= record.attempts:
             return None
         with study.engine.begin() as connection:
-            hosts = [row.host.split(" ")[0] for row in ledger.attempts_of(connection, [record.id])[record.id]]
+            hosts = [row.host.split(" ")[0] for row in trials.attempts_of(connection, [record.id])[record.id]]
         places = ", ".join(sorted({f"{host}:{self.path}" for host in hosts}))
         return f"{record.attempts - self.attempts} of {record.attempts} attempts are not in {self.path} here. Look in {places}"

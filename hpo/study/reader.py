@@ -17,9 +17,10 @@ from hpo.settings import explain, guess
 from hpo.space.budget import Budget, Spent, over, refusal
 from hpo.space.spec import StudySpec
 from hpo.space.upgrade import upgraded_budget, upgraded_spec, what_changed
-from hpo.store import ledger, optuna_rows
+from hpo.store import curves, findings, leases, locks, optuna_rows, standing
 from hpo.store.database import Database, open_database
 from hpo.store.storage import ready_engine
+from hpo.store.trials import rows_of
 from hpo.study.names import check_name
 from hpo.study.record import FINISHED, record_of
 from hpo.study.trial import Halt, Record
@@ -115,7 +116,7 @@ class StudyReader:
 
     def change_budget(self, changes: Mapping[str, str]) -> tuple[Budget, Budget]:
         """Raise or lower it while workers run, as Budget.changed reads it. Returns (before, now). Raises StudyError."""
-        with ledger.locked(self.engine, self.id):
+        with locks.locked(self.engine, self.id):
             before = self.budget
             try:
                 budget = before.changed(changes)
@@ -130,10 +131,10 @@ class StudyReader:
             return self.spent_in(connection)
 
     def spent_in(self, connection: Connection) -> Spent:
-        count = Counter(ledger.counts(connection, self.id))
-        spent, promised, typical = ledger.gpu_time(connection, self.id)
+        count = Counter(standing.counts(connection, self.id))
+        spent, promised, typical = standing.gpu_time(connection, self.id)
         ended = count["COMPLETE"] + count["PRUNED"]
-        return Spent(ledger.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
+        return Spent(standing.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
 
     def budget_spent(self) -> bool:
         """Whether the study is over as it should be: not because too many trials failed."""
@@ -146,7 +147,7 @@ class StudyReader:
         if (halt := self.halt) and halt.state == "stopped":
             return f"{halt}. To go on: the same launch line, or hpo resume --study {self.name}"
         with self.engine.begin() as connection:
-            spent, waiting = self.spent_in(connection), ledger.waiting(connection, self.id)
+            spent, waiting = self.spent_in(connection), standing.waiting(connection, self.id)
         idle, budget = replace(spent, promised=0.0, running=0), self.budget
         if any(refusal(budget, idle, row.gpu_seconds) is None for row in waiting):
             return None
@@ -170,7 +171,7 @@ class StudyReader:
     def has_orphans(self) -> bool:
         """Whether trials seem to run that nobody works on; `sweep` sets them to wait."""
         with self.engine.begin() as connection:
-            return bool(ledger.orphans(connection, self.id, None))
+            return bool(leases.orphans(connection, self.id, None))
 
     # ---- its trials
 
@@ -188,7 +189,7 @@ class StudyReader:
             states = optuna_rows.trial_states(connection, self.id)
             unsettled = [trial_id for trial_id in states if trial_id not in self._settled]
             trials = optuna_rows.trial_rows(connection, unsettled)
-            rows = ledger.rows_of(connection, unsettled)
+            rows = rows_of(connection, unsettled)
         if not states:
             self.attributes  # noqa: B018  (raises if the study was deleted)
         metric = self.spec.metric
@@ -204,23 +205,23 @@ class StudyReader:
         """The fine curve of each trial, by its number."""
         ids = {record.id: record.number for record in records}
         with self.engine.begin() as connection:
-            found = ledger.curves_of(connection, list(ids))
+            found = curves.curves_of(connection, list(ids))
         return {ids[trial_id]: curve for trial_id, curve in found.items()}
 
-    def scores(self, trial_ids: Sequence[int], partition: str = ledger.VALIDATION) -> dict[int, Score]:
+    def scores(self, trial_ids: Sequence[int], partition: str = findings.VALIDATION) -> dict[int, Score]:
         """Errors and lengths per item at the end of the training, by trial id, of the trials that have them."""
         with self.engine.begin() as connection:
-            return ledger.scores_of(connection, list(trial_ids), partition)
+            return findings.scores_of(connection, list(trial_ids), partition)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """The findings that were kept, by kind, each with `made` (ISO 8601, UTC)."""
         with self.engine.begin() as connection:
-            return ledger.results_of(connection, self.id)
+            return findings.results_of(connection, self.id)
 
     def keep_result(self, kind: str, content: Mapping[str, Any]) -> None:
         """Store a finding (JSON-ready), such as `confirm`; the last one of a kind is kept."""
         with self.engine.begin() as connection:
-            ledger.put_result(connection, self.id, kind, dict(content))
+            findings.put_result(connection, self.id, kind, dict(content))
 
 
 def open_reader(database: Database, name: str) -> StudyReader:

@@ -1,4 +1,4 @@
-"""A trial as Optuna and the ledger have it, in one value."""
+"""A trial as Optuna's tables and ours have it, in one value."""
 
 from typing import Any
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from hpo.errors import StudyError
-from hpo.store import ledger
+from hpo.store import locks
 from hpo.study.study import Study
 
 
@@ -16,6 +16,6 @@ def refuse_if_running(study: Study) -> None:
 
 def remove(study: Study, folder: Path) -> None:
     """The study with its trials, and then `folder`, its files."""
-    with ledger.locked(study.engine, study.id):
+    with locks.locked(study.engine, study.id):
         study.storage.delete_study(study.id)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Study: made, reopened, extended and filled; with `claims` the only door to Optuna.
 
 Optuna's tables hold parameters, states and a thin curve (samplers, pruners and the dashboard reread those all the time);
-the ledger's tables beside them hold leases, attempts, full records and the fine curve.
+our tables beside them hold leases, attempts, full records and the fine curve.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from hpo.errors import StudyError
 from hpo.settings import Config
 from hpo.space.spec import StudySpec
-from hpo.store import ledger
+from hpo.store import locks
 from hpo.store.database import Database, open_database
 from hpo.store.storage import open_storage
 from hpo.study.claims import Claims
@@ -40,7 +40,7 @@ class Study(Claims):
         """
         check_name(name)
         storage = open_storage(database)
-        with ledger.locked(storage.engine, 0):
+        with locks.locked(storage.engine, 0):
             direction = spec.metric.direction
             made = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction=direction)
             study = cls(made, storage)
@@ -112,7 +112,7 @@ class Study(Claims):
 
         Returns their ids in this order: one that has the same configuration, seed included, and did not fail is taken again.
         """
-        with ledger.locked(self.engine, self.id):
+        with locks.locked(self.engine, self.id):
             trials = [trial for trial in self.storage.get_all_trials(self.id, deepcopy=False) if trial.state != TrialState.FAIL]
             there = {fixed_key(trial.user_attrs["fixed"]): trial._trial_id for trial in trials}
             for config, label in wanted:

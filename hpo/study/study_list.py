@@ -11,7 +11,7 @@ from sqlalchemy import String, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.space.upgrade import metric_of
-from hpo.store import ledger
+from hpo.store import standing
 from hpo.store.database import Database
 from hpo.store.storage import ready_engine
 from hpo.store.tables import (
@@ -63,7 +63,7 @@ def all_studies(database: Database) -> list[Line]:
             attributes[row.study_id][row.key] = json.loads(row.value_json)
         lease = select(trials.study_id, func.count()).join(trial_table, trial_table.c.trial_id == trials.trial_id)
         lease = lease.where(trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now())
-        held, now = _pairs(connection, lease.group_by(trials.study_id)), ledger.now(connection)
+        held, now = _pairs(connection, lease.group_by(trials.study_id)), standing.now(connection)
         names = connection.execute(select(optuna_studies.c.study_id, optuna_studies.c.study_name).order_by(optuna_studies.c.study_name))
         return [_line(row.study_name, counts[row.study_id], attributes[row.study_id], ends.get(row.study_id), held.get(row.study_id, 0),
                       now if held.get(row.study_id) else last.get(row.study_id)) for row in names]  # fmt: skip

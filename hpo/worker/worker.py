@@ -22,7 +22,7 @@ from hpo.errors import (
 )
 from hpo.settings import Config
 from hpo.space.stopping import Stop, non_finite, not_finite
-from hpo.store.ledger import Process
+from hpo.store.process import Process
 from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
