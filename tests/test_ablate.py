@@ -9,6 +9,7 @@ from conftest import TINY, recordings
 from test_worker import RECORD, worker_for
 
 from hpo.analysis.ablate import Measured, ablate, differences, measure, named, path_text, questions_text, trainings
+from hpo.analysis.child import open_child
 from hpo.analysis.retrain import Retrained, Train
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.trainer import PER
@@ -16,7 +17,6 @@ from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, StudyError
 from hpo.space.spec import find_space, load_spec
 from hpo.store.database import Database
-from hpo.study.child import open_child
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Record, State
 from hpo.trainer import Score

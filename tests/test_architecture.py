@@ -41,10 +41,11 @@ DOORS = {  # library: the places that may import it
     "optuna": {
         "study",
         "store/storage.py",
+        "past/imported.py",
         *("past/backtest.py", "analysis/effects.py", "dashboard/pages.py"),
     },
     "optuna_dashboard": {"dashboard", "study/control.py"},
-    "sqlalchemy": {"store", "launch/doctor.py", "study"},
+    "sqlalchemy": {"store", "launch/doctor.py", "study", "terminal/snapshot.py"},
     "alembic": {"store"},
     "bottle": {"dashboard"},
     "itsdangerous": {"dashboard/guard.py"},

@@ -11,13 +11,13 @@ from conftest import TINY, recordings
 from sqlalchemy import text
 from test_worker import RECORD, worker_for
 
+from hpo.analysis.child import fresh_seeds, open_child
 from hpo.cli import main
 from hpo.decoder.training import Recordings
 from hpo.errors import SpecError, StudyError
 from hpo.report.report import as_text, build_report
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
-from hpo.study.child import fresh_seeds, open_child
 from hpo.study.pick import pick_trial
 from hpo.study.study import Study
 from hpo.worker.worker import Worker, run_worker

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from conftest import TINY, recordings, tiny_contents
 from test_worker import RECORD, worker_for
 
+from hpo.analysis.child import open_child
 from hpo.analysis.confirm import Chosen, _comparisons, as_text, choose, confirm
 from hpo.analysis.retrain import Retrained, Train, check_data
 from hpo.cli import main
@@ -19,7 +20,6 @@ from hpo.errors import CallerError, DataError, StudyError
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
 from hpo.store.process import Process
-from hpo.study.child import open_child
 from hpo.study.study import Study
 from hpo.study.trial import Record, State
 from hpo.trainer import Score

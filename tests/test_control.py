@@ -13,6 +13,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import TrialState
 from test_study import RECORD, claim, completed, report
 
+from hpo.analysis.child import open_child
 from hpo.cli import main
 from hpo.errors import SpecError, StudyError
 from hpo.space.spec import StudySpec, parse_settings
@@ -20,7 +21,6 @@ from hpo.store import trials
 from hpo.store.database import Database
 from hpo.store.process import Process
 from hpo.study import control
-from hpo.study.child import open_child
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Interrupted, Record

@@ -24,9 +24,9 @@ from hpo.store.process import this_host
 from hpo.study import control
 from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder
-from hpo.study.snapshot import Snapshot, snapshot
 from hpo.study.study import Study
 from hpo.terminal.live import changes, sparkline, watch_picture
+from hpo.terminal.snapshot import Snapshot, snapshot
 
 Make = Callable[..., Study]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from hpo.analysis.child import fresh_seeds
 from hpo.analysis.retrain import (
     LEVEL,
     Retrained,
@@ -24,7 +25,6 @@ from hpo.analysis.stats import Comparison, compare
 from hpo.errors import CallerError, StudyError
 from hpo.settings import Config
 from hpo.space.spec import Contrast, Question, StudySpec
-from hpo.study.child import fresh_seeds
 from hpo.study.pick import pick_trial
 from hpo.study.study import Study
 from hpo.text import plural, value_text

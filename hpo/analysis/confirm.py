@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from hpo.analysis.child import fresh_seeds
 from hpo.analysis.retrain import (
     LEVEL,
     Retrained,
@@ -23,7 +24,6 @@ from hpo.analysis.retrain import (
 from hpo.analysis.stats import compare, holm, seeds_to_separate
 from hpo.errors import CallerError, StudyError
 from hpo.settings import Config
-from hpo.study.child import fresh_seeds
 from hpo.study.pick import best_first
 from hpo.study.study import Study
 from hpo.text import plural

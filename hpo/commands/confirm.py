@@ -62,8 +62,8 @@ def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
 
 
 def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainings: int, as_json: bool) -> "Study":
+    from hpo.analysis.child import open_child
     from hpo.analysis.retrain import cost
-    from hpo.study.child import open_child
     from hpo.study.version import code_version
     from hpo.worker.trackers import choose, chosen
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hpo.curve import Point
 from hpo.errors import StudyError
+from hpo.past.imported import add_trial, place, trials_by_key
 from hpo.past.past_runs import CONFIG, PastPoint, PastRun, some
 from hpo.space.stopping import OwnPast, Stop
-from hpo.study.imported import add_trial, place, trials_by_key
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Record
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hpo.errors import DatabaseError
 from hpo.study.reader import StudyReader
-from hpo.study.snapshot import Ended, Snapshot, snapshot
+from hpo.terminal.snapshot import Ended, Snapshot, snapshot
 from hpo.terminal.status import STYLES, shown_value, trials_done
 from hpo.text import duration
 from hpo.trainer import Metric
