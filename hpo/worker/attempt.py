@@ -1,0 +1,196 @@
+"""An attempt at a trial: train, report, ask the stopping rule, checkpoint, keep the weights."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpo.curve import Point, point_of
+from hpo.settings import Config
+from hpo.space.stopping import Stop, non_finite, not_finite
+from hpo.study.study import Study
+from hpo.study.trial import Completed, Interrupted, Outcome, Stopped, Trial
+from hpo.trainer import Progress, Training, load_trainer
+from hpo.worker.checkpoint import TORCH_WEIGHTS, Writer, begin, check_state, checkpoints, remove_drafts, save_checkpoint, written
+from hpo.worker.device import first_line, taken_memory
+from hpo.worker.reporter import Reporter, persistently
+from hpo.worker.trackers import FOLDER, Subject, Tracker, Trackers, chosen
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Place:
+    """What an attempt finds in its worker. `dataset` and `held_out` are made by the trainer."""
+
+    study: Study
+    dataset: Any
+    folder: Path  # of the study's files
+    record: dict[str, str]  # device, code_version, data
+    stop: Callable[[], bool]
+    device: torch.device
+    held_out: Mapping[str, Any]  # partitions that complete trials are scored on too
+
+
+class Attempt:
+    """One attempt at a trial: its training, its curve and its files.
+
+    `to_its_end` trains; whoever calls it stores the outcome, and then calls `tidy` or `keep_late`.
+    """
+
+    def __init__(self, place: Place, trial: Trial, folder: Path):
+        self.place, self.study = place, place.study
+        self.trainer = load_trainer(place.study.spec.trainer)
+        self.metric = place.study.spec.metric
+        self.weights = self.trainer.weights or TORCH_WEIGHTS
+        self.trial, self.folder = trial, folder
+        self.writer = Writer(self._write_fault)
+        self.reporter = Reporter(place.study, trial, partial(taken_memory, place.device), log.warning)
+        self.trackers = Trackers()
+        self.curve: list[Point] = []
+        self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
+        self.short_of_memory = False
+
+    def to_its_end(self) -> Outcome | None:
+        begun = begin(partial(self.trainer.start, self.trial.config, self.place.dataset), self.folder)
+        training = begun.training
+        for fault in begun.faults:
+            log.warning("trial %d: a checkpoint cannot be used: %s", self.trial.number, fault)
+        if training.step:
+            self.curve = begun.curve
+            log.info("trial %d: goes on after step %d", self.trial.number, training.step)
+        elif self.trial.attempt > 1:
+            log.info("trial %d: no checkpoint of its earlier attempt is here; it begins again at step 0", self.trial.number)
+        check_state(training.state_dict())
+        resume = partial(self.study.resume, self.trial, training.step, self.curve)
+        if not persistently(resume, self.place.stop, log.warning):
+            return None
+        self._track()
+        remove_drafts(self.folder)
+        outcome = self._steps(training)
+        if isinstance(outcome, Completed):
+            held_out = {name: training.evaluate(data) for name, data in self.place.held_out.items()}
+            outcome = replace(outcome, held_out=held_out)
+            self._keep(training, "last", outcome.score.value)
+        if isinstance(outcome, (Completed, Interrupted)):
+            self._checkpoint(training)  # of a complete one until the outcome is stored
+        self.writer.wait()
+        return outcome
+
+    def _track(self) -> None:
+        names, unique = persistently(partial(chosen, self.study), self.place.stop, log.warning)
+        trial, folder = self.trial, self.place.folder / FOLDER
+        subject = Subject(
+            folder, self.study.name, trial.number, trial.attempt, f"{unique}-{trial.number}", trial.config.flat(), self.metric.key
+        )
+        threads = [Tracker(name, subject, self.reporter.may_write, log.warning) for name in names]
+        self.trackers = Trackers(threads, self.curve)
+
+    def tidy(self) -> None:
+        """After the outcome is stored: no checkpoint is needed any more, unless the weights could not be written."""
+        if self._weights_path("last").exists():
+            for path in checkpoints(self.folder):
+                path.unlink(missing_ok=True)
+
+    def _steps(self, training: Training) -> Outcome | None:
+        since: list[Progress] = []
+        last_step = training.step
+        begin_seconds = time.monotonic()
+        saved = time.monotonic()
+        score = None
+        steps = self.trial.config.steps
+        for progress in training.train():
+            if reason := progress.reason_to_end:
+                self.reporter.at(progress.step)
+                return Stopped(non_finite(progress.step, reason))
+            since.append(progress)
+            finished = progress.step >= steps
+            if progress.score is None:
+                self.reporter.at(progress.step)
+            else:
+                score = progress.score
+                point = point_of(since, last_step, time.monotonic() - begin_seconds)
+                self._evaluated(point)
+                if stop := self._judged(finished):
+                    return Stopped(stop)
+                # Asked before the best weights are written, which may be at every evaluation.
+                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
+                if point.value == self.metric.best([point.value for point in self.curve]):
+                    # Before the checkpoint: who goes on from that does not score this again.
+                    self._keep(training, "best", point.value)
+                if due and not finished:
+                    self._checkpoint(training)
+                    saved = time.monotonic()
+                since, last_step = [], progress.step
+                begin_seconds = time.monotonic()
+            if self.reporter.lost:
+                return None
+            if (why := "a signal" if self.place.stop() else self.reporter.spent) and not finished:
+                return Interrupted(why)
+        if score is None:  # no steps at all, or resumed at the last one
+            score = training.evaluate(self.place.dataset)
+            if stop := not_finite(Point(training.step, score.value, 0.0), self.metric):
+                return Stopped(stop)
+        return Completed(score)
+
+    def _judged(self, finished: bool) -> Stop | None:
+        """What is no number ends a training in any case; the rule ends one that has steps left."""
+        rule = self.study.spec.stopping
+        if stop := not_finite(self.curve[-1], self.metric):
+            return stop
+        return rule.judge(self.curve, self.metric) if rule and not finished else None
+
+    def _evaluated(self, point: Point) -> None:
+        self.curve.append(point)
+        self.reporter.at(point.step, point)
+        self.trackers.point(point)
+
+    def _checkpoint(self, training: Training) -> None:
+        state = training.state_dict()
+        what = f"the checkpoint at step {training.step}"
+        self.writer.submit(what, save_checkpoint, training.step, state, list(self.curve), self.folder, self.reporter.may_write)
+
+    def _keep(self, training: Training, which: str, value: float) -> None:
+        """The weights that were scored, `best` along the curve or `last`."""
+        facts = {
+            "study": self.study.name,
+            "trial": self.trial.number,
+            "weights": which,
+            "step": training.step,
+            self.metric.key: value,
+            "partition": "validation",
+            **self.place.record,
+        }
+        collected = self.weights.collect(training)
+        self.writer.submit(f"the {which} weights", self._write_weights, which, collected, self.trial.config, facts)
+
+    def _weights_path(self, which: str) -> Path:
+        return self.folder / f"{which}{self.weights.suffix}"
+
+    def _write_weights(self, which: str, collected: dict[str, Any], config: Config, facts: dict[str, Any]) -> None:
+        """Other than a checkpoint, which any attempt can go on from, they take the place of those of a next holder: where it is not
+        known whether there is one, they wait.
+        """
+
+        def write(path: Path) -> None:
+            self.weights.write(path, collected, config, facts)
+
+        replace_file = partial(written, self._weights_path(which), write, self.reporter.holds)
+        self._unkept.pop(which, None)
+        if not replace_file():
+            self._unkept[which] = replace_file
+
+    def keep_late(self) -> None:
+        """The database has answered: what waits is written, or forgotten with the trial."""
+        for which, write in self._unkept.items():
+            self.writer.now(f"the {which} weights", write)
+        self._unkept.clear()
+
+    def _write_fault(self, what: str, error: Exception) -> None:
+        """A disk that is full costs the file, not the training."""
+        log.warning("trial %d: %s could not be written: %s", self.trial.number, what, first_line(error))
