@@ -103,7 +103,7 @@ def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_s
     study = make_study(tiny_spec)
     late = claim(study, ELSEWHERE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_end", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        patch.setattr(study, "end_trial", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
         with pytest.raises(DatabaseAwayError):
             study.finish(late, completed(0.5), 3.0)
     expire(study)
