@@ -75,8 +75,8 @@ class Config(Settings):
             raise SpecError(explain(error, place)) from None
 
     def flat(self) -> dict[str, Any]:
-        """Dotted name -> value, every field."""
-        return flatten(self.model_dump())
+        """Dotted name -> value as JSON has it, every field."""
+        return flatten(self.model_dump(mode="json"))
 
     @classmethod
     @cache

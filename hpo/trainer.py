@@ -8,6 +8,7 @@ The search starts its trainings, asks them for their progress, and keeps and res
 import hashlib
 import importlib
 import importlib.util
+import json
 import math
 import re
 import sys
@@ -17,10 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from hpo.errors import SpecError
-from hpo.settings import Config, Flag, Settings
+from hpo.settings import Config, Flag, Settings, explain
 
 DEFAULT_TRAINER = "hpo.decoder.trainer:gru_ctc"
 
@@ -168,7 +169,9 @@ class Progress:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Learning rate, gradient norm, ...: drawn, never interpreted. Kept where there is a score."""
     score: Score | None = None
-    """Where the training was evaluated: every `evaluate_every` steps and at the last one."""
+    """Where the training was evaluated: every `evaluate_every` steps and at the last one. A training that ends before, or after
+    steps without a score, is evaluated once more.
+    """
     validation_loss: float | None = None
     """On the items of the score."""
     diverged: str = ""
@@ -365,7 +368,25 @@ def load_trainer(reference: str) -> Trainer:
         names = sorted(other for other, value in vars(module).items() if isinstance(value, Trainer))
         kind = "nothing" if found is None else f"a {type(found).__name__}"
         raise SpecError(f"trainer {reference}: {name} is {kind} there, not an hpo.Trainer. Valid: {', '.join(names) or 'none is there'}")
+    _check_config(reference, found.config)
     return found
+
+
+def _check_config(reference: str, config: Any) -> None:
+    """Raises SpecError for a configuration that a search could not overlay and store."""
+    if not (isinstance(config, type) and issubclass(config, Config)):
+        raise SpecError(f"trainer {reference}: config is {config!r}. Valid: a subclass of hpo.Config")
+    try:
+        json.dumps(config().flat())
+    except ValidationError as error:
+        raise SpecError(
+            f"trainer {reference}: {config.__name__} cannot be made of its defaults ({explain(error)}). Give each field a valid one"
+        ) from None
+    except (TypeError, ValueError) as error:  # of pydantic or json, for a value that JSON cannot hold
+        raise SpecError(
+            f"trainer {reference}: {config.__name__} has a value that cannot be stored ({error}). Valid: numbers, flags, text, "
+            f"None, and lists and groups of them"
+        ) from None
 
 
 def trainer_files(reference: str) -> list[Path]:

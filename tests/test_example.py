@@ -161,6 +161,71 @@ def test_faults_of_a_trainer_before_any_trial_are_one_line(database: Database, t
     one_line(asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits")), 2, said)
 
 
+CONFIGS = {
+    "a field without a default": ("units: int = 32", "units: int", "cannot be made of its defaults (units: field required"),
+    "a value that JSON cannot hold": ("units: int = 32", "units: object = object()", "has a value that cannot be stored"),
+    "no configuration at all": ("config=DigitsConfig", "config=Digits", "Valid: a subclass of hpo.Config"),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIGS)
+def test_a_configuration_that_cannot_be_stored_is_one_line(database: Database, tmp_path: Path, fault: str) -> None:
+    before, after, said = CONFIGS[fault]
+    source = (EXAMPLES / "digits.py").read_text().replace("import torch\n", "import hpo\nimport torch\n", 1)
+    assert before in source
+    (tmp_path / "faulty.py").write_text(source.replace(before, after))
+    one_line(asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits")), 2, said)
+
+
+def test_settings_of_many_types_are_searched_and_stored(database: Database, tmp_path: Path) -> None:
+    """A path, an enumeration, a list and a group: as JSON in the study, as themselves in the training."""
+    source = (EXAMPLES / "digits.py").read_text()
+    fields = """    units: int = 32
+    kind: Kind = Kind.small
+    folder: Path = Path("a/b")
+    sizes: tuple[int, ...] = (3, 4)
+    inner: Inner = Inner()
+"""
+    types = """class Kind(Enum):
+    small = "small"
+    large = "large"
+
+
+class Inner(Settings):
+    depth: int = 2
+
+
+class DigitsConfig(Config):"""
+    source = source.replace("    units: int = 32\n", fields).replace("class DigitsConfig(Config):", types)
+    source = source.replace("import hashlib\n", "import hashlib\nfrom enum import Enum\nfrom pathlib import Path\n")
+    source = source.replace("from hpo import", "from hpo.settings import Settings\nfrom hpo import", 1)
+    check = "assert isinstance(config.kind, Kind) and isinstance(config.folder, Path) and config.sizes == (3, 4)\n        "
+    source = source.replace("torch.manual_seed(config.seed)", check + "torch.manual_seed(config.seed)")
+    (tmp_path / "many.py").write_text(source)
+    parameters = {"kind": {"choices": ["small", "large"]}, "inner.depth": {"low": 1, "high": 5}}
+    space = space_of(tmp_path, trainer="many.py:digits", parameters=parameters, starts={}, budget={"trials": 1})
+    record = trained(database, space)
+    assert record.state == "complete", record.reason
+    assert (record.config["folder"], record.config["sizes"]) == ("a/b", [3, 4])
+    assert record.config["kind"] == record.params["kind"] in ("small", "large")
+    assert record.config["inner.depth"] == record.params["inner.depth"] in range(1, 6)
+
+
+def test_a_training_that_ends_early_is_scored_where_it_ends(database: Database, tmp_path: Path) -> None:
+    source = (EXAMPLES / "digits.py").read_text()
+    (tmp_path / "early.py").write_text(source.replace("while self.step < self.config.steps:", "while self.step < 130:"))
+    space = space_of(tmp_path, trainer="early.py:digits", budget={"trials": 1}, stopping=None)
+    record = trained(database, space)
+    study = open_study("digits")
+    trainer = load_trainer(study.spec.trainer)
+    again = trainer.start(study.spec.config(record.config), load_dataset(study.spec, None, "cpu"))
+    for _ in again.train():
+        pass
+    assert (record.state, record.step) == ("complete", 130)
+    assert record.value == again.evaluate(load_dataset(study.spec, None, "cpu")).value
+    assert [point.step for point in study.curves([record])[0]] == [100]
+
+
 TRAINING_FAULTS = {
     "start raises": ("torch.manual_seed(config.seed)", "raise RuntimeError('no such layer')", "RuntimeError: no such layer"),
     "a step raises": ("loss.backward()", "raise ValueError('in the loop')", "ValueError: in the loop"),

@@ -132,7 +132,7 @@ class Attempt:
                 return None
             if (why := "a signal" if self.place.stop() else self.reporter.spent) and not finished:
                 return Interrupted(why)
-        if score is None:  # no steps at all, or resumed at the last one
+        if score is None or since:  # no steps at all, resumed at the last one, or ended after steps without a score
             score = training.evaluate(self.place.dataset)
             if stop := not_finite(Point(training.step, score.value, 0.0), self.metric):
                 return Stopped(stop)
