@@ -32,6 +32,6 @@ def point_of(since: Sequence[Progress], first: int, seconds: float) -> Point:
     for progress in since:
         total += progress.loss * (progress.step - before)
         before = progress.step
-    steps = last.step - first
+    steps = max(1, last.step - first)
     metrics = {"step_seconds": seconds / steps, **last.metrics}
     return Point(last.step, last.score.value, total / steps, last.validation_loss, metrics)

@@ -73,6 +73,8 @@ class Config(Settings):
             return type(self).model_validate(tree)
         except ValidationError as error:
             raise SpecError(explain(error, place)) from None
+        except Exception as error:  # of a check that a lab wrote
+            raise SpecError(f"{place}{type(self).__name__}: its check ended with {type(error).__name__}: {error}") from error
 
     def flat(self) -> dict[str, Any]:
         """Dotted name -> value as JSON has it, every field."""
@@ -120,4 +122,4 @@ def explain(error: ValidationError, place: str = "") -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     given = first["input"]
     shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
-    return f"{where.rstrip('.')}: {what[0].lower() + what[1:]}{shown}{more}"
+    return f"{where.rstrip('.')}: {what[:1].lower() + what[1:]}{shown}{more}"

@@ -44,7 +44,7 @@ class Metric(Settings):
     @property
     def key(self) -> str:
         """The name as programs write it: per, frame_accuracy."""
-        return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
+        return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_") or "metric"
 
     @property
     def lowest(self) -> str:
@@ -148,6 +148,10 @@ class Score:
     errors: tuple[float, ...]
     lengths: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("errors", "lengths"):
+            object.__setattr__(self, name, tuple(_plain(number) for number in getattr(self, name)))
+
     @classmethod
     def of(cls, value: float) -> "Score":
         """Where nothing is known but one number. An interval over items cannot be had then."""
@@ -156,6 +160,16 @@ class Score:
     @property
     def value(self) -> float:
         return sum(self.errors) / sum(self.lengths)
+
+
+def as_score(found: Any) -> Score:
+    """A score as it is, or one number as a score."""
+    return found if isinstance(found, Score) else Score.of(_plain(found))
+
+
+def _plain(number: Any) -> float:
+    """Python's own number. Raises TypeError or ValueError for what is none."""
+    return number if type(number) in (int, float) else float(number)
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,16 @@ class Progress:
     """On the items of the score."""
     diverged: str = ""
     """Why the training cannot go on, for people. A loss that is not finite needs no word."""
+
+    def __post_init__(self) -> None:
+        """Numbers of NumPy and of PyTorch become Python's, which the database takes, and a single number a score."""
+        object.__setattr__(self, "step", int(self.step))
+        object.__setattr__(self, "loss", _plain(self.loss))
+        object.__setattr__(self, "metrics", {str(name): _plain(value) for name, value in self.metrics.items()})
+        if self.score is not None:
+            object.__setattr__(self, "score", as_score(self.score))
+        if self.validation_loss is not None:
+            object.__setattr__(self, "validation_loss", _plain(self.validation_loss))
 
     @property
     def reason_to_end(self) -> str:
@@ -377,7 +401,7 @@ def _check_config(reference: str, config: Any) -> None:
     if not (isinstance(config, type) and issubclass(config, Config)):
         raise SpecError(f"trainer {reference}: config is {config!r}. Valid: a subclass of hpo.Config")
     try:
-        json.dumps(config().flat())
+        json.dumps(config().flat(), allow_nan=False)
     except ValidationError as error:
         raise SpecError(
             f"trainer {reference}: {config.__name__} cannot be made of its defaults ({explain(error)}). Give each field a valid one"

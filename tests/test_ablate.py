@@ -175,7 +175,8 @@ def side(states: str, errors: int = 10) -> Retrained:
     empty = dict.fromkeys(Record.__dataclass_fields__)
     records = [Record(**{**empty, "id": i, "number": i, "state": word[letter], "rule": BY_HAND if letter == "k" else ""})  # type: ignore[arg-type]
                for i, letter in enumerate(states)]  # fmt: skip
-    return Retrained(records, {i: Score((errors, errors + i, errors), (50, 50, 50)) for i, letter in enumerate(states) if letter == "c"})
+    scores = {i: Score((errors, errors + i, errors), (50, 50, 50)) for i, letter in enumerate(states) if letter == "c"}
+    return Retrained(records, scores, PER)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hpo.decoder.data import Data
 from hpo.decoder.train import TrainState, Updates, train
 from hpo.decoder.training import GruTraining, Recordings, load_recordings
 from hpo.trainer import DataRequest
-from hpo.worker.checkpoint import Begun, Writer, begin, check_state, checkpoints, save_checkpoint
+from hpo.worker.checkpoint import Begun, Writer, begin, check_state, checkpoints, save_checkpoint, written
 
 OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
 OPTIMIZERS += [{"optimizer__name": "sgd", "optimizer__nesterov": nesterov} for nesterov in (False, True)]
@@ -188,6 +188,21 @@ def test_what_a_trainer_raises_about_a_state_is_a_fault_and_the_one_before_is_tr
 def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(state: dict[str, Any], place: str) -> None:
     with pytest.raises(TypeError, match=re.escape(place)):
         check_state(state)
+
+
+def test_a_checkpoint_that_cannot_be_read_back_is_a_fault_and_the_one_before_is_tried(tmp_path: Path) -> None:
+    save_checkpoint(4, {"step": 4}, [], tmp_path)
+    save_checkpoint(8, {"step": np.float32(8)}, [], tmp_path)  # as a version that did not check would have written it
+    found = begin(Picky, tmp_path)  # type: ignore[arg-type]
+    assert (step_of(found), len(found.faults)) == (4, 1)
+
+
+def test_a_writer_of_weights_may_want_its_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "last.npz"
+    assert written(path, lambda draft: np.savez(draft, weights=np.ones(2)), lambda: True)
+    assert [file.name for file in path.parent.iterdir()] == ["last.npz"]
+    assert not written(path, lambda draft: np.savez(draft), lambda: False)
+    assert np.load(path)["weights"].tolist() == [1, 1]
 
 
 def test_a_state_of_tensors_and_plain_values_comes_back(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def side(states: str, errors: int) -> Retrained:
     word: dict[str, State] = {"c": "complete", "s": "stopped"}
     records = [Record(**{**empty, "id": i, "number": i, "state": word[letter]}) for i, letter in enumerate(states)]  # type: ignore[arg-type]
     scores = {i: Score(tuple(errors + (i + n) % 3 for n in range(60)), (50,) * 60) for i, letter in enumerate(states) if letter == "c"}
-    return Retrained(records, scores)
+    return Retrained(records, scores, PER)
 
 
 @pytest.mark.parametrize(("best", "start", "decided"), [("ccc", "ccc", True), ("ccc", "ccs", False), ("css", "ccc", False)])

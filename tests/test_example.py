@@ -222,11 +222,35 @@ def test_a_training_that_ends_early_is_scored_where_it_ends(database: Database, 
     for _ in again.train():
         pass
     assert (record.state, record.step) == ("complete", 130)
+    assert record.last_value == record.value and record.best_value == max(point.value for point in study.curves([record])[0])
     assert record.value == again.evaluate(load_dataset(study.spec, None, "cpu")).value
-    assert [point.step for point in study.curves([record])[0]] == [100]
+    assert [point.step for point in study.curves([record])[0]] == [100, 130]
+
+
+NUMBERS = {
+    "a loss of NumPy": ("loss.item()", "numpy.float32(loss.item())"),
+    "a tensor as loss": ("loss.item()", "loss.detach()"),
+    "a score of NumPy numbers": ("tuple(right.float().tolist())", "right.float().numpy()"),
+    "a score that is one number": ("return Score(tuple(right.float().tolist()), (1.0,) * len(right))", "return right.float().mean()"),
+    "metrics of NumPy": ("loss.item(), score", "loss.item(), {'lr': numpy.float32(self.config.lr)}, score"),
+}
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_numbers_of_other_libraries_are_taken(database: Database, tmp_path: Path, what: str) -> None:
+    before, after = NUMBERS[what]
+    source = (EXAMPLES / "digits.py").read_text()
+    assert before in source
+    source = source.replace(before, after).replace("import torch\n", "import numpy\nimport torch\n", 1)
+    (tmp_path / "mine.py").write_text(source)
+    space = space_of(tmp_path, trainer="mine.py:digits", base={"steps": 100}, budget={"trials": 1})
+    record = trained(database, space)
+    assert record.state == "complete", record.reason
+    assert record.value is not None and 0 < record.value <= 1
 
 
 TRAINING_FAULTS = {
+    "a reason with a NUL": ("loss.backward()", "raise ValueError('no\\0thing')", "ValueError: no?thing"),
     "start raises": ("torch.manual_seed(config.seed)", "raise RuntimeError('no such layer')", "RuntimeError: no such layer"),
     "a step raises": ("loss.backward()", "raise ValueError('in the loop')", "ValueError: in the loop"),
     "a state that cannot be kept": (

@@ -285,7 +285,7 @@ def test_a_thousand_trials_are_cut_and_say_so(facts: Facts) -> None:
 def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
     best = build_report(study)["best"]
     record = next(record for record in study.records() if record.number == best["trial"])
-    assert best["interval"] == score_interval([study.scores([record.id])[record.id]])
+    assert best["interval"] == score_interval([study.scores([record.id])[record.id]], PER)
     assert best["interval"][0] < best["value"] < best["interval"][1]
     lines = CliRunner().invoke(main, ["report", "--study", "s"]).output.splitlines()
     assert lines[1] == "Confirmed PER 26.00 % (95 % interval 24.0..28.0 %, test, 240 sentences, 3 fresh seeds): trial 9"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpo.analysis.stats import compare, holm, score_interval, seeds_to_separate
-from hpo.trainer import Score
+from hpo.trainer import Metric, Score
 
 DRAWS = 1000
 MEAN_LENGTH, PER = 30.0, 0.2
@@ -28,6 +28,17 @@ class Simulated:
         return [Score(tuple(row), tuple(self.lengths.tolist())) for row in errors.tolist()]
 
 
+ERROR_RATE = Metric(name="PER", unit="percent", bounded=True)
+ACCURACY = Metric(name="accuracy", direction="maximize", bounded=True)
+REWARD = Metric(name="reward", direction="maximize")
+
+
+def interval_of(scores: Sequence[Score], level: float = 0.95) -> tuple[float, float]:
+    found = score_interval(scores, ERROR_RATE, level)
+    assert found is not None
+    return found
+
+
 # seeds, sentences, standard deviation of a sentence's difficulty and of a seed's skill (0.04 x PER 20 % = 0.8 points)
 SETTINGS = [(5, 240, 0.8, 0.04), (5, 240, 0.8, 0.15), (3, 100, 0.5, 0.08), (2, 240, 0.8, 0.05), (1, 240, 0.8, 0.0)]
 
@@ -37,7 +48,7 @@ def test_the_interval_covers_the_true_per_as_often_as_it_says(seeds: int, senten
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(DRAWS):
-        low, high = score_interval(Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd))
+        low, high = interval_of(Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd))
         covered += low <= PER <= high
     assert 0.92 <= covered / DRAWS <= 0.98
 
@@ -48,7 +59,7 @@ def test_per_is_a_ratio_of_sums_where_longer_sentences_are_harder() -> None:
     truth = PER * (lengths**2).mean() / lengths.mean() ** 2
     generator = np.random.default_rng(2)
     draws = [Simulated(generator, 240, 0.5, longer_is_harder=True).scores(5, 0.05) for _ in range(DRAWS)]
-    intervals = [score_interval(scores) for scores in draws]
+    intervals = [interval_of(scores) for scores in draws]
     assert 0.92 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.98
     assert np.mean([low <= PER <= high for low, high in intervals]) < 0.5
 
@@ -66,7 +77,7 @@ def test_a_percentile_bootstrap_of_seeds_would_be_too_narrow() -> None:
     """The reason for Student's t: where seeds are all that varies, resampling 3 of them covers far too seldom."""
     generator = np.random.default_rng(3)
     simulated = [Simulated(generator, 100, 0.01).scores(3, 0.3) for _ in range(DRAWS)]
-    covered = [[low <= PER <= high for low, high in (percentile_bootstrap(s, generator), score_interval(s))] for s in simulated]
+    covered = [[low <= PER <= high for low, high in (percentile_bootstrap(s, generator), interval_of(s))] for s in simulated]
     naive, ours = np.mean(covered, axis=0)
     assert naive < 0.85
     assert 0.92 <= ours <= 0.98
@@ -110,10 +121,10 @@ def test_equal_scores_do_not_differ_and_the_same_scores_give_the_same_numbers() 
     scores = Simulated(np.random.default_rng(7), 50, 0.5).scores(2, 0.1)
     same = compare(scores, scores)
     assert (same.difference, same.p, same.decided) == (0.0, 1.0, False)
-    assert score_interval(scores) == score_interval(scores)
+    assert interval_of(scores) == interval_of(scores)
     assert compare(scores[:1], scores[1:]).difference == pytest.approx(scores[0].value - scores[1].value)
-    low, high = score_interval(scores, level=0.5)
-    assert score_interval(scores)[0] < low < high < score_interval(scores)[1]
+    low, high = interval_of(scores, level=0.5)
+    assert interval_of(scores)[0] < low < high < interval_of(scores)[1]
 
 
 def test_other_sentences_are_refused() -> None:
@@ -121,7 +132,7 @@ def test_other_sentences_are_refused() -> None:
     with pytest.raises(ValueError, match="different sentences"):
         compare([a], [b])
     with pytest.raises(ValueError, match="different sentences"):
-        score_interval([a, b])
+        interval_of([a, b])
 
 
 def test_holm_adjusts_for_the_number_of_comparisons() -> None:
@@ -146,3 +157,30 @@ def test_no_number_of_seeds_helps_where_the_sentences_disagree() -> None:
     b = [Score((5, 1, 5, 1, 5, 1, 5, 0), lengths), Score((5, 1, 5, 1, 5, 1, 5, 1), lengths)]
     assert seeds_to_separate(a, b) is None
     assert not compare(a, b).decided
+
+
+def test_intervals_end_at_the_bounds_that_a_metric_has() -> None:
+    right = Score((1,) * 19 + (0,), (1,) * 20)
+    low, high = score_interval([right], ACCURACY) or (0, 0)
+    assert low < 0.95 < high == 1.0
+    around_0 = Score((3.0, -2.0, 1.0, -1.5), (1.0,) * 4)
+    low, high = score_interval([around_0], REWARD) or (0, 0)
+    assert low < 0 < around_0.value < high
+    more_than_all = Score((4, 1, 3), (2, 2, 2))
+    low, high = interval_of([more_than_all])
+    assert low < more_than_all.value < high and high > 1, "insertions take an error rate above 1"
+
+
+def test_of_one_number_nothing_is_known() -> None:
+    assert score_interval([Score.of(0.9)], ACCURACY) is None
+    apart = compare([Score.of(0.9)], [Score.of(0.7)])
+    assert apart.difference == pytest.approx(0.2)
+    assert apart.p == 1.0
+
+
+@pytest.mark.parametrize("items", [2, 5, 8])
+def test_the_p_of_scores_that_are_no_whole_numbers_is_no_smaller_than_their_number_allows(items: int) -> None:
+    generator = np.random.default_rng(items)
+    worse = generator.uniform(0.5, 1, items)
+    apart = compare([Score(tuple(worse), (1.0,) * items)], [Score((0.1,) * items, (1.0,) * items)])
+    assert apart.p == pytest.approx(2 / 2**items, rel=0.2)

@@ -95,6 +95,13 @@ def test_without_a_validation_loss_the_metric_alone_counts() -> None:
     assert RULE.judge(points[:-1], PER) is None
 
 
+def test_a_loss_below_0_that_falls_goes_on() -> None:
+    """A negative log-likelihood, say."""
+    assert first_stop(curve([0.5] * 4, [-0.9, -1.3, -1.7, -2.0])) is None
+    stop = first_stop(curve([0.5] * 4, [-1.0, -2.0, 0.1, 0.1]))
+    assert stop is not None and stop.cause == "loss"
+
+
 def test_the_names_of_an_earlier_version_are_read() -> None:
     old = {"per_margin": 0.1, "per_patience": 4, "learned_per": 0.6}
     assert OwnPast.model_validate(old) == OwnPast(margin=0.1, patience=4, learned=0.6)

@@ -461,6 +461,13 @@ def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(make_study: Mak
     assert (extended.budget.trials, extended.spec.base["optimizer.beta2"]) == (9, 0.95)
 
 
+def test_a_study_of_the_other_direction_is_refused(make_study: Make, tiny_spec: StudySpec, database: Database) -> None:
+    """It was made by a process that died before it was whole, or by another program."""
+    optuna.create_study(storage=open_storage(database), study_name="s", direction="maximize")
+    with pytest.raises(StudyError, match=r"study s is there already, to maximize, not to minimize\. Take --name"):
+        make_study(tiny_spec)
+
+
 def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
     data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
     with ThreadPoolExecutor(4) as pool:

@@ -43,7 +43,7 @@ def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: 
         "partition": "test",
         "candidates": len(pool),
         **_matching(study, next(iter(pool)), offer.matching),
-        **_findings(offer, paths, on_validation, on_test, costs),
+        **_findings(offer, study.spec.metric, paths, on_validation, on_test, costs),
         "notes": notes,
     }
     study.keep_result("ensemble", found)
@@ -114,6 +114,7 @@ def _matching(study: Study, number: int, matching: Sequence[str]) -> dict[str, A
 
 def _findings(
     offer: Ensembles,
+    metric: Metric,
     paths: Mapping[str, list[int]],
     on_validation: Any,
     on_test: Any,
@@ -123,16 +124,16 @@ def _findings(
     scores = {mean: offer.scores_along(path, on_validation, mean) for mean, path in paths.items()}
     tests = {mean: offer.scores_along(path, on_test, mean) for mean, path in paths.items()}
     ends = [(mean, end) for end in range(len(paths[offer.means[0]])) for mean in offer.means]
-    mean, end = min(ends, key=lambda at: scores[at[0]][at[1]].value)
+    mean, end = min(ends, key=lambda at: metric.sign * scores[at[0]][at[1]].value)
     members = Counter(paths[mean][: end + 1])
     single = paths[mean][0]
     seconds = sum(costs[number][0] for number in members)
     return {
-        "single": {"trial": single, **_scored(scores[mean][0], tests[mean][0])},
+        "single": {"trial": single, **_scored(scores[mean][0], tests[mean][0], metric)},
         "ensemble": {
             "mean": mean,
             "members": [{"trial": number, "weight": weight} for number, weight in members.most_common()],
-            **_scored(scores[mean][end], tests[mean][end]),
+            **_scored(scores[mean][end], tests[mean][end], metric),
         },
         "comparison": asdict(compare([tests[mean][end]], [tests[mean][0]])),
         "curve": [
@@ -150,12 +151,12 @@ def _findings(
     }
 
 
-def _scored(validation: Score, test: Score) -> dict[str, Any]:
+def _scored(validation: Score, test: Score, metric: Metric) -> dict[str, Any]:
     return {
         "validation_value": validation.value,
-        "validation_interval": score_interval([validation]),
+        "validation_interval": score_interval([validation], metric),
         "test_value": test.value,
-        "test_interval": score_interval([test]),
+        "test_interval": score_interval([test], metric),
     }
 
 
@@ -202,7 +203,8 @@ def _verdict(comparison: Mapping[str, Any], size: int, metric: Metric) -> str:
     if size == 1:
         return "No combination was better on validation than the best single decoder."
     low, high = comparison["interval"]
-    word = "better" if high < 0 else "worse" if low > 0 else "not separated"
+    below, above = ("better", "worse") if metric.direction == "minimize" else ("worse", "better")
+    word = below if high < 0 else above if low > 0 else "not separated"
     return (
         f"Ensemble minus single on test: {metric.difference(comparison['difference'])} {metric.difference_unit}, "
         f"95 % interval {metric.difference(low)} to {metric.difference(high)}, p {comparison['p']:.2g}: {word}"

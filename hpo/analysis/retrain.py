@@ -30,6 +30,7 @@ class Retrained:
 
     records: list[Record]
     found: dict[int, Score]
+    metric: Metric
 
     @property
     def scores(self) -> list[Score]:
@@ -50,7 +51,7 @@ class Retrained:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return score_interval(self.scores, LEVEL) if self.found else None
+        return score_interval(self.scores, self.metric, LEVEL) if self.found else None
 
     @property
     def counts(self) -> str:
@@ -81,8 +82,12 @@ def retrain(child: Study, configs: Sequence[tuple[Config, str]], seeds: Sequence
 def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list[Retrained]:
     records = {record.id: record for record in child.records()}
     scores = child.scores([trial_id for row in ids for trial_id in row], partition)
-    return [Retrained([records[i] for i in row], {i: scores[i] for i in row if records[i].state == "complete" and i in scores})
-            for row in ids]  # fmt: skip
+    found = []
+    for row in ids:
+        complete = [trial_id for trial_id in row if records[trial_id].state == "complete" and trial_id in scores]
+        of_row = {trial_id: scores[trial_id] for trial_id in complete}
+        found.append(Retrained([records[trial_id] for trial_id in row], of_row, child.spec.metric))
+    return found
 
 
 def start_config(study: Study, start: str) -> Config:

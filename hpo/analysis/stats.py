@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from hpo.trainer import Score
+from hpo.trainer import Metric, Score
 
 RESAMPLES = 2000
 FLIPS = 4999  # with the observed one 5,000, so the smallest p is 0.0002
@@ -35,8 +35,9 @@ class Comparison:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
-def score_interval(scores: Sequence[Score], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean value over seeds, for new seeds and new sentences; of one score: for new sentences.
+def score_interval(scores: Sequence[Score], metric: Metric, level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """The interval of the mean value over seeds, for new seeds and new sentences; of one score: for new sentences. None: of one
+    score of one item nothing is known.
 
     scores: one per training seed, of the same sentences. A hierarchical bootstrap, of which the outer level is not resampled:
     sentences are drawn anew (the same for all seeds, ratio of sums), and a normal deviation with the standard error
@@ -48,7 +49,16 @@ def score_interval(scores: Sequence[Score], level: float = 0.95, seed: int = 0) 
     errors_SN, lengths_N = _matrix(scores)
     value = float(errors_SN.sum() / (len(scores) * lengths_N.sum()))
     low, high = _interval(errors_SN.mean(axis=0), [errors_SN], lengths_N, level, seed)
-    return (max(0.0, value + low) if value >= 0 else value + low), value + high
+    if len(scores) == len(lengths_N) == 1:
+        return None
+    return _within(metric, value + low, value + high)
+
+
+def _within(metric: Metric, low: float, high: float) -> tuple[float, float]:
+    """Cut at the metric's bounds. An error rate has none above: with insertions it exceeds 1."""
+    if not metric.bounded:
+        return low, high
+    return max(0.0, low), high if metric.direction == "minimize" else min(1.0, high)
 
 
 def compare(a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: int = 0) -> Comparison:
@@ -69,10 +79,20 @@ def compare(a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: i
     apart_N = errors_a.mean(axis=0) - errors_b.mean(axis=0)
     difference = float(apart_N.sum() / lengths_N.sum())
     low, high = _interval(apart_N, [errors_a, errors_b], lengths_N, level, seed)
-    whole_N = len(b) * errors_a.sum(axis=0) - len(a) * errors_b.sum(axis=0)  # integers: sums are exact and ties are ties
-    flipped = np.abs(_times(_signs(len(lengths_N), seed), whole_N.astype(np.float32)))
-    p = (1 + int((flipped >= abs(whole_N.sum())).sum())) / (1 + FLIPS)
+    whole_N = len(b) * errors_a.sum(axis=0) - len(a) * errors_b.sum(axis=0)  # of integers sums are exact and ties are ties
+    p = (1 + _as_far_apart(whole_N, seed)) / (1 + FLIPS)
     return Comparison(difference, (difference + low, difference + high), p)
+
+
+def _as_far_apart(apart_N: Array, seed: int) -> int:
+    """How many of FLIPS random choices of signs give a sum as far from 0 as the one observed."""
+    signs = _signs(len(apart_N), seed)
+    if np.array_equal(apart_N, np.round(apart_N)):
+        flipped = np.abs(_times(signs, apart_N.astype(np.float32)))
+        return int((flipped >= abs(apart_N.sum())).sum())
+    flipped = np.abs(_times(signs, apart_N))
+    observed = abs(float(apart_N.sum()))
+    return int((flipped >= observed - 1e-9 * max(1.0, observed)).sum())
 
 
 def holm(p: Sequence[float]) -> list[float]:

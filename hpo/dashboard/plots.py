@@ -90,7 +90,7 @@ def _map(records: Sequence[Record], spec: StudySpec) -> dict[str, Any] | None:
             values = [_short(record.value) for record in found]
             colorbar = {"title": {"text": metric.name}}
             look = {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": colorbar}  # type: ignore[dict-item]
-        points = [(record.config[names[0]], record.config[names[1]]) for record in found]
+        points = [(record.params[names[0]], record.params[names[1]]) for record in found]
         hover = [f"trial {record.number}" + (f", {metric.name} {record.value:.4f}" if record.value is not None else "") for record in found]
         traces.append(_trace(points, state, "markers", marker={"size": 9, **look}, hovertext=hover))
     kinds = [{"type": "log" if spec.parameters[name].log else "linear"} for name in names]

@@ -43,7 +43,7 @@ def runs_of(other: Study, study: Study) -> list[PastRun]:
         raise StudyError(f"study {other.name} is judged by {other.spec.metric.name}, study {study.name} by {metric.name}")
     records = [record for record in other.records() if record.state in ("complete", "stopped") and record.rule != BY_HAND]
     curves = other.curves(records)
-    return [_past(other.name, record, curves.get(record.number, [])) for record in records]
+    return [replace(_past(other.name, record, curves.get(record.number, [])), metric=metric) for record in records]
 
 
 def _past(name: str, record: Record, curve: Sequence[Point]) -> PastRun:

@@ -18,10 +18,11 @@ import numpy as np
 
 from hpo.curve import Point
 from hpo.errors import DataError, SpecError
-from hpo.trainer import DEFAULT_TRAINER, PastRuns, load_trainer, offered
+from hpo.trainer import DEFAULT_TRAINER, Metric, PastRuns, load_trainer, offered
 
 # Such folders are of the built-in decoder's kin, which says what their arguments mean.
 CONFIG = load_trainer(DEFAULT_TRAINER).config
+PER: Metric = load_trainer(DEFAULT_TRAINER).metric
 LAB: PastRuns = offered(DEFAULT_TRAINER, "past_runs", "reading of past runs")
 FILES = ("args", "metrics.jsonl", "trainingStats")
 REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
@@ -60,6 +61,7 @@ class PastRun:
     foreign: tuple[str, ...] = ()  # what of it our configuration cannot say; such a run lies in no space
     n_features: int | None = None
     n_days: int | None = None
+    metric: Metric = PER
 
     @property
     def key(self) -> str:
@@ -72,7 +74,8 @@ class PastRun:
 
     @property
     def best_value(self) -> float | None:
-        return min((point.value for point in self.curve if math.isfinite(point.value)), default=None)
+        values = [point.value for point in self.curve if math.isfinite(point.value)]
+        return self.metric.best(values) if values else None
 
     @property
     def points(self) -> list[Point]:
@@ -86,6 +89,8 @@ class PastRun:
     @property
     def no_error_rate(self) -> str:
         """Why its PERs cannot be taken for error rates; empty: they can. Such a run informs no sampler and judges no rule."""
+        if self.metric != PER:
+            return ""
         if negative := [point.step for point in self.curve if point.value < 0]:
             return f"negative PER at step {some(negative)}: no error rate"
         return f"no PER at or below 1, the lowest is {self.best_value:.4g}: percent?" if (self.best_value or 0) > 1 else ""
@@ -139,7 +144,10 @@ def read_lab_run(folder: Path) -> PastRun:
     if accumulation > 1:
         doubts.append(f"gradient accumulation {accumulation}: steps are recorded in batches, here divided by {accumulation} to updates")
         rows = [row | {"step": row["step"] // accumulation} for row in rows]
-    run = finished(PastRun(folder.name, str(folder), config, (), config.get("steps"), split, (), tuple(foreign), *data), rows, doubts)
+    n_features, n_days = data
+    steps = config.get("steps")
+    read = PastRun(folder.name, str(folder), config, (), steps, split, (), tuple(foreign), n_features, n_days)
+    run = finished(read, rows, doubts)
     return _with_lr_checked(run) if rows else run
 
 

@@ -60,7 +60,7 @@ def build_report(study: StudyReader) -> dict[str, Any]:
 
 def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
     """95 %, for new sentences; of a complete trial."""
-    return None if record.value is None else score_interval([study.scores([record.id])[record.id]])
+    return None if record.value is None else score_interval([study.scores([record.id])[record.id]], study.spec.metric)
 
 
 def _start(study: StudyReader, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:

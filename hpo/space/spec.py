@@ -23,7 +23,7 @@ from hpo.space.upgrade import REMOVED_POLICIES
 from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
 # Places of a spec that no default of ours can fill.
-ALWAYS_WRITTEN = ("space", "profile", "parameters.", "starts.", "child")
+ALWAYS_WRITTEN = ("space", "profile", "parameters.", "starts.", "child", "metric.direction", "metric.bounded")
 DEMO_PROFILE = "demo"  # taken when no data are given
 _package = Path(__file__).parents[1]
 BUNDLED = next((d for d in (_package / "search_spaces", _package.parent / "search_spaces") if d.is_dir()), _package / "search_spaces")

@@ -88,9 +88,13 @@ class OwnPast(Settings):
         from_perfect = best if metric.direction == "minimize" else 1 + best
         return from_perfect < self.learned
 
+    def _loss_limit(self, best: float) -> float:
+        """loss_factor x the best; below 0, as a negative log-likelihood may be, as far above it."""
+        return best * self.loss_factor if best >= 0 else best + (self.loss_factor - 1) * abs(best)
+
     def _worse_loss(self, curve: Sequence[Point]) -> Stop | None:
         losses = [point.validation_loss for point in curve if point.validation_loss is not None]
-        best, worse = _worse_in_a_row(losses, lambda best: best * self.loss_factor)
+        best, worse = _worse_in_a_row(losses, self._loss_limit)
         if worse < self.loss_patience:
             return None
         last = curve[-1]

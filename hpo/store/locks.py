@@ -7,11 +7,12 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.engine import Connection
 
 LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
+MIGRATION_IDLE = "2h"  # the same, around what makes or changes tables: a large curve takes long to rewrite
 LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
 
 
 @contextmanager
-def locked(engine: Engine, study_id: int) -> Iterator[Connection]:
+def locked(engine: Engine, study_id: int, idle_limit: str = LOCK_IDLE) -> Iterator[Connection]:
     """A connection that alone works on the study (0: on the list of studies). Each statement on it commits at once.
 
     The lock is the session's, not a transaction's: Optuna writes on a connection of its own meanwhile, and would wait for
@@ -20,7 +21,7 @@ def locked(engine: Engine, study_id: int) -> Iterator[Connection]:
     keys = (LOCK_CLASS, study_id)
     idle = text("SELECT set_config('idle_session_timeout', :value, false)")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(idle, {"value": LOCK_IDLE})
+        connection.execute(idle, {"value": idle_limit})
         connection.execute(select(func.pg_advisory_lock(*keys)))
         try:
             yield connection
@@ -35,5 +36,5 @@ def alone(engine: Engine) -> Iterator[None]:
     """While no other process is here too. Around what creates tables: Postgres lets one of two
     CREATE TABLE IF NOT EXISTS at once fail.
     """
-    with locked(engine, 0):
+    with locked(engine, 0, MIGRATION_IDLE):
         yield

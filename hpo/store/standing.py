@@ -11,17 +11,22 @@ from hpo.store.tables import IMPORTED, LAST_ATTEMPT, attempt_table, optuna_attri
 ENQUEUED = "enqueued"  # attribute of a trial that a person put into the queue: by whom
 
 
-def _own(study_id: int) -> Any:
-    """The study's trials, without imported ones."""
+def not_imported() -> Any:
+    """Of trials: that they were not trained outside."""
     attributes = optuna_attributes.c
     imported = select(attributes.trial_id).where(attributes.key == IMPORTED, attributes.trial_id == optuna_trials.c.trial_id)
-    return (optuna_trials.c.study_id == study_id) & ~imported.exists()
+    return ~imported.exists()
+
+
+def own_trials(study_id: int) -> Any:
+    """The study's trials, without imported ones."""
+    return (optuna_trials.c.study_id == study_id) & not_imported()
 
 
 def counts(connection: Connection, study_id: int) -> dict[str, int]:
     """Trials by Optuna's name of their state."""
     state = cast(optuna_trials.c.state, String)
-    statement = select(state, func.count()).where(_own(study_id)).group_by(state)
+    statement = select(state, func.count()).where(own_trials(study_id)).group_by(state)
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
@@ -29,7 +34,7 @@ def gpu_time(connection: Connection, study_id: int) -> tuple[float, float, float
     """GPU-seconds: of all trials; that the running ones will still take; of a complete trial on average (None: of none)."""
     table, state = trial_table.c, cast(optuna_trials.c.state, String)
     of_study = optuna_trials.join(trial_table, optuna_trials.c.trial_id == table.trial_id)
-    mine = _own(study_id)
+    mine = own_trials(study_id)
     complete = func.avg(table.gpu_seconds).filter(state == "COMPLETE")
     spent, typical = connection.execute(
         select(func.coalesce(func.sum(table.gpu_seconds), 0), complete).select_from(of_study).where(mine)

@@ -161,6 +161,8 @@ def upgrade_tables(connection: Connection) -> None:
             f"database: its tables are of a later version of hpo (tables {found}, this one knows {VERSION}). "
             f"Upgrade hpo here: pip install --upgrade bci-hpo"
         )
+    # Each row of a curve is written anew.
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
     # Slow to import, and only a new or an old database needs it.
     from alembic import command
     from alembic.config import Config

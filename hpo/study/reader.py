@@ -196,9 +196,7 @@ class StudyReader:
         new = {trial_id: record_of(trial, rows.get(trial_id), metric) for trial_id, trial in trials.items()}
         found = self._settled | new
         held = {trial_id for trial_id, row in rows.items() if row.lease is not None}
-        self._settled |= {
-            trial_id: record for trial_id, record in new.items() if trials[trial_id].state in FINISHED and trial_id not in held
-        }
+        self._settled |= {trial_id: record for trial_id, record in new.items() if states[trial_id] in FINISHED and trial_id not in held}
         return [found[trial_id] for trial_id in states if trial_id in found]
 
     def curves(self, records: Iterable[Record]) -> dict[int, list[Point]]:

@@ -23,7 +23,10 @@ FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def record_of(trial: TrialRow, row: Row[Any] | None, metric: Metric) -> Record:
-    attributes, curve = trial.attributes, trial.curve
+    attributes = trial.attributes
+    curve = dict(trial.curve)
+    if trial.state == "COMPLETE" and trial.value is not None and row is not None and row.scored:
+        curve.setdefault(row.step, trial.value)  # of a training that ended before its last step it is not in the thin curve
     best_step = min(curve, key=lambda step: metric.sign * curve[step]) if curve else None
     unscored = trial.state == "COMPLETE" and (row is None or (row.attempts and not row.scored))  # by hand
     troubled = row is not None and (unscored or trial.state in ("WAITING", "FAIL"))

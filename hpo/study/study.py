@@ -43,6 +43,9 @@ class Study(Claims):
         with locks.locked(storage.engine, 0):
             direction = spec.metric.direction
             made = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction=direction)
+            if made.direction.name.lower() != direction:
+                there = made.direction.name.lower()
+                raise StudyError(f"study {name} is there already, to {there}, not to {direction}. Take --name for a new one")
             study = cls(made, storage)
             if "spec" not in study.attributes:  # new, or its maker died before it was whole
                 study._make(spec, data)

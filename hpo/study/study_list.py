@@ -48,11 +48,13 @@ def all_studies(database: Database) -> list[Line]:
         counts: dict[int, Counter[str]] = defaultdict(Counter)
         state = cast(trials.state, String)
         for row in connection.execute(
-            select(trials.study_id, state.label("state"), func.count().label("n")).group_by(trials.study_id, state)
+            select(trials.study_id, state.label("state"), func.count().label("n"))
+            .where(standing.not_imported())
+            .group_by(trials.study_id, state)
         ):
             counts[row.study_id][row.state] = row.n
         values = select(trials.study_id, func.min(optuna_values.c.value), func.max(optuna_values.c.value))
-        values = values.join(optuna_values, optuna_values.c.trial_id == trials.trial_id).where(state == "COMPLETE")
+        values = values.join(optuna_values, optuna_values.c.trial_id == trials.trial_id).where(state == "COMPLETE", standing.not_imported())
         ends = {row[0]: (row[1], row[2]) for row in connection.execute(values.group_by(trials.study_id))}
         moment = func.max(func.coalesce(attempt_table.c.ended, attempt_table.c.begun))
         last = _pairs(connection, select(trials.study_id, moment).join(attempt_table, attempt_table.c.trial_id == trials.trial_id)

@@ -75,11 +75,16 @@ def in_words(outcome: Outcome) -> tuple[str, str]:
         case Completed():
             return "complete", ""
         case Stopped(stop):
-            return "stopped", stop.reason
+            return "stopped", _storable(stop.reason)
         case Interrupted(reason):
-            return Cause.INTERRUPTED, reason
+            return Cause.INTERRUPTED, _storable(reason)
         case Failed(reason, cause):
-            return cause, reason
+            return cause, _storable(reason)
+
+
+def _storable(text: str) -> str:
+    """Postgres takes no NUL in a text."""
+    return text.replace("\0", "?")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sqlalchemy import String, and_, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.space.budget import Budget, Pace, Spent, seconds_left
+from hpo.store.standing import own_trials
 from hpo.store.tables import curve_table, optuna_attributes, optuna_trials, optuna_values, trial_table
 from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
@@ -86,7 +87,7 @@ def snapshot(study: StudyReader) -> Snapshot:
 
 
 def _of(study: StudyReader) -> Any:
-    return optuna_trials.c.study_id == study.id
+    return own_trials(study.id)
 
 
 def _state() -> Any:

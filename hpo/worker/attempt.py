@@ -15,7 +15,7 @@ from hpo.settings import Config
 from hpo.space.stopping import Stop, non_finite, not_finite
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted, Outcome, Stopped, Trial
-from hpo.trainer import Progress, Training, load_trainer
+from hpo.trainer import Progress, Training, as_score, load_trainer
 from hpo.worker.checkpoint import TORCH_WEIGHTS, Writer, begin, check_state, checkpoints, remove_drafts, save_checkpoint, written
 from hpo.worker.device import first_line, taken_memory
 from hpo.worker.reporter import Reporter, persistently
@@ -74,7 +74,7 @@ class Attempt:
         remove_drafts(self.folder)
         outcome = self._steps(training)
         if isinstance(outcome, Completed):
-            held_out = {name: training.evaluate(data) for name, data in self.place.held_out.items()}
+            held_out = {name: as_score(training.evaluate(data)) for name, data in self.place.held_out.items()}
             outcome = replace(outcome, held_out=held_out)
             self._keep(training, "last", outcome.score.value)
         if isinstance(outcome, (Completed, Interrupted)):
@@ -120,9 +120,8 @@ class Attempt:
                     return Stopped(stop)
                 # Asked before the best weights are written, which may be at every evaluation.
                 due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
-                if point.value == self.metric.best([point.value for point in self.curve]):
-                    # Before the checkpoint: who goes on from that does not score this again.
-                    self._keep(training, "best", point.value)
+                # Before the checkpoint: who goes on from that does not score this again.
+                self._keep_if_best(training, point)
                 if due and not finished:
                     self._checkpoint(training)
                     saved = time.monotonic()
@@ -133,9 +132,15 @@ class Attempt:
             if (why := "a signal" if self.place.stop() else self.reporter.spent) and not finished:
                 return Interrupted(why)
         if score is None or since:  # no steps at all, resumed at the last one, or ended after steps without a score
-            score = training.evaluate(self.place.dataset)
-            if stop := not_finite(Point(training.step, score.value, 0.0), self.metric):
+            score = as_score(training.evaluate(self.place.dataset))
+            point = Point(training.step, score.value, 0.0)
+            if since:
+                point = point_of([*since[:-1], replace(since[-1], score=score)], last_step, time.monotonic() - begin_seconds)
+            if stop := not_finite(point, self.metric):
                 return Stopped(stop)
+            if since:
+                self._evaluated(point)
+                self._keep_if_best(training, point)
         return Completed(score)
 
     def _judged(self, finished: bool) -> Stop | None:
@@ -152,6 +157,7 @@ class Attempt:
 
     def _checkpoint(self, training: Training) -> None:
         state = training.state_dict()
+        check_state(state)
         what = f"the checkpoint at step {training.step}"
         self.writer.submit(what, save_checkpoint, training.step, state, list(self.curve), self.folder, self.reporter.may_write)
 
@@ -168,6 +174,10 @@ class Attempt:
         }
         collected = self.weights.collect(training)
         self.writer.submit(f"the {which} weights", self._write_weights, which, collected, self.trial.config, facts)
+
+    def _keep_if_best(self, training: Training, point: Point) -> None:
+        if point.value == self.metric.best([point.value for point in self.curve]):
+            self._keep(training, "best", point.value)
 
     def _weights_path(self, which: str) -> Path:
         return self.folder / f"{which}{self.weights.suffix}"

@@ -5,6 +5,7 @@ its name. The two newest are kept: a damaged one costs the work since the one be
 """
 
 import hashlib
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -60,8 +61,9 @@ class Writer:
 
 def remove_drafts(folder: Path) -> None:
     """Half-written files of processes that were killed. For the only process that writes there."""
-    for draft in folder.glob("*.tmp"):
-        draft.unlink(missing_ok=True)
+    for pattern in ("*.tmp", "*.tmp.*"):
+        for draft in folder.glob(pattern):
+            draft.unlink(missing_ok=True)
 
 
 def _copied(value: Any) -> Any:
@@ -78,7 +80,8 @@ def _copied(value: Any) -> Any:
 def written(path: Path, write: Callable[[Path], None], still: Callable[[], bool]) -> bool:
     """Write under a temporary name, then rename if `still` it should be; returns whether. Raises what `write` raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid4().hex}.tmp")  # process ids repeat: in containers, on other hosts
+    # Process ids repeat: in containers, on other hosts. The suffix stays: some writers add it where it is missing.
+    draft = path.with_name(f"{path.stem}.{uuid4().hex}.tmp{path.suffix}")
     try:
         write(draft)
         if renamed := still():
@@ -175,9 +178,12 @@ def begin(start: Callable[[], Training], folder: Path) -> Begun:
         except OSError as error:
             faults.append(f"{path.name}: cannot be read ({error.strerror})")
             continue
-        state, curve = _parts(saved)
+        except (pickle.UnpicklingError, EOFError) as error:
+            faults.append(f"{path.name}: {first_line(error)}")
+            continue
         training = start()
         try:
+            state, curve = _parts(saved)
             training.load_state_dict(state)
         except Exception as error:  # of anybody's trainer
             if is_memory_short(error):
