@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -151,6 +152,11 @@ class Score:
     def __post_init__(self) -> None:
         for name in ("errors", "lengths"):
             object.__setattr__(self, name, tuple(_plain(number) for number in getattr(self, name)))
+        if len(self.errors) != len(self.lengths) or not sum(self.lengths):
+            raise ValueError(
+                f"a score of {len(self.errors)} errors and {len(self.lengths)} lengths that sum up to {sum(self.lengths):g}. "
+                f"Valid: one of each per item, and a sum of the lengths that is not 0"
+            )
 
     @classmethod
     def of(cls, value: float) -> "Score":
@@ -401,10 +407,13 @@ def _check_config(reference: str, config: Any) -> None:
     if not (isinstance(config, type) and issubclass(config, Config)):
         raise SpecError(f"trainer {reference}: config is {config!r}. Valid: a subclass of hpo.Config")
     try:
-        json.dumps(config().flat(), allow_nan=False)
-    except ValidationError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pydantic, about what is told below
+            json.dumps(config().with_values({}).flat(), allow_nan=False)
+    except (ValidationError, SpecError) as error:
+        fault = explain(error) if isinstance(error, ValidationError) else error
         raise SpecError(
-            f"trainer {reference}: {config.__name__} cannot be made of its defaults ({explain(error)}). Give each field a valid one"
+            f"trainer {reference}: {config.__name__} cannot be made of its defaults ({fault}). Give each field a valid one"
         ) from None
     except (TypeError, ValueError) as error:  # of pydantic or json, for a value that JSON cannot hold
         raise SpecError(
@@ -443,4 +452,6 @@ def _load_file(path: Path) -> Any:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        return f"{error.title}: {explain(error)}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

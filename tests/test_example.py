@@ -76,7 +76,7 @@ def test_from_launch_to_export(database: Database, tmp_path: Path) -> None:
     assert asked("report", "--study", "digits", "--html", page).returncode == 0
     assert "Confirmed accuracy" in page.read_text() and "PER" not in page.read_text()
     assert asked("export", "--study", "digits", "--out", exported).returncode == 0
-    assert yaml.safe_load(exported.read_text()) == {"base": best.config}
+    assert yaml.safe_load(exported.read_text()) == {"trainer": study.spec.trainer, "base": best.config}
     weights = torch.load(trial_folder(study_folder(study), best.number) / "last.pt", weights_only=True)
     assert (weights["facts"]["accuracy"], weights["config"]) == (best.value, best.config)
 
@@ -149,6 +149,11 @@ FAULTS = {
     ),
     "describe refuses": ('return [f"{len(self.train)}', 'raise hpo.errors.DataError("too few") or [f"{len(self.train)}', "too few"),
     "an unknown field": ("units: int = 32", "width: int = 32", "parameters.units: there is no 'units'"),
+    "nothing is loaded": ("return Digits(x, y,", "return None and Digits(x, y,", "load_data gives a NoneType without fingerprint"),
+    "facts that cannot be stored": ("facts: dict[str, Any] = {}", "facts: dict[str, Any] = {'a': {1}}", "whose facts cannot be stored"),
+    "a fingerprint that is a number": (".hexdigest()[:16]", ".digest()[0]", "whose fingerprint is a int"),
+    "a default of another type": ("units: int = 32", 'units: int = "many"', "cannot be made of its defaults (units: "),
+    "no direction": ('direction="maximize"', 'direction="higher"', "cannot be loaded (Metric: direction: input should be"),
 }
 
 
@@ -258,7 +263,9 @@ TRAINING_FAULTS = {
         '"step": self.step, "what": {1}, "random"',
         "state_dict()['what'] is a set",
     ),
-    "a score of nothing": ("(1.0,) * len(right)", "(0.0,) * len(right)", "ZeroDivisionError"),
+    "a score of nothing": ("(1.0,) * len(right)", "(0.0,) * len(right)", "lengths that sum up to 0. Valid: one of each per item"),
+    "no progress": ("yield Progress(self.step, loss.item(),", "yield dict(step=self.step,", "train() gave a dict. Valid: hpo.Progress("),
+    "a place in the file": ("loss.backward()", "raise ValueError('x')", "ValueError: x (faulty.py, line "),
 }
 
 

@@ -206,7 +206,7 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
 
 
 @pytest.mark.parametrize(("decided", "difference", "said"), [
-    (True, -0.1, "The largest was optimizer.name sgd -> adam: -10.00 points"),
+    (True, -0.1, "The largest decided one was optimizer.name sgd -> adam: -10.00 points"),
     (False, -0.1, "None of them was decided."),
     (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
 ])  # fmt: skip

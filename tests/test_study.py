@@ -313,7 +313,7 @@ def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make,
 def test_a_study_that_hpo_did_not_make_is_left_alone(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
     other = optuna.create_study(storage=database.url, study_name="theirs", direction="maximize")
     other.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(StudyError, match="not made by hpo"):
+    with pytest.raises(StudyError, match="study theirs is there already, to maximize, not to minimize"):
         make_study(tiny_spec, "theirs")
     assert other.user_attrs == {}
 
@@ -463,7 +463,7 @@ def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(make_study: Mak
 
 def test_a_study_of_the_other_direction_is_refused(make_study: Make, tiny_spec: StudySpec, database: Database) -> None:
     """It was made by a process that died before it was whole, or by another program."""
-    optuna.create_study(storage=open_storage(database), study_name="s", direction="maximize")
+    optuna.create_study(storage=database.url, study_name="s", direction="maximize")
     with pytest.raises(StudyError, match=r"study s is there already, to maximize, not to minimize\. Take --name"):
         make_study(tiny_spec)
 

@@ -84,7 +84,7 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> d
         "sentences": next((len(result.scores[0].lengths) for result in results if result.found), 0),
         "level": LEVEL,
         "gpu_seconds": sum(record.gpu_seconds for result in results for record in result.records),
-        "configs": [_config(each, result, validation) for each, result in zip(chosen, results, strict=True)],
+        "configs": [_config(each, result, validation, study.spec.metric.sign) for each, result in zip(chosen, results, strict=True)],
         "comparisons": comparisons,
         "separated": _separated(chosen, comparisons),
         "notes": _notes(study, chosen, results, comparisons, seeds),
@@ -93,8 +93,10 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> d
     return finding
 
 
-def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score]) -> dict[str, Any]:
-    """selection: what choosing the lowest of many noisy numbers flattered; partition_shift: that test is not validation."""
+def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score], sign: int) -> dict[str, Any]:
+    """optimism: how much worse it is than the search said; selection: what choosing the best of many noisy numbers flattered;
+    partition_shift: that test is not validation. sign: of the metric.
+    """
     again = mean(validation[trial_id].value for trial_id in result.found if trial_id in validation)
     return {
         "name": chosen.name,
@@ -107,14 +109,14 @@ def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score]) -> 
         "value": result.value,
         "interval": result.interval,
         "counts": result.counts,
-        "optimism": _minus(result.value, chosen.search_value),
-        "selection": _minus(again, chosen.search_value),
-        "partition_shift": _minus(result.value, again),
+        "optimism": _minus(result.value, chosen.search_value, sign),
+        "selection": _minus(again, chosen.search_value, sign),
+        "partition_shift": _minus(result.value, again, sign),
     }
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _minus(a: float | None, b: float | None, sign: int) -> float | None:
+    return None if a is None or b is None else sign * (a - b)
 
 
 def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[dict[str, Any]]:
@@ -206,7 +208,8 @@ def as_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
     )
     if finding["comparisons"]:
         lines += _comparison_lines(finding["comparisons"], metric)
-    lines.append(f"How much higher the {metric.name} on test is than the search said, in {metric.difference_unit}")
+    worse = "higher" if metric.direction == "minimize" else "lower"
+    lines.append(f"How much {worse} the {metric.name} on test is than the search said, in {metric.difference_unit}")
     for config in configs:
         if config["top"] and config["optimism"] is not None:
             lines.append(

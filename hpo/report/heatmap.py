@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from hpo.errors import CallerError
 from hpo.trainer import Metric
@@ -67,6 +67,7 @@ def paint_heat_map(axes: Axes, found: Mapping[str, Any], metric: Metric, ink: st
             if found[f"{side}_log"]:
                 set_scale("log")
                 axis.set_major_formatter(PLAIN)
+                axis.set_minor_formatter(NullFormatter())
         else:
             places[side] = {_name(value): place for place, value in enumerate(values)}
             edges[side] = _edges(range(len(values)), False)

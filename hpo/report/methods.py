@@ -32,11 +32,12 @@ def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
     searched, metric, rule = spec.parameters, spec.metric, spec.stopping
     trainer = load_trainer(spec.trainer)
     sizes = trainer.sizes(spec.config())
+    criterion = metric.description.rstrip(".") or metric.name
     fixed = ", ".join(text for name, text in sizes.items() if name not in searched)
     lines = [
         f"We searched {len(searched)} hyperparameters of {trainer.what} ({fixed}): {', '.join(searched)}.",
         _drawn(report, spec),
-        f"The criterion was {metric.description or metric.name} at the end of training on {report['best']['sentences']} "
+        f"The criterion was {criterion} at the end of training on {report['best']['sentences']} "
         f"validation {metric.items}, {100 * spec.validation.fraction:g} % of {trainer.cut} drawn with seed "
         f"{spec.validation.seed}; the search did not use the test partition.",
     ]
@@ -114,7 +115,9 @@ def _confirm(report: dict[str, Any], metric: Metric) -> list[str]:
         f"{metric.name}s were (with {100 * confirm['level']:g} % intervals over {sources(confirm, metric)}): "
         f"{', '.join(measured)}."
     ]
-    return lines + ([f"Differences, paired over sentences, p by permutation with Holm's correction: {'; '.join(pairs)}."] if pairs else [])
+    return lines + (
+        [f"Differences, paired over {metric.items}, p by permutation with Holm's correction: {'; '.join(pairs)}."] if pairs else []
+    )
 
 
 def _difference(found: Mapping[str, Any], interval: str, metric: Metric, more: str = "") -> str:
@@ -153,5 +156,5 @@ def _largest(steps: list[dict[str, Any]], metric: Metric) -> str:
     measured = [step for step in decided if step["difference"] is not None]
     if measured:
         most = max(measured, key=lambda step: abs(step["difference"]))
-        return f"The largest was {most['label']}: {_difference(most, 'difference_interval', metric)}."
+        return f"The largest decided one was {most['label']}: {_difference(most, 'difference_interval', metric)}."
     return f"With {decided[0]['label']} {decided[0]['in_words']}." if decided else "None of them was decided."

@@ -14,7 +14,7 @@ from hpo.study.pick import best_of, pick_trial
 from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
-from hpo.trainer import Metric, load_trainer
+from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
 PARTITION = "validation"
 
@@ -197,6 +197,8 @@ def export_text(study: StudyReader, trial: str) -> str:
         f"# data fingerprint {record.data}, code {record.code_version}, {record.host}, {record.device}",
     ]
     content: dict[str, Any] = {"base": config.flat()}
+    if study.spec.trainer != DEFAULT_TRAINER:
+        content = {"trainer": study.spec.trainer, **content}
     if arguments := trainer.offers.get("arguments"):
         head += [f"# {line}" for line in arguments.about]
         content["args"] = arguments.of(config, study.data)

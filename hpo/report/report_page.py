@@ -195,12 +195,10 @@ def _confirmation(facts: Facts) -> list[Block]:
     ]
     if confirm["comparisons"]:
         blocks.append(_comparisons([(f"{pair['a']} minus {pair['b']}", pair) for pair in confirm["comparisons"]], metric))
-        verdict = (
-            "The best one is separated from the others."
-            if confirm["separated"]
-            else "These data do not separate the best one from all others."
-        )
-        blocks.append(Text(verdict))
+        if sum(found.get("top", found["start"] is None) for found in confirm["configs"]) > 1:
+            separated = "The best one is separated from the other best ones."
+            not_separated = "These data do not separate the best one from all other best ones."
+            blocks.append(Text(separated if confirm["separated"] else not_separated))
     blocks.append(Text(f"Trials: study {confirm['child']}; {duration(confirm['gpu_seconds'])} of worker time.", "note"))
     return blocks + _notes(confirm)
 
@@ -333,6 +331,8 @@ def _questions(facts: Facts) -> list[Block]:
 
 def _ensemble(facts: Facts) -> list[Block]:
     found = facts.findings.get("ensemble")
+    if found is None and "ensemble" not in load_trainer(facts.spec.trainer).offers:
+        return []
     if found is None:
         return [_missing(facts, "ensemble", "Whether several finished trials together do better was not measured.")]
     single, several, cost = found["single"], found["ensemble"], found["cost"]

@@ -314,6 +314,17 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
     Raises SpecError, one line with the place and what is valid.
     """
     file = _read(path)
+    try:
+        return _spec_of(path, file, profile, settings or {}, trials, policy)
+    except SpecError as error:
+        if "trainer" not in file.model_fields_set and "there is no" in str(error):
+            raise SpecError(f"{error}. (The space names no trainer, so it is of the built-in decoder)") from None
+        raise
+
+
+def _spec_of(
+    path: Path, file: SpaceFile, profile: str | None, settings: Mapping[str, Any], trials: int | None, policy: str | None
+) -> StudySpec:
     overlay = Profile()
     if profile is not None:
         if profile not in file.profiles:
@@ -323,11 +334,11 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
     trainer = load_trainer(reference)
     base = trainer.config().with_values(file.base, f"{path}: base.")
     base = base.with_values(overlay.base, f"{path}: profiles.{profile}.base.")
-    for name in settings or {}:
+    for name in settings:
         if name in file.parameters:
             raise SpecError(f"--set {name}: this space searches {name} ({file.parameters[name]}). "
                             f"To fix it, take it out of `parameters` in a copy of {path}")  # fmt: skip
-    base = base.with_values(settings or {}, "--set ")
+    base = base.with_values(settings, "--set ")
     spec = StudySpec(
         space=path.stem,
         trainer=reference,
@@ -344,7 +355,7 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
         validation=_section(path, Validation, "validation", file.validation | overlay.validation),
         stopping=file.stopping and file.stopping.of(trainer.metric),
-        written=_written(file, overlay, settings or {}, trials, policy),
+        written=_written(file, overlay, settings, trials, policy),
     )
     starts = {name: _checked_start(path, spec, name) for name in spec.starts}
     spec = spec.model_copy(update={"starts": starts})

@@ -153,7 +153,7 @@ class StudyReader:
             return None
         reason = refusal(budget, idle)
         if reason and spent.failed > self.budget.failures:
-            return f"{reason}. See below, mend the cause, take --name"
+            return f"{reason}. Mend the cause, which hpo report names, and take --name"
         return f"{reason}. To go on, raise it with hpo budget --study {self.name}" if reason else None
 
     def over(self, budget_too: bool = True) -> str | None:

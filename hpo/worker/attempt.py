@@ -105,6 +105,8 @@ class Attempt:
         score = None
         steps = self.trial.config.steps
         for progress in training.train():
+            if not isinstance(progress, Progress):
+                raise TypeError(f"train() gave a {type(progress).__name__}. Valid: hpo.Progress(step, loss, ...)")
             if reason := progress.reason_to_end:
                 self.reporter.at(progress.step)
                 return Stopped(non_finite(progress.step, reason))

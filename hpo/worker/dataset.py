@@ -1,5 +1,6 @@
 """A study's data: loaded by its trainer, looked at before any worker does, and compared with those that it was made on."""
 
+import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ def look_at_data(path: Path | None, spec: StudySpec) -> Looked:
     dataset = load_dataset(spec, path, "cpu")
     base, *extremes = spec.extremes()
     described = asked(spec, "describe", partial(dataset.describe, base))
+    if not isinstance(described, list):
+        described = [str(described)]
     for config in extremes:
         asked(spec, "describe", partial(dataset.describe, config))
     chosen = f"profile {spec.profile} of the space" if spec.profile else "the space's base"
@@ -71,7 +74,22 @@ def load_dataset(spec: StudySpec, path: Path | None, device: str, partition: str
         if is_memory_short(error):
             raise MemoryShortError(f"{path or trainer.bundled}: no room on {device} for it. Take fewer workers there") from None
         raise
+    _check_dataset(spec, dataset)
     return dataset
+
+
+def _check_dataset(spec: StudySpec, dataset: Dataset) -> None:
+    """Raises DataError for what `load_data` gave that is no Dataset."""
+    kind = f"trainer {spec.trainer}: load_data gives a {type(dataset).__name__}"
+    for name in ("fingerprint", "facts", "describe"):
+        if not hasattr(dataset, name):
+            raise DataError(f"{kind} without {name}. Valid: what has fingerprint, facts and describe(config), see hpo.trainer.Dataset")
+    if not isinstance(dataset.fingerprint, str):
+        raise DataError(f"{kind} whose fingerprint is a {type(dataset.fingerprint).__name__}. Valid: a text, equal for equal data")
+    try:
+        json.dumps(dict(dataset.facts), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{kind} whose facts cannot be stored ({error}). Valid: a dict of numbers, text, lists and dicts") from None
 
 
 def load_study_data(study: Study, path: Path | None, device: str) -> Dataset:

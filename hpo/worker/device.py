@@ -1,6 +1,7 @@
 """The device that a training runs on: which one, its name, its memory, and whether an error says that that is short."""
 
 import resource
+import traceback
 from pathlib import Path
 
 import torch
@@ -33,6 +34,12 @@ def is_memory_short(error: BaseException) -> bool:
     """Whether PyTorch, on a GPU or the CPU, or Python did not get the memory that they asked for."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_SHORT)
     return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def place_of(error: BaseException) -> str:
+    """Where it was raised: train.py, line 12."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
 def first_line(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from hpo.study.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted
 from hpo.study.version import check_code, code_version
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
-from hpo.worker.device import CPU, device_name, first_line, is_memory_short
+from hpo.worker.device import CPU, device_name, first_line, is_memory_short, place_of
 from hpo.worker.reporter import persistently
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
@@ -128,7 +128,7 @@ class Worker:
             else:
                 log.exception("trial %d", trial.number)
                 self._check_device()
-                outcome = Failed(f"{type(error).__name__}: {first_line(error)}")
+                outcome = Failed(f"{type(error).__name__}: {first_line(error)} ({place_of(error)})")
         finally:
             run.writer.close()
             seconds = run.reporter.close(self.stop)
