@@ -23,7 +23,7 @@ ZIP_BYTES = 2000  # what is larger travels compressed
 RENAME = (
     "hpo names a study's folder, with its weights and checkpoints, after it: it cannot be renamed. Take hpo launch --name for a new one"
 )
-VALUE = "a trial's value is its PER, which its worker writes. A trial can be failed here; it is kept as stopped by hand"
+VALUE = "a trial's value is what its worker measured. A trial can be failed here; it is kept as stopped by hand"
 ATTRIBUTES = "a trial's attributes are hpo's record of it. Write a note instead"
 UPLOAD = "nothing can be uploaded here: the files of a trial are made from its record"
 
