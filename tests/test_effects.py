@@ -12,7 +12,7 @@ from scipy.stats import f_oneway, t
 from test_artifact import hpo
 from test_study import DIVERGED, HERE, RECORD, claim, completed, report
 
-from hpo.analysis.effects import build_effects, effects_of, effects_text, ended_trials, stands_out
+from hpo.analysis.effects import Effects, Importance, build_effects, effects_of, effects_text, ended_trials
 from hpo.analysis.surface import Axis, interaction, main_effect, surface
 from hpo.decoder.trainer import PER
 from hpo.space.spec import Parameter, StudySpec, load_spec
@@ -95,8 +95,14 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
-def importance_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {entry["name"]: entry for entry in found["importance"]}
+def claims_of(found: Effects) -> list[str]:
+    """What stands out of the noise."""
+    parameters = [entry.name for entry in found.importance if entry.clear]
+    return [*parameters, *(f"{pair.x} x {pair.y}" for pair in found.interactions if pair.clear)]
+
+
+def importance_of(found: Effects) -> dict[str, Importance]:
+    return {entry.name: entry for entry in found.importance}
 
 
 def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: Path, tmp_path: Path) -> None:
@@ -107,37 +113,39 @@ def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: P
     found = json.loads(done.stdout)
     kept = study.results()["effects"]
     assert named({name: value for name, value in kept.items() if name in found}, PER) == found
-    assert named(build_effects(study), PER) == found, "the same every time"
+    effects = build_effects(study)
+    assert named(effects.model_dump(mode="json"), PER) == found, "the same every time"
     states = [record.state for record in study.records()]
-    assert (found["trials"], found["diverged"]) == (60, states.count("stopped"))
-    assert 5 < found["diverged"] < 35
+    assert (effects.trials, effects.diverged) == (60, states.count("stopped"))
+    assert 5 < effects.diverged < 35
 
-    pairs = {(pair["x"], pair["y"]): pair for pair in found["interactions"]}
+    pairs = {(pair.x, pair.y): pair for pair in effects.interactions}
     first = pairs["optimizer.lr", "optimizer.eps"]
-    assert stands_out(first)
-    for pair in found["interactions"]:  # lr and the optimizer do interact: each wants another lr
-        assert not stands_out(pair) or {pair["x"], pair["y"]} <= {"optimizer.lr", "optimizer.eps", "optimizer.name"}
-    assert {(pair["x"], pair["y"]) for pair in found["interactions"]} >= {
+    assert first.clear
+    for pair in effects.interactions:  # lr and the optimizer do interact: each wants another lr
+        assert not pair.clear or {pair.x, pair.y} <= {"optimizer.lr", "optimizer.eps", "optimizer.name"}
+    assert {(pair.x, pair.y) for pair in effects.interactions} >= {
         ("optimizer.lr", "model.layer_norm"),
         ("optimizer.lr", "augment.white_noise_sd"),
     }
     adam = [record for record in study.records() if "optimizer.eps" in record.params]
-    assert [trial["number"] for trial in first["trials"]] == [record.number for record in adam]
+    assert [trial.number for trial in first.trials] == [record.number for record in adam]
     errors = [abs(per - as_in_the_lab({"optimizer.lr": x, "optimizer.eps": y}, 0))
-              for y, row in zip(first["y_values"], first["per"], strict=True)
-              for x, per in zip(first["x_values"], row, strict=True)]  # fmt: skip
+              for y, row in zip(first.y_values, first.value, strict=True)
+              for x, per in zip(first.x_values, row, strict=True)]  # fmt: skip
     assert np.mean(errors) < 0.1, "the surface is the true one, over a range of PER of 85 points"
 
-    entries = importance_of(found)
-    assert {found["importance"][0]["name"], found["importance"][1]["name"]} <= {"optimizer.lr", "optimizer.eps", "optimizer.name"}
-    assert found["importance"][0]["name"] in ("optimizer.lr", "optimizer.eps")
-    assert entries["optimizer.eps"]["trials"] == len(adam)
-    assert entries["optimizer.momentum"]["trials"] == 60 - len(adam)
-    assert sum(entry["ped_anova"] for entry in found["importance"]) == pytest.approx(1)
+    entries = importance_of(effects)
+    assert {effects.importance[0].name, effects.importance[1].name} <= {"optimizer.lr", "optimizer.eps", "optimizer.name"}
+    assert effects.importance[0].name in ("optimizer.lr", "optimizer.eps")
+    assert entries["optimizer.eps"].trials == len(adam)
+    assert entries["optimizer.momentum"].trials == 60 - len(adam)
+    assert sum(entry.ped_anova for entry in effects.importance) == pytest.approx(1)
     for name in ("optimizer.grad_clip_norm", "model.layer_norm", "augment.white_noise_sd", "optimizer.momentum"):
-        assert not stands_out(entries[name])
-        assert entries[name]["fanova"] < 0.2
-    text = effects_text(found, PER)
+        assert not entries[name].clear
+        fanova = entries[name].fanova
+        assert fanova is not None and fanova < 0.2
+    text = effects_text(effects, PER)
     assert max(map(len, text.splitlines())) <= 100
     assert "optimizer.lr x optimizer.eps: " in text
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
@@ -149,7 +157,7 @@ def test_noise_is_not_explained(space: Path) -> None:
     """A claim comes about once in 33 studies (1 % for parameters, asked pairs, other pairs): two of 6 once in 80."""
     spec = load_spec(space)
     studies = [effects_of("s", spec, records_of(spec, of_noise_alone, seed)) for seed in range(6)]
-    claims = [[effect for effect in [*found["importance"], *found["interactions"]] if stands_out(effect)] for found in studies]
+    claims = [claims_of(found) for found in studies]
     assert sum(bool(claim) for claim in claims) <= 1
     silent = next(found for found, claim in zip(studies, claims, strict=True) if not claim)
     assert "none stands out of the noise" in effects_text(silent, PER)
@@ -158,10 +166,10 @@ def test_noise_is_not_explained(space: Path) -> None:
 def test_main_effects_are_no_interaction(space: Path) -> None:
     spec = load_spec(space)
     found = effects_of("s", spec, records_of(spec, of_layer_norm_and_noise, 0, 120))
-    clear = {entry["name"] for entry in found["importance"] if stands_out(entry)}
+    clear = {entry.name for entry in found.importance if entry.clear}
     assert clear == {"model.layer_norm", "augment.white_noise_sd"}
-    assert {entry["name"] for entry in sorted(found["importance"], key=lambda entry: -entry["fanova"])[:2]} == clear
-    assert not any(stands_out(pair) for pair in found["interactions"])
+    assert {entry.name for entry in sorted(found.importance, key=lambda entry: -(entry.fanova or 0.0))[:2]} == clear
+    assert not any(pair.clear for pair in found.interactions)
 
 
 def test_decades_count_alike_in_fanova(space: Path) -> None:
@@ -169,7 +177,7 @@ def test_decades_count_alike_in_fanova(space: Path) -> None:
     spec = load_spec(space)
     records = [record for record in records_of(spec, lambda params, noise: 0.3, 0, 120) if "optimizer.eps" in record.params]
     records = [replace(record, value=0.2 if record.params["optimizer.eps"] < 1e-5 else 0.6) for record in records]
-    assert importance_of(effects_of("s", spec, records))["optimizer.eps"]["fanova"] > 0.9
+    assert (importance_of(effects_of("s", spec, records))["optimizer.eps"].fanova or 0.0) > 0.9
 
 
 def test_few_trials_give_hints_and_fewer_a_line(make_study: Callable[..., Study], space: Path, tmp_path: Path) -> None:
@@ -189,8 +197,8 @@ def test_few_trials_give_hints_and_fewer_a_line(make_study: Callable[..., Study]
     outcomes = {trial.number: trial.outcome for trial in ended_trials(study.records(), PER)}
     assert [outcomes[number] for number in (0, 4, 5)] == [0.9, 1.0, 1.0]
     found = build_effects(study)
-    assert (found["trials"], found["diverged"]) == (5, 2)
-    assert not any(stands_out(effect) for effect in [*found["importance"], *found["interactions"]])
+    assert (found.trials, found.diverged) == (5, 2)
+    assert claims_of(found) == []
     text = effects_text(found, PER)
     assert "5 trials, fewer than 20" in text and max(map(len, text.splitlines())) <= 100
     refused = hpo("effects", "--study", study.name, "--plot", tmp_path / "a.jpg")

@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+from pydantic import BaseModel
 
 from hpo.analysis.stats import holm
 from hpo.analysis.surface import Axis, interaction, main_effect, surface
@@ -45,19 +46,85 @@ class Ended:
     outcome: float
 
 
-def build_effects(study: StudyReader) -> dict[str, Any]:
+class Importance(BaseModel, frozen=True):
+    """How much one parameter matters."""
+
+    name: str
+    # share in what tells the best trials from all; the shares add up to 1
+    ped_anova: float
+    # share of the variance that the parameter explains alone; None where it could not be computed
+    fanova: float | None
+    # how many have the parameter
+    trials: int
+    # of a test of its main effect, alone and adjusted for the number of parameters; None where there are too few trials
+    p: float | None
+    p_holm: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether it stands out of the noise."""
+        return stands_out(self.trials, self.p_holm)
+
+
+class PairTrial(BaseModel, frozen=True):
+    """A trial on a heat map. value: the outcome, in the metric's unit (a fraction of 1 where it is percent)."""
+
+    number: int
+    x: Any
+    y: Any
+    value: float
+    state: str
+
+
+class Interaction(BaseModel, frozen=True):
+    """How two parameters act together, as a heat map with the trials on it."""
+
+    x: str
+    y: str
+    x_values: tuple[Any, ...]
+    y_values: tuple[Any, ...]
+    x_log: bool
+    y_log: bool
+    x_choices: bool
+    y_choices: bool
+    # the mean outcome, a row for each of y_values, in the metric's unit
+    value: tuple[tuple[float, ...], ...]
+    # those that have both parameters
+    trials: tuple[PairTrial, ...]
+    # share of the variance
+    strength: float
+    # of a test of the interaction, alone and adjusted for the number of pairs
+    p: float
+    p_holm: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether it stands out of the noise."""
+        return stands_out(len(self.trials), self.p_holm)
+
+
+class Effects(BaseModel, frozen=True):
+    """The finding `effects`. importance: the largest first; interactions: the clearest first."""
+
+    # that are complete or stopped by a rule, and those of them that were stopped
+    trials: int
+    diverged: int
+    # what was explained, in words
+    outcome: str
+    importance: tuple[Importance, ...]
+    interactions: tuple[Interaction, ...]
+    notes: tuple[str, ...]
+
+
+def build_effects(study: StudyReader) -> Effects:
     """The finding `effects`, kept with the study. Raises StudyError."""
     found = effects_of(study.name, study.spec, study.records())
-    study.keep_result("effects", found)
+    study.keep_result("effects", found.model_dump(mode="json"))
     return found
 
 
-def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> dict[str, Any]:
-    """JSON-ready, outcomes in the metric's unit (a fraction of 1 where it is percent). Raises StudyError, which calls the
-    study `name`.
-
-    Beyond PED-ANOVA and fANOVA each effect has `p` and `p_holm`, adjusted for the number of parameters, or of pairs.
-    """
+def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> Effects:
+    """What the trials say of the parameters and their pairs. Raises StudyError, which calls the study `name`."""
     metric = spec.metric
     records = ended_trials(all_records, metric)
     if len(records) < FEWEST:
@@ -67,14 +134,14 @@ def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> dic
         raise StudyError(f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain")
     pairs = [set(pair) for pair in load_trainer(spec.trainer).pairs]
     interactions = _interactions(spec, records, pairs)
-    return {
-        "trials": len(records),
-        "diverged": sum(record.state == "stopped" for record in records),
-        "outcome": _outcome_text(metric),
-        "importance": _importance(spec, records),
-        "interactions": interactions,
-        "notes": _notes(spec, records, interactions, pairs),
-    }
+    return Effects(
+        trials=len(records),
+        diverged=sum(record.state == "stopped" for record in records),
+        outcome=_outcome_text(metric),
+        importance=_importance(spec, records),
+        interactions=interactions,
+        notes=_notes(spec, records, interactions, pairs),
+    )
 
 
 def ended_trials(records: Sequence[Record], metric: Metric) -> list[Ended]:
@@ -104,13 +171,12 @@ def _outcome_text(metric: Metric) -> str:
     return f"the {name} on validation at the end of the training; of a trial that a rule stopped, {last}"
 
 
-def _notes(spec: StudySpec, records: Sequence[Ended], interactions: Sequence[Mapping[str, Any]], pairs: Sequence[set[str]]) -> list[str]:
+def _notes(spec: StudySpec, records: Sequence[Ended], interactions: Sequence[Interaction], pairs: Sequence[set[str]]) -> tuple[str, ...]:
     notes = []
     if len(records) < ENOUGH:
         notes.append(f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint.")
-    untested = [
-        asked for asked in pairs if asked <= set(spec.parameters) and asked not in ({pair["x"], pair["y"]} for pair in interactions)
-    ]
+    shown = [{pair.x, pair.y} for pair in interactions]
+    untested = [asked for asked in pairs if asked <= set(spec.parameters) and asked not in shown]
     notes += [f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell." for asked in untested]
     if any(parameter.when for parameter in spec.parameters.values()):
         notes.append("A parameter that exists under a condition is judged among the trials that have it (column trials), except by "
@@ -119,13 +185,13 @@ def _notes(spec: StudySpec, records: Sequence[Ended], interactions: Sequence[Map
         f"The search tried more where {spec.metric.name} was {spec.metric.good}, so trials are not spread evenly, "
         f"and parameters may have moved together."
     )
-    return notes
+    return tuple(notes)
 
 
 # ---- one parameter
 
 
-def _importance(spec: StudySpec, records: Sequence[Ended]) -> list[dict[str, Any]]:
+def _importance(spec: StudySpec, records: Sequence[Ended]) -> tuple[Importance, ...]:
     names = [name for name in spec.parameters if any(name in record.params for record in records)]
     having = {name: [record for record in records if name in record.params] for name in names}
     twin = _twin(spec, records)
@@ -140,11 +206,17 @@ def _importance(spec: StudySpec, records: Sequence[Ended]) -> list[dict[str, Any
     adjusted = iter(holm([test[1] for test in tests if test]))
     total = sum(ped_anova.values()) or 1.0
     found = [
-        {"name": name, "ped_anova": ped_anova[name] / total, "fanova": fanova.get(name), "trials": len(having[name]),
-         "p": test[1] if test else None, "p_holm": next(adjusted) if test else None}
+        Importance(
+            name=name,
+            ped_anova=ped_anova[name] / total,
+            fanova=fanova.get(name),
+            trials=len(having[name]),
+            p=test[1] if test else None,
+            p_holm=next(adjusted) if test else None,
+        )
         for name, test in zip(names, tests, strict=True)
-    ]  # fmt: skip
-    return sorted(found, key=lambda entry: entry["ped_anova"] + (entry["fanova"] or 0.0), reverse=True)
+    ]
+    return tuple(sorted(found, key=lambda entry: entry.ped_anova + (entry.fanova or 0.0), reverse=True))
 
 
 def _forest() -> FanovaImportanceEvaluator:
@@ -185,7 +257,7 @@ def _main_effect(spec: StudySpec, name: str, records: Sequence[Ended]) -> tuple[
 # ---- two parameters
 
 
-def _interactions(spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set[str]]) -> list[dict[str, Any]]:
+def _interactions(spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set[str]]) -> tuple[Interaction, ...]:
     """The pairs that are asked about in any case, and of the others those that stand out most; the clearest first.
 
     p_holm: among those asked about, and among all others.
@@ -199,7 +271,7 @@ def _interactions(spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set
     others = sorted((pair for pair in tested if set(pair) not in pairs), key=lambda pair: tested[pair][1])
     p_holm = {pair: p for family in (asked, others) for pair, p in zip(family, holm([tested[pair][1] for pair in family]), strict=True)}
     shown = sorted([*asked, *others[:OTHERS]], key=lambda pair: tested[pair][1])
-    return [_heat_map(spec, records, *pair) | {"strength": tested[pair][0], "p": tested[pair][1], "p_holm": p_holm[pair]} for pair in shown]
+    return tuple(_heat_map(spec, records, pair, tested[pair], p_holm[pair]) for pair in shown)
 
 
 def _on_axes(spec: StudySpec, x: str, y: str, records: Sequence[Ended]) -> tuple[Axis, Axis, list[Any], list[Any], Any]:
@@ -208,72 +280,78 @@ def _on_axes(spec: StudySpec, x: str, y: str, records: Sequence[Ended]) -> tuple
     return *axes, x_values, y_values, np.array([record.outcome for record in records])
 
 
-def _heat_map(spec: StudySpec, records: Sequence[Ended], x: str, y: str) -> dict[str, Any]:
+def _heat_map(spec: StudySpec, records: Sequence[Ended], pair: tuple[str, str], test: tuple[float, float], p_holm: float) -> Interaction:
+    """test: strength and p of the pair."""
+    x, y = pair
     both = [record for record in records if x in record.params and y in record.params]
     on_axes = _on_axes(spec, x, y, both)
-    return {
-        "x": x,
-        "y": y,
-        "x_values": on_axes[0].grid(),
-        "y_values": on_axes[1].grid(),
-        "x_log": spec.parameters[x].log,
-        "y_log": spec.parameters[y].log,
-        "x_choices": spec.parameters[x].choices is not None,
-        "y_choices": spec.parameters[y].choices is not None,
-        "value": surface(*on_axes, bounded=spec.metric.bounded),
-        "trials": [{"number": record.number, "x": record.params[x], "y": record.params[y], "value": record.outcome, "state": record.state}
-                   for record in both],
-    }  # fmt: skip
+    return Interaction(
+        x=x,
+        y=y,
+        x_values=tuple(on_axes[0].grid()),
+        y_values=tuple(on_axes[1].grid()),
+        x_log=spec.parameters[x].log,
+        y_log=spec.parameters[y].log,
+        x_choices=spec.parameters[x].choices is not None,
+        y_choices=spec.parameters[y].choices is not None,
+        value=tuple(tuple(row) for row in surface(*on_axes, bounded=spec.metric.bounded)),
+        trials=tuple(
+            PairTrial(number=record.number, x=record.params[x], y=record.params[y], value=record.outcome, state=record.state)
+            for record in both
+        ),
+        strength=test[0],
+        p=test[1],
+        p_holm=p_holm,
+    )
 
 
 # ---- in words
 
 
-def stands_out(effect: Mapping[str, Any]) -> bool:
-    """Whether an entry of `importance` or `interactions` is more than noise would give."""
-    trials = effect["trials"] if isinstance(effect["trials"], int) else len(effect["trials"])
-    return trials >= ENOUGH and effect["p_holm"] is not None and effect["p_holm"] < ALPHA
+def stands_out(trials: int, p_holm: float | None) -> bool:
+    """Whether an effect over so many trials is more than noise would give."""
+    return trials >= ENOUGH and p_holm is not None and p_holm < ALPHA
 
 
-def effects_text(found: Mapping[str, Any], metric: Metric) -> str:
+def effects_text(found: Effects, metric: Metric) -> str:
     """For a terminal, 100 columns."""
-    trials = found["trials"]
-    clear = [pair for pair in found["interactions"] if stands_out(pair)]
+    trials = found.trials
+    clear = [pair for pair in found.interactions if pair.clear]
     lines = [
-        f"{trials} trials, {found['diverged']} of them stopped. Outcome: {found['outcome']}",
+        f"{trials} trials, {found.diverged} of them stopped. Outcome: {found.outcome}",
         "",
         "Importance                   PED-ANOVA                  fANOVA  trials  p (Holm)",
-        *(_bar(entry) for entry in found["importance"]),
+        *(_bar(entry) for entry in found.importance),
         f"  * stands out of the noise (Holm below {ALPHA:g}). PED-ANOVA: share in what tells the best trials from all. "
         "fANOVA: share of the variance that the parameter explains alone.",
         "",
         "Interactions (those asked about, and the clearest others): "
-        + (f"{len(clear)} of {len(found['interactions'])} stand out" if clear else "none stands out of the noise"),
-        *(line for pair in found["interactions"] for line in _in_words(pair, metric)),
-        *(f"Note: {note}" for note in found["notes"]),
+        + (f"{len(clear)} of {len(found.interactions)} stand out" if clear else "none stands out of the noise"),
+        *(line for pair in found.interactions for line in _in_words(pair, metric)),
+        *(f"Note: {note}" for note in found.notes),
     ]
     return "\n".join(fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line for line in lines)
 
 
-def _bar(entry: Mapping[str, Any]) -> str:
-    fanova = "   -" if entry["fanova"] is None else f"{entry['fanova']:.2f}"
-    p = "   -" if entry["p_holm"] is None else f"{entry['p_holm']:.2g}"
-    star = " *" if stands_out(entry) else ""
-    bar = "#" * round(20 * entry["ped_anova"])
-    return f"  {entry['name']:26} {bar:20} {entry['ped_anova']:.2f}    {fanova}  {entry['trials']:6}  {p}{star}"
+def _bar(entry: Importance) -> str:
+    fanova = "   -" if entry.fanova is None else f"{entry.fanova:.2f}"
+    p = "   -" if entry.p_holm is None else f"{entry.p_holm:.2g}"
+    star = " *" if entry.clear else ""
+    bar = "#" * round(20 * entry.ped_anova)
+    return f"  {entry.name:26} {bar:20} {entry.ped_anova:.2f}    {fanova}  {entry.trials:6}  {p}{star}"
 
 
-def _in_words(pair: Mapping[str, Any], metric: Metric) -> list[str]:
+def _in_words(pair: Interaction, metric: Metric) -> list[str]:
     cells = []
-    for y, row in zip(pair["y_values"], pair["value"], strict=True):
-        cells += [(value, x, y) for x, value in zip(pair["x_values"], row, strict=True)]
-    star = " *" if stands_out(pair) else ""
+    for y, row in zip(pair.y_values, pair.value, strict=True):
+        cells += [(value, x, y) for x, value in zip(pair.x_values, row, strict=True)]
+    star = " *" if pair.clear else ""
     by_value = sorted(cells, key=lambda cell: metric.sign * cell[0])
     ends = (("best ", by_value[0]), ("worst", by_value[-1]))
     return [
-        f"  {pair['x']} x {pair['y']}: {100 * pair['strength']:.0f} % of the variance, p {pair['p']:.2g}, Holm {pair['p_holm']:.2g}{star}",
+        f"  {pair.x} x {pair.y}: {100 * pair.strength:.0f} % of the variance, p {pair.p:.2g}, Holm {pair.p_holm:.2g}{star}",
         *(
-            f"    {word} near {pair['x']} {value_text(x)}, {pair['y']} {value_text(y)}: {metric.name} {metric.text(value)}"
+            f"    {word} near {pair.x} {value_text(x)}, {pair.y} {value_text(y)}: {metric.name} {metric.text(value)}"
             for word, (value, x, y) in ends
         ),
     ]

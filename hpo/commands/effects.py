@@ -29,8 +29,8 @@ def effects(study: str, plot: Path | None, database: str | None, as_json: bool) 
     if plot:
         from hpo.report.heatmap import draw
 
-        draw(found, plot, metric)
-    shown = json.dumps(named(found, metric), indent=2) if as_json else effects_text(found, metric)
+        draw(found.model_dump(mode="json"), plot, metric)
+    shown = json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else effects_text(found, metric)
     click.echo(shown + (f"\nwrote {plot}" if plot and not as_json else ""))
 
 

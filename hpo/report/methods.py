@@ -131,7 +131,7 @@ def _further(report: dict[str, Any], metric: Metric) -> list[str]:
     findings, lines = report["findings"], []
     if effects := findings.get("effects"):
         first = [row["name"] for row in effects["importance"][:3]]
-        clear = ", ".join(row["name"] for row in effects["importance"] if stands_out(row)) or "none"
+        clear = ", ".join(row["name"] for row in effects["importance"] if stands_out(row["trials"], row["p_holm"])) or "none"
         lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first; {clear} stood out of the "
                   "noise."] if first else []  # fmt: skip
     if ablation := findings.get("ablation"):

@@ -272,11 +272,11 @@ def _effects(facts: Facts) -> list[Block]:
         picture = pictures.importance([(row["name"], row["ped_anova"], row["fanova"]) for row in rows])
         blocks.append(Picture(picture, "Importance by two methods." + f" The {pictures.BARS} largest." * (len(rows) > pictures.BARS)))
     for found in effects["interactions"][:MAPS]:
-        verdict = "stands out of the noise" if stands_out(found) else "no more than a hint"
+        verdict = "stands out of the noise" if stands_out(len(found["trials"]), found["p_holm"]) else "no more than a hint"
         told = f"interaction strength {found['strength']:.2g}, p {_p(found['p_holm'])} (Holm): {verdict}."
         blocks.append(Picture(pictures.heat_map(found, facts.metric), f"{found['x']} and {found['y']}: {told}"))
     shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"]), _p(row["p_holm"]),
-               "stands out" if stands_out(row) else "") for row in rows]  # fmt: skip
+               "stands out" if stands_out(row["trials"], row["p_holm"]) else "") for row in rows]  # fmt: skip
     table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials", "p (Holm)", ""), shares, long=("parameter",))
     return [*blocks, *([table] if shares else []), *_notes(effects)]
 
