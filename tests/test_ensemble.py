@@ -10,7 +10,7 @@ from conftest import TINY, tiny_contents
 from test_artifact import hpo
 from test_decoder import CPU
 
-from hpo.analysis.ensemble import ensemble_text
+from hpo.analysis.ensemble import Ensemble, ensemble_text
 from hpo.data.formats import read_sentences
 from hpo.decoder.artifact import load_decoder
 from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_along, select
@@ -108,7 +108,7 @@ def test_an_ensemble_of_trained_decoders(study: Study, write_data: Callable[...,
     assert found["cost"]["sentences"] == 60
     size = sum(weight.numel() for weight in decoder.model.parameters())
     assert found["cost"]["parameters"] == size * len(found["ensemble"]["members"])
-    assert max(map(len, ensemble_text(found, PER).splitlines())) <= 100
+    assert max(map(len, ensemble_text(Ensemble.model_validate(kept), PER).splitlines())) <= 100
 
     contents = tiny_contents(sentences=30)
     contents["test"] = tiny_contents(sentences=5)["train"]

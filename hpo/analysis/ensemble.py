@@ -6,12 +6,13 @@ How models are combined their trainer says: the built-in decoders are averaged f
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from hpo.analysis.stats import compare, score_interval
+from pydantic import BaseModel, ConfigDict
+
+from hpo.analysis.stats import Comparison, compare, score_interval
 from hpo.analysis.weights import weights_of
 from hpo.errors import StudyError
 from hpo.study.pick import best_first
@@ -24,9 +25,83 @@ from hpo.worker.device import choose_device
 CANDIDATES = 40  # so many of the best trials: their outputs are in memory together
 
 
+class Scored(BaseModel, frozen=True):
+    """The metric on both partitions, in its unit (a fraction of 1 where it is percent), with 95 % intervals; None where one
+    sentence gives none.
+    """
+
+    validation_value: float
+    validation_interval: tuple[float, float] | None
+    test_value: float
+    test_interval: tuple[float, float] | None
+
+
+class Single(Scored, frozen=True):
+    """The best single decoder on validation."""
+
+    trial: int
+
+
+class Member(BaseModel, frozen=True):
+    """weight: how often it was taken."""
+
+    trial: int
+    weight: int
+
+
+class Combined(Scored, frozen=True):
+    """The combination that was best on validation. mean: how its members are averaged."""
+
+    mean: str
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Members, counted as often as they were taken."""
+        return sum(member.weight for member in self.members)
+
+
+class Size(BaseModel, frozen=True):
+    """A combination that was looked at: the one of a size smaller, and the trial that was added."""
+
+    size: int
+    added: int
+    mean: str
+    validation_value: float
+    test_value: float
+
+
+class Cost(BaseModel, frozen=True):
+    """Of the sentences of test. ratio: of the seconds."""
+
+    seconds_single: float
+    seconds_ensemble: float
+    ratio: float
+    sentences: int
+    parameters: int
+
+
+class Ensemble(BaseModel):
+    """The finding `ensemble`. What all members agree in are extra fields, named in `matching`: `stride=4`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    partition_selected: str
+    partition: str
+    candidates: int
+    matching: tuple[str, ...]
+    single: Single
+    ensemble: Combined
+    # the combination minus the single decoder, on test
+    comparison: Comparison
+    curve: tuple[Size, ...]
+    cost: Cost
+    notes: tuple[str, ...]
+
+
 def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: int = 10, device: str | None = None,
-                   data_path: Path | None = None) -> dict[str, Any]:  # fmt: skip
-    """The finding `ensemble`, kept with the study: JSON-ready, the metric as a fraction of 1, times in seconds.
+                   data_path: Path | None = None) -> Ensemble:  # fmt: skip
+    """The finding `ensemble`, kept with the study.
 
     trials: numbers of complete trials to choose from; None: the best ones whose weights are here. data_path: where the
     study's data are on this machine, if not where they were. Raises StudyError, DataError.
@@ -38,15 +113,15 @@ def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: 
     paths = {mean: offer.select(on_validation, mean, max_size) for mean in offer.means}
     members = {number: pool[number] for number in sorted({number for path in paths.values() for number in path})}
     on_test, costs = offer.outputs(load_dataset(study.spec, data_path or study.data_path, chosen, "test"), members)
-    found = {
+    facts = {
         "partition_selected": "validation",
         "partition": "test",
         "candidates": len(pool),
         **_matching(study, next(iter(pool)), offer.matching),
-        **_findings(offer, study.spec.metric, paths, on_validation, on_test, costs),
-        "notes": notes,
+        "notes": tuple(notes),
     }
-    study.keep_result("ensemble", found)
+    found = _finding(facts, offer, study.spec.metric, paths, on_validation, on_test, costs)
+    study.keep_result("ensemble", found.model_dump(mode="json"))
     return found
 
 
@@ -112,14 +187,15 @@ def _matching(study: Study, number: int, matching: Sequence[str]) -> dict[str, A
     return {"matching": names, **shared}
 
 
-def _findings(
+def _finding(
+    facts: Mapping[str, Any],
     offer: Ensembles,
     metric: Metric,
     paths: Mapping[str, list[int]],
     on_validation: Any,
     on_test: Any,
     costs: Mapping[int, tuple[float, int]],
-) -> dict[str, Any]:
+) -> Ensemble:
     """Which mean and size is best on validation, the smallest of equals; its scores and the best single decoder's."""
     scores = {mean: offer.scores_along(path, on_validation, mean) for mean, path in paths.items()}
     tests = {mean: offer.scores_along(path, on_test, mean) for mean, path in paths.items()}
@@ -128,30 +204,33 @@ def _findings(
     members = Counter(paths[mean][: end + 1])
     single = paths[mean][0]
     seconds = sum(costs[number][0] for number in members)
-    return {
-        "single": {"trial": single, **_scored(scores[mean][0], tests[mean][0], metric)},
-        "ensemble": {
-            "mean": mean,
-            "members": [{"trial": number, "weight": weight} for number, weight in members.most_common()],
+    curve = [
+        Size(size=size, added=number, mean=mean, validation_value=score.value, test_value=test.value)
+        for mean, path in paths.items()
+        for size, (number, score, test) in enumerate(zip(path, scores[mean], tests[mean], strict=True), start=1)
+    ]
+    return Ensemble(
+        **facts,
+        single=Single(trial=single, **_scored(scores[mean][0], tests[mean][0], metric)),
+        ensemble=Combined(
+            mean=mean,
+            members=tuple(Member(trial=number, weight=weight) for number, weight in members.most_common()),
             **_scored(scores[mean][end], tests[mean][end], metric),
-        },
-        "comparison": asdict(compare([tests[mean][end]], [tests[mean][0]])),
-        "curve": [
-            {"size": size, "added": number, "mean": mean, "validation_value": score.value, "test_value": test.value}
-            for mean, path in paths.items()
-            for size, (number, score, test) in enumerate(zip(path, scores[mean], tests[mean], strict=True), start=1)
-        ],
-        "cost": {
-            "seconds_single": costs[single][0],
-            "seconds_ensemble": seconds,
-            "ratio": seconds / costs[single][0],
-            "sentences": len(tests[mean][0].lengths),
-            "parameters": sum(costs[number][1] for number in members),
-        },
-    }
+        ),
+        comparison=compare([tests[mean][end]], [tests[mean][0]]),
+        curve=tuple(curve),
+        cost=Cost(
+            seconds_single=costs[single][0],
+            seconds_ensemble=seconds,
+            ratio=seconds / costs[single][0],
+            sentences=len(tests[mean][0].lengths),
+            parameters=sum(costs[number][1] for number in members),
+        ),
+    )
 
 
 def _scored(validation: Score, test: Score, metric: Metric) -> dict[str, Any]:
+    """The fields of Scored."""
     return {
         "validation_value": validation.value,
         "validation_interval": score_interval([validation], metric),
@@ -160,52 +239,58 @@ def _scored(validation: Score, test: Score, metric: Metric) -> dict[str, Any]:
     }
 
 
-def _shared(found: Mapping[str, Any]) -> str:
+def _shared(found: Ensemble) -> str:
     """kernel 8, stride 2"""
-    return ", ".join(f"{name} {found[name]}" for name in found["matching"])
+    return ", ".join(f"{name} {getattr(found, name)}" for name in found.matching)
 
 
-def ensemble_text(found: Mapping[str, Any], metric: Metric) -> str:
+def ensemble_text(found: Ensemble, metric: Metric) -> str:
     """For a terminal, 100 columns."""
-    single, ensemble, cost = found["single"], found["ensemble"], found["cost"]
-    members = ", ".join(
-        f"{member['trial']}" + (f" (x{member['weight']})" if member["weight"] > 1 else "") for member in ensemble["members"]
-    )
-    size = sum(member["weight"] for member in ensemble["members"])
-    curve = [point for point in found["curve"] if point["mean"] == ensemble["mean"]]
+    single, ensemble, cost = found.single, found.ensemble, found.cost
+    members = ", ".join(f"{member.trial}" + (f" (x{member.weight})" if member.weight > 1 else "") for member in ensemble.members)
+    curve = [point for point in found.curve if point.mean == ensemble.mean]
     lines = [
-        f"Best single decoder: trial {single['trial']}",
+        f"Best single decoder: trial {single.trial}",
         *_score_lines(single, metric),
-        f"Ensemble: {ensemble['mean']} mean of {members}; {found['candidates']} candidates, {_shared(found)}",
+        f"Ensemble: {ensemble.mean} mean of {members}; {found.candidates} candidates, {_shared(found)}",
         *_score_lines(ensemble, metric),
         f"  Members, mean and size were chosen on validation, so that {metric.name} flatters; on test nothing was chosen.",
-        _verdict(found["comparison"], size, metric),
-        f"Cost of {cost['sentences']} sentences: {cost['seconds_ensemble']:.2f} s, {cost['ratio']:.1f} x the single decoder's; "
-        f"{cost['parameters']:,} parameters",
+        _verdict(found.comparison, ensemble.size, metric),
+        f"Cost of {cost.sentences} sentences: {cost.seconds_ensemble:.2f} s, {cost.ratio:.1f} x the single decoder's; "
+        f"{cost.parameters:,} parameters",
         "  size  added  validation      test",
-        *(f"  {point['size']:4}  {point['added']:5}  {metric.text(point['validation_value']):>10}  {metric.text(point['test_value']):>8}"
-          f"{'   <- taken' if point['size'] == size else ''}" for point in curve),
-        *(f"Note: {note}" for note in found["notes"]),
-    ]  # fmt: skip
+    ]
+    for point in curve:
+        taken = "   <- taken" if point.size == ensemble.size else ""
+        lines.append(
+            f"  {point.size:4}  {point.added:5}  {metric.text(point.validation_value):>10}  {metric.text(point.test_value):>8}{taken}"
+        )
+    lines += [f"Note: {note}" for note in found.notes]
     return "\n".join(fill(line, 100, subsequent_indent="    ") for line in lines)
 
 
-def _score_lines(part: Mapping[str, Any], metric: Metric) -> list[str]:
-    lines = []
-    for partition in ("validation", "test"):
-        low, high = part[f"{partition}_interval"]
-        value = metric.text(part[f"{partition}_value"])
-        lines.append(f"  {partition:11} {value:>8}, 95 % interval {metric.text(low)} to {metric.text(high)}")
-    return lines
+def _score_lines(part: Scored, metric: Metric) -> list[str]:
+    return [
+        _score_line("validation", part.validation_value, part.validation_interval, metric),
+        _score_line("test", part.test_value, part.test_interval, metric),
+    ]
 
 
-def _verdict(comparison: Mapping[str, Any], size: int, metric: Metric) -> str:
+def _score_line(partition: str, value: float, interval: tuple[float, float] | None, metric: Metric) -> str:
+    if interval is None:
+        within = "no interval of one sentence"
+    else:
+        within = f"95 % interval {metric.text(interval[0])} to {metric.text(interval[1])}"
+    return f"  {partition:11} {metric.text(value):>8}, {within}"
+
+
+def _verdict(comparison: Comparison, size: int, metric: Metric) -> str:
     if size == 1:
         return "No combination was better on validation than the best single decoder."
-    low, high = comparison["interval"]
+    low, high = comparison.interval
     below, above = ("better", "worse") if metric.direction == "minimize" else ("worse", "better")
     word = below if high < 0 else above if low > 0 else "not separated"
     return (
-        f"Ensemble minus single on test: {metric.difference(comparison['difference'])} {metric.difference_unit}, "
-        f"95 % interval {metric.difference(low)} to {metric.difference(high)}, p {comparison['p']:.2g}: {word}"
+        f"Ensemble minus single on test: {metric.difference(comparison.difference)} {metric.difference_unit}, "
+        f"95 % interval {metric.difference(low)} to {metric.difference(high)}, p {comparison.p:.2g}: {word}"
     )

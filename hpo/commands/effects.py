@@ -62,7 +62,7 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
     offered(opened.spec.trainer, "ensemble", "ensembles")
     found = build_ensemble(opened, [int(number) for number in numbers], max_size, device, data)
     metric = opened.spec.metric
-    click.echo(json.dumps(named(found, metric), indent=2) if as_json else ensemble_text(found, metric))
+    click.echo(json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else ensemble_text(found, metric))
 
 
 @click.command()
