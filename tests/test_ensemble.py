@@ -108,7 +108,10 @@ def test_an_ensemble_of_trained_decoders(study: Study, write_data: Callable[...,
     assert found["cost"]["sentences"] == 60
     size = sum(weight.numel() for weight in decoder.model.parameters())
     assert found["cost"]["parameters"] == size * len(found["ensemble"]["members"])
-    assert max(map(len, ensemble_text(Ensemble.model_validate(kept), PER).splitlines())) <= 100
+    finding = Ensemble.model_validate(kept)
+    assert max(map(len, ensemble_text(finding, PER).splitlines())) <= 100
+    of_one_sentence = finding.model_copy(update={"single": finding.single.model_copy(update={"test_interval": None})})
+    assert "no interval of one sentence" in ensemble_text(of_one_sentence, PER)
 
     contents = tiny_contents(sentences=30)
     contents["test"] = tiny_contents(sentences=5)["train"]
