@@ -11,7 +11,7 @@ from conftest import TINY, recordings, tiny_contents
 from test_worker import RECORD, worker_for
 
 from hpo.analysis.child import open_child
-from hpo.analysis.confirm import Chosen, _comparisons, as_text, choose, confirm
+from hpo.analysis.confirm import Chosen, Confirmation, _comparisons, as_text, choose, confirm
 from hpo.analysis.retrain import Retrained, Train, check_data
 from hpo.cli import main
 from hpo.decoder.trainer import PER
@@ -56,35 +56,37 @@ def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path
     return study
 
 
-def confirmed(study: Study, database: Database, train: Train, top: int = 2, seeds: int = 2) -> dict[str, Any]:
+def confirmed(study: Study, database: Database, train: Train, top: int = 2, seeds: int = 2) -> Confirmation:
     return confirm(study, open_child(database, study, "confirm", ("test",)), top, seeds, train)
 
 
 def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(searched: Study, database: Database, train: Train) -> None:
     finding = confirmed(searched, database, train)
     best = sorted((record.value, record.number) for record in searched.records() if record.value is not None)
-    tops = [config for config in finding["configs"] if config["top"]]
-    assert [(config["search_value"], config["trial"]) for config in tops] == best[:2]
-    assert {config["start"] for config in finding["configs"]} >= set(searched.spec.starts)
-    assert searched.results()["confirm"]["configs"] == json.loads(json.dumps(finding["configs"]))
+    tops = [config for config in finding.configs if config.top]
+    assert [(config.search_value, config.trial) for config in tops] == best[:2]
+    assert {config.start for config in finding.configs} >= set(searched.spec.starts)
+    assert searched.results()["confirm"]["configs"] == finding.model_dump(mode="json")["configs"]
     parent_seeds = {record.config["seed"] for record in searched.records()}
-    for config in finding["configs"]:
-        seeds = [seed["seed"] for seed in config["seeds"]]
+    for config in finding.configs:
+        seeds = [seed["seed"] for seed in config.seeds]
         assert seeds == [1_000_000, 1_000_001]
         assert not parent_seeds & set(seeds)
     sure = tops[0]
-    assert sure["value"] == pytest.approx(sum(seed["value"] for seed in sure["seeds"]) / 2)
-    assert sure["interval"][0] < sure["value"] < sure["interval"][1]
-    assert sure["optimism"] == pytest.approx(sure["selection"] + sure["partition_shift"])
-    assert finding["sentences"] == 24
-    pairs = {(comparison["a"], comparison["b"]) for comparison in finding["comparisons"]}
-    assert len(pairs) == len(finding["comparisons"])
-    assert all(comparison["p_holm"] >= comparison["p"] for comparison in finding["comparisons"])
+    assert sure.value is not None and sure.interval is not None
+    assert sure.selection is not None and sure.partition_shift is not None
+    assert sure.value == pytest.approx(sum(seed["value"] for seed in sure.seeds) / 2)
+    assert sure.interval[0] < sure.value < sure.interval[1]
+    assert sure.optimism == pytest.approx(sure.selection + sure.partition_shift)
+    assert finding.sentences == 24
+    pairs = {(comparison.a, comparison.b) for comparison in finding.comparisons}
+    assert len(pairs) == len(finding.comparisons)
+    assert all(comparison.p_holm >= comparison.p for comparison in finding.comparisons)
 
-    wild = next(config for config in finding["configs"] if config["start"] == "wild")
-    assert (wild["value"], wild["interval"], wild["counts"]) == (None, None, "0 of 2, 2 diverged")
-    assert any(note.startswith("wild: 2 of 2 seeds diverged (") and note.endswith("so it has no PER.") for note in finding["notes"])
-    assert all("wild" not in (comparison["a"], comparison["b"]) for comparison in finding["comparisons"])
+    wild = next(config for config in finding.configs if config.start == "wild")
+    assert (wild.value, wild.interval, wild.counts) == (None, None, "0 of 2, 2 diverged")
+    assert any(note.startswith("wild: 2 of 2 seeds diverged (") and note.endswith("so it has no PER.") for note in finding.notes)
+    assert all("wild" not in (comparison.a, comparison.b) for comparison in finding.comparisons)
     shown = as_text("p", finding, PER)
     assert "0 of 2, 2 diverged" in shown
     assert "95 % interval" in shown
@@ -97,13 +99,13 @@ def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(se
     more = confirmed(searched, database, train, top=3, seeds=3)
     assert len(child.records()) > count
     assert child.budget_spent()
-    noted = [note for note in more["notes"] if "are not separated" in note]
-    assert more["separated"] == (not noted)
+    noted = [note for note in more.notes if "are not separated" in note]
+    assert more.separated == (not noted)
     assert all("of seeds" in note or "seeds each" in note or "more seeds may do" in note for note in noted)
-    both = {config["name"]: config for config in more["configs"]}
-    for config in finding["configs"]:
-        if not config["counts"].startswith("0"):
-            assert both[config["name"]]["seeds"][:2] == config["seeds"]
+    both = {config.name: config for config in more.configs}
+    for config in finding.configs:
+        if not config.counts.startswith("0"):
+            assert both[config.name].seeds[:2] == config.seeds
 
 
 def side(states: str, errors: int) -> Retrained:
@@ -119,9 +121,9 @@ def side(states: str, errors: int) -> Retrained:
 def test_nothing_is_decided_by_the_seeds_that_came_through(tiny_spec: StudySpec, best: str, start: str, decided: bool) -> None:
     chosen = [Chosen("trial 3", 3, None, True, 0.2, tiny_spec.config()), Chosen("baseline", 0, "baseline", False, 0.4, tiny_spec.config())]
     (comparison,) = _comparisons(chosen, [side(best, 10), side(start, 20)])
-    assert comparison["difference"] == pytest.approx(-0.2, abs=0.02)
-    assert comparison["p_holm"] < 0.01
-    assert comparison["decided"] is decided
+    assert comparison.difference == pytest.approx(-0.2, abs=0.02)
+    assert comparison.p_holm < 0.01
+    assert comparison.decided is decided
 
 
 def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
@@ -135,7 +137,7 @@ def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
         confirmed(searched, database, some, seeds=1)
     assert "confirm" not in searched.results()
     finding = confirmed(searched, database, train, seeds=1)
-    assert any(note.startswith("One seed: the intervals are over sentences alone") for note in finding["notes"])
+    assert any(note.startswith("One seed: the intervals are over sentences alone") for note in finding.notes)
     with pytest.raises(CallerError, match="--seeds 0: valid is 1 or more"):
         confirmed(searched, database, train, seeds=0)
     with pytest.raises(CallerError, match="--top 0: valid is 1 or more"):

@@ -3,9 +3,12 @@
 Nothing is selected here: the configurations are chosen by the search's validation score, and what `test` says of them is told.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
+
+from pydantic import BaseModel
 
 from hpo.analysis.child import fresh_seeds
 from hpo.analysis.retrain import (
@@ -21,7 +24,7 @@ from hpo.analysis.retrain import (
     start_config,
     wrapped,
 )
-from hpo.analysis.stats import compare, holm, seeds_to_separate
+from hpo.analysis.stats import Comparison, compare, holm, seeds_to_separate
 from hpo.errors import CallerError, StudyError
 from hpo.settings import Config
 from hpo.study.pick import best_first
@@ -43,6 +46,63 @@ class Chosen:
     top: bool
     search_value: float | None
     config: Config
+
+
+class ConfirmedConfig(BaseModel, frozen=True):
+    """A configuration retrained. Values are of the metric, means over the seeds that came to their end; None where there is none."""
+
+    name: str
+    trial: int | None
+    start: str | None
+    top: bool
+    # On validation, of the search's one training.
+    search_value: float | None
+    # seeds_facts of each training, in the order of the seeds.
+    seeds: tuple[dict[str, Any], ...]
+    # On validation, of the fresh seeds.
+    validation_value: float | None
+    # On the finding's partition, with its interval.
+    value: float | None
+    interval: tuple[float, float] | None
+    # `5`, or `3 of 5, 2 diverged`.
+    counts: str
+    # How much worse `value` is than `search_value`; below 0 it is better. The sum of the next two.
+    optimism: float | None
+    # What choosing the best of many noisy numbers flattered.
+    selection: float | None
+    # What comes of test being not validation.
+    partition_shift: float | None
+
+
+class ConfigComparison(BaseModel, frozen=True):
+    """Two configurations by name. The difference is value of a minus value of b."""
+
+    a: str
+    b: str
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    # Interval and p_holm agree, and no seed diverged or failed.
+    decided: bool
+    # p adjusted for the number of comparisons.
+    p_holm: float
+
+
+class Confirmation(BaseModel, frozen=True):
+    # The study of the trainings.
+    child: str
+    partition: str
+    # How many items the partition has; 0 if no training came to its end.
+    sentences: int
+    # Of the intervals, as a fraction.
+    level: float
+    # Of all the trainings together, in seconds of a GPU.
+    gpu_seconds: float
+    configs: tuple[ConfirmedConfig, ...]
+    comparisons: tuple[ConfigComparison, ...]
+    # Whether the search's best differs from every other top configuration.
+    separated: bool
+    notes: tuple[str, ...]
 
 
 def choose(study: Study, top: int) -> list[Chosen]:
@@ -69,7 +129,7 @@ def _unseeded(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if name != "seed"}
 
 
-def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> dict[str, Any]:
+def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> Confirmation:
     """Retrain, score, compare. Returns the finding, which is kept with the study. Raises StudyError, CallerError."""
     if seeds < 1:
         raise CallerError(f"--seeds {seeds}: valid is 1 or more; with 2 or more the intervals know how much seeds matter")
@@ -78,48 +138,46 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> d
     results = outcomes(child, ids, PARTITION)
     validation = child.scores([trial_id for row in ids for trial_id in row])
     comparisons = _comparisons(chosen, results)
-    finding = {
-        "child": child.name,
-        "partition": PARTITION,
-        "sentences": next((len(result.scores[0].lengths) for result in results if result.found), 0),
-        "level": LEVEL,
-        "gpu_seconds": sum(record.gpu_seconds for result in results for record in result.records),
-        "configs": [_config(each, result, validation, study.spec.metric.sign) for each, result in zip(chosen, results, strict=True)],
-        "comparisons": comparisons,
-        "separated": _separated(chosen, comparisons),
-        "notes": _notes(study, chosen, results, comparisons, seeds),
-    }
-    study.keep_result("confirm", finding)
+    finding = Confirmation(
+        child=child.name,
+        partition=PARTITION,
+        sentences=next((len(result.scores[0].lengths) for result in results if result.found), 0),
+        level=LEVEL,
+        gpu_seconds=sum(record.gpu_seconds for result in results for record in result.records),
+        configs=tuple(_config(each, result, validation, study.spec.metric.sign) for each, result in zip(chosen, results, strict=True)),
+        comparisons=tuple(comparisons),
+        separated=_separated(chosen, comparisons),
+        notes=tuple(_notes(study, chosen, results, comparisons, seeds)),
+    )
+    study.keep_result("confirm", finding.model_dump(mode="json"))
     return finding
 
 
-def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score], sign: int) -> dict[str, Any]:
-    """optimism: how much worse it is than the search said; selection: what choosing the best of many noisy numbers flattered;
-    partition_shift: that test is not validation. sign: of the metric.
-    """
+def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score], sign: int) -> ConfirmedConfig:
+    """sign: of the metric."""
     again = mean(validation[trial_id].value for trial_id in result.found if trial_id in validation)
-    return {
-        "name": chosen.name,
-        "trial": chosen.trial,
-        "start": chosen.start,
-        "top": chosen.top,
-        "search_value": chosen.search_value,
-        "seeds": seeds_facts(result.records, result.found, validation),
-        "validation_value": again,
-        "value": result.value,
-        "interval": result.interval,
-        "counts": result.counts,
-        "optimism": _minus(result.value, chosen.search_value, sign),
-        "selection": _minus(again, chosen.search_value, sign),
-        "partition_shift": _minus(result.value, again, sign),
-    }
+    return ConfirmedConfig(
+        name=chosen.name,
+        trial=chosen.trial,
+        start=chosen.start,
+        top=chosen.top,
+        search_value=chosen.search_value,
+        seeds=tuple(seeds_facts(result.records, result.found, validation)),
+        validation_value=again,
+        value=result.value,
+        interval=result.interval,
+        counts=result.counts,
+        optimism=_minus(result.value, chosen.search_value, sign),
+        selection=_minus(again, chosen.search_value, sign),
+        partition_shift=_minus(result.value, again, sign),
+    )
 
 
 def _minus(a: float | None, b: float | None, sign: int) -> float | None:
     return None if a is None or b is None else sign * (a - b)
 
 
-def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[dict[str, Any]]:
+def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[ConfigComparison]:
     """Each top configuration against each start, and the first against the other top ones.
 
     decided: interval and p agree, and no seed diverged or failed, because the seeds that came through flatter their side.
@@ -128,27 +186,35 @@ def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[dict[st
     tops, starts = ([pair for pair in everything if wanted(pair[0])] for wanted in (lambda c: c.top, lambda c: c.start is not None))
     pairs = [*product(tops, starts), *product(tops[:1], tops[1:])]
     seen: set[frozenset[str]] = set()
-    found: list[dict[str, Any]] = []
+    found: list[tuple[str, str, Comparison, bool]] = []  # the last: whether every seed came to its end
     for (a, result_a), (b, result_b) in pairs:
         if a is not b and frozenset((a.name, b.name)) not in seen and result_a.found and result_b.found:
             seen.add(frozenset((a.name, b.name)))
-            apart = compare(result_a.scores, result_b.scores, LEVEL)
             whole = all(len(result.found) == len(result.records) for result in (result_a, result_b))
-            found.append({"a": a.name, "b": b.name, "difference": apart.difference, "interval": apart.interval, "p": apart.p,
-                          "decided": apart.decided and whole})  # fmt: skip
-    adjusted = holm([float(comparison["p"]) for comparison in found])
-    return [{**comparison, "p_holm": p, "decided": comparison["decided"] and p <= ALPHA}
-            for comparison, p in zip(found, adjusted, strict=True)]  # fmt: skip
+            found.append((a.name, b.name, compare(result_a.scores, result_b.scores, LEVEL), whole))
+    adjusted = holm([apart.p for _, _, apart, _ in found])
+    return [
+        ConfigComparison(
+            a=name,
+            b=other,
+            difference=apart.difference,
+            interval=apart.interval,
+            p=apart.p,
+            decided=apart.decided and whole and p_holm <= ALPHA,
+            p_holm=p_holm,
+        )
+        for (name, other, apart, whole), p_holm in zip(found, adjusted, strict=True)
+    ]
 
 
-def _separated(chosen: list[Chosen], comparisons: list[dict[str, Any]]) -> bool:
+def _separated(chosen: list[Chosen], comparisons: Sequence[ConfigComparison]) -> bool:
     """Whether the search's best differs from every other top configuration."""
     first, *others = [each.name for each in chosen if each.top]
-    decided = {frozenset((comparison["a"], comparison["b"])) for comparison in comparisons if comparison["decided"]}
+    decided = {frozenset((comparison.a, comparison.b)) for comparison in comparisons if comparison.decided}
     return all(frozenset((first, other)) in decided for other in others)
 
 
-def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], comparisons: list[dict[str, Any]], seeds: int) -> list[str]:
+def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], comparisons: Sequence[ConfigComparison], seeds: int) -> list[str]:
     metric = study.spec.metric
     notes = []
     if study.why_over() is None:
@@ -166,11 +232,11 @@ def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], compari
     by_name = {each.name: result for each, result in zip(chosen, results, strict=True)}
     tops = [each.name for each in chosen if each.top]
     for comparison in comparisons:
-        a, b = comparison["a"], comparison["b"]
-        if tops[0] in (a, b) and {a, b} <= set(tops) and not comparison["decided"]:
+        a, b = comparison.a, comparison.b
+        if tops[0] in (a, b) and {a, b} <= set(tops) and not comparison.decided:
             notes.append(
-                f"{a} and {b} are not separated: {metric.difference(comparison['difference'])} {metric.difference_unit} "
-                f"{difference_interval(metric, comparison['interval'])}.{_needed(by_name[a], by_name[b], seeds, metric)}"
+                f"{a} and {b} are not separated: {metric.difference(comparison.difference)} {metric.difference_unit} "
+                f"{difference_interval(metric, comparison.interval)}.{_needed(by_name[a], by_name[b], seeds, metric)}"
             )
     return notes
 
@@ -188,48 +254,46 @@ def _needed(a: Retrained, b: Retrained, seeds: int, metric: Metric) -> str:
     return f" If it is as large as that, about {needed} seeds each would do." if needed > seeds else " A few more seeds may do."
 
 
-def as_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
+def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
     """The finding for a terminal, 100 columns."""
-    configs, seeds = finding["configs"], len(finding["configs"][0]["seeds"])
-    width = max(len(config["name"]) for config in configs)
+    configs, seeds = finding.configs, len(finding.configs[0].seeds)
+    width = max(len(config.name) for config in configs)
     lines = [
         f"Study {study}: {len(configs)} configurations retrained with {plural(seeds, 'fresh seed')} each, "
-        f"scored on {finding['partition']} ({finding['sentences']} {metric.items})",
+        f"scored on {finding.partition} ({finding.sentences} {metric.items})",
         f"  {'':{width}} {'search':>9} {'fresh seeds':>12} {f'test {metric.name}':>9}  {'95 % interval':19} seeds",
     ]
     for config in configs:
         lines.append(
-            f"  {config['name']:{width}} {_value(config['search_value'], metric):>9} "
-            f"{_value(config['validation_value'], metric):>12} {_value(config['value'], metric):>9}  "
-            f"{_interval(config['interval'], metric):19} {config['counts']}"
+            f"  {config.name:{width}} {_value(config.search_value, metric):>9} "
+            f"{_value(config.validation_value, metric):>12} {_value(config.value, metric):>9}  "
+            f"{_interval(config.interval, metric):19} {config.counts}"
         )
     lines.append(
         f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} on the same {metric.items}; the others are on test)"
     )
-    if finding["comparisons"]:
-        lines += _comparison_lines(finding["comparisons"], metric)
+    if finding.comparisons:
+        lines += _comparison_lines(finding.comparisons, metric)
     worse = "higher" if metric.direction == "minimize" else "lower"
     lines.append(f"How much {worse} the {metric.name} on test is than the search said, in {metric.difference_unit}")
     for config in configs:
-        if config["top"] and config["optimism"] is not None:
+        if config.top and config.optimism is not None and config.selection is not None and config.partition_shift is not None:
             lines.append(
-                f"  {config['name']:{width}} {metric.difference(config['optimism'])} = "
-                f"{metric.difference(config['selection'])} selection (fresh seeds, validation) "
-                f"{metric.difference(config['partition_shift'])} other {metric.items} (test)"
+                f"  {config.name:{width}} {metric.difference(config.optimism)} = "
+                f"{metric.difference(config.selection)} selection (fresh seeds, validation) "
+                f"{metric.difference(config.partition_shift)} other {metric.items} (test)"
             )
-    return "\n".join(lines + wrapped(finding["notes"]))
+    return "\n".join(lines + wrapped(finding.notes))
 
 
-def _comparison_lines(comparisons: list[dict[str, Any]], metric: Metric) -> list[str]:
+def _comparison_lines(comparisons: Sequence[ConfigComparison], metric: Metric) -> list[str]:
     lines = [f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, Holm over {len(comparisons)}"]
-    pairs = [f"{comparison['a']} - {comparison['b']}" for comparison in comparisons]
+    pairs = [f"{comparison.a} - {comparison.b}" for comparison in comparisons]
     wide = max(map(len, pairs))
     for pair, comparison in zip(pairs, comparisons, strict=True):
-        interval = difference_interval(metric, comparison["interval"])
-        undecided = "" if comparison["decided"] else "  not decided"
-        lines.append(
-            f"  {pair:{wide}} {metric.difference(comparison['difference']):>8} {interval:18} p {comparison['p_holm']:.4f}{undecided}"
-        )
+        interval = difference_interval(metric, comparison.interval)
+        undecided = "" if comparison.decided else "  not decided"
+        lines.append(f"  {pair:{wide}} {metric.difference(comparison.difference):>8} {interval:18} p {comparison.p_holm:.4f}{undecided}")
     return lines
 
 

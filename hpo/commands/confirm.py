@@ -50,7 +50,7 @@ def confirm(study: str, top: int, seeds: int, database: str | None, as_json: boo
     child = _child(parent, opened, "confirm", workers, len(chosen) * seeds, as_json)
     finding = confirmed(parent, child, top, seeds, train)
     metric = parent.spec.metric
-    click.echo(json.dumps(named(finding, metric), indent=2) if as_json else as_text(study, finding, metric))
+    click.echo(json.dumps(named(finding.model_dump(mode="json"), metric), indent=2) if as_json else as_text(study, finding, metric))
 
 
 def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
