@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, recordings
 from test_worker import RECORD, worker_for
 
-from hpo.analysis.ablate import Measured, ablate, differences, measure, named, path_text, questions_text, trainings
+from hpo.analysis.ablate import Ablation, Measured, ablate, differences, measure, named, path_text, questions_text, trainings
 from hpo.analysis.child import open_child
 from hpo.analysis.retrain import Retrained, Train
 from hpo.decoder.config import DecoderConfig
@@ -108,36 +108,40 @@ def test_the_number_of_trainings() -> None:
 def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(searched: Study, database: Database, train: Train) -> None:
     child = open_child(database, searched, "ablate")
     finding = ablate(searched, child, ("baseline", "slow"), 2, 1, None, train)
-    steps = finding["steps"]
-    assert steps[0]["changed"] == []
-    assert sorted(step["changed"] for step in steps[1:]) == [["optimizer.lr"], ["optimizer.name"]]
+    steps = finding.steps
+    assert steps[0].changed == ()
+    assert sorted(step.changed for step in steps[1:]) == [("optimizer.lr",), ("optimizer.name",)]
     records = {record.number: record for record in child.records()}
-    last = dict(records[steps[-1]["trials"][0]].config)
+    last = dict(records[steps[-1].trials[0]].config)
     goal = named(searched, "slow")[1].flat()
     assert {**last, "seed": 0} == {**goal, "seed": 0}
-    seeds = [records[number].config["seed"] for step in steps for number in step["trials"]]
+    seeds = [records[number].config["seed"] for step in steps for number in step.trials]
     assert set(seeds) == {3_000_000, 3_000_001}
     assert {record.config["seed"] for record in records.values()} - set(seeds) == {2_000_000}
-    moved = sum(step["difference"] for step in steps[1:])
-    assert moved == pytest.approx(finding["whole"]["difference"])
-    assert steps[-1]["value"] - steps[0]["value"] == pytest.approx(moved)
+    moved = sum(step.difference for step in steps[1:] if step.difference is not None)
+    assert all(step.difference is not None for step in steps[1:])
+    assert moved == pytest.approx(finding.whole.difference)
+    assert steps[0].value is not None and steps[-1].value is not None
+    assert steps[-1].value - steps[0].value == pytest.approx(moved)
     shown = path_text("p", finding, PER)
     assert max(map(len, shown.splitlines())) <= 100
     assert "optimizer.lr 0.02 -> 0.001" in shown
 
     count = len(records)
-    assert ablate(searched, child, ("baseline", "slow"), 2, 1, None, train)["steps"] == steps
+    assert ablate(searched, child, ("baseline", "slow"), 2, 1, None, train).steps == steps
     assert len(child.records()) == count
-    assert searched.results()["ablation"]["from"] == "baseline"
+    kept = searched.results()["ablation"]
+    assert kept["from"] == "baseline"
+    assert Ablation.model_validate(kept) == finding
     assert not child.scores([record.id for record in child.records()], "test")
 
 
 def test_a_step_that_diverges_is_said_and_chosen_last(searched: Study, database: Database, train: Train) -> None:
     """To `wild` lr 1e30 comes in one step and the optimizer in another; with adam lr 1e30 may or may not diverge, with sgd it does."""
     finding = ablate(searched, open_child(database, searched, "ablate"), ("baseline", "wild"), 2, 1, None, train)
-    last = finding["steps"][-1]
-    assert (last["value"], last["diverged"]) == (None, 2)
-    assert "2 of 2 seeds diverged" in finding["whole"]["in_words"]
+    last = finding.steps[-1]
+    assert (last.value, last.diverged) == (None, 2)
+    assert "2 of 2 seeds diverged" in finding.whole.in_words
     assert " diverged  " in path_text("p", finding, PER)
 
 
@@ -158,11 +162,11 @@ def test_what_has_no_path_is_one_line(searched: Study, database: Database, train
 
 def test_questions_are_answered_or_said_to_be_open(searched: Study, database: Database, train: Train) -> None:
     finding = measure(searched, open_child(database, searched, "ablate"), searched.spec.questions, 3, train)
-    first, second = finding["answers"]
-    assert (first["verdict"], first["evidence"][0]["diverged_changed"], first["evidence"][0]["diverged_from"]) == ("decided", 3, 0)
-    assert "3 of 3 seeds diverged with it, 0 of 3 without (by chance at most 3.1 %)" in first["answer"]
-    assert [each["from"] for each in second["evidence"]] == ["baseline", "best"]
-    assert second["verdict"] == ("decided" if all(each["decided"] for each in second["evidence"]) else "not decided")
+    first, second = finding.answers
+    assert (first.verdict, first.evidence[0].diverged_changed, first.evidence[0].diverged_from) == ("decided", 3, 0)
+    assert "3 of 3 seeds diverged with it, 0 of 3 without (by chance at most 3.1 %)" in first.answer
+    assert [each.origin for each in second.evidence] == ["baseline", "best"]
+    assert second.verdict == ("decided" if all(each.decided for each in second.evidence) else "not decided")
     assert searched.results()["questions"]["answers"][0]["verdict"] == "decided"
     shown = questions_text("p", finding, PER)
     assert "DECIDED" in shown

@@ -7,7 +7,9 @@ lucky change and measuring it with the same seeds would flatter it. What a step 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from hpo.analysis.child import fresh_seeds
 from hpo.analysis.retrain import (
@@ -32,6 +34,109 @@ from hpo.trainer import Metric
 
 PARTITION = "validation"
 Change = dict[str, Any]  # fields that change together -> their new values
+Interval = tuple[float, float]
+
+
+class Difference(BaseModel, frozen=True):
+    """Of one configuration to another; of the metric, on the same seeds and sentences."""
+
+    # After minus before, with its 95 % interval. None if a side has no complete trial.
+    difference: float | None
+    difference_interval: Interval | None
+    p: float | None
+    # None of a path's first configuration, which has none before it.
+    decided: bool | None
+    in_words: str
+
+
+class Step(BaseModel, frozen=True):
+    """A configuration of a path, and its difference to the one before it."""
+
+    # Names of fields.
+    changed: tuple[str, ...]
+    label: str
+    # Of the metric, the mean over complete trials, with its 95 % interval. None if there is no complete trial.
+    value: float | None
+    interval: Interval | None
+    # As in Difference.
+    difference: float | None
+    difference_interval: Interval | None
+    p: float | None
+    decided: bool | None
+    in_words: str
+    # Seeds.
+    diverged: int
+    # Their numbers in the child.
+    trials: tuple[int, ...]
+
+
+class Ablation(BaseModel):
+    """A path from one configuration to another, one change at a time."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    child: str
+    start: str = Field(validation_alias="from", serialization_alias="from")
+    end: str = Field(validation_alias="to", serialization_alias="to")
+    partition: str
+    # How many of the metric's items.
+    sentences: int
+    # Of each step.
+    seeds: int
+    # Of all trials of the child.
+    gpu_seconds: float
+    # The first is the path's start.
+    steps: tuple[Step, ...]
+    # Of the end to the start.
+    whole: Difference
+    notes: tuple[str, ...]
+
+
+class Evidence(BaseModel):
+    """One contrast of a question, measured."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    # A start, a trial's number or best.
+    origin: str = Field(validation_alias="from", serialization_alias="from")
+    # Fields -> their new values.
+    change: Change
+    label: str
+    # Of the metric, the mean over complete trials. None if there is none.
+    value_from: float | None
+    value_changed: float | None
+    # As in Difference.
+    difference: float | None
+    difference_interval: Interval | None
+    p: float | None
+    decided: bool
+    in_words: str
+    # Seeds.
+    diverged_from: int
+    diverged_changed: int
+    # Of each side.
+    seeds: int
+
+
+class Answer(BaseModel, frozen=True):
+    ask: str
+    evidence: tuple[Evidence, ...]
+    verdict: Literal["decided", "not decided"]
+    # The evidence in words.
+    answer: str
+
+
+class Answers(BaseModel):
+    """A study's questions, answered."""
+
+    # An infinite value in a `change` stays one; what counts is the setting of the model that is dumped.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    child: str
+    partition: str
+    # Of each side.
+    seeds: int
+    answers: tuple[Answer, ...]
 
 
 def named(study: Study, which: str) -> tuple[str, Config]:
@@ -69,9 +174,7 @@ def trainings(changes: int, seeds: int, select_seeds: int, rounds: int | None) -
     return select_seeds * sum(count for count in selecting if count > 1) + seeds * (changes + 1)
 
 
-def ablate(
-    study: Study, child: Study, ends: tuple[str, str], seeds: int, select_seeds: int, rounds: int | None, train: Train
-) -> dict[str, Any]:
+def ablate(study: Study, child: Study, ends: tuple[str, str], seeds: int, select_seeds: int, rounds: int | None, train: Train) -> Ablation:
     """Walk from one configuration to the other. rounds: of choosing the next change; the rest follows the last round's order.
 
     Returns the finding, which is kept with the study. Raises StudyError, CallerError.
@@ -87,21 +190,21 @@ def ablate(
         nodes.append(nodes[-1].with_values(change))
     labels = [start, *(_label(before, change) for before, change in zip(nodes, ordered, strict=False))]
     results = outcomes(child, retrain(child, list(zip(nodes, labels, strict=True)), fresh_seeds(study, "measure", seeds), train), PARTITION)
-    steps = [_step(results, index, ({}, *ordered)[index], labels[index], study.spec.metric) for index in range(len(nodes))]
+    steps = tuple(_step(results, index, ({}, *ordered)[index], labels[index], study.spec.metric) for index in range(len(nodes)))
     whole = Measured.of(results[0], results[-1], study.spec.metric)
-    finding = {
-        "child": child.name,
-        "from": start,
-        "to": end,
-        "partition": PARTITION,
-        "sentences": next((len(result.scores[0].lengths) for result in results if result.found), 0),
-        "seeds": seeds,
-        "gpu_seconds": sum(record.gpu_seconds for record in child.records()),
-        "steps": steps,
-        "whole": whole.facts(),
-        "notes": _notes(seeds),
-    }
-    study.keep_result("ablation", finding)
+    finding = Ablation(
+        child=child.name,
+        start=start,
+        end=end,
+        partition=PARTITION,
+        sentences=next((len(result.scores[0].lengths) for result in results if result.found), 0),
+        seeds=seeds,
+        gpu_seconds=sum(record.gpu_seconds for record in child.records()),
+        steps=steps,
+        whole=whole.facts(),
+        notes=_notes(seeds),
+    )
+    study.keep_result("ablation", finding.model_dump(mode="json", by_alias=True))
     return finding
 
 
@@ -188,38 +291,39 @@ class Measured:
             f"{difference_interval(metric, self.apart.interval)}, p {self.apart.p:.4f}{verdict}"
         )
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Difference:
         apart = self.apart
-        return {
-            "difference": apart.difference if apart else None,
-            "difference_interval": apart.interval if apart else None,
-            "p": apart.p if apart else None,
-            "decided": self.decided,
-            "in_words": self.in_words,
-        }
+        return Difference(
+            difference=apart.difference if apart else None,
+            difference_interval=apart.interval if apart else None,
+            p=apart.p if apart else None,
+            decided=self.decided,
+            in_words=self.in_words,
+        )
 
 
-def _step(results: Sequence[Retrained], index: int, change: Change, label: str, metric: Metric) -> dict[str, Any]:
+def _step(results: Sequence[Retrained], index: int, change: Change, label: str, metric: Metric) -> Step:
     result = results[index]
-    first = {"difference": None, "difference_interval": None, "p": None, "decided": None, "in_words": ""}
-    return {
-        "changed": list(change),
-        "label": label,
-        "value": result.value,
-        "interval": result.interval,
-        **(Measured.of(results[index - 1], result, metric).facts() if index else first),
-        "diverged": result.diverged,
-        "trials": [record.number for record in result.records],
-    }
+    first = Difference(difference=None, difference_interval=None, p=None, decided=None, in_words="")
+    apart = Measured.of(results[index - 1], result, metric).facts() if index else first
+    return Step(
+        changed=tuple(change),
+        label=label,
+        value=result.value,
+        interval=result.interval,
+        **dict(apart),
+        diverged=result.diverged,
+        trials=tuple(record.number for record in result.records),
+    )
 
 
-def _notes(seeds: int) -> list[str]:
+def _notes(seeds: int) -> tuple[str, ...]:
     one = "One seed: the intervals know nothing of how much seeds matter, so nothing is decided. Take --seeds 2 or more."
     order = "Each step is measured after those above it; in another order it may explain more or less. Intervals are 95 % each."
-    return [order, one] if seeds == 1 else [order]
+    return (order, one) if seeds == 1 else (order,)
 
 
-def measure(study: Study, child: Study, questions: Sequence[Question], seeds: int, train: Train) -> dict[str, Any]:
+def measure(study: Study, child: Study, questions: Sequence[Question], seeds: int, train: Train) -> Answers:
     """Train both sides of every contrast and answer. Returns the finding, which is kept with the study. Raises StudyError."""
     check_seeds(seeds)
     if not questions:
@@ -228,9 +332,9 @@ def measure(study: Study, child: Study, questions: Sequence[Question], seeds: in
     wanted = [(side, f"question {q + 1}") for (q, _), pair in sides.items() for side in pair]
     results = iter(outcomes(child, retrain(child, wanted, fresh_seeds(study, "measure", seeds), train), PARTITION))
     measured = {key: (pair, Measured.of(next(results), next(results), study.spec.metric)) for key, pair in sides.items()}
-    answers = [_answer(question, [measured[q, c] for c in range(len(question.compare))]) for q, question in enumerate(questions)]
-    finding = {"child": child.name, "partition": PARTITION, "seeds": seeds, "answers": answers}
-    study.keep_result("questions", finding)
+    answers = tuple(_answer(question, [measured[q, c] for c in range(len(question.compare))]) for q, question in enumerate(questions))
+    finding = Answers(child=child.name, partition=PARTITION, seeds=seeds, answers=answers)
+    study.keep_result("questions", finding.model_dump(mode="json", by_alias=True))
     return finding
 
 
@@ -238,50 +342,58 @@ def sides_of(study: Study, contrast: Contrast) -> tuple[Config, Config]:
     return contrast.sides(named(study, contrast.origin)[1], f"study {study.name}: a question's ")
 
 
-def _answer(question: Question, measured: Sequence[tuple[tuple[Config, Config], Measured]]) -> dict[str, Any]:
-    evidence = []
-    for contrast, ((before, after), found) in zip(question.compare, measured, strict=True):
-        same = before == after
-        label = _label(before, {name: value for name, value in after.flat().items() if before.flat()[name] != value})
-        facts = found.facts() | ({"decided": False} if same else {})
-        evidence.append({
-            "from": contrast.origin,
-            "change": {name: after.flat()[name] for name in contrast.change},
-            "label": label,
-            "value_from": found.before.value,
-            "value_changed": found.after.value,
-            **facts,
-            "diverged_from": found.before.diverged,
-            "diverged_changed": found.after.diverged,
-            "seeds": len(found.after.records),
-            "in_words": f"from {contrast.origin}: " + ("it has these values already" if same else f"{label}: {found.in_words}"),
-        })  # fmt: skip
-    verdicts = [bool(each["decided"]) for each in evidence]
-    answer = ". ".join(str(each["in_words"]) for each in evidence) + "."
-    return {"ask": question.ask, "evidence": evidence, "verdict": "decided" if all(verdicts) else "not decided", "answer": answer}
+def _answer(question: Question, measured: Sequence[tuple[tuple[Config, Config], Measured]]) -> Answer:
+    evidence = tuple(_evidence(contrast, *pair, found) for contrast, (pair, found) in zip(question.compare, measured, strict=True))
+    return Answer(
+        ask=question.ask,
+        evidence=evidence,
+        verdict="decided" if all(each.decided for each in evidence) else "not decided",
+        answer=". ".join(each.in_words for each in evidence) + ".",
+    )
 
 
-def path_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
+def _evidence(contrast: Contrast, before: Config, after: Config, found: Measured) -> Evidence:
+    same = before == after
+    label = _label(before, {name: value for name, value in after.flat().items() if before.flat()[name] != value})
+    apart = found.facts()
+    return Evidence(
+        origin=contrast.origin,
+        change={name: after.flat()[name] for name in contrast.change},
+        label=label,
+        value_from=found.before.value,
+        value_changed=found.after.value,
+        difference=apart.difference,
+        difference_interval=apart.difference_interval,
+        p=apart.p,
+        decided=found.decided and not same,
+        in_words=f"from {contrast.origin}: " + ("it has these values already" if same else f"{label}: {apart.in_words}"),
+        diverged_from=found.before.diverged,
+        diverged_changed=found.after.diverged,
+        seeds=len(found.after.records),
+    )
+
+
+def path_text(study: str, finding: Ablation, metric: Metric) -> str:
     """The path for a terminal, 100 columns."""
     lines = [
-        f"Study {study}: from {finding['from']} to {finding['to']}, one change at a time, "
-        f"{plural(finding['seeds'], 'seed')} a step, {finding['partition']} ({finding['sentences']} {metric.items})"
+        f"Study {study}: from {finding.start} to {finding.end}, one change at a time, "
+        f"{plural(finding.seeds, 'seed')} a step, {finding.partition} ({finding.sentences} {metric.items})"
     ]
-    for step in finding["steps"]:
-        value = "diverged" if step["value"] is None else metric.text(step["value"])
-        lines += wrapped([f"{value:>9}  {step['label']}"], "             ")
-        if step["in_words"]:
-            lines.append(f"{'':11}  {step['in_words']}")
-    lines.append(f"In all: {finding['whole']['in_words']}")
-    return "\n".join(lines + wrapped(finding["notes"]))
+    for step in finding.steps:
+        value = "diverged" if step.value is None else metric.text(step.value)
+        lines += wrapped([f"{value:>9}  {step.label}"], "             ")
+        if step.in_words:
+            lines.append(f"{'':11}  {step.in_words}")
+    lines.append(f"In all: {finding.whole.in_words}")
+    return "\n".join(lines + wrapped(finding.notes))
 
 
-def questions_text(study: str, finding: dict[str, Any], metric: Metric) -> str:
+def questions_text(study: str, finding: Answers, metric: Metric) -> str:
     lines = [
-        f"Study {study}: its questions, {plural(finding['seeds'], 'seed')} a side, {finding['partition']}; "
+        f"Study {study}: its questions, {plural(finding.seeds, 'seed')} a side, {finding.partition}; "
         f"{metric.difference_unit} of {metric.name}"
     ]
-    for answer in finding["answers"]:
-        lines += [*wrapped([f"{answer['ask']} {answer['verdict'].upper()}"])]
-        lines += wrapped([f"  {each['in_words']}" for each in answer["evidence"]], "    ")
+    for answer in finding.answers:
+        lines += [*wrapped([f"{answer.ask} {answer.verdict.upper()}"])]
+        lines += wrapped([f"  {each.in_words}" for each in answer.evidence], "    ")
     return "\n".join(lines)

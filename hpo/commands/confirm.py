@@ -140,13 +140,15 @@ def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, selec
     count += sum(2 * seeds * len(question.compare) for question in parent.spec.questions if ask)
     train, workers = _ready(parent, opened, as_json, score_test=False, **how)
     child = _child(parent, opened, "ablate", workers, count, as_json)
-    findings, metric = {}, parent.spec.metric
+    metric = parent.spec.metric
+    dumped: dict[str, Any] = {}
+    texts: list[str] = []
     if start is not None:
-        findings["ablation"] = path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train)
+        ablation = path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train)
+        dumped["ablation"] = ablation.model_dump(mode="json", by_alias=True)
+        texts.append(path.path_text(study, ablation, metric))
     if ask:
-        findings["questions"] = path.measure(parent, child, parent.spec.questions, seeds, train)
-    if as_json:
-        click.echo(json.dumps(named(findings, metric), indent=2))
-        return
-    shown = {"ablation": path.path_text, "questions": path.questions_text}
-    click.echo("\n".join(shown[kind](study, finding, metric) for kind, finding in findings.items()))
+        answers = path.measure(parent, child, parent.spec.questions, seeds, train)
+        dumped["questions"] = answers.model_dump(mode="json", by_alias=True)
+        texts.append(path.questions_text(study, answers, metric))
+    click.echo(json.dumps(named(dumped, metric), indent=2) if as_json else "\n".join(texts))
