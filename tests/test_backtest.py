@@ -91,12 +91,12 @@ def test_the_table_and_the_picture(shared_data: Path, tmp_path: Path) -> None:
 
 def test_where_why_saved_and_given_up() -> None:
     result = backtest([curve("falling", FALLING), curve("rising", RISING), curve("late", LATE, seconds=False)], ["own-past"])
-    falling, rising, late = result["rules"][0]["runs"]
-    assert (falling["stopped_at"], falling["reason"]) == (None, "")
-    assert (rising["stopped_at"], rising["value_forgone"], rising["gpu_seconds_saved"]) == (500, 0.0, 500.0)
-    assert "above its best 0.400" in rising["reason"]
-    assert late["gpu_seconds_saved"] is None
-    assert result["best_run"] == "late"
+    falling, rising, late = result.rules[0].runs
+    assert (falling.stopped_at, falling.reason) == (None, "")
+    assert (rising.stopped_at, rising.value_forgone, rising.gpu_seconds_saved) == (500, 0.0, 500.0)
+    assert "above its best 0.400" in rising.reason
+    assert late.gpu_seconds_saved is None
+    assert result.best_run == "late"
 
 
 def test_a_rank_rule_judges_a_run_as_if_it_came_last() -> None:
@@ -105,32 +105,32 @@ def test_a_rank_rule_judges_a_run_as_if_it_came_last() -> None:
     for order in (0, 6):
         runs = [curve(f"r{n}", [per + 0.001 * n for per in FALLING]) for n in range(6)]
         runs.insert(order, curve("late", LATE))
-        rule = backtest([*runs, curve("best", best)], ["median"])["rules"][0]
-        stopped = {run["run"]: run["stopped_at"] for run in rule["runs"]}
+        rule = backtest([*runs, curve("best", best)], ["median"]).rules[0]
+        stopped = {run.run: run.stopped_at for run in rule.runs}
         assert stopped["late"] == 100
         assert stopped["best"] is None
-        assert next(run for run in rule["runs"] if run["run"] == "late")["value_forgone"] == pytest.approx(0.95 - 0.1)
+        assert next(run for run in rule.runs if run.run == "late").value_forgone == pytest.approx(0.95 - 0.1)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "own-past"])
 def test_every_rank_rule_takes_curves_that_are_not_finite(rule: str) -> None:
     runs = [curve(f"r{n}", FALLING) for n in range(6)] + [curve("nan", [0.9, 0.8, math.nan]), curve("short", [0.9])]
     result = backtest(runs, [rule])
-    assert [run["run"] for run in result["rules"][0]["runs"]] == [run.name for run in runs]
-    assert next(run for run in result["runs"] if run["run"] == "nan")["ended_badly"] == "not finite"
-    json.dumps(result, allow_nan=False)
+    assert [run.run for run in result.rules[0].runs] == [run.name for run in runs]
+    assert next(run for run in result.runs if run.run == "nan").ended_badly == "not finite"
+    json.dumps(result.model_dump(mode="json"), allow_nan=False)
 
 
 def test_a_run_that_is_stopped_before_any_finite_per_gives_up_all() -> None:
     result = backtest([curve("late", [math.nan, 0.8, 0.3]), curve("falling", FALLING)], ["own-past"])
-    late, _ = result["rules"][0]["runs"]
-    assert (late["stopped_at"], late["best_value"], late["value_forgone"]) == (100, 0.3, None)
-    assert result["rules"][0]["best_value_left"] == 0.24
+    late, _ = result.rules[0].runs
+    assert (late.stopped_at, late.best_value, late.value_forgone) == (100, 0.3, None)
+    assert result.rules[0].best_value_left == 0.24
 
 
 def test_every_rule_takes_runs_that_planned_nothing() -> None:
     found = backtest([Curve("still", (Point(0, 0.9, 1.0, 1.0),), PER, None, 0)], list(RULES))
-    assert [rule["runs"][0]["stopped_at"] for rule in found["rules"]] == [None] * len(RULES)
+    assert [rule.runs[0].stopped_at for rule in found.rules] == [None] * len(RULES)
 
 
 def test_what_is_no_error_rate_is_not_replayed(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_what_is_no_error_rate_is_not_replayed(tmp_path: Path) -> None:
 
 def test_patience_is_an_own_curve_rule() -> None:
     still = [0.9, 0.5, *[0.51] * 8]
-    stops = backtest([curve("still", still), curve("falling", FALLING)], ["patient"])["rules"][0]["runs"]
-    assert [run["stopped_at"] for run in stops] == [800, None]
+    stops = backtest([curve("still", still), curve("falling", FALLING)], ["patient"]).rules[0].runs
+    assert [run.stopped_at for run in stops] == [800, None]
 
 
 def test_the_replay_is_the_live_rule() -> None:
@@ -162,12 +162,13 @@ def test_the_replay_is_the_live_rule() -> None:
 
 
 def test_a_sweep_names_what_breaks() -> None:
-    rows = {row["constant"]: row for row in sweep([curve("falling", FALLING), curve("rising", RISING)])}
+    rows = {row.constant: row for row in sweep([curve("falling", FALLING), curve("rising", RISING)])}
     assert set(rows) == set(SWEEP) == set(OwnPast.model_fields)
-    tried = {entry["value"]: entry for entry in rows["learned"]["tried"]}
-    assert tried[0.3]["bad_missed"] == ["rising"]  # it never was below 0.3
-    assert rows["learned"]["safe"][0] == 0.5
-    assert sweep([curve("dip", [0.5, 0.6, 0.6, 0.6, 0.5])])[0]["safe"] is None  # the default stops it, though it ends well
+    tried = {entry.value: entry for entry in rows["learned"].tried}
+    assert tried[0.3].bad_missed == ("rising",)  # it never was below 0.3
+    safe = rows["learned"].safe
+    assert safe is not None and safe[0] == 0.5
+    assert sweep([curve("dip", [0.5, 0.6, 0.6, 0.6, 0.5])])[0].safe is None  # the default stops it, though it ends well
 
 
 @pytest.mark.parametrize(("arguments", "parts"), [

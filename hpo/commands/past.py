@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,6 @@ from hpo.errors import CallerError
 
 if TYPE_CHECKING:
     from hpo.past.past_runs import PastRun
-    from hpo.trainer import Metric
 
 path_argument = click.Path(path_type=Path)
 map_option = click.option("--map", "maps", multiple=True, metavar="COLUMN=FIELD",
@@ -93,8 +92,11 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has it); the others are Optuna's
     pruners.
     """
+    from rich.console import Console
+
     from hpo.past.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
     from hpo.past.backtest import backtest as replay
+    from hpo.terminal import past as terminal
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named
 
     if (runs_dir is None) == (study is None):
@@ -109,28 +111,20 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
         assert runs_dir is not None
         runs, refused = _read(runs_dir, maps)
         curves, left_out = past_curves(runs, metric)
-    found: dict[str, Any] = replay(curves, rules or DEFAULT_RULES, own_past)
-    found["not_replayable"] = left_out | refused
-    shown = named(found, metric)
-    if with_sweep:
-        found["sweep"] = shown["sweep"] = sweep(curves, own_past)
+    found = replay(curves, rules or DEFAULT_RULES, own_past)
+    not_replayable = left_out | refused
+    ranges = sweep(curves, own_past) if with_sweep else ()
     if plot:
         from hpo.past.pictures import backtest_picture
 
         backtest_picture(found, curves, plot)
+    facts = found.model_dump(mode="json") | {"not_replayable": not_replayable}
+    swept = {"sweep": [row.model_dump(mode="json") for row in ranges]} if with_sweep else {}
     if opened:
-        opened.keep_result("backtest", found)
+        opened.keep_result("backtest", facts | swept)
     if as_json:
-        click.echo(json.dumps(shown, indent=2))
-    else:
-        _print_backtest(found, metric, plot)
-
-
-def _print_backtest(found: dict[str, Any], metric: "Metric", plot: Path | None) -> None:
-    from rich.console import Console
-
-    from hpo.terminal.past import backtest_picture
-
-    Console(highlight=False).print(backtest_picture(found, metric))
+        click.echo(json.dumps(named(facts, metric) | swept, indent=2))
+        return
+    Console(highlight=False).print(terminal.backtest_picture(found, ranges, not_replayable, metric))
     if plot:
         click.echo(f"wrote {plot}")

@@ -9,12 +9,12 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, PatientPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
+from pydantic import BaseModel
 
 from hpo.curve import Point
 from hpo.errors import SpecError
@@ -70,6 +70,95 @@ class Curve:
         return f"learned nothing ({metric.name} {metric.short(best)})" if nothing else ""
 
 
+class RunFacts(BaseModel, frozen=True):
+    """What is known of a run, whatever the rule. Values in the metric's unit (a fraction of 1 where it is percent)."""
+
+    run: str
+    evaluations: int
+    # Optimizer updates.
+    last_step: int
+    # None where no value is finite, or the last one is not.
+    best_value: float | None
+    last_value: float | None
+    # Why; empty if it did not.
+    ended_badly: str
+    # Of a GPU, up to the last evaluation; None where they are not recorded.
+    gpu_seconds: float | None
+    remark: str
+
+
+class RunOutcome(BaseModel, frozen=True):
+    """What a rule would have done with a run."""
+
+    run: str
+    # Optimizer updates; None if the rule lets it go on.
+    stopped_at: int | None
+    reason: str
+    # Of the whole run, in the metric's unit.
+    best_value: float | None
+    # In the metric's unit, how much worse the best before the stop is; None where either is not known.
+    value_forgone: float | None
+    # None where they are not recorded.
+    gpu_seconds_saved: float | None
+
+
+class RuleOutcome(BaseModel, frozen=True):
+    """What a rule would have done with all runs."""
+
+    rule: str
+    # The rule in words, with its constants.
+    what: str
+    # In the order of the curves.
+    runs: tuple[RunOutcome, ...]
+    # Of the runs that record their time.
+    gpu_hours_saved: float
+    gpu_hours_total: float
+    # Names of the runs.
+    healthy_stopped: tuple[str, ...]
+    bad_missed: tuple[str, ...]
+    # Optimizer updates; None if the rule lets the best run go on.
+    best_run_stopped_at: int | None
+    # Of all runs up to their stops, in the metric's unit.
+    best_value_left: float | None
+
+
+class Backtest(BaseModel, frozen=True):
+    """What each rule would have done with some runs."""
+
+    # In the order of the curves.
+    runs: tuple[RunFacts, ...]
+    best_run: str
+    # What ending badly means, and how the rank rules order the runs, in words.
+    bad: str
+    order: str
+    rules: tuple[RuleOutcome, ...]
+
+
+class Tried(BaseModel, frozen=True):
+    """A value of a constant of own-past, and where it errs."""
+
+    # A whole number stays one in the JSON.
+    value: int | float
+    # Names of the runs.
+    bad_missed: tuple[str, ...]
+    healthy_stopped: tuple[str, ...]
+
+    @property
+    def errs(self) -> bool:
+        return bool(self.bad_missed or self.healthy_stopped)
+
+
+class SafeRange(BaseModel, frozen=True):
+    """How far a constant of own-past may move, the others at their defaults."""
+
+    constant: str
+    default: int | float
+    # Lowest and highest of the safe values around the default; None if the default is not safe.
+    safe: tuple[int | float, int | float] | None
+    # By value, from the lowest.
+    tried: tuple[Tried, ...]
+
+
 def learned(metric: Metric) -> float:
     """What a bounded metric must be better than."""
     return LEARNED if metric.direction == "minimize" else round(1 - LEARNED, 6)
@@ -122,10 +211,8 @@ def study_curves(study: StudyReader) -> tuple[list[Curve], dict[str, str]]:
     return curves, left_out
 
 
-def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_past: OwnPast | None = None) -> dict[str, Any]:
-    """What each rule would have done, JSON-ready.
-
-    Values in the metric's unit (a fraction of 1 where it is percent), times in seconds or hours of a GPU; steps are updates.
+def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_past: OwnPast | None = None) -> Backtest:
+    """What each rule would have done.
 
     Raises SpecError for a rule that is not there or for no curves at all.
     """
@@ -140,67 +227,70 @@ def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_
     best = min(curves, key=lambda curve: math.inf if curve.best_value is None else metric.sign * curve.best_value)
     first = first_rung(curves)
     longest = max(first, *(curve.steps for curve in curves))
-    return {
-        "runs": [_facts(curve) for curve in curves],
-        "best_run": best.name,
-        "bad": bad_end(metric),
-        "order": ORDER,
-        "rules": [_rule(rule, curves, best, own_past or OwnPast().of(metric), first, longest) for rule in rules],
-    }
+    return Backtest(
+        runs=tuple(_facts(curve) for curve in curves),
+        best_run=best.name,
+        bad=bad_end(metric),
+        order=ORDER,
+        rules=tuple(_rule(rule, curves, best, own_past or OwnPast().of(metric), first, longest) for rule in rules),
+    )
 
 
 def first_rung(curves: Sequence[Curve]) -> int:
     return max(1, round(FIRST * max(curve.steps for curve in curves)))
 
 
-def _facts(curve: Curve) -> dict[str, Any]:
+def _facts(curve: Curve) -> RunFacts:
     last = curve.points[-1]
-    return {
-        "run": curve.name,
-        "evaluations": len(curve.points),
-        "last_step": last.step,
-        "best_value": curve.best_value,
-        "last_value": last.value if math.isfinite(last.value) else None,
-        "ended_badly": curve.ended_badly,
-        "gpu_seconds": curve.seconds[-1] if curve.seconds else None,
-        "remark": curve.remark,
-    }
+    return RunFacts(
+        run=curve.name,
+        evaluations=len(curve.points),
+        last_step=last.step,
+        best_value=curve.best_value,
+        last_value=last.value if math.isfinite(last.value) else None,
+        ended_badly=curve.ended_badly,
+        gpu_seconds=curve.seconds[-1] if curve.seconds else None,
+        remark=curve.remark,
+    )
 
 
-def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int) -> dict[str, Any]:
+def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int) -> RuleOutcome:
     constants = ", ".join(f"{name} {value:g}" for name, value in own_past if value is not None)
     what = f"the rule that runs live ({constants})" if rule == OWN_PAST else RULES[rule].format(first=first, longest=longest)
     stops = own_past_stops(curves, own_past) if rule == OWN_PAST else _rank_stops(rule, curves, first, longest)
-    runs = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
-    left = [run["value_left"] for run in runs if run["value_left"] is not None]
-    runs = [{name: value for name, value in run.items() if name != "value_left"} for run in runs]
-    return {
-        "rule": rule,
-        "what": what,
-        "runs": runs,
-        "gpu_hours_saved": sum(run["gpu_seconds_saved"] or 0 for run in runs) / 3600,
-        "gpu_hours_total": sum(curve.seconds[-1] for curve in curves if curve.seconds) / 3600,
-        "healthy_stopped": [curve.name for curve, stop in zip(curves, stops, strict=True) if stop and not curve.ended_badly],
-        "bad_missed": [curve.name for curve, stop in zip(curves, stops, strict=True) if not stop and curve.ended_badly],
-        "best_run_stopped_at": next(run["stopped_at"] for run in runs if run["run"] == best.name),
-        "best_value_left": best.metric.best(left) if left else None,
-    }
+    outcomes = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
+    runs = tuple(run for run, _ in outcomes)
+    left = [value for _, value in outcomes if value is not None]
+    return RuleOutcome(
+        rule=rule,
+        what=what,
+        runs=runs,
+        gpu_hours_saved=sum(run.gpu_seconds_saved or 0 for run in runs) / 3600,
+        gpu_hours_total=sum(curve.seconds[-1] for curve in curves if curve.seconds) / 3600,
+        healthy_stopped=tuple(curve.name for curve, stop in zip(curves, stops, strict=True) if stop and not curve.ended_badly),
+        bad_missed=tuple(curve.name for curve, stop in zip(curves, stops, strict=True) if not stop and curve.ended_badly),
+        best_run_stopped_at=next(run.stopped_at for run in runs if run.run == best.name),
+        best_value_left=best.metric.best(left) if left else None,
+    )
 
 
-def _outcome(curve: Curve, stop: tuple[int, str] | None) -> dict[str, Any]:
-    """stop: (index of the evaluation at which it ends, why)."""
+def _outcome(curve: Curve, stop: tuple[int, str] | None) -> tuple[RunOutcome, float | None]:
+    """(what the rule does with the run, its best value up to there).
+
+    stop: (index of the evaluation at which it ends, why).
+    """
     at = None if stop is None else stop[0]
     before = curve.best_value if at is None else best_value(curve.points[: at + 1], curve.metric)
     best = curve.best_value
-    return {
-        "run": curve.name,
-        "stopped_at": None if at is None else curve.points[at].step,
-        "reason": stop[1] if stop else "",
-        "best_value": best,
-        "value_left": before,
-        "value_forgone": None if best is None or before is None else curve.metric.sign * (before - best),
-        "gpu_seconds_saved": None if not curve.seconds else 0.0 if at is None else curve.seconds[-1] - curve.seconds[at],
-    }
+    outcome = RunOutcome(
+        run=curve.name,
+        stopped_at=None if at is None else curve.points[at].step,
+        reason=stop[1] if stop else "",
+        best_value=best,
+        value_forgone=None if best is None or before is None else curve.metric.sign * (before - best),
+        gpu_seconds_saved=None if not curve.seconds else 0.0 if at is None else curve.seconds[-1] - curve.seconds[at],
+    )
+    return outcome, before
 
 
 Stops = list[tuple[int, str] | None]  # of each curve: index of the evaluation at which it ends, and why
@@ -280,9 +370,9 @@ def _report(trial: optuna.Trial, curve: Curve, to_the_end: bool = False) -> int 
 # ---- how wide the safe range of each constant is
 
 
-def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> list[dict[str, Any]]:
+def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> tuple[SafeRange, ...]:
     """For each constant of own-past, the others at their defaults: the values tried, and the safe ones around the default, which
-    stop every run that ended badly and no other one. `safe` is None if the default is not safe.
+    stop every run that ended badly and no other one.
     """
     default = default or OwnPast().of(curves[0].metric)
     bad = {curve.name for curve in curves if curve.ended_badly}
@@ -295,19 +385,17 @@ def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> list[dict[
         for value in sorted({*values, here}):
             rule = default.model_copy(update={constant: type(here)(value)})
             stopped = {curve.name for curve, stop in zip(curves, own_past_stops(curves, rule), strict=True) if stop}
-            tried.append({"value": value, "bad_missed": sorted(bad - stopped), "healthy_stopped": sorted(stopped - bad)})
-        safe = _around(
-            [row["value"] for row in tried if not (row["bad_missed"] or row["healthy_stopped"])], [row["value"] for row in tried], here
-        )
-        found.append({"constant": constant, "default": here, "safe": safe, "tried": tried})
-    return found
+            tried.append(Tried(value=value, bad_missed=tuple(sorted(bad - stopped)), healthy_stopped=tuple(sorted(stopped - bad))))
+        safe = _around([row.value for row in tried if not row.errs], [row.value for row in tried], here)
+        found.append(SafeRange(constant=constant, default=here, safe=safe, tried=tuple(tried)))
+    return tuple(found)
 
 
-def _around(safe: list[Any], tried: list[Any], default: Any) -> list[Any] | None:
-    """[lowest, highest] of the safe values that lie together with the default."""
+def _around(safe: list[float], tried: list[float], default: float) -> tuple[float, float] | None:
+    """(lowest, highest) of the safe values that lie together with the default."""
     if default not in safe:
         return None
     at = tried.index(default)
     low = next((n + 1 for n in range(at, -1, -1) if tried[n] not in safe), 0)
     high = next((n - 1 for n in range(at, len(tried)) if tried[n] not in safe), len(tried) - 1)
-    return [tried[low], tried[high]]
+    return tried[low], tried[high]

@@ -1,26 +1,25 @@
 """Pictures with matplotlib, drawn without a screen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpo.errors import CallerError
-from hpo.past.backtest import Curve
+from hpo.past.backtest import Backtest, Curve, RuleOutcome
 
 ENDINGS = (".svg", ".png", ".pdf")
 WELL, BADLY, REST = "#2166ac", "#c0392b", "#b8b8b8"
 LABELLED = 12  # runs; more names could not be read
 
 
-def backtest_picture(found: Mapping[str, Any], curves: Sequence[Curve], path: Path) -> None:
+def backtest_picture(found: Backtest, curves: Sequence[Curve], path: Path) -> None:
     """A panel a rule: each curve in colour up to where the rule stops it, its rest in grey. Raises CallerError for the path."""
     if path.suffix not in ENDINGS:
         raise CallerError(f"--plot {path}: ends with {path.suffix or 'nothing'}. Valid: {', '.join(ENDINGS)}")
-    rules = found["rules"]
+    rules = found.rules
     columns = min(3, len(rules))
     rows = -(-len(rules) // columns)
     figure = Figure(figsize=(4.6 * columns + 0.6, 3.9 * rows + 0.5), layout="constrained")
@@ -44,15 +43,15 @@ def backtest_picture(found: Mapping[str, Any], curves: Sequence[Curve], path: Pa
             raise CallerError(f"--plot {path}: cannot be written ({error.strerror})") from None
 
 
-def _panel(panel: Axes, rule: Mapping[str, Any], curves: Sequence[Curve]) -> None:
-    for curve, run in zip(curves, rule["runs"], strict=True):
+def _panel(panel: Axes, rule: RuleOutcome, curves: Sequence[Curve]) -> None:
+    for curve, run in zip(curves, rule.runs, strict=True):
         color = BADLY if curve.ended_badly else WELL
         steps = [point.step for point in curve.points]
         values = [curve.metric.scale * point.value for point in curve.points]
-        at = len(steps) if run["stopped_at"] is None else steps.index(run["stopped_at"]) + 1
+        at = len(steps) if run.stopped_at is None else steps.index(run.stopped_at) + 1
         panel.plot(steps[at - 1 :], values[at - 1 :], color=REST, lw=1, zorder=1)
         panel.plot(steps[:at], values[:at], color=color, lw=1.3, zorder=2)
-        if run["stopped_at"] is not None:
+        if run.stopped_at is not None:
             panel.plot(steps[at - 1], values[at - 1], marker="X", ms=8, color=color, mec="white", zorder=3)
         if len(curves) <= LABELLED:
             panel.annotate(
@@ -66,6 +65,6 @@ def _panel(panel: Axes, rule: Mapping[str, Any], curves: Sequence[Curve]) -> Non
         panel.set_ylim(0, 1.05 * curves[0].metric.scale)
     panel.spines[["top", "right"]].set_visible(False)
     bad = sum(bool(curve.ended_badly) for curve in curves)
-    good, missed = len(rule["healthy_stopped"]), len(rule["bad_missed"])
-    saved = f"{rule['gpu_hours_saved']:.2g} of {rule['gpu_hours_total']:.2g} GPU-hours saved"
-    panel.set_title(f"{rule['rule']} stops {good} of {len(curves) - bad} good and {bad - missed} of {bad} bad runs\n{saved}", fontsize=9)
+    good, missed = len(rule.healthy_stopped), len(rule.bad_missed)
+    saved = f"{rule.gpu_hours_saved:.2g} of {rule.gpu_hours_total:.2g} GPU-hours saved"
+    panel.set_title(f"{rule.rule} stops {good} of {len(curves) - bad} good and {bad - missed} of {bad} bad runs\n{saved}", fontsize=9)

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from hpo.past.backtest import Backtest, RunOutcome, SafeRange, Tried
 from hpo.terminal.status import shown_value
 from hpo.trainer import Metric
 
@@ -41,72 +42,69 @@ def _or_blank(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def backtest_picture(found: Mapping[str, Any], metric: Metric) -> Group:
+def backtest_picture(found: Backtest, ranges: Sequence[SafeRange], not_replayable: Mapping[str, str], metric: Metric) -> Group:
     """What `hpo backtest` shows: a row a run and a column a rule, the totals of each rule, and why own-past stopped what."""
     table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
     table.add_column(f"best {metric.name}", justify="right", no_wrap=True)
     table.add_column("ended")
-    for rule in found["rules"]:
-        table.add_column(rule["rule"])
-    for number, run in enumerate(found["runs"]):
-        best = " *" * (run["run"] == found["best_run"])
-        ended = Text(run["ended_badly"] or "well", style="red" if run["ended_badly"] else "green")
-        fates = [_fate(rule["runs"][number], bool(run["ended_badly"]), metric) for rule in found["rules"]]
-        table.add_row(Text(run["run"] + best), shown_value(run["best_value"], metric), ended, *fates)
+    for rule in found.rules:
+        table.add_column(rule.rule)
+    for number, run in enumerate(found.runs):
+        best = " *" * (run.run == found.best_run)
+        ended = Text(run.ended_badly or "well", style="red" if run.ended_badly else "green")
+        fates = [_fate(rule.runs[number], bool(run.ended_badly), metric) for rule in found.rules]
+        table.add_row(Text(run.run + best), shown_value(run.best_value, metric), ended, *fates)
     table.add_section()
-    bad = sum(bool(run["ended_badly"]) for run in found["runs"])
+    bad = sum(bool(run.ended_badly) for run in found.runs)
     totals: dict[str, list[str]] = {
         "GPU-hours saved": [
-            f"{rule['gpu_hours_saved']:.2g} of {rule['gpu_hours_total']:.2g}" if rule["gpu_hours_total"] else "not recorded"
-            for rule in found["rules"]
+            f"{rule.gpu_hours_saved:.2g} of {rule.gpu_hours_total:.2g}" if rule.gpu_hours_total else "not recorded" for rule in found.rules
         ],
-        "stopped, though well": [f"{len(rule['healthy_stopped'])} of {len(found['runs']) - bad}" for rule in found["rules"]],
-        "missed, though bad": [f"{len(rule['bad_missed'])} of {bad}" for rule in found["rules"]],
-        f"best {metric.name} left": [shown_value(rule["best_value_left"], metric) for rule in found["rules"]],
+        "stopped, though well": [f"{len(rule.healthy_stopped)} of {len(found.runs) - bad}" for rule in found.rules],
+        "missed, though bad": [f"{len(rule.bad_missed)} of {bad}" for rule in found.rules],
+        f"best {metric.name} left": [shown_value(rule.best_value_left, metric) for rule in found.rules],
     }
     for title, cells in totals.items():
         table.add_row(title, "", "", *cells)
     notes = [
-        f"* best run. Ended badly: {found['bad']}. A cell: the step where the rule stops the run, and the "
+        f"* best run. Ended badly: {found.bad}. A cell: the step where the rule stops the run, and the "
         f"{metric.name} {metric.difference_unit} given up.",
-        f"{found['order'][0].upper()}{found['order'][1:]}.",
-        *(f"{rule['rule']}: {rule['what']}" for rule in found["rules"]),
+        f"{found.order[0].upper()}{found.order[1:]}.",
+        *(f"{rule.rule}: {rule.what}" for rule in found.rules),
     ]
-    notes += [
-        f"  {run['run']}: {run['reason']}" for rule in found["rules"] if rule["rule"] == "own-past" for run in rule["runs"] if run["reason"]
-    ]
-    notes += [f"{run['run']}: {run['remark']}" for run in found["runs"] if run["remark"]]
-    notes += [f"not replayed: {name}: {why}" for name, why in found["not_replayable"].items()]
-    return Group(table, Text(), *(Text(note) for note in notes), *_sweep(found.get("sweep", [])))
+    notes += [f"  {run.run}: {run.reason}" for rule in found.rules if rule.rule == "own-past" for run in rule.runs if run.reason]
+    notes += [f"{run.run}: {run.remark}" for run in found.runs if run.remark]
+    notes += [f"not replayed: {name}: {why}" for name, why in not_replayable.items()]
+    return Group(table, Text(), *(Text(note) for note in notes), *_sweep(ranges))
 
 
-def _fate(run: Mapping[str, Any], bad: bool, metric: Metric) -> Text:
-    if run["stopped_at"] is None:
+def _fate(run: RunOutcome, bad: bool, metric: Metric) -> Text:
+    if run.stopped_at is None:
         return Text("missed" if bad else "-", style="red" if bad else "dim")
-    lost = metric.scale * (run["value_forgone"] or 0)
+    lost = metric.scale * (run.value_forgone or 0)
     shown = f"{lost:.1f}" if metric.unit == "percent" else f"{lost:.3g}"
-    return Text(f"{run['stopped_at']}" + (f", -{shown}" if lost else ""), style="green" if bad else "red")
+    return Text(f"{run.stopped_at}" + (f", -{shown}" if lost else ""), style="green" if bad else "red")
 
 
-def _sweep(rows: Sequence[Mapping[str, Any]]) -> list[Text | Table]:
+def _sweep(rows: Sequence[SafeRange]) -> list[Text | Table]:
     """How far each constant of own-past may move, the others at their defaults."""
     if not rows:
         return []
     table = Table("own-past's", "default", "safe from", "to", "below", "above", box=None, pad_edge=False)
     for row in rows:
-        tried = {entry["value"]: entry for entry in row["tried"]}
+        tried = {entry.value: entry for entry in row.tried}
         values = list(tried)
-        low, high = row["safe"] or (row["default"], row["default"])
+        low, high = row.safe or (row.default, row.default)
         edges = [
             values[values.index(low) - 1] if low != values[0] else None,
             values[values.index(high) + 1] if high != values[-1] else None,
         ]
-        table.add_row(row["constant"], f"{row['default']:g}", *([f"{low:g}", f"{high:g}"] if row["safe"] else ["-", "-"]),
+        table.add_row(row.constant, f"{row.default:g}", *([f"{low:g}", f"{high:g}"] if row.safe else ["-", "-"]),
                       *("none tried" if edge is None else _errs(tried[edge]) for edge in edges))  # fmt: skip
     return [Text("\nSafe: stops every run that ended badly and no other; one constant at a time, among the values tried"), table]
 
 
-def _errs(entry: Mapping[str, Any]) -> str:
-    parts = [f"misses {', '.join(entry['bad_missed'])}"] if entry["bad_missed"] else []
-    parts += [f"stops {', '.join(entry['healthy_stopped'])}"] if entry["healthy_stopped"] else []
-    return f"{entry['value']:g} " + " and ".join(parts)
+def _errs(entry: Tried) -> str:
+    parts = [f"misses {', '.join(entry.bad_missed)}"] if entry.bad_missed else []
+    parts += [f"stops {', '.join(entry.healthy_stopped)}"] if entry.healthy_stopped else []
+    return f"{entry.value:g} " + " and ".join(parts)
