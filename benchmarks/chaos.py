@@ -31,7 +31,8 @@ from hpo.decoder.training import Recordings
 from hpo.errors import DatabaseError
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.curves import curves_of
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.store.tables import curve_table
 from hpo.store.trials import attempts_of
 from hpo.study.study import Study

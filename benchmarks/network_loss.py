@@ -18,7 +18,8 @@ from chaos import make_study
 from sqlalchemy import make_url
 
 from hpo.store import curves
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.worker.checkpoint import checkpoints

@@ -20,7 +20,8 @@ from hpo.data.formats import Sentences, read_sentences
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.training import Recordings, load_recordings
 from hpo.space.spec import StudySpec, load_spec
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.study.study import Study
 from hpo.trainer import DataRequest
 

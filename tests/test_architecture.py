@@ -50,7 +50,7 @@ DOORS = {  # library: the places that may import it
     "bottle": {"dashboard"},
     "itsdangerous": {"dashboard/guard.py"},
     "waitress": {"dashboard/server.py"},
-    "psycopg2": {"store/database.py"},
+    "psycopg2": {"store/database.py", "store/embedded.py", "store/url.py"},
     "click": {"cli.py", "commands"},
     "rich": {"terminal", "commands"},
     "torch": {"decoder", "worker", "launch/doctor.py", "launch/launcher.py"},

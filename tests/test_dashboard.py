@@ -29,7 +29,8 @@ from hpo.dashboard.server import bind, serve
 from hpo.errors import CallerError, HpoError, StudyError
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.store.process import Process
 from hpo.store.storage import open_storage
 from hpo.study.study import Study

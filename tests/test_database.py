@@ -20,8 +20,9 @@ from sqlalchemy import make_url
 
 import hpo
 from hpo.errors import CallerError, DatabaseError
-from hpo.store import database
-from hpo.store.database import EmbeddedServer, check_libpq, check_version, home, normal_url, open_database
+from hpo.store.database import home, open_database
+from hpo.store.embedded import EmbeddedServer, check_libpq
+from hpo.store.url import check_version, normal_url
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def answers(url: str | None) -> bool:
     return bool(found == (1,))
 
 
-STARTER = "import sys; from pathlib import Path; from hpo.store.database import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"
+STARTER = "import sys; from pathlib import Path; from hpo.store.embedded import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"
 
 
 def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[str]":
@@ -292,7 +293,7 @@ def test_as_root_the_binaries_may_lie_where_nobody_else_reads(private_folder: Pa
     monkeypatch.syspath_prepend(site_packages)
     reachable = private_folder / "root-folder"
     reachable.mkdir(mode=0o711)
-    monkeypatch.setattr(database, "ROOT_FOLDER", reachable)
+    monkeypatch.setattr("hpo.store.embedded.ROOT_FOLDER", reachable)
     home_folder = private_folder / "home-umask077"
     home_folder.mkdir(mode=0o711)
     embedded = EmbeddedServer(home_folder)

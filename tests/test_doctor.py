@@ -28,7 +28,8 @@ from hpo.launch.doctor import (
     judge_probes,
     judge_tls,
 )
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.study.study import Study
 from hpo.study.version import code_version
 

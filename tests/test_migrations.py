@@ -21,7 +21,8 @@ from sqlalchemy import create_engine, make_url
 import hpo
 from hpo import open_study
 from hpo.space.spec import StudySpec
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.store.storage import open_storage
 from hpo.store.tables import VERSION, VERSION_TABLE, metadata
 from hpo.study.study import Study

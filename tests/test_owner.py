@@ -14,7 +14,7 @@ import pytest
 from test_database import answers, fresh, postmaster
 
 from hpo.errors import DatabaseError
-from hpo.store.database import EmbeddedServer
+from hpo.store.embedded import EmbeddedServer
 from hpo.store.filesystem import NETWORK, is_lasting, network_filesystem
 from hpo.store.owner import this_place
 

@@ -23,7 +23,8 @@ from hpo.report.report import build_report
 from hpo.report.report_page import MAPS, ROWS, Facts, facts_of, page_of
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
-from hpo.store.database import Database, EmbeddedServer
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
 from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Cause, Completed, Failed, Stopped

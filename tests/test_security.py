@@ -17,7 +17,9 @@ from conftest import execute
 from sqlalchemy import make_url
 
 from hpo.errors import CallerError, DatabaseError
-from hpo.store.database import Database, EmbeddedServer, has_password, open_database
+from hpo.store.database import Database, open_database
+from hpo.store.embedded import EmbeddedServer
+from hpo.store.url import has_password
 
 WARNING = "other users of this machine can read the password of --database in `ps`"
 

@@ -94,7 +94,8 @@ def database() -> None:
 @database.command(name="status")
 def database_status() -> None:
     """Say whether it runs and where its data are."""
-    from hpo.store.database import EmbeddedServer, home
+    from hpo.store.database import home
+    from hpo.store.embedded import EmbeddedServer
 
     server = EmbeddedServer(home())
     url = server.url()
@@ -107,7 +108,8 @@ def database_status() -> None:
 @database.command(name="stop")
 def database_stop() -> None:
     """Stop it, for every process that uses it. The next command that needs it starts it again."""
-    from hpo.store.database import EmbeddedServer, home
+    from hpo.store.database import home
+    from hpo.store.embedded import EmbeddedServer
 
     click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")
 
@@ -116,7 +118,8 @@ def database_stop() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def database_adopt(yes: bool) -> None:
     """Let this machine run it from now on, when the machine that ran it is gone for good."""
-    from hpo.store.database import EmbeddedServer, home
+    from hpo.store.database import home
+    from hpo.store.embedded import EmbeddedServer
 
     server = EmbeddedServer(home())
     if server.url():

@@ -32,7 +32,7 @@ class Commands(click.Group):
 
 def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
     if url:
-        from hpo.store.database import has_password
+        from hpo.store.url import has_password
 
         if has_password(url):
             click.echo("hpo: warning: other users of this machine can read the password of --database in `ps`. Set HPO_DATABASE_URL "

@@ -19,8 +19,9 @@ import torch
 from sqlalchemy import Connection, text
 
 from hpo.errors import HpoError
-from hpo.store.database import Database, check_version, has_password, home, open_database, open_engine
+from hpo.store.database import Database, home, open_database, open_engine
 from hpo.store.process import this_host
+from hpo.store.url import check_version, has_password
 from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.study.version import code_version, same_results

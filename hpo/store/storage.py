@@ -5,14 +5,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, create_engine
 
 from hpo.store import leases, locks
-from hpo.store.database import (
-    CONNECT_ARGUMENTS,
-    Database,
-    open_engine,
-    translate_errors,
-    translated_errors,
-)
+from hpo.store.database import Database, open_engine, translate_errors, translated_errors
 from hpo.store.tables import VERSION, upgrade_tables, version_of
+from hpo.store.url import CONNECT_ARGUMENTS
 
 if TYPE_CHECKING:
     import optuna
