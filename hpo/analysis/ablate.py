@@ -38,13 +38,13 @@ Interval = tuple[float, float]
 
 
 class Difference(BaseModel, frozen=True):
-    """Of one configuration to another; of the metric, on the same seeds and sentences."""
+    """How the metric differs between two configurations that were trained with the same seeds and scored on the same sentences."""
 
     # After minus before, with its 95 % interval. None if a side has no complete trial.
     difference: float | None
     difference_interval: Interval | None
     p: float | None
-    # None of a path's first configuration, which has none before it.
+    # None for a path's first configuration, which has none before it.
     decided: bool | None
     in_words: str
 
@@ -64,9 +64,9 @@ class Step(BaseModel, frozen=True):
     p: float | None
     decided: bool | None
     in_words: str
-    # Seeds.
+    # How many seeds diverged.
     diverged: int
-    # Their numbers in the child.
+    # Numbers of the trials in the child study.
     trials: tuple[int, ...]
 
 
@@ -79,11 +79,11 @@ class Ablation(BaseModel):
     start: str = Field(validation_alias="from", serialization_alias="from")
     end: str = Field(validation_alias="to", serialization_alias="to")
     partition: str
-    # How many of the metric's items.
+    # How many items the metric was measured on.
     sentences: int
-    # Of each step.
+    # How many train each step.
     seeds: int
-    # Of all trials of the child.
+    # All trials of the child study together.
     gpu_seconds: float
     # The first is the path's start.
     steps: tuple[Step, ...]
@@ -111,14 +111,16 @@ class Evidence(BaseModel):
     p: float | None
     decided: bool
     in_words: str
-    # Seeds.
+    # How many seeds of each side diverged.
     diverged_from: int
     diverged_changed: int
-    # Of each side.
+    # How many train each side.
     seeds: int
 
 
 class Answer(BaseModel, frozen=True):
+    """What the evidence says of one question."""
+
     ask: str
     evidence: tuple[Evidence, ...]
     verdict: Literal["decided", "not decided"]
@@ -134,7 +136,7 @@ class Answers(BaseModel):
 
     child: str
     partition: str
-    # Of each side.
+    # How many train each side.
     seeds: int
     answers: tuple[Answer, ...]
 
