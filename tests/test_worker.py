@@ -183,7 +183,7 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
             run.reporter._lease_seconds = 0.0
         return False
 
-    run = Attempt(worker_for(study, data, tmp_path, stop).place, trial, tmp_path / "trial-0")
+    run = Attempt(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
     best.parent.mkdir()
     run.writer.submit("another's", save_decoder, best, weights_of(trial, data), trial.config, {"step": 99})
     run.writer.wait()
@@ -201,7 +201,7 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
     worker = worker_for(study, data, tmp_path)
     trial = study.claim(worker.process, RECORD)
     assert trial is not None
-    run = Attempt(worker.place, trial, tmp_path / "trial-0")
+    run = Attempt(worker, trial, tmp_path / "trial-0")
     assert isinstance(run.to_its_end(), Completed)
     begun = begin(partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data), tmp_path / "trial-0")
     assert begun.training.step == trial.config.steps

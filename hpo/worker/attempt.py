@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted, Outcome, Stopped, Trial
 from hpo.trainer import Progress, Training, as_score, load_trainer
 from hpo.worker.checkpoint import TORCH_WEIGHTS, Writer, begin, check_state, checkpoints, remove_drafts, save_checkpoint, written
-from hpo.worker.device import first_line, taken_memory
+from hpo.worker.device import CPU, first_line, taken_memory
 from hpo.worker.reporter import Reporter, persistently
 from hpo.worker.trackers import FOLDER, Subject, Tracker, Trackers, chosen
 
@@ -32,9 +32,9 @@ class Place:
     dataset: Any
     folder: Path  # of the study's files
     record: dict[str, str]  # device, code_version, data
-    stop: Callable[[], bool]
-    device: torch.device
-    held_out: Mapping[str, Any]  # partitions that complete trials are scored on too
+    stop: Callable[[], bool] = lambda: False
+    device: torch.device = CPU
+    held_out: Mapping[str, Any] = field(default_factory=dict)  # partitions that complete trials are scored on too
 
 
 class Attempt:

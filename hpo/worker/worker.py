@@ -4,7 +4,7 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from hpo.study.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted
 from hpo.study.version import check_code, code_version
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
-from hpo.worker.device import CPU, device_name, first_line, is_memory_short, place_of
+from hpo.worker.device import device_name, first_line, is_memory_short, place_of
 from hpo.worker.reporter import persistently
 
 PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
@@ -37,21 +37,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Worker:
-    """One process that trains. `dataset` and `held_out` are made by the trainer."""
+class Worker(Place):
+    """One process that trains, and so the place of its attempts."""
 
-    study: Study
-    dataset: Any
-    folder: Path  # of the study's checkpoints
-    record: dict[str, str]  # device, code_version, data
-    stop: Callable[[], bool] = lambda: False
     process: Process = field(default_factory=Process.this)
-    device: torch.device = CPU
-    held_out: Mapping[str, Any] = field(default_factory=dict)  # partitions that complete trials are scored on too
-
-    @property
-    def place(self) -> Place:
-        return Place(self.study, self.dataset, self.folder, self.record, self.stop, self.device, self.held_out)
 
     def run(self) -> int:
         """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here.
@@ -113,7 +102,7 @@ class Worker:
 
     def run_trial(self, trial: Trial) -> Outcome | None:
         """Train one trial to its outcome and store it. None: the trial was taken from us, or the database stayed away."""
-        run = Attempt(self.place, trial, trial_folder(self.folder, trial.number))
+        run = Attempt(self, trial, trial_folder(self.folder, trial.number))
         outcome: Outcome | None
         try:
             outcome = run.to_its_end()
