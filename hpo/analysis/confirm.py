@@ -17,6 +17,7 @@ from hpo.analysis.retrain import (
     Train,
     config_of,
     difference_interval,
+    items_scored,
     mean,
     outcomes,
     retrain,
@@ -141,7 +142,7 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> C
     finding = Confirmation(
         child=child.name,
         partition=PARTITION,
-        sentences=next((len(result.scores[0].lengths) for result in results if result.found), 0),
+        sentences=items_scored(results),
         level=LEVEL,
         gpu_seconds=sum(record.gpu_seconds for result in results for record in result.records),
         configs=tuple(_config(each, result, validation, study.spec.metric.sign) for each, result in zip(chosen, results, strict=True)),

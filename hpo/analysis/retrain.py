@@ -90,6 +90,11 @@ def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list
     return found
 
 
+def items_scored(results: Sequence[Retrained]) -> int:
+    """How many items, such as sentences, the scores are of; 0 if no training came to its end."""
+    return next((len(result.scores[0].lengths) for result in results if result.found), 0)
+
+
 def start_config(study: Study, start: str) -> Config:
     return study.spec.config(study.spec.starts[start])
 

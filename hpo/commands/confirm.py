@@ -141,14 +141,14 @@ def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, selec
     train, workers = _ready(parent, opened, as_json, score_test=False, **how)
     child = _child(parent, opened, "ablate", workers, count, as_json)
     metric = parent.spec.metric
-    dumped: dict[str, Any] = {}
-    texts: list[str] = []
-    if start is not None:
-        ablation = path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train)
-        dumped["ablation"] = ablation.model_dump(mode="json", by_alias=True)
-        texts.append(path.path_text(study, ablation, metric))
-    if ask:
-        answers = path.measure(parent, child, parent.spec.questions, seeds, train)
-        dumped["questions"] = answers.model_dump(mode="json", by_alias=True)
-        texts.append(path.questions_text(study, answers, metric))
-    click.echo(json.dumps(named(dumped, metric), indent=2) if as_json else "\n".join(texts))
+    ablation = path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train) if start is not None else None
+    answers = path.measure(parent, child, parent.spec.questions, seeds, train) if ask else None
+    if as_json:
+        findings = {"ablation": ablation, "questions": answers}
+        facts = {kind: finding.model_dump(mode="json", by_alias=True) for kind, finding in findings.items() if finding}
+        click.echo(json.dumps(named(facts, metric), indent=2))
+        return
+    if ablation:
+        click.echo(path.path_text(study, ablation, metric))
+    if answers:
+        click.echo(path.questions_text(study, answers, metric))

@@ -92,11 +92,8 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has it); the others are Optuna's
     pruners.
     """
-    from rich.console import Console
-
     from hpo.past.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
     from hpo.past.backtest import backtest as replay
-    from hpo.terminal import past as terminal
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named
 
     if (runs_dir is None) == (study is None):
@@ -125,6 +122,10 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     if as_json:
         click.echo(json.dumps(named(facts, metric) | swept, indent=2))
         return
+    from rich.console import Console
+
+    from hpo.terminal import past as terminal
+
     Console(highlight=False).print(terminal.backtest_picture(found, ranges, not_replayable, metric))
     if plot:
         click.echo(f"wrote {plot}")
