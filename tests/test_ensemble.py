@@ -13,11 +13,11 @@ from test_decoder import CPU
 from hpo.analysis.ensemble import Ensemble, ensemble_text
 from hpo.data.formats import read_sentences
 from hpo.decoder.artifact import load_decoder
-from hpo.decoder.combine import MEANS, Mean, Outputs, frame_log_probs, scores_along, select
+from hpo.decoder.combine import Mean, Outputs, frame_log_probs, scores_along, select
 from hpo.decoder.data import load_for_scoring
 from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.train import evaluate
-from hpo.decoder.trainer import PER
+from hpo.decoder.trainer import MEANS, PER
 from hpo.decoder.training import Recordings
 from hpo.space.spec import load_spec
 from hpo.study.paths import study_folder

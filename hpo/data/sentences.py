@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from hpo.errors import DataError
 
 Partition = Literal["train", "test", "competition"]
-PARTITIONS: tuple[Partition, ...] = ("train", "test", "competition")
 
 
 class Row(NamedTuple):

@@ -23,7 +23,6 @@ from hpo.decoder.training import Recordings
 from hpo.trainer import Score
 
 Mean = Literal["geometric", "arithmetic"]
-MEANS: tuple[Mean, ...] = ("geometric", "arithmetic")
 
 
 @dataclass(frozen=True)

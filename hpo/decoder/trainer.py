@@ -6,12 +6,15 @@ for its metric and its fields.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.step_size import STEP_SIZE
 from hpo.text import plural
 from hpo.trainer import Arguments, DataRequest, Ensembles, Metric, PastRuns, Score, Trainer, Weights
+
+if TYPE_CHECKING:
+    from hpo.decoder.combine import Mean
 
 PER = Metric(
     name="PER",
@@ -22,6 +25,7 @@ PER = Metric(
 )
 # Frames of decoders that agree in these can be averaged one by one.
 MATCHING = ("model.kernel", "model.stride", "model.classes")
+MEANS: "tuple[Mean, ...]" = ("geometric", "arithmetic")
 ABOUT_ARGUMENTS = (
     "base: goes into a study file. args: the names of neural_seq_decoder and its descendants; eps has none there, its",
     "code has 0.1 and some descendants' 1e-8: set it in the code. An empty value does not apply.",
@@ -145,7 +149,7 @@ gru_ctc = Trainer(
     sizes=_sizes,
     offers={
         "arguments": Arguments(ABOUT_ARGUMENTS, _lab_arguments),
-        "ensemble": Ensembles(MATCHING, ("geometric", "arithmetic"), _outputs, _select, _scores_along),
+        "ensemble": Ensembles(MATCHING, MEANS, _outputs, _select, _scores_along),
         "evaluate": True,
         "past_runs": PastRuns(_read_pickle, _translate, _lr_factor),
         "reference folder": True,
