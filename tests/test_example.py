@@ -153,6 +153,9 @@ FAULTS = {
     "facts that cannot be stored": ("facts: dict[str, Any] = {}", "facts: dict[str, Any] = {'a': {1}}", "whose facts cannot be stored"),
     "a fingerprint that is a number": (".hexdigest()[:16]", ".digest()[0]", "whose fingerprint is a int"),
     "a default of another type": ("units: int = 32", 'units: int = "many"', "cannot be made of its defaults (units: "),
+    "a field without a default": ("units: int = 32", "units: int", "cannot be made of its defaults (units: field required"),
+    "a value that JSON cannot hold": ("units: int = 32", "units: object = object()", "has a value that cannot be stored"),
+    "no configuration at all": ("config=DigitsConfig", "config=Digits", "Valid: a subclass of hpo.Config"),
     "no direction": ('direction="maximize"', 'direction="higher"', "cannot be loaded (Metric: direction: input should be"),
 }
 
@@ -161,22 +164,6 @@ FAULTS = {
 def test_faults_of_a_trainer_before_any_trial_are_one_line(database: Database, tmp_path: Path, fault: str) -> None:
     before, after, said = FAULTS[fault]
     source = (EXAMPLES / "digits.py").read_text().replace("import torch\n", "import hpo.errors\nimport torch\n", 1)
-    assert before in source
-    (tmp_path / "faulty.py").write_text(source.replace(before, after))
-    one_line(asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits")), 2, said)
-
-
-CONFIGS = {
-    "a field without a default": ("units: int = 32", "units: int", "cannot be made of its defaults (units: field required"),
-    "a value that JSON cannot hold": ("units: int = 32", "units: object = object()", "has a value that cannot be stored"),
-    "no configuration at all": ("config=DigitsConfig", "config=Digits", "Valid: a subclass of hpo.Config"),
-}
-
-
-@pytest.mark.parametrize("fault", CONFIGS)
-def test_a_configuration_that_cannot_be_stored_is_one_line(database: Database, tmp_path: Path, fault: str) -> None:
-    before, after, said = CONFIGS[fault]
-    source = (EXAMPLES / "digits.py").read_text().replace("import torch\n", "import hpo\nimport torch\n", 1)
     assert before in source
     (tmp_path / "faulty.py").write_text(source.replace(before, after))
     one_line(asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits")), 2, said)

@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 
 from hpo.errors import DatabaseError
 
-# Of the tables below. hpo/migrations has the way to it from the version before.
+# Of the tables below. hpo/store/migrations has the way to it from the version before.
 VERSION = "2"
 VERSION_TABLE = "hpo_version"
 
