@@ -63,7 +63,18 @@ class Chaos:
         self.done: Counter[str] = Counter()
 
     def start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "hpo.cli", "worker", "--study", self.study.name, "--device", "cpu", "--threads", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "hpo.cli",
+            "worker",
+            "--study",
+            self.study.name,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        ]
         with (self.server.home / "worker.log").open("ab") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -73,7 +84,9 @@ class Chaos:
             if time.monotonic() > until:
                 process.send_signal(signal.SIGCONT)
                 self.halted.remove((until, process))
-        self.processes = [process if process.poll() is None else self.start() for process in self.processes]
+        self.processes = [
+            process if process.poll() is None else self.start() for process in self.processes
+        ]
 
     def break_something(self) -> None:
         what = self.random.choice(BREAKS)
@@ -142,13 +155,23 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
         measured = {record.id: measured_by(connection, record.id) for record in ended}
     for record in ended:
         tries, points = attempts[record.id], curves[record.id]
-        assert [point.step for point in points] == list(range(every, record.steps + 1, every)), f"trial {record.number}: its curve"
+        assert [point.step for point in points] == list(range(every, record.steps + 1, every)), (
+            f"trial {record.number}: its curve"
+        )
         by = measured[record.id]
         assert by == sorted(by), f"trial {record.number}: two at once"
         for earlier, later in pairwise(tries):
-            assert earlier.ended <= later.begun, f"trial {record.number}: attempts {earlier.attempt} and {later.attempt} at once"
-            if earlier.outcome == "lost" and earlier.first_step is not None and later.first_step is not None:
-                repeated += max(0, earlier.last_step - later.first_step) + every  # at most one evaluation was not told any more
+            assert earlier.ended <= later.begun, (
+                f"trial {record.number}: attempts {earlier.attempt} and {later.attempt} at once"
+            )
+            if (
+                earlier.outcome == "lost"
+                and earlier.first_step is not None
+                and later.first_step is not None
+            ):
+                repeated += (
+                    max(0, earlier.last_step - later.first_step) + every
+                )  # at most one evaluation was not told any more
         if record.attempts > 1 and compared < most_compared:
             compared += 1
             pers, errors = undisturbed(DecoderConfig().with_values(record.config), data)
@@ -162,7 +185,9 @@ def check(study: Study, data: Data, most_compared: int, most_repeated: float) ->
             "repeated at most": f"{repeated} ({100 * repeated / steps:.1f} %)"}  # fmt: skip
 
 
-def make_study(database: Database, folder: Path, trials: int, sizes: dict[str, float] = SIZES) -> tuple[Study, Data]:
+def make_study(
+    database: Database, folder: Path, trials: int, sizes: dict[str, float] = SIZES
+) -> tuple[Study, Data]:
     (folder / "space.yaml").write_text(SPACE.format(**sizes))
     spec: StudySpec = load_spec(folder / "space.yaml", trials=trials)
     study = Study.create_or_open(database, "chaos", spec, look_at_data(None, spec).facts)
@@ -173,14 +198,30 @@ def make_study(database: Database, folder: Path, trials: int, sizes: dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=180, help="of breaking things; afterwards the study ends in peace")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=180,
+        help="of breaking things; afterwards the study ends in peace",
+    )
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--every", type=float, default=3, help="seconds between two breaks, on average")
+    parser.add_argument(
+        "--every", type=float, default=3, help="seconds between two breaks, on average"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most-repeated", type=float, default=0.05, help="share of all steps; short runs have few steps to count by")
-    parser.add_argument("--compare", type=int, default=1000, help="resumed trials to train again, at most")
+    parser.add_argument(
+        "--most-repeated",
+        type=float,
+        default=0.05,
+        help="share of all steps; short runs have few steps to count by",
+    )
+    parser.add_argument(
+        "--compare", type=int, default=1000, help="resumed trials to train again, at most"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="hpo-chaos-") as folder:

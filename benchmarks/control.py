@@ -47,9 +47,23 @@ class Bench:
         self.commands: list[float] = []
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "hpo.cli", "worker", "--study", NAME, "--device", "cpu", "--threads", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "hpo.cli",
+            "worker",
+            "--study",
+            NAME,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        ]
         with self.log.open("ab") as log:
-            self.processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) for _ in range(self.number)]
+            self.processes = [
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                for _ in range(self.number)
+            ]
 
     def attempts(self) -> list[Row[Any]]:
         with self.study.engine.begin() as connection:
@@ -59,7 +73,9 @@ class Bench:
         """The attempts, when each worker has one; then a random time, so that no look of a worker is in step with ours."""
 
         def found() -> list[Row[Any]]:
-            rows = [row for row in self.attempts() if row.ended is None and row.first_step is not None]
+            rows = [
+                row for row in self.attempts() if row.ended is None and row.first_step is not None
+            ]
             return rows if len(rows) == self.number else []
 
         until(found)
@@ -69,7 +85,11 @@ class Bench:
     def typed(self, verb: str, *arguments: str) -> tuple[float, str]:
         """When it was begun, and what it said."""
         begin = time.time()
-        done = subprocess.run([sys.executable, "-m", "hpo.cli", verb, "--study", NAME, *arguments], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "hpo.cli", verb, "--study", NAME, *arguments],
+            capture_output=True,
+            text=True,
+        )
         self.commands.append(time.time() - begin)
         assert done.returncode == 0, done.stdout + done.stderr
         return begin, done.stdout
@@ -81,10 +101,16 @@ class Bench:
     def handed_back(self, held: list[Row[Any]]) -> float:
         """When the last of them ended."""
         keys = {(row.trial_id, row.attempt) for row in held}
-        ended = until(lambda: all_or_none([row.ended for row in self.attempts() if (row.trial_id, row.attempt) in keys]))
+        ended = until(
+            lambda: all_or_none(
+                [row.ended for row in self.attempts() if (row.trial_id, row.attempt) in keys]
+            )
+        )
         return float(max(moment.timestamp() for moment in ended))
 
-    def begun(self, since: float, process: str | None = None, trial_id: int | None = None) -> list[float]:
+    def begun(
+        self, since: float, process: str | None = None, trial_id: int | None = None
+    ) -> list[float]:
         """When attempts after `since` began: of a process, of a trial."""
         return [row.begun.timestamp() for row in self.attempts() if row.begun.timestamp() > since
                 and process in (None, row.process) and trial_id in (None, row.trial_id)]  # fmt: skip
@@ -100,7 +126,9 @@ class Bench:
     def kill(self) -> float:
         """When the trial ended."""
         victim = random.choice(self.all_train())
-        begin, _ = self.typed("kill", "--trial", str(self._number(victim.trial_id)), "--reason", "benchmark")
+        begin, _ = self.typed(
+            "kill", "--trial", str(self._number(victim.trial_id)), "--reason", "benchmark"
+        )
         self.count("kill", until(lambda: self.begun(begin, victim.process))[0] - begin)
         return self.handed_back([victim])
 
@@ -110,9 +138,14 @@ class Bench:
         returned = time.time()
         found = re.match(r"trial (\d+) begins next", said)
         assert found, said
-        trial_id = self.study.storage.get_trial_id_from_study_id_trial_number(self.study.id, int(found[1]))
+        trial_id = self.study.storage.get_trial_id_from_study_id_trial_number(
+            self.study.id, int(found[1])
+        )
         ended = self.kill()
-        self.count("enqueue", returned - begin + until(lambda: self.begun(begin, trial_id=trial_id))[0] - ended)
+        self.count(
+            "enqueue",
+            returned - begin + until(lambda: self.begun(begin, trial_id=trial_id))[0] - ended,
+        )
 
     def budget(self) -> None:
         held = self.all_train()
@@ -133,7 +166,9 @@ class Bench:
 
     def gone(self) -> float:
         until(lambda: all(process.poll() is not None for process in self.processes))
-        assert all(process.returncode == 0 for process in self.processes), self.log.read_text()[-2000:]
+        assert all(process.returncode == 0 for process in self.processes), self.log.read_text()[
+            -2000:
+        ]
         return time.time()
 
     def _number(self, trial_id: int) -> int:
@@ -150,8 +185,12 @@ class Bench:
 
     def table(self) -> str:
         lines = ["| command | times | median s | worst s |", "|---|---|---|---|"]
-        for what, seconds in [(what, self.acted[what]) for what in ORDER] + [("the command alone", self.commands)]:
-            lines.append(f"| {what} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
+        for what, seconds in [(what, self.acted[what]) for what in ORDER] + [
+            ("the command alone", self.commands)
+        ]:
+            lines.append(
+                f"| {what} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
+            )
         return "\n".join(lines)
 
 
@@ -181,11 +220,15 @@ def make_study(database: Database) -> Study:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # with what it has started
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM")
+    )  # with what it has started
     with tempfile.TemporaryDirectory(prefix="hpo-control-") as folder:
         home = Path(folder)
         home.chmod(0o711)

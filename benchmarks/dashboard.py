@@ -86,7 +86,13 @@ def fill(study: Study, engine: Engine, trials: int, values: int) -> None:
     """As many trials as 16 runs with the first start's parameters would have left, with random values."""
     like = study.records()[0]
     with engine.begin() as connection:
-        given = {"study": study.id, "trials": trials, "first": len(study.spec.starts), "values": values, "running": RUNNING}
+        given = {
+            "study": study.id,
+            "trials": trials,
+            "first": len(study.spec.starts),
+            "values": values,
+            "running": RUNNING,
+        }
         given["like"] = like.id
         for statement in FILL.split(";")[:-1]:
             names = {name: value for name, value in given.items() if f":{name}" in statement}
@@ -156,7 +162,12 @@ def measure(name: str, command: Callable[[int], list[str]], environment: dict[st
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     side, begin = Side(name), time.monotonic()
-    server = subprocess.Popen(command(port), env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command(port),
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     engine, end = create_engine(database.url), threading.Event()
     changes = threading.Thread(target=live, args=(engine, study, end))
     try:
@@ -183,7 +194,14 @@ def measure(name: str, command: Callable[[int], list[str]], environment: dict[st
         while time.monotonic() - begin < seconds:
             time.sleep(POLL_SECONDS)
             sent = time.monotonic()
-            after = next((place for place, trial in enumerate(trials) if trial["state"] in ("Running", "Waiting")), len(trials))
+            after = next(
+                (
+                    place
+                    for place, trial in enumerate(trials)
+                    if trial["state"] in ("Running", "Waiting")
+                ),
+                len(trials),
+            )
             trials[after:] = json.loads(page.get(f"/api/studies/{study}?after={after}"))["trials"]
             now = sum(trial["state"] == "Complete" for trial in trials)
             if now != complete:

@@ -18,7 +18,14 @@ from hpo.decoder.data import Data, check, load_for_scoring
 from hpo.decoder.train import TrainState, evaluate, train
 from hpo.space.spec import parse_settings
 
-SIZES = {"model.layers": 2, "model.units": 128, "model.kernel": 8, "model.stride": 2, "batch_size": 32, "steps": 600}
+SIZES = {
+    "model.layers": 2,
+    "model.units": 128,
+    "model.kernel": 8,
+    "model.stride": 2,
+    "batch_size": 32,
+    "steps": 600,
+}
 SETTINGS = {  # name: (values, reference's final PER on test, one per seed)
     "lr 0.005 eps 1e-8": ({"optimizer.lr": 0.005, "optimizer.eps": 1e-8}, (0.088, 0.097, 0.091)),
     "lr 0.02 eps 0.1": ({"optimizer.lr": 0.02, "optimizer.eps": 0.1}, (0.159, 0.165, 0.156)),
@@ -27,12 +34,20 @@ SETTINGS = {  # name: (values, reference's final PER on test, one per seed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="settings with this text in their name")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the configuration",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +59,9 @@ def main() -> None:
     for name, (values, reference) in SETTINGS.items():
         for seed in range(arguments.seeds if arguments.only in name else 0):
             config = sizes.with_values(values | {"seed": seed, "evaluate_every": 10_000})
-            data = Data(sentences, every, every[:1], device)  # trains on all of `train`, as the reference does
+            data = Data(
+                sentences, every, every[:1], device
+            )  # trains on all of `train`, as the reference does
             state, begin, curve = TrainState(config, data), time.perf_counter(), []
             for updates in train(state, data):
                 if not updates.finite:

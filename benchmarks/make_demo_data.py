@@ -17,7 +17,10 @@ from hpo.data.formats import DEMO_FILE, read_sentences
 
 def main(source: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {}
-    for partition in ("train", "test"):  # the competition partition is for nobody's eyes: not shipped
+    for partition in (
+        "train",
+        "test",
+    ):  # the competition partition is for nobody's eyes: not shipped
         sentences = read_sentences(source, partition)
         features = sentences.features_NC.astype(np.float16)
         if not np.array_equal(features.astype(np.float32), sentences.features_NC):

@@ -57,7 +57,9 @@ def step_of(study: Study) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=60)
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory(prefix="hpo-loss-") as folder:
@@ -68,10 +70,28 @@ def main() -> None:
         try:
             url = listen(server)
             os.environ |= {"HPO_HOME": folder, "HPO_DATABASE_URL": url}
-            study, _ = make_study(Database(url, None), home, 1, {"steps": 200_000, "evaluate_every": 100, "lease": 600.0})
-            command = ["ip", "netns", "exec", NAME, sys.executable, "-m", "hpo.cli", "worker", "--study", study.name]
+            study, _ = make_study(
+                Database(url, None),
+                home,
+                1,
+                {"steps": 200_000, "evaluate_every": 100, "lease": 600.0},
+            )
+            command = [
+                "ip",
+                "netns",
+                "exec",
+                NAME,
+                sys.executable,
+                "-m",
+                "hpo.cli",
+                "worker",
+                "--study",
+                study.name,
+            ]
             with (home / "log").open("w") as log:
-                worker = subprocess.Popen([*command, "--device", "cpu", "--threads", "1"], stdout=log, stderr=log)
+                worker = subprocess.Popen(
+                    [*command, "--device", "cpu", "--threads", "1"], stdout=log, stderr=log
+                )
             while step_of(study) < 200:
                 time.sleep(0.1)
             ip("link", "set", "hpo0", "down")
@@ -89,12 +109,18 @@ def main() -> None:
             back = time.monotonic() - up
             with study.engine.begin() as connection:
                 record = study.records()[0]
-                steps = [point.step for point in curves.curves_of(connection, [record.id])[record.id]]
+                steps = [
+                    point.step for point in curves.curves_of(connection, [record.id])[record.id]
+                ]
             worker.terminate()
             assert worker.wait(30) == 0
             print(f"{seconds:.0f} s without packets: the database saw step {before}, then {during}; the worker was at {newest}; "
                   f"{back:.1f} s after the link was up all of it was told")  # fmt: skip
-            assert steps == list(range(100, steps[-1] + 1, 100)) and record.attempts == 1 and newest > during
+            assert (
+                steps == list(range(100, steps[-1] + 1, 100))
+                and record.attempts == 1
+                and newest > during
+            )
         finally:
             for words in (["link", "delete", "hpo0"], ["netns", "delete", NAME]):
                 subprocess.run(["ip", *words], check=False)

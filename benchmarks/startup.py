@@ -53,7 +53,9 @@ def main() -> None:
     open_database()
     yardstick = cpu_seconds(YARDSTICK, repetitions)
     print(f"import optuna, sqlalchemy, psycopg2  {yardstick:.2f} CPU-s")
-    reading = [[arguments.study if word == "STUDY" else word for word in command] for command in READING]
+    reading = [
+        [arguments.study if word == "STUDY" else word for word in command] for command in READING
+    ]
     for command in [*reading, *WRITING]:
         seconds = cpu_seconds([sys.executable, "-m", "hpo.cli", *command], repetitions)
         print(f"hpo {' '.join(command):32} {seconds:.2f} CPU-s  {seconds / yardstick:.2f} x")

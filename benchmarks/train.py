@@ -39,7 +39,10 @@ from hpo.decoder.train import TrainState, evaluate, set_precision, train
 from hpo.space.spec import find_space, load_spec
 
 PEAK = {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12}  # FLOP/s
-LEARNS = {"optimizer.lr": 0.005, "optimizer.eps": 1e-8}  # so that the demo comes to a PER that means something
+LEARNS = {
+    "optimizer.lr": 0.005,
+    "optimizer.eps": 1e-8,
+}  # so that the demo comes to a PER that means something
 
 
 # ---- the plain loop
@@ -50,10 +53,20 @@ class PlainDecoder(nn.Module):
         super().__init__()
         model, features = config.model, data.n_features
         self.kernel, self.stride = model.kernel, model.stride
-        self.register_buffer("taps", gaussian_kernel(model.smoothing_kernel, model.smoothing_width).repeat(features, 1, 1))
+        self.register_buffer(
+            "taps",
+            gaussian_kernel(model.smoothing_kernel, model.smoothing_width).repeat(features, 1, 1),
+        )
         self.day_weights = nn.Parameter(torch.eye(features).repeat(data.n_days, 1, 1))
         self.day_bias = nn.Parameter(torch.zeros(data.n_days, 1, features))
-        self.gru = nn.GRU(features * model.kernel, model.units, model.layers, batch_first=True, dropout=model.dropout, bidirectional=True)
+        self.gru = nn.GRU(
+            features * model.kernel,
+            model.units,
+            model.layers,
+            batch_first=True,
+            dropout=model.dropout,
+            bidirectional=True,
+        )
         for name, weight in self.gru.named_parameters():
             if "weight_hh" in name:
                 nn.init.orthogonal_(weight)
@@ -63,9 +76,15 @@ class PlainDecoder(nn.Module):
 
     def forward(self, x_BTC: torch.Tensor, days_B: torch.Tensor) -> torch.Tensor:
         taps = self.get_buffer("taps")
-        x_BTC = conv1d(x_BTC.transpose(1, 2), taps, groups=len(taps), padding="same").transpose(1, 2)
-        x_BTC = softsign(torch.einsum("btc,bcd->btd", x_BTC, self.day_weights[days_B]) + self.day_bias[days_B])
-        windows = unfold(x_BTC.transpose(1, 2)[..., None], (self.kernel, 1), stride=self.stride).transpose(1, 2)
+        x_BTC = conv1d(x_BTC.transpose(1, 2), taps, groups=len(taps), padding="same").transpose(
+            1, 2
+        )
+        x_BTC = softsign(
+            torch.einsum("btc,bcd->btd", x_BTC, self.day_weights[days_B]) + self.day_bias[days_B]
+        )
+        windows = unfold(
+            x_BTC.transpose(1, 2)[..., None], (self.kernel, 1), stride=self.stride
+        ).transpose(1, 2)
         logits: torch.Tensor = self.output(self.gru(windows)[0])
         return logits
 
@@ -85,26 +104,47 @@ class Plain:
         self.config, self.data = config, data
         self.model = PlainDecoder(config, data).to(data.device)
         optimizer = config.optimizer
-        self.optimizer = torch.optim.Adam(self.model.parameters(), optimizer.lr, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            optimizer.lr,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+        )
         numbers = [*data.train.tolist(), *data.validation.tolist()]
         batches = {number: data.batch(torch.tensor([number])) for number in numbers}
         self.x = {number: batch.x_BTC[0] for number, batch in batches.items()}
         self.days = {number: int(batch.days_B[0]) for number, batch in batches.items()}
         self.y = {number: batch.labels_L for number, batch in batches.items()}
 
-    def logits(self, numbers: list[int], noisy: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def logits(
+        self, numbers: list[int], noisy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(logits, mean CTC loss, frames) of a batch padded to its longest."""
         device, augment = self.data.device, self.config.augment
         x_BTC = pad_sequence([self.x[number] for number in numbers], batch_first=True)
         lengths_B = self.data.lengths_S[torch.tensor(numbers)].to(device)
         if noisy:
             x_BTC = x_BTC + torch.randn(x_BTC.shape, device=device) * augment.white_noise_sd
-            x_BTC = x_BTC + torch.randn(len(x_BTC), 1, x_BTC.shape[2], device=device) * augment.constant_offset_sd
-        logits_BWK = self.model(x_BTC, torch.tensor([self.days[number] for number in numbers], device=device))
+            x_BTC = (
+                x_BTC
+                + torch.randn(len(x_BTC), 1, x_BTC.shape[2], device=device)
+                * augment.constant_offset_sd
+            )
+        logits_BWK = self.model(
+            x_BTC, torch.tensor([self.days[number] for number in numbers], device=device)
+        )
         frames_B = frames(lengths_B, self.config.model).int()
         targets = pad_sequence([self.y[number] for number in numbers], batch_first=True)
         counts = torch.tensor([len(self.y[number]) for number in numbers], device=device)
-        loss = ctc_loss(logits_BWK.log_softmax(2).transpose(0, 1), targets, frames_B, counts, 0, "mean", zero_infinity=True)
+        loss = ctc_loss(
+            logits_BWK.log_softmax(2).transpose(0, 1),
+            targets,
+            frames_B,
+            counts,
+            0,
+            "mean",
+            zero_infinity=True,
+        )
         return logits_BWK, loss, frames_B
 
     def block(self, steps: int) -> None:
@@ -113,7 +153,9 @@ class Plain:
             self.step()
 
     def step(self) -> None:
-        picked = self.data.train[torch.randperm(len(self.data.train))[: self.config.batch_size]].tolist()
+        picked = self.data.train[
+            torch.randperm(len(self.data.train))[: self.config.batch_size]
+        ].tolist()
         _, loss, _ = self.logits(picked, True)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -130,7 +172,9 @@ class Plain:
             logits_BWK, _, frames_B = self.logits(some, False)
             for number, logits_WK, count in zip(some, logits_BWK, frames_B, strict=True):
                 path = torch.unique_consecutive(logits_WK[:count].argmax(dim=-1)).cpu().numpy()
-                errors += edit_distance(self.y[number].tolist(), [int(label) for label in path if label != 0])
+                errors += edit_distance(
+                    self.y[number].tolist(), [int(label) for label in path if label != 0]
+                )
         return errors / sum(len(self.y[number]) for number in numbers)
 
 
@@ -185,12 +229,19 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     steps = job["steps"] or sized.steps
     every = min(sized.evaluate_every, steps)
     trainer, order, precision = job["kind"].split()
-    values = {"steps": steps + 1, "evaluate_every": steps + 1, "batches": order, "precision": precision}
+    values = {
+        "steps": steps + 1,
+        "evaluate_every": steps + 1,
+        "batches": order,
+        "precision": precision,
+    }
     config = sized.with_values(values | ({"batch_size": job["batch"]} if job["batch"] else {}))
     set_precision(config)  # the last step is never made: it would evaluate
     make = Plain if trainer == "plain" else Ours
     if device.type == "cuda":
-        make(config, data).block(1)  # what is done once (allocation, choice of kernels) is no part of the pace
+        make(config, data).block(
+            1
+        )  # what is done once (allocation, choice of kernels) is no part of the pace
     training = make(config, data)
     if job["together"]:
         print("ready", flush=True)
@@ -201,7 +252,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         stepping += _seconds(lambda: training.block(block), device)  # noqa: B023  (called at once)
         evaluating += _seconds(lambda: scores.append(training.evaluate()), device)
     cuda = device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {"kind": job["kind"], "seed": job["seed"], "stepping": stepping / steps, "evaluating": evaluating / len(scores),
             "total": stepping + evaluating, "per": scores[-1], "memory": memory, "batch": config.batch_size,
             "operations": operations(config, data)}  # fmt: skip
@@ -221,7 +276,9 @@ def operations(config: DecoderConfig, data: Data) -> float:
     lengths_S: torch.Tensor = data.lengths_S[data.train].double()
     windows = float((frames(lengths_S, model) + 1).mean())
     inputs = [channels * model.kernel] + [2 * model.units] * (model.layers - 1)
-    window: int = sum(2 * 3 * model.units * (size + model.units) * 2 for size in inputs) + 2 * 2 * model.units * (model.classes + 1)
+    window: int = sum(
+        2 * 3 * model.units * (size + model.units) * 2 for size in inputs
+    ) + 2 * 2 * model.units * (model.classes + 1)
     bins = float(lengths_S.mean())
     total: float = 3 * config.batch_size * (windows * window + bins * 2 * channels * channels)
     return total
@@ -274,25 +331,42 @@ def row(one: dict[str, Any], plain: dict[str, Any], peak: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=["demo", "full"], default="demo")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="default: the configuration's")
     parser.add_argument("--batch", type=int, help="sentences; default: the configuration's")
-    parser.add_argument("--at-once", type=int, nargs="*", default=[2], help="how many trainings share the device")
+    parser.add_argument(
+        "--at-once", type=int, nargs="*", default=[2], help="how many trainings share the device"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         print(json.dumps(run(json.loads(arguments.job))))
         return
-    job = {name: getattr(arguments, name) for name in ("size", "device", "threads", "steps", "batch")} | {"together": False, "seed": 0}
+    job = {
+        name: getattr(arguments, name) for name in ("size", "device", "threads", "steps", "batch")
+    } | {"together": False, "seed": 0}
     cuda = arguments.device != "cpu"
-    kinds = ["plain random fp32", "ours random fp32", "ours similar fp32"] + ["ours similar tf32", "ours similar bf16"] * cuda
-    peaks = {precision: peak(arguments.device, arguments.threads, precision) for precision in PEAK if cuda or precision == "fp32"}
-    print(f"peak: {', '.join(f'{precision} {flops / 1e9:.3g} GFLOP/s' for precision, flops in peaks.items())}\n")
-    print("| run | seed | steps/s | sentences/s | evaluation s | whole s | PER | peak memory | share of peak | x plain, whole |")
+    kinds = ["plain random fp32", "ours random fp32", "ours similar fp32"] + [
+        "ours similar tf32",
+        "ours similar bf16",
+    ] * cuda
+    peaks = {
+        precision: peak(arguments.device, arguments.threads, precision)
+        for precision in PEAK
+        if cuda or precision == "fp32"
+    }
+    print(
+        f"peak: {', '.join(f'{precision} {flops / 1e9:.3g} GFLOP/s' for precision, flops in peaks.items())}\n"
+    )
+    print(
+        "| run | seed | steps/s | sentences/s | evaluation s | whole s | PER | peak memory | share of peak | x plain, whole |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for seed in range(arguments.seeds):
         plain: dict[str, Any] = {}

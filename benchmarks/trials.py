@@ -96,12 +96,18 @@ def plain(study: optuna.Study, spec: StudySpec, timer: Timer) -> None:
 
 
 def make_ours(database: Database, spec: StudySpec) -> Study:
-    return Study.create_or_open(database, f"bench-{uuid4().hex[:8]}", spec, {"path": None, "fingerprint": ""})
+    return Study.create_or_open(
+        database, f"bench-{uuid4().hex[:8]}", spec, {"path": None, "fingerprint": ""}
+    )
 
 
 def make_plain(database: Database, spec: StudySpec) -> optuna.Study:
-    sampler = TPESampler(n_startup_trials=spec.sampler.startup_trials, multivariate=True, constant_liar=True)
-    return optuna.create_study(storage=database.url, study_name=f"bench-{uuid4().hex[:8]}", sampler=sampler)
+    sampler = TPESampler(
+        n_startup_trials=spec.sampler.startup_trials, multivariate=True, constant_liar=True
+    )
+    return optuna.create_study(
+        storage=database.url, study_name=f"bench-{uuid4().hex[:8]}", sampler=sampler
+    )
 
 
 def fill(database: Database, study_id: int, size: int) -> None:
@@ -110,10 +116,15 @@ def fill(database: Database, study_id: int, size: int) -> None:
         connection.execute(text(TWINS.format(real=REAL, study=study_id)))
         for statement in MULTIPLY.strip().split(";")[:-1]:
             values = {"real": REAL, "copies": size // REAL - 1, "study": study_id}
-            connection.execute(text(statement), {name: value for name, value in values.items() if f":{name}" in statement})
+            connection.execute(
+                text(statement),
+                {name: value for name, value in values.items() if f":{name}" in statement},
+            )
 
 
-def many(workers: int, seconds: float, engine: Any, cycle: Callable[[Timer], None], database: Database) -> tuple[Times, float, int]:
+def many(
+    workers: int, seconds: float, engine: Any, cycle: Callable[[Timer], None], database: Database
+) -> tuple[Times, float, int]:
     """(times of all workers, trials/s, connections at most)."""
     context = multiprocessing.get_context("fork")
     begin, found = context.Barrier(workers + 1), context.SimpleQueue()
@@ -131,7 +142,9 @@ def many(workers: int, seconds: float, engine: Any, cycle: Callable[[Timer], Non
     for process in processes:
         process.start()
     watcher = create_engine(database.url)
-    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    count = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
     with watcher.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         before = connection.execute(count).scalar_one()
         begin.wait()
@@ -145,7 +158,9 @@ def many(workers: int, seconds: float, engine: Any, cycle: Callable[[Timer], Non
                 collected.append(found.get())
         took = time.perf_counter() - start
     watcher.dispose()
-    together = {name: [value for times in collected for value in times[name]] for name in collected[0]}
+    together = {
+        name: [value for times in collected for value in times[name]] for name in collected[0]
+    }
     return together, len(together["finish"]) / took, most
 
 
@@ -155,18 +170,25 @@ def row(*cells: object) -> None:
 
 def spread(values: list[float]) -> str:
     ordered = sorted(values)
-    return f"{1000 * statistics.median(ordered):.0f} / {1000 * ordered[int(0.95 * len(ordered))]:.0f}"
+    return (
+        f"{1000 * statistics.median(ordered):.0f} / {1000 * ordered[int(0.95 * len(ordered))]:.0f}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--sizes", type=int, nargs="*", default=[0, 1000, 10000])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--policy", default="tpe")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database, spec = open_database(), load_spec(find_space("lr-aug"), trials=10**6, policy=arguments.policy)
+    database, spec = (
+        open_database(),
+        load_spec(find_space("lr-aug"), trials=10**6, policy=arguments.policy),
+    )
     alone = []
     print(f"{arguments.workers} workers, times in ms (median / 95th percentile)\n")
     row("size", "side", "trials/s", "claim", "report", "finish", "connections")
@@ -185,8 +207,16 @@ def main() -> None:
         engines: dict[str, Any] = {"ours": study.engine, "optuna": other.storage._backend.engine}  # type: ignore[attr-defined]
         cycles = {"ours": partial(ours, study), "optuna": partial(plain, other, spec)}
         for side, cycle in cycles.items():
-            times, pace, connections = many(arguments.workers, arguments.seconds, engines[side], cycle, database)
-            row(size, side, f"{pace:.1f}", *(spread(times[name]) for name in ("claim", "report", "finish")), connections)
+            times, pace, connections = many(
+                arguments.workers, arguments.seconds, engines[side], cycle, database
+            )
+            row(
+                size,
+                side,
+                f"{pace:.1f}",
+                *(spread(times[name]) for name in ("claim", "report", "finish")),
+                connections,
+            )
     print("\nOne worker alone, medians in ms\n")
     row("size", "claim", "of it the sampler", "the rest")
     row(*["---"] * 5)

@@ -3,7 +3,18 @@
 import click
 
 from hpo import __version__
-from hpo.commands import confirm, control, dashboard, effects, machine, past, results, search, studies, watch
+from hpo.commands import (
+    confirm,
+    control,
+    dashboard,
+    effects,
+    machine,
+    past,
+    results,
+    search,
+    studies,
+    watch,
+)
 from hpo.commands.shared import Commands
 
 

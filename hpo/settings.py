@@ -74,7 +74,9 @@ class Config(Settings):
         except ValidationError as error:
             raise SpecError(explain(error, place)) from None
         except Exception as error:  # of a check that a lab wrote
-            raise SpecError(f"{place}{type(self).__name__}: its check ended with {type(error).__name__}: {error}") from error
+            raise SpecError(
+                f"{place}{type(self).__name__}: its check ended with {type(error).__name__}: {error}"
+            ) from error
 
     def flat(self) -> dict[str, Any]:
         """Dotted name -> value as JSON has it, every field."""
@@ -117,7 +119,9 @@ def guess(name: str, valid: Sequence[str]) -> str:
 def explain(error: ValidationError, place: str = "") -> str:
     """The first fault of a pydantic error as one line: the place, what was given, what is valid."""
     first = error.errors()[0]
-    where = place + ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    where = place + ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith("function-")
+    )
     what = first["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     given = first["input"]

@@ -127,7 +127,10 @@ def named(facts: Any, metric: Metric) -> Any:
     Programs that know the metric read them by its name; those that know any read `value`.
     """
     if isinstance(facts, Mapping):
-        found = {key: item if key in PARTS_OF_A_CONFIGURATION else named(item, metric) for key, item in facts.items()}
+        found = {
+            key: item if key in PARTS_OF_A_CONFIGURATION else named(item, metric)
+            for key, item in facts.items()
+        }
         for key in facts:
             own = re.sub(r"(?<![a-z])value(?![a-z])", metric.key, key)
             found.setdefault(own, found[key])
@@ -201,7 +204,9 @@ class Progress:
         """Numbers of NumPy and of PyTorch become Python's, which the database takes, and a single number a score."""
         object.__setattr__(self, "step", int(self.step))
         object.__setattr__(self, "loss", _plain(self.loss))
-        object.__setattr__(self, "metrics", {str(name): _plain(value) for name, value in self.metrics.items()})
+        object.__setattr__(
+            self, "metrics", {str(name): _plain(value) for name, value in self.metrics.items()}
+        )
         if self.score is not None:
             object.__setattr__(self, "score", as_score(self.score))
         if self.validation_loss is not None:
@@ -360,7 +365,9 @@ class Trainer:
     """What the validation part is a fraction of, for the same."""
     summary: Callable[[Any], str] = lambda config: f"{config.steps} steps"
     """What a configuration trains, in a few words."""
-    sizes: Callable[[Any], Mapping[str, str]] = lambda config: {"steps": f"{config.steps} optimizer updates"}
+    sizes: Callable[[Any], Mapping[str, str]] = lambda config: {
+        "steps": f"{config.steps} optimizer updates"
+    }
     """What a methods section says of a configuration, by the field that says it."""
     offers: Mapping[str, Any] = field(default_factory=dict)
     """What else it can do, by the name of a feature of hpo that asks for it; see `offered`."""
@@ -386,18 +393,26 @@ def load_trainer(reference: str) -> Trainer:
     """
     place, _, name = reference.rpartition(":")
     if not place or not name:
-        raise SpecError(f"trainer {reference!r}: valid is FILE.py:NAME or PACKAGE.MODULE:NAME, such as {DEFAULT_TRAINER}")
+        raise SpecError(
+            f"trainer {reference!r}: valid is FILE.py:NAME or PACKAGE.MODULE:NAME, such as {DEFAULT_TRAINER}"
+        )
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
     except FileNotFoundError:
         raise SpecError(f"trainer {reference}: there is no file {place}") from None
     except Exception as error:
-        raise SpecError(f"trainer {reference}: {place} cannot be loaded ({_one_line(error)})") from None
+        raise SpecError(
+            f"trainer {reference}: {place} cannot be loaded ({_one_line(error)})"
+        ) from None
     found = getattr(module, name, None)
     if not isinstance(found, Trainer):
         names = sorted(other for other, value in vars(module).items() if isinstance(value, Trainer))
         kind = "nothing" if found is None else f"a {type(found).__name__}"
-        raise SpecError(f"trainer {reference}: {name} is {kind} there, not an hpo.Trainer. Valid: {', '.join(names) or 'none is there'}")
+        raise SpecError(
+            f"trainer {reference}: {name} is {kind} there, not an hpo.Trainer. Valid: {', '.join(names) or 'none is there'}"
+        )
     _check_config(reference, found.config)
     return found
 
@@ -405,7 +420,9 @@ def load_trainer(reference: str) -> Trainer:
 def _check_config(reference: str, config: Any) -> None:
     """Raises SpecError for a configuration that a search could not overlay and store."""
     if not (isinstance(config, type) and issubclass(config, Config)):
-        raise SpecError(f"trainer {reference}: config is {config!r}. Valid: a subclass of hpo.Config")
+        raise SpecError(
+            f"trainer {reference}: config is {config!r}. Valid: a subclass of hpo.Config"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pydantic, about what is told below
@@ -415,7 +432,10 @@ def _check_config(reference: str, config: Any) -> None:
         raise SpecError(
             f"trainer {reference}: {config.__name__} cannot be made of its defaults ({fault}). Give each field a valid one"
         ) from None
-    except (TypeError, ValueError) as error:  # of pydantic or json, for a value that JSON cannot hold
+    except (
+        TypeError,
+        ValueError,
+    ) as error:  # of pydantic or json, for a value that JSON cannot hold
         raise SpecError(
             f"trainer {reference}: {config.__name__} has a value that cannot be stored ({error}). Valid: numbers, flags, text, "
             f"None, and lists and groups of them"
@@ -426,7 +446,9 @@ def trainer_files(reference: str) -> list[Path]:
     """The files whose code shapes the results of trainings: those that the trainer names, else its own."""
     place = reference.rpartition(":")[0]
     trainer = load_trainer(reference)
-    own = Path(place) if place.endswith(".py") else Path(str(importlib.import_module(place).__file__))
+    own = (
+        Path(place) if place.endswith(".py") else Path(str(importlib.import_module(place).__file__))
+    )
     return [own.parent / name for name in trainer.code] or [own]
 
 

@@ -24,7 +24,12 @@ Done = subprocess.CompletedProcess[str]
 
 def long(steps: int, evaluate_every: int) -> str:
     """A space of trainings that no rule ends before their last step, whatever such noise scores."""
-    return TINY.replace("steps: 6, evaluate_every: 2", f"steps: {steps}, evaluate_every: {evaluate_every}") + "stopping: null\n"
+    return (
+        TINY.replace(
+            "steps: 6, evaluate_every: 2", f"steps: {steps}, evaluate_every: {evaluate_every}"
+        )
+        + "stopping: null\n"
+    )
 
 
 LONG = long(20_000, 10).replace("trials: 4", "trials: 2")
@@ -32,7 +37,9 @@ LONG = long(20_000, 10).replace("trials: 4", "trials: 2")
 
 def start(*arguments: str | Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "hpo.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def asked(*arguments: str | Path) -> Done:
@@ -72,7 +79,17 @@ class Running:
 
     def __init__(self, database: Database, space: Path, data: Path):
         space.write_text(LONG)
-        self.line = ("launch", "--study", space, "--data", data, "--workers", "2", "--device", "cpu")
+        self.line = (
+            "launch",
+            "--study",
+            space,
+            "--data",
+            data,
+            "--workers",
+            "2",
+            "--device",
+            "cpu",
+        )
         self.process = start(*self.line)
         self.database = database
         until(lambda: len([r for r in self.records() if r.state == "running" and r.step > 20]) == 2)
@@ -84,7 +101,9 @@ class Running:
             return []
 
     def workers(self) -> list[int]:
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True).stdout
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+        ).stdout
         return [int(pid) for pid in children.split()]
 
     def end(self) -> None:

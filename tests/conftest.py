@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: more threads, also of those beside us, only wait for each other
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # the models are tiny: more threads, also of those beside us, only wait for each other
+)
 
 import numpy as np
 import psycopg2
@@ -70,7 +72,9 @@ def server(private_folder: Path) -> Iterator[EmbeddedServer]:
     embedded.start()
     embedded.stop()
     # The role of the product may not make databases and roles, which tests need.
-    embedded.as_superuser(embedded.data, f"CREATE ROLE tester SUPERUSER LOGIN PASSWORD '{TESTER_PASSWORD}'")
+    embedded.as_superuser(
+        embedded.data, f"CREATE ROLE tester SUPERUSER LOGIN PASSWORD '{TESTER_PASSWORD}'"
+    )
     embedded.start()
     yield embedded
     embedded.stop()
@@ -119,7 +123,9 @@ def database(
     monkeypatch.setenv("HPO_DATABASE_URL", fresh.url)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     yield fresh
-    execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    execute(
+        server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    )
     if execute(server, COLUMNS, name) == columns:
         execute(server, EMPTY, name)
         emptied.append(name)
@@ -133,9 +139,13 @@ def _url(server: EmbeddedServer, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
-def execute(server: EmbeddedServer, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+def execute(
+    server: EmbeddedServer, statement: str, database: str = "postgres"
+) -> list[tuple[Any, ...]]:
     """As a superuser."""
-    url = make_url(_url(server, database)).set(drivername="postgresql", username="tester", password=TESTER_PASSWORD)
+    url = make_url(_url(server, database)).set(
+        drivername="postgresql", username="tester", password=TESTER_PASSWORD
+    )
     connection = psycopg2.connect(url.render_as_string(hide_password=False))
     connection.autocommit = True
     try:
@@ -146,7 +156,9 @@ def execute(server: EmbeddedServer, statement: str, database: str = "postgres") 
         connection.close()
 
 
-def recordings(path: Path | None, spec: StudySpec, fraction: float = 0.2, partition: str = "train") -> Recordings:
+def recordings(
+    path: Path | None, spec: StudySpec, fraction: float = 0.2, partition: str = "train"
+) -> Recordings:
     """As a worker has them, with `fraction` of the sentences for validation."""
     return load_recordings(DataRequest(path, spec.config(), "cpu", fraction, 0, partition))
 
@@ -157,8 +169,20 @@ def decoder_config(spec: StudySpec, values: Mapping[str, Any] | None = None) -> 
     return config
 
 
-def point(step: int, value: float, loss: float = 1.0, validation_loss: float | None = 1.5, **metrics: float) -> Point:
-    return Point(step, value, loss, validation_loss, {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5} | metrics)
+def point(
+    step: int,
+    value: float,
+    loss: float = 1.0,
+    validation_loss: float | None = 1.5,
+    **metrics: float,
+) -> Point:
+    return Point(
+        step,
+        value,
+        loss,
+        validation_loss,
+        {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5} | metrics,
+    )
 
 
 def tiny_contents(sentences: int = 12, days: int = 2, features: int = 3) -> dict[str, Any]:
@@ -166,10 +190,17 @@ def tiny_contents(sentences: int = 12, days: int = 2, features: int = 3) -> dict
     generator = np.random.default_rng(0)
 
     def day() -> dict[str, Any]:
-        columns: dict[str, Any] = {"sentenceDat": [], "phonemes": [], "phoneLens": [], "transcriptions": []}
+        columns: dict[str, Any] = {
+            "sentenceDat": [],
+            "phonemes": [],
+            "phoneLens": [],
+            "transcriptions": [],
+        }
         for _ in range(sentences):
             labels = generator.integers(1, 6, size=generator.integers(2, 5))
-            bins = np.repeat(labels, 8)[:, None] + generator.normal(size=(8 * len(labels), features))
+            bins = np.repeat(labels, 8)[:, None] + generator.normal(
+                size=(8 * len(labels), features)
+            )
             columns["sentenceDat"].append((bins - 3).astype(np.float32))
             columns["phonemes"].append(np.pad(labels, (0, 20 - len(labels))).astype(np.int32))
             columns["phoneLens"].append(len(labels))
@@ -177,7 +208,11 @@ def tiny_contents(sentences: int = 12, days: int = 2, features: int = 3) -> dict
         columns["phoneLens"] = np.array(columns["phoneLens"])
         return columns
 
-    return {"train": [day() for _ in range(days)], "test": [day() for _ in range(days)], "competition": []}
+    return {
+        "train": [day() for _ in range(days)],
+        "test": [day() for _ in range(days)],
+        "competition": [],
+    }
 
 
 @pytest.fixture
@@ -209,7 +244,13 @@ def tiny_spec(tiny_space: Path) -> StudySpec:
 
 @pytest.fixture
 def make_study(database: Database) -> Callable[..., Study]:
-    def make(spec: StudySpec, name: str = "s", fingerprint: str = "f", extend: bool = False, path: str | None = None) -> Study:
+    def make(
+        spec: StudySpec,
+        name: str = "s",
+        fingerprint: str = "f",
+        extend: bool = False,
+        path: str | None = None,
+    ) -> Study:
         data = {"path": path, "fingerprint": fingerprint, "n_features": 3, "n_days": 2}
         return Study.create_or_open(database, name, spec, data, extend)
 

@@ -18,10 +18,37 @@ import numpy as np
 from hpo.data.pickles import unpickle
 from hpo.errors import DataError
 
-MODULES = ["numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric", "numpy", "_codecs"]
+MODULES = [
+    "numpy.core.multiarray",
+    "numpy._core.multiarray",
+    "numpy.core.numeric",
+    "numpy._core.numeric",
+    "numpy",
+    "_codecs",
+]
 NAMES = ["_reconstruct", "scalar", "_frombuffer", "ndarray", "dtype", "encode"]
 HOMES = {"_reconstruct": 0, "scalar": 0, "_frombuffer": 2, "ndarray": 4, "dtype": 4, "encode": 5}
-DTYPES = ["f4", "f8", "i8", "u1", "b1", "S8", "U2", "O8", "O", "V8", "M8[s]", "c16", ">f4", "V16", "S0", "U0", "|O", "i4,O", "U99999999"]
+DTYPES = [
+    "f4",
+    "f8",
+    "i8",
+    "u1",
+    "b1",
+    "S8",
+    "U2",
+    "O8",
+    "O",
+    "V8",
+    "M8[s]",
+    "c16",
+    ">f4",
+    "V16",
+    "S0",
+    "U0",
+    "|O",
+    "i4,O",
+    "U99999999",
+]
 FLAGS = [0, 1, 2, 4, 8, 16, 27, 63, 64, 255, -1, 2**31]
 POINTERS = struct.pack("<Q", 0x4141414141414141)
 
@@ -53,7 +80,9 @@ class Writer:
             written += b"r" + struct.pack("<I", self.memo)
             self.memo += 1
         if self.random.random() < 0.03:
-            written += self.random.choice([b"2", b"0", b"1", b"(", b"R", b"b", b"a", b"s", b"\x81", b"\x93"])
+            written += self.random.choice(
+                [b"2", b"0", b"1", b"(", b"R", b"b", b"a", b"s", b"\x81", b"\x93"]
+            )
         return written
 
     def remembered(self) -> bytes:
@@ -74,7 +103,9 @@ class Writer:
         return inside + self.random.choice([b"l", b"t", b"\x91", b"d"])
 
     def nested_key(self) -> bytes:
-        return b"}N" + b"\x85" * self.random.choice([1, 2, 3, 4, 5, 6, 7, 8, 9, 200_000]) + b"K\x01s"
+        return (
+            b"}N" + b"\x85" * self.random.choice([1, 2, 3, 4, 5, 6, 7, 8, 9, 200_000]) + b"K\x01s"
+        )
 
     def text(self, text: str) -> bytes:
         return b"X" + struct.pack("<I", len(text)) + text.encode()
@@ -94,7 +125,11 @@ class Writer:
 
     def states_of_names(self) -> bytes:
         """BUILD on what a name stands for sets attributes in Python's unpickler."""
-        attribute = self.text(self.random.choice(["__defaults__", "__kwdefaults__", "__setstate__", "__class__", "dtype"]))
+        attribute = self.text(
+            self.random.choice(
+                ["__defaults__", "__kwdefaults__", "__setstate__", "__class__", "dtype"]
+            )
+        )
         return self.name() + self.tuple(b"N", b"}" + attribute + self.value() + b"s") + b"b"
 
     def odd(self, usual: bytes, share: float = 0.12) -> bytes:
@@ -108,10 +143,21 @@ class Writer:
             return made
         fields = self.odd(b"N", 0.1)
         if self.random.random() < 0.15:
-            fields = b"}" + self.text("a") + self.tuple(self.dtype() if self.depth < 5 else self.plain(), b"K\x00") + b"s"
+            fields = (
+                b"}"
+                + self.text("a")
+                + self.tuple(self.dtype() if self.depth < 5 else self.plain(), b"K\x00")
+                + b"s"
+            )
         names = self.odd(b"N", 0.1) if fields == b"N" else self.tuple(self.text("a"))
         width = {"S8": 8, "U2": 8, "V8": 8, "V16": 16}.get(name, -1)
-        flags = self.random.choice(FLAGS) if self.random.random() < 0.4 else 63 if name.startswith("O") else 0
+        flags = (
+            self.random.choice(FLAGS)
+            if self.random.random() < 0.4
+            else 63
+            if name.startswith("O")
+            else 0
+        )
         order = self.text(self.random.choice(["<", ">", "|", "=", "x"]))
         state = [
             self.number(self.random.choice([3, 3, 3, 3, 4, 1])), order, self.odd(b"N", 0.05), names, fields,
@@ -120,11 +166,15 @@ class Writer:
         return made + self.odd(self.tuple(*state), 0.05) + b"b"
 
     def shape(self) -> bytes:
-        sizes = self.random.choice([(), (0,), (1,), (2,), (1, 1), (3,), (2**61,), (-1,), (0, 2**61), (2**40, 2**40)])
+        sizes = self.random.choice(
+            [(), (0,), (1,), (2,), (1, 1), (3,), (2**61,), (-1,), (0, 2**61), (2**40, 2**40)]
+        )
         return self.tuple(*(self.number(size) for size in sizes))
 
     def contents(self) -> bytes:
-        raw = self.random.choice([b"", b"\x00" * 4, POINTERS, POINTERS * 2, POINTERS * 3, b"\xff" * 8])
+        raw = self.random.choice(
+            [b"", b"\x00" * 4, POINTERS, POINTERS * 2, POINTERS * 3, b"\xff" * 8]
+        )
         return self.random.choice([
             b"C" + bytes([len(raw)]) + raw, b"\x96" + struct.pack("<Q", len(raw)) + raw,
             b"(" + b"".join(self.value() for _ in range(self.random.randint(0, 2))) + b"l",
@@ -132,7 +182,11 @@ class Writer:
 
     def array(self) -> bytes:
         kind = self.odd(self.name("ndarray"), 0.08)
-        made = self.name("_reconstruct") + self.tuple(kind, self.odd(self.tuple(b"K\x00")), b"C\x01b") + b"R"
+        made = (
+            self.name("_reconstruct")
+            + self.tuple(kind, self.odd(self.tuple(b"K\x00")), b"C\x01b")
+            + b"R"
+        )
         made = self.memoized(made)
         for _ in range(self.random.choice([0, 1, 1, 1, 1, 2])):
             state = self.tuple(self.odd(b"K\x01", 0.03), self.odd(self.shape(), 0.05), self.odd(self.dtype(), 0.1),
@@ -141,12 +195,18 @@ class Writer:
         return made
 
     def scalar(self) -> bytes:
-        return self.name("scalar") + self.tuple(self.odd(self.dtype()), self.odd(self.contents())) + b"R"
+        return (
+            self.name("scalar")
+            + self.tuple(self.odd(self.dtype()), self.odd(self.contents()))
+            + b"R"
+        )
 
     def buffer(self) -> bytes:
         order = self.text(self.random.choice(["C", "F", "K", "A"]))
         axes = [self.tuple(b"K\x00")] * self.random.randint(0, 1)
-        made = self.tuple(self.contents(), self.odd(self.dtype()), self.odd(self.shape()), order, *axes)
+        made = self.tuple(
+            self.contents(), self.odd(self.dtype()), self.odd(self.shape()), order, *axes
+        )
         return self.name("_frombuffer") + made + b"R"
 
 

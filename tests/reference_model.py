@@ -21,7 +21,11 @@ class Reference(torch.nn.Module):
             self.ln = torch.nn.LayerNorm(features)
         directions = 2 if args["bidirectional"] else 1
         self.gru_decoder = torch.nn.GRU(
-            features * self.kernel, args["nUnits"], args["nLayers"], batch_first=True, bidirectional=args["bidirectional"]
+            features * self.kernel,
+            args["nUnits"],
+            args["nLayers"],
+            batch_first=True,
+            bidirectional=args["bidirectional"],
         )
         for day in range(days):
             self.add_module(f"inpLayer{day}", torch.nn.Linear(features, features))
@@ -30,7 +34,9 @@ class Reference(torch.nn.Module):
     def forward(self, x_BTC: torch.Tensor, days_B: torch.Tensor) -> torch.Tensor:
         x_BCT = x_BTC.transpose(1, 2)
         smoother = self.gaussianSmoother.get_buffer("weight")
-        x_BTC = conv1d(pad(x_BCT, (9, 10)), smoother, groups=x_BCT.shape[1]).transpose(1, 2)  # padding "same", without its warning
+        x_BTC = conv1d(pad(x_BCT, (9, 10)), smoother, groups=x_BCT.shape[1]).transpose(
+            1, 2
+        )  # padding "same", without its warning
         x_BTC = torch.einsum("btc,bcd->btd", x_BTC, self.dayWeights[days_B]) + self.dayBias[days_B]
         x_BTC = softsign(x_BTC)
         if hasattr(self, "ln"):

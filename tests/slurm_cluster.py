@@ -75,7 +75,9 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         host = socket.gethostname().split(".")[0]
-        self.configuration.write_text(CONFIGURATION.format(host=host, folder=self.folder, ports=_free_ports(1 + NODES)))
+        self.configuration.write_text(
+            CONFIGURATION.format(host=host, folder=self.folder, ports=_free_ports(1 + NODES))
+        )
         (self.folder / "gres.conf").write_text(GPUS)
         files = {
             "key-file": "munge.key",
@@ -84,7 +86,12 @@ class Cluster:
             "log-file": "munge.log",
             "seed-file": "munge.seed",
         }
-        self._run("munged", "--foreground", "--force", *(f"--{name}={self.folder / file}" for name, file in files.items()))
+        self._run(
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{name}={self.folder / file}" for name, file in files.items()),
+        )
         self._until((self.folder / "munge.sock").exists)
         self._run("slurmctld", "-D", "-c")
         for node in range(1, NODES + 1):
@@ -93,13 +100,23 @@ class Cluster:
 
     def _run(self, *command: str) -> None:
         with (self.folder / "output").open("ab") as output:
-            self._daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment))
+            self._daemons.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=self._environment,
+                )
+            )
 
     def _until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
         while not condition():
             alive = all(daemon.poll() is None for daemon in self._daemons)
-            assert alive and time.monotonic() < deadline, (self.folder / "output").read_text()[-2000:]
+            assert alive and time.monotonic() < deadline, (self.folder / "output").read_text()[
+                -2000:
+            ]
             time.sleep(0.05)
 
     @property
@@ -107,7 +124,9 @@ class Cluster:
         return os.environ | {"SLURM_CONF": str(self.configuration)}
 
     def ask(self, *command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, env=self._environment, timeout=30).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, env=self._environment, timeout=30
+        ).stdout
 
     def queue(self) -> str:
         return self.ask("squeue", "--noheader", "--array", "--format=%i %T")

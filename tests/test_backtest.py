@@ -32,11 +32,28 @@ def hpo(*arguments: object) -> Result:
 
 def curve(name: str, pers: list[float], seconds: bool = True) -> Curve:
     points = tuple(Point(100 * n, per, 1.0, 1.0) for n, per in enumerate(pers, 1))
-    return Curve(name, points, PER, tuple(float(point.step) for point in points) if seconds else None, 100 * len(pers))
+    return Curve(
+        name,
+        points,
+        PER,
+        tuple(float(point.step) for point in points) if seconds else None,
+        100 * len(pers),
+    )
 
 
 FALLING = [0.9, 0.6, 0.5, 0.4, 0.35, 0.3, 0.28, 0.26, 0.25, 0.24]
-RISING = [0.9, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8]  # own-past: three in a row above 0.45 at step 500
+RISING = [
+    0.9,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.8,
+    0.8,
+    0.8,
+    0.8,
+]  # own-past: three in a row above 0.45 at step 500
 LATE = [0.95, 0.95, 0.94, 0.9, 0.5, 0.3, 0.2, 0.15, 0.12, 0.1]  # looks worst early and ends best
 
 
@@ -56,7 +73,9 @@ def test_own_past_on_real_runs(found: Any) -> None:
     assert all(run["value_forgone"] == 0 for run in own["runs"])
     assert 0 < own["gpu_hours_saved"] < own["gpu_hours_total"]
     assert own["best_run_stopped_at"] is None
-    assert {run["run"] for run in found["runs"] if run["ended_badly"]} == BAD  # the curves alone say what the labels do
+    assert {
+        run["run"] for run in found["runs"] if run["ended_badly"]
+    } == BAD  # the curves alone say what the labels do
     assert found["not_replayable"] == {"run18_long_sgdr_swa": "no evaluation is recorded"}
 
 
@@ -79,7 +98,14 @@ def test_the_constants_are_safe_over_a_wide_range(found: Any) -> None:
 def test_the_table_and_the_picture(shared_data: Path, tmp_path: Path) -> None:
     for ending, begin in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         picture = tmp_path / f"stops.{ending}"
-        done = hpo("backtest", shared_data / "lab_runs", "--plot", picture, "--sweep", *(("--rule", "own-past") if ending == "svg" else ()))
+        done = hpo(
+            "backtest",
+            shared_data / "lab_runs",
+            "--plot",
+            picture,
+            "--sweep",
+            *(("--rule", "own-past") if ending == "svg" else ()),
+        )
         assert done.exit_code == 0, done.output
         assert picture.read_bytes().startswith(begin)
         for part in ("run16_3 *", "not replayed: run18_long_sgdr_swa", "margin", "GPU-hours saved"):
@@ -90,7 +116,10 @@ def test_the_table_and_the_picture(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_where_why_saved_and_given_up() -> None:
-    result = backtest([curve("falling", FALLING), curve("rising", RISING), curve("late", LATE, seconds=False)], ["own-past"])
+    result = backtest(
+        [curve("falling", FALLING), curve("rising", RISING), curve("late", LATE, seconds=False)],
+        ["own-past"],
+    )
     falling, rising, late = result.rules[0].runs
     assert (falling.stopped_at, falling.reason) == (None, "")
     assert (rising.stopped_at, rising.value_forgone, rising.gpu_seconds_saved) == (500, 0.0, 500.0)
@@ -109,12 +138,17 @@ def test_a_rank_rule_judges_a_run_as_if_it_came_last() -> None:
         stopped = {run.run: run.stopped_at for run in rule.runs}
         assert stopped["late"] == 100
         assert stopped["best"] is None
-        assert next(run for run in rule.runs if run.run == "late").value_forgone == pytest.approx(0.95 - 0.1)
+        assert next(run for run in rule.runs if run.run == "late").value_forgone == pytest.approx(
+            0.95 - 0.1
+        )
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "own-past"])
 def test_every_rank_rule_takes_curves_that_are_not_finite(rule: str) -> None:
-    runs = [curve(f"r{n}", FALLING) for n in range(6)] + [curve("nan", [0.9, 0.8, math.nan]), curve("short", [0.9])]
+    runs = [curve(f"r{n}", FALLING) for n in range(6)] + [
+        curve("nan", [0.9, 0.8, math.nan]),
+        curve("short", [0.9]),
+    ]
     result = backtest(runs, [rule])
     assert [run.run for run in result.rules[0].runs] == [run.name for run in runs]
     assert next(run for run in result.runs if run.run == "nan").ended_badly == "not finite"
@@ -122,7 +156,9 @@ def test_every_rank_rule_takes_curves_that_are_not_finite(rule: str) -> None:
 
 
 def test_a_run_that_is_stopped_before_any_finite_per_gives_up_all() -> None:
-    result = backtest([curve("late", [math.nan, 0.8, 0.3]), curve("falling", FALLING)], ["own-past"])
+    result = backtest(
+        [curve("late", [math.nan, 0.8, 0.3]), curve("falling", FALLING)], ["own-past"]
+    )
     late, _ = result.rules[0].runs
     assert (late.stopped_at, late.best_value, late.value_forgone) == (100, 0.3, None)
     assert result.rules[0].best_value_left == 0.24
@@ -134,7 +170,11 @@ def test_every_rule_takes_runs_that_planned_nothing() -> None:
 
 
 def test_what_is_no_error_rate_is_not_replayed(tmp_path: Path) -> None:
-    rows = [f"{name},{100 * n},{scale * per}" for name, scale in (("fraction", 1), ("percent", 100)) for n, per in enumerate(FALLING)]
+    rows = [
+        f"{name},{100 * n},{scale * per}"
+        for name, scale in (("fraction", 1), ("percent", 100))
+        for n, per in enumerate(FALLING)
+    ]
     rows += [f"negative,{100 * n},{-0.1 if n == 3 else per}" for n, per in enumerate(FALLING)]
     (tmp_path / "a.csv").write_text("\n".join(["name,step,per", *rows]))
     found = json.loads(hpo("backtest", tmp_path / "a.csv", "--json").stdout)
@@ -162,13 +202,17 @@ def test_the_replay_is_the_live_rule() -> None:
 
 
 def test_a_sweep_names_what_breaks() -> None:
-    rows = {row.constant: row for row in sweep([curve("falling", FALLING), curve("rising", RISING)])}
+    rows = {
+        row.constant: row for row in sweep([curve("falling", FALLING), curve("rising", RISING)])
+    }
     assert set(rows) == set(SWEEP) == set(OwnPast.model_fields)
     tried = {entry.value: entry for entry in rows["learned"].tried}
     assert tried[0.3].bad_missed == ("rising",)  # it never was below 0.3
     safe = rows["learned"].safe
     assert safe is not None and safe[0] == 0.5
-    assert sweep([curve("dip", [0.5, 0.6, 0.6, 0.6, 0.5])])[0].safe is None  # the default stops it, though it ends well
+    assert (
+        sweep([curve("dip", [0.5, 0.6, 0.6, 0.6, 0.5])])[0].safe is None
+    )  # the default stops it, though it ends well
 
 
 @pytest.mark.parametrize(("arguments", "parts"), [
@@ -178,19 +222,32 @@ def test_a_sweep_names_what_breaks() -> None:
     (("{runs}", "--plot", "a.gif"), ("a.gif", ".svg, .png, .pdf")),
     (("{runs}/none",), ("no such file or folder",)),
 ])  # fmt: skip
-def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+def test_mistakes_are_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
     (tmp_path / "a.csv").write_text("step,per\n0,0.9\n100,0.5\n")
-    done = hpo("backtest", *(argument.format(runs=tmp_path) for argument in arguments), "--map", "step=step")
+    done = hpo(
+        "backtest",
+        *(argument.format(runs=tmp_path) for argument in arguments),
+        "--map",
+        "step=step",
+    )
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     for part in parts:
         assert part in done.stderr
 
 
-def test_a_study_is_replayed_with_its_own_rule(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+def test_a_study_is_replayed_with_its_own_rule(
+    make_study: Callable[..., Study], tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec.model_copy(update={"stopping": OwnPast(margin=0.5)}))
     record = {"device": "cpu", "code_version": "0", "data": "f"}
-    outcomes: list[Outcome] = [Completed(Score((40,), (100,))), Stopped(Stop("own-past", "per", "PER rose")), Interrupted()]
+    outcomes: list[Outcome] = [
+        Completed(Score((40,), (100,))),
+        Stopped(Stop("own-past", "per", "PER rose")),
+        Interrupted(),
+    ]
     for outcome in outcomes:
         trial = study.claim(Process.this(), record)
         assert trial is not None

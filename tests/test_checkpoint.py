@@ -20,14 +20,35 @@ from hpo.decoder.data import Data
 from hpo.decoder.train import TrainState, Updates, train
 from hpo.decoder.training import GruTraining, Recordings, load_recordings
 from hpo.trainer import DataRequest
-from hpo.worker.checkpoint import Begun, Writer, begin, check_state, checkpoints, save_checkpoint, written
+from hpo.worker.checkpoint import (
+    Begun,
+    Writer,
+    begin,
+    check_state,
+    checkpoints,
+    save_checkpoint,
+    written,
+)
 
 OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
-OPTIMIZERS += [{"optimizer__name": "sgd", "optimizer__nesterov": nesterov} for nesterov in (False, True)]
-SCHEDULES: list[dict[str, object]] = [{"schedule__name": name} for name in ("constant", "linear", "warmup-cosine")]
+OPTIMIZERS += [
+    {"optimizer__name": "sgd", "optimizer__nesterov": nesterov} for nesterov in (False, True)
+]
+SCHEDULES: list[dict[str, object]] = [
+    {"schedule__name": name} for name in ("constant", "linear", "warmup-cosine")
+]
 SCHEDULES += [{"schedule__name": "plateau", "schedule__patience": 0}]
-EXTRAS: list[dict[str, object]] = [{}, {"optimizer__ema_decay": 0.9}, {"accumulation": 2}, {"batches": "random"}]
-EXTRAS += [{"optimizer__grad_clip_norm": 0.5, "model__layer_norm": True}, {"model__padding": "reference"}, {"precision": "bf16"}]
+EXTRAS: list[dict[str, object]] = [
+    {},
+    {"optimizer__ema_decay": 0.9},
+    {"accumulation": 2},
+    {"batches": "random"},
+]
+EXTRAS += [
+    {"optimizer__grad_clip_norm": 0.5, "model__layer_norm": True},
+    {"model__padding": "reference"},
+    {"precision": "bf16"},
+]
 
 
 CURVE = [Point(2, 0.9, 1.5, 1.6, {"lr": 0.1})]
@@ -69,7 +90,15 @@ def test_a_resumed_training_is_the_same_bit_for_bit(
 ) -> None:
     demo = Data(demo_sentences, np.arange(40), np.arange(40, 50), CPU)
     loaded = Recordings(demo, "", demo_sentences)
-    chosen = config(model__kernel=8, augment__time_masks=1, seed=seed, evaluate_every=3, **optimizer, **schedule, **extra)
+    chosen = config(
+        model__kernel=8,
+        augment__time_masks=1,
+        seed=seed,
+        evaluate_every=3,
+        **optimizer,
+        **schedule,
+        **extra,
+    )
     undisturbed = TrainState(chosen, demo)
     whole = run(undisturbed, demo)
     state = TrainState(chosen, demo)
@@ -84,7 +113,9 @@ def test_a_resumed_training_is_the_same_bit_for_bit(
     resumed = found.training.state
     again = first + run(resumed, demo)
     assert [facts(p) for p in again] == [facts(p) for p in whole]
-    for one, other in zip(resumed.scored.parameters(), undisturbed.scored.parameters(), strict=True):
+    for one, other in zip(
+        resumed.scored.parameters(), undisturbed.scored.parameters(), strict=True
+    ):
         assert torch.equal(one, other)
     assert [path.suffix for path in folder.iterdir()] == [".pt"]
 
@@ -102,13 +133,17 @@ def test_the_two_newest_are_kept(data: Recordings, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "other bytes"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Recordings, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    data: Recordings, tmp_path: Path, damage: str
+) -> None:
     saved_at(data, tmp_path, (3, 7))
     newest = checkpoints(tmp_path)[0]
     whole = newest.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
-    newest.write_bytes({"cut": whole[:middle], "one bit": flipped, "empty": b"", "other bytes": b"hello"}[damage])
+    newest.write_bytes(
+        {"cut": whole[:middle], "one bit": flipped, "empty": b"", "other bytes": b"hello"}[damage]
+    )
     found = begun(tmp_path, data)
     assert step_of(found) == 3
     assert len(found.faults) == 1
@@ -125,7 +160,9 @@ def test_without_a_whole_one_it_begins(data: Recordings, tmp_path: Path) -> None
     assert (len(again.faults), again.curve, step_of(again)) == (1, [], 0)
 
 
-def test_a_checkpoint_of_another_configuration_is_not_used(data: Recordings, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_not_used(
+    data: Recordings, tmp_path: Path
+) -> None:
     saved_at(data, tmp_path, (3,))
     found = begun(tmp_path, data, config(optimizer__lr=0.01))
     assert "of another configuration" in found.faults[0]
@@ -142,19 +179,31 @@ def test_a_checkpoint_of_another_version_is_not_used(data: Recordings, tmp_path:
     assert step_of(found) == 0
 
 
-def test_a_checkpoint_of_the_version_that_knew_one_decoder_is_read(data: Recordings, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_version_that_knew_one_decoder_is_read(
+    data: Recordings, tmp_path: Path
+) -> None:
     """It had the curve among the state's own values, and points with a PER."""
     saved_at(data, tmp_path, (3,))
     (path,) = checkpoints(tmp_path)
     state = torch.load(path, weights_only=True)["state"]
     path.unlink()
-    point = {"step": 2, "per": 0.9, "validation_loss": 1.6, "loss": 1.5, "grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5}
+    point = {
+        "step": 2,
+        "per": 0.9,
+        "validation_loss": 1.6,
+        "loss": 1.5,
+        "grad_norm": 2.0,
+        "lr": 0.1,
+        "step_seconds": 0.5,
+    }
     torch.save(state | {"beside": [point]}, tmp_path / "old.pt")
     digest = hashlib.sha256((tmp_path / "old.pt").read_bytes()).hexdigest()[:16]
     (tmp_path / "old.pt").rename(tmp_path / f"checkpoint-00000003-{digest}.pt")
     found = begun(tmp_path, data)
     assert (found.faults, step_of(found)) == ([], 3)
-    assert found.curve == [Point(2, 0.9, 1.5, 1.6, {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5})]
+    assert found.curve == [
+        Point(2, 0.9, 1.5, 1.6, {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5})
+    ]
 
 
 class Picky:
@@ -168,7 +217,9 @@ class Picky:
         self.step = saved["step"]
 
 
-def test_what_a_trainer_raises_about_a_state_is_a_fault_and_the_one_before_is_tried(tmp_path: Path) -> None:
+def test_what_a_trainer_raises_about_a_state_is_a_fault_and_the_one_before_is_tried(
+    tmp_path: Path,
+) -> None:
     save_checkpoint(4, {"step": 4}, [], tmp_path)
     save_checkpoint(8, {}, [], tmp_path)
     found = begin(Picky, tmp_path)  # type: ignore[arg-type]
@@ -185,14 +236,20 @@ def test_what_a_trainer_raises_about_a_state_is_a_fault_and_the_one_before_is_tr
         ({"seen": {1, 2}}, "state_dict()['seen'] is a set"),
     ],
 )
-def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(state: dict[str, Any], place: str) -> None:
+def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(
+    state: dict[str, Any], place: str
+) -> None:
     with pytest.raises(TypeError, match=re.escape(place)):
         check_state(state)
 
 
-def test_a_checkpoint_that_cannot_be_read_back_is_a_fault_and_the_one_before_is_tried(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_back_is_a_fault_and_the_one_before_is_tried(
+    tmp_path: Path,
+) -> None:
     save_checkpoint(4, {"step": 4}, [], tmp_path)
-    save_checkpoint(8, {"step": np.float32(8)}, [], tmp_path)  # as a version that did not check would have written it
+    save_checkpoint(
+        8, {"step": np.float32(8)}, [], tmp_path
+    )  # as a version that did not check would have written it
     found = begin(Picky, tmp_path)  # type: ignore[arg-type]
     assert (step_of(found), len(found.faults)) == (4, 1)
 

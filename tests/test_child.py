@@ -31,12 +31,19 @@ def data(tiny_data: Path, tiny_spec: StudySpec) -> Recordings:
 
 
 def test_a_child_trains_what_it_is_given_and_draws_nothing(
-    make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, data: Recordings, tmp_path: Path, database: Database
+    make_study: MakeStudy,
+    tiny_spec: StudySpec,
+    tiny_data: Path,
+    data: Recordings,
+    tmp_path: Path,
+    database: Database,
 ) -> None:
     parent = make_study(tiny_spec, "p")
     child = open_child(database, parent, "confirm", ("test",))
     inside = tiny_spec.config({"seed": 7, "optimizer.lr": 0.01})
-    outside = inside.with_values({"optimizer.lr": 0.4, "model.units": 5, "optimizer.name": "sgd"})  # lr beyond the space
+    outside = inside.with_values(
+        {"optimizer.lr": 0.4, "model.units": 5, "optimizer.name": "sgd"}
+    )  # lr beyond the space
     ids = child.enqueue([(inside, "trial 1"), (outside, "baseline")])
     assert child.enqueue([(outside, "another label"), (inside, "trial 1")]) == ids[::-1]
     assert child.budget.trials == 2
@@ -64,7 +71,9 @@ def test_a_search_scores_validation_alone_and_no_file_can_ask_for_more(
     study = make_study(load_spec(tiny_space))
     worker_for(study, data, tmp_path).run()
     with study.engine.begin() as connection:
-        assert connection.execute(text("SELECT DISTINCT partition FROM hpo_score")).all() == [("validation",)]
+        assert connection.execute(text("SELECT DISTINCT partition FROM hpo_score")).all() == [
+            ("validation",)
+        ]
     tiny_space.write_text(TINY + "child: {parent: s, unique: x, score: [test]}\n")
     with pytest.raises(SpecError, match="there is no 'child'"):
         load_spec(tiny_space)
@@ -84,7 +93,12 @@ def test_the_worker_of_a_child_loads_what_it_scores(
 
 
 def test_the_score_of_a_worker_that_lost_its_trial_is_not_written(
-    make_study: MakeStudy, tiny_spec: StudySpec, tiny_data: Path, data: Recordings, tmp_path: Path, database: Database
+    make_study: MakeStudy,
+    tiny_spec: StudySpec,
+    tiny_data: Path,
+    data: Recordings,
+    tmp_path: Path,
+    database: Database,
 ) -> None:
     child = open_child(database, make_study(tiny_spec, "p"), "confirm", ("test",))
     ids = child.enqueue([(tiny_spec.config(), "baseline")])
@@ -98,17 +112,25 @@ def test_the_score_of_a_worker_that_lost_its_trial_is_not_written(
     assert child.scores(ids, "test") == {}
 
 
-def test_the_name_of_another_studys_child_is_refused(make_study: MakeStudy, tiny_spec: StudySpec, database: Database) -> None:
+def test_the_name_of_another_studys_child_is_refused(
+    make_study: MakeStudy, tiny_spec: StudySpec, database: Database
+) -> None:
     parent = make_study(tiny_spec, "p")
     assert open_child(database, parent, "confirm").id == open_child(database, parent, "confirm").id
     make_study(tiny_spec, "p.ablate")
-    with pytest.raises(StudyError, match=r"study p\.ablate is there already and does not belong to this p"):
+    with pytest.raises(
+        StudyError, match=r"study p\.ablate is there already and does not belong to this p"
+    ):
         open_child(database, parent, "ablate")
-    with pytest.raises(StudyError, match=r"study p\.confirm retrains configurations of p\. Give --study p"):
+    with pytest.raises(
+        StudyError, match=r"study p\.confirm retrains configurations of p\. Give --study p"
+    ):
         open_child(database, open_child(database, parent, "confirm"), "ablate")
 
 
-def test_fresh_seeds_are_no_trials_and_each_use_has_its_own(make_study: MakeStudy, tiny_spec: StudySpec) -> None:
+def test_fresh_seeds_are_no_trials_and_each_use_has_its_own(
+    make_study: MakeStudy, tiny_spec: StudySpec
+) -> None:
     parent = make_study(tiny_spec)
     seeds = [set(fresh_seeds(parent, use, 100)) for use in ("confirm", "select", "measure")]
     assert len(set.union(*seeds)) == 300
@@ -116,7 +138,11 @@ def test_fresh_seeds_are_no_trials_and_each_use_has_its_own(make_study: MakeStud
 
 
 def test_report_and_status_of_a_child_name_no_best(
-    make_study: MakeStudy, tiny_spec: StudySpec, data: Recordings, tmp_path: Path, database: Database
+    make_study: MakeStudy,
+    tiny_spec: StudySpec,
+    data: Recordings,
+    tmp_path: Path,
+    database: Database,
 ) -> None:
     child = open_child(database, make_study(tiny_spec, "p"), "confirm")
     child.enqueue([(tiny_spec.config(), "baseline")])
@@ -125,8 +151,17 @@ def test_report_and_status_of_a_child_name_no_best(
     assert "It retrains configurations of study p, so none of its trials is best." in shown
     assert "Best" not in shown
     done = CliRunner().invoke(main, ["status", "--study", "p.confirm"])
-    assert (done.exit_code, "baseline" in done.output, "best PER" in done.output) == (0, True, False)
-    assert json.loads(CliRunner().invoke(main, ["report", "--study", "p.confirm", "--json"]).output)["best"] is None
+    assert (done.exit_code, "baseline" in done.output, "best PER" in done.output) == (
+        0,
+        True,
+        False,
+    )
+    assert (
+        json.loads(CliRunner().invoke(main, ["report", "--study", "p.confirm", "--json"]).output)[
+            "best"
+        ]
+        is None
+    )
     with pytest.raises(StudyError, match="none is best"):
         pick_trial(child, "best")
     assert pick_trial(child, "0").label == "baseline"

@@ -21,7 +21,10 @@ def launch_with(space: Path, data: Path, *more: str) -> Done:
         (("--workers", "0"), ("--workers 0", "valid is 1 or more")),
         (("--name", "a/b"), ("study name 'a/b'", "Valid: letters")),
         (("--profile", "dmeo"), ("--profile", "'dmeo'")),
-        (("--set", "model.unit=3"), ("--set model.unit: there is no 'model.unit'", "Did you mean model.units?")),
+        (
+            ("--set", "model.unit=3"),
+            ("--set model.unit: there is no 'model.unit'", "Did you mean model.units?"),
+        ),
         (("--set", "model.units=many"), ("--set model.units", "'many'")),
         (("--trials", "-1"), ("trials", "greater than or equal to 0")),
         (("--device", "gpu"), ("--device gpu", "Valid: cpu, cuda")),
@@ -29,12 +32,18 @@ def launch_with(space: Path, data: Path, *more: str) -> Done:
     ],
 )
 def test_mistakes_on_the_command_line(
-    database: Database, tiny_space: Path, tiny_data: Path, more: tuple[str, ...], parts: tuple[str, ...]
+    database: Database,
+    tiny_space: Path,
+    tiny_data: Path,
+    more: tuple[str, ...],
+    parts: tuple[str, ...],
 ) -> None:
     one_line(launch_with(tiny_space, tiny_data, *more), 2, *parts)
 
 
-def test_mistakes_in_files(database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_mistakes_in_files(
+    database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     one_line(launch_with(Path("lr-agu"), tiny_data), 2, "Did you mean lr-aug?")
     one_line(launch_with(tiny_space, tmp_path / "nothing"), 2, "no such file")
     cut = tmp_path / "cut"
@@ -44,7 +53,9 @@ def test_mistakes_in_files(database: Database, tiny_space: Path, tiny_data: Path
     one_line(launch_with(tiny_space, tiny_data), 2, "parameters.optimizer.rl", "Valid: ")
 
 
-def test_what_the_machine_lacks(database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_machine_lacks(
+    database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = make_url(database.url).set(port=1).render_as_string(hide_password=False)
     monkeypatch.setenv("HPO_DATABASE_URL", gone)
     one_line(launch_with(tiny_space, tiny_data), 1, "Connection refused")
@@ -52,13 +63,20 @@ def test_what_the_machine_lacks(database: Database, tiny_space: Path, tiny_data:
     monkeypatch.setenv("HPO_DATABASE_URL", missing)
     one_line(launch_with(tiny_space, tiny_data), 1, 'database "nowhere" does not exist')
     monkeypatch.setenv("HPO_DATABASE_URL", database.url)
-    one_line(asked("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7"), 1, "cuda:7", "CUDA devices")
+    one_line(
+        asked("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7"),
+        1,
+        "cuda:7",
+        "CUDA devices",
+    )
     monkeypatch.delenv("HPO_DATABASE_URL")
     monkeypatch.setenv("HPO_HOME", "/proc/hpo")
     one_line(launch_with(tiny_space, tiny_data), 1, "HPO_HOME /proc/hpo: cannot be written")
 
 
-def test_a_study_that_fails_too_often_says_so(database: Database, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_study_that_fails_too_often_says_so(
+    database: Database, tiny_data: Path, tmp_path: Path
+) -> None:
     """Nesterov needs momentum; the space allows them apart, so some draws are no valid configuration."""
     space = tmp_path / "odd.yaml"
     sizes = TINY.splitlines()[1].replace("base: {", "base: {optimizer.name: sgd, ")
@@ -71,17 +89,23 @@ def test_a_study_that_fails_too_often_says_so(database: Database, tiny_data: Pat
 
 def test_questions_about_what_is_not_there(database: Database, tmp_path: Path) -> None:
     for command in (("status",), ("report",), ("export", "--out", tmp_path / "x"), ("worker",)):
-        one_line(asked(*command, "--study", "nothing"), 2, "no study 'nothing'", "hpo launch makes one")
+        one_line(
+            asked(*command, "--study", "nothing"), 2, "no study 'nothing'", "hpo launch makes one"
+        )
 
 
-def test_a_home_where_nothing_can_be_written_below(database: Database, tiny_space: Path, tiny_data: Path) -> None:
+def test_a_home_where_nothing_can_be_written_below(
+    database: Database, tiny_space: Path, tiny_data: Path
+) -> None:
     home = Path(os.environ["HPO_HOME"])
     home.mkdir()
     (home / "studies").touch()
     one_line(launch_with(tiny_space, tiny_data), 1, str(home / "studies"))
 
 
-def test_the_embedded_database_has_a_status_and_stops(private_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_database_has_a_status_and_stops(
+    private_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HPO_HOME", str(private_folder / "cli-home"))
     assert asked("database", "status").stdout.startswith("not running; data in ")
     one_line(asked("report", "--study", "none-yet"), 2, "There are: none")  # asking starts it

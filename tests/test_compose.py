@@ -23,11 +23,20 @@ FILE = Path(__file__).parents[1] / "docker-compose.yml"
 TEXT = FILE.read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-PASSWORD = re.compile(r"\$\{HPO_(DB|DASHBOARD)_PASSWORD:\?")  # the form that makes compose stop without one
+PASSWORD = re.compile(
+    r"\$\{HPO_(DB|DASHBOARD)_PASSWORD:\?"
+)  # the form that makes compose stop without one
 
 
 def valid(path: Path) -> bool:
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        str(path),
+    ]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
@@ -43,16 +52,25 @@ def test_ports_are_published_to_this_machine_only() -> None:
     assert len(published) == 2
     for port in published:
         assert re.fullmatch(r"127\.0\.0\.1:\$\{HPO_\w+_PORT:-\d+\}:\d+", port), port
-    assert not any("network_mode" in service or "privileged" in service for service in SERVICES.values())
+    assert not any(
+        "network_mode" in service or "privileged" in service for service in SERVICES.values()
+    )
 
 
 def test_no_password_stands_in_it() -> None:
-    values = [str(value) for service in SERVICES.values() for name, value in service["environment"].items() if "PASSWORD" in name]
+    values = [
+        str(value)
+        for service in SERVICES.values()
+        for name, value in service["environment"].items()
+        if "PASSWORD" in name
+    ]
     assert len(values) == 4
     assert all(PASSWORD.match(value) for value in values)
     for service in SERVICES.values():
         assert not re.search(r"://\w*:", json.dumps(service)), "a password in a URL"
-        assert "PASSWORD" not in json.dumps([service.get("command"), service.get("entrypoint"), service.get("healthcheck")])
+        assert "PASSWORD" not in json.dumps(
+            [service.get("command"), service.get("entrypoint"), service.get("healthcheck")]
+        )
 
 
 def test_postgres_is_pinned_kept_and_waited_for() -> None:
@@ -77,7 +95,9 @@ def test_only_the_worker_needs_a_gpu_and_only_when_asked_for() -> None:
 
 
 def test_the_image_copies_what_is_there_and_does_not_run_as_root() -> None:
-    lines = [shlex.split(line) for line in SERVICES["worker"]["build"]["dockerfile_inline"].splitlines()]
+    lines = [
+        shlex.split(line) for line in SERVICES["worker"]["build"]["dockerfile_inline"].splitlines()
+    ]
     sources = [source for line in lines if line[0] == "COPY" for source in line[1:-1]]
     assert {"pyproject.toml", "hpo", "search_spaces"} <= set(sources)
     assert all((FILE.parent / source).exists() for source in sources)
@@ -92,7 +112,9 @@ def as_in_a_container(database: Database, monkeypatch: pytest.MonkeyPatch) -> No
     url, environment = make_url(database.url), SERVICES["worker"]["environment"]
     assert url.password and PASSWORD.match(environment["PGPASSWORD"])
     monkeypatch.setenv("PGPASSWORD", url.password)
-    bare = environment["HPO_DATABASE_URL"].replace("@postgres:5432/hpo", f"@{url.host}:{url.port}/{url.database}")
+    bare = environment["HPO_DATABASE_URL"].replace(
+        "@postgres:5432/hpo", f"@{url.host}:{url.port}/{url.database}"
+    )
     assert bare.startswith("postgresql://hpo@127.0.0.1:")
     monkeypatch.setenv("HPO_DATABASE_URL", bare)
 
@@ -113,7 +135,9 @@ def test_the_dashboard_s_command_serves_behind_a_login(monkeypatch: pytest.Monke
                 assert client.ask("GET", "/api/studies").status == 401
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, process.stderr.read() if process.stderr else ""
+                assert process.poll() is None and time.monotonic() < deadline, (
+                    process.stderr.read() if process.stderr else ""
+                )
                 time.sleep(0.1)
         assert client.log_in("correct horse").status == 303
         assert client.json("/api/studies") == {"study_summaries": []}
@@ -131,4 +155,8 @@ def test_the_worker_s_command_joins_a_study(tiny_space: Path, tiny_data: Path) -
     command = [values.get(word, word) for word in SERVICES["worker"]["command"]]
     assert set(values.values()) <= set(command)
     done = asked(*command)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "0 trials came to an end here; nothing is left to do\n")
+    assert (done.returncode, done.stderr, done.stdout) == (
+        0,
+        "",
+        "0 trials came to an end here; nothing is left to do\n",
+    )

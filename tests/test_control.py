@@ -50,12 +50,26 @@ def measured(what: str, condition: Callable[[], Any]) -> None:
 def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     """Two workers: a trial of one is killed, both pause with checkpoints, go on from them, and leave."""
     tiny_space.write_text(long(100_000, 10).replace("trials: 4", "trials: 6"))
-    launch = start("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "2", "--device", "cpu", "--name", "live")
+    launch = start(
+        "launch",
+        "--study",
+        tiny_space,
+        "--data",
+        tiny_data,
+        "--workers",
+        "2",
+        "--device",
+        "cpu",
+        "--name",
+        "live",
+    )
     until(lambda: hpo("budget", "--study", "live").exit_code == 0)
     study = Study.open(database, "live")
 
     def running() -> list[Record]:
-        return [record for record in study.records() if record.state == "running" and record.step > 0]
+        return [
+            record for record in study.records() if record.state == "running" and record.step > 0
+        ]
 
     def holder(number: int) -> str:
         return dict(ledger_rows(study))[number]
@@ -65,7 +79,9 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
     killed = hpo("kill", "--study", "live", "--trial", "0", "--reason", "<b>silly</b>")
     assert killed.exit_code == 0, killed.output
     assert "trial 0 is stopped by hand; its worker takes the next one" in killed.stdout
-    measured("killed, next trial trains", lambda: sorted(record.number for record in running()) == [1, 2])
+    measured(
+        "killed, next trial trains", lambda: sorted(record.number for record in running()) == [1, 2]
+    )
     assert holder(2) == worker
     assert not (study_folder(study) / "trial-0").exists()
     first = study.records()[0]
@@ -75,10 +91,15 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
         "by hand",
         f"by hand, {control.person()}: <b>silly</b>",
     )
-    assert "over (stopped): nothing to kill. Running or waiting: 1, 2" in error("kill", "--study", "live", "--trial", "0")
+    assert "over (stopped): nothing to kill. Running or waiting: 1, 2" in error(
+        "kill", "--study", "live", "--trial", "0"
+    )
 
     hpo("pause", "--study", "live", "--reason", "lunch")
-    measured("paused, handed back", lambda: [record.state for record in study.records()[1:]] == ["waiting", "waiting"])
+    measured(
+        "paused, handed back",
+        lambda: [record.state for record in study.records()[1:]] == ["waiting", "waiting"],
+    )
     assert all(checkpoints(study_folder(study) / f"trial-{number}") for number in (1, 2))
     assert f"paused by {control.person()}" in study.records()[1].reason
     assert "(lunch)" in hpo("status", "--study", "live").stdout
@@ -107,8 +128,22 @@ def ledger_rows(study: Study) -> list[tuple[int, str]]:
     return [(record.number, rows[record.id].process) for record in records if record.id in rows]
 
 
-def test_the_same_launch_line_goes_on_after_a_stop(make_study: Make, database: Database, tiny_space: Path, tiny_data: Path) -> None:
-    line = ("launch", "--study", str(tiny_space), "--data", str(tiny_data), "--trials", "0", "--device", "cpu", "--name", "again")
+def test_the_same_launch_line_goes_on_after_a_stop(
+    make_study: Make, database: Database, tiny_space: Path, tiny_data: Path
+) -> None:
+    line = (
+        "launch",
+        "--study",
+        str(tiny_space),
+        "--data",
+        str(tiny_data),
+        "--trials",
+        "0",
+        "--device",
+        "cpu",
+        "--name",
+        "again",
+    )
     assert hpo(*line).exit_code == 0
     hpo("stop", "--study", "again", "--reason", "no power")
     done = hpo(*line)
@@ -116,7 +151,9 @@ def test_the_same_launch_line_goes_on_after_a_stop(make_study: Make, database: D
     assert Study.open(database, "again").halt is None
 
 
-def test_a_killed_trial_cannot_be_written_and_tells_the_sampler_no_divergence(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_killed_trial_cannot_be_written_and_tells_the_sampler_no_divergence(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
     assert report(study, trial, 2, 0.5, 1.0)
@@ -135,7 +172,9 @@ def test_a_killed_trial_cannot_be_written_and_tells_the_sampler_no_divergence(ma
         control.kill(study, 7)
 
 
-def test_a_waiting_trial_can_be_killed_and_blinds_no_sampler(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_waiting_trial_can_be_killed_and_blinds_no_sampler(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     assert control.kill(study, 0) is False
     assert study.finish(claim(study), completed(0.2))
@@ -144,24 +183,53 @@ def test_a_waiting_trial_can_be_killed_and_blinds_no_sampler(make_study: Make, t
     assert study.records()[0].state == "stopped"
 
 
-def chosen(spec: StudySpec, *given: str, like: dict[str, Any] | None = None) -> tuple[dict[str, Any], list[str]]:
+def chosen(
+    spec: StudySpec, *given: str, like: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     return control.chosen_values(spec, parse_settings(given), like or {})
 
 
 def test_what_is_put_in_lies_in_the_space(tiny_spec: StudySpec) -> None:
-    assert chosen(tiny_spec, "optimizer.lr=1e-3") == ({"optimizer.lr": 0.001}, ["optimizer.name", "optimizer.eps"])
+    assert chosen(tiny_spec, "optimizer.lr=1e-3") == (
+        {"optimizer.lr": 0.001},
+        ["optimizer.name", "optimizer.eps"],
+    )
     whole = {"optimizer.lr": 0.001, "optimizer.name": "adam", "optimizer.eps": 1e-8}
-    assert chosen(tiny_spec, "optimizer.lr=0.01", like=whole) == (whole | {"optimizer.lr": 0.01}, [])
+    assert chosen(tiny_spec, "optimizer.lr=0.01", like=whole) == (
+        whole | {"optimizer.lr": 0.01},
+        [],
+    )
     sgd = {"optimizer.lr": 0.001, "optimizer.name": "sgd"}
-    assert chosen(tiny_spec, "optimizer.name=sgd", like=whole) == (sgd, [])  # eps does not exist there
-    assert chosen(tiny_spec, "optimizer.name=adam", like=sgd) == (sgd | {"optimizer.name": "adam"}, ["optimizer.eps"])
-    assert chosen(tiny_spec, "optimizer.eps=0.1") == ({"optimizer.name": "adam", "optimizer.eps": 0.1}, ["optimizer.lr"])
+    assert chosen(tiny_spec, "optimizer.name=sgd", like=whole) == (
+        sgd,
+        [],
+    )  # eps does not exist there
+    assert chosen(tiny_spec, "optimizer.name=adam", like=sgd) == (
+        sgd | {"optimizer.name": "adam"},
+        ["optimizer.eps"],
+    )
+    assert chosen(tiny_spec, "optimizer.eps=0.1") == (
+        {"optimizer.name": "adam", "optimizer.eps": 0.1},
+        ["optimizer.lr"],
+    )
     for given, like, message in (
-        ("optimizer.lr=0.5", {}, r"optimizer.lr = 0.5 is outside the space. Valid: 0.0001..0.05 \(log\)"),
+        (
+            "optimizer.lr=0.5",
+            {},
+            r"optimizer.lr = 0.5 is outside the space. Valid: 0.0001..0.05 \(log\)",
+        ),
         ("optimizer.lr=fast", {}, "optimizer.lr: input should be a valid number"),
         ("optimizer.name=adamw", {}, r"'adamw' is outside the space. Valid: \['adam', 'sgd'\]"),
-        ("optimizer.eps=0.1", sgd, "optimizer.eps exists only with optimizer.name=adam. Give that too"),
-        ("steps=7", {}, "steps is not searched, it is 6. Valid: optimizer.lr, optimizer.name, optimizer.eps"),
+        (
+            "optimizer.eps=0.1",
+            sgd,
+            "optimizer.eps exists only with optimizer.name=adam. Give that too",
+        ),
+        (
+            "steps=7",
+            {},
+            "steps is not searched, it is 6. Valid: optimizer.lr, optimizer.name, optimizer.eps",
+        ),
     ):
         with pytest.raises(SpecError, match=message):
             chosen(tiny_spec, given, like=like)
@@ -170,8 +238,14 @@ def test_what_is_put_in_lies_in_the_space(tiny_spec: StudySpec) -> None:
 def test_what_is_put_in_runs_next(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     done = hpo("enqueue", "--study", "s", "optimizer.lr=0.01", "--like", "slow")
-    assert done.stdout == "trial 2 begins next: optimizer.lr=0.01, optimizer.name=sgd\nIt is one of the budget's 4 trials\n"
-    assert "sampled by Optuna: optimizer.name, optimizer.eps" in hpo("enqueue", "--study", "s", "optimizer.lr=0.02").stdout
+    assert (
+        done.stdout
+        == "trial 2 begins next: optimizer.lr=0.01, optimizer.name=sgd\nIt is one of the budget's 4 trials\n"
+    )
+    assert (
+        "sampled by Optuna: optimizer.name, optimizer.eps"
+        in hpo("enqueue", "--study", "s", "optimizer.lr=0.02").stdout
+    )
     trials = [claim(study) for _ in range(3)]
     assert [trial.number for trial in trials] == [2, 3, 0]
     assert (
@@ -180,19 +254,32 @@ def test_what_is_put_in_runs_next(make_study: Make, tiny_spec: StudySpec) -> Non
         trials[1].config.flat()["optimizer.lr"],
     ) == (0.01, "sgd", 0.02)
     assert study.finish(trials[0], completed(0.2))
-    assert "optimizer.lr=0.03, optimizer.name=sgd" in hpo("enqueue", "--study", "s", "optimizer.lr=0.03", "--like", "best").stdout
+    assert (
+        "optimizer.lr=0.03, optimizer.name=sgd"
+        in hpo("enqueue", "--study", "s", "optimizer.lr=0.03", "--like", "best").stdout
+    )
 
     typo = error("enqueue", "--study", "s", "optimizer.rl=0.01")
-    assert "there is no 'optimizer.rl'. Did you mean optimizer.lr? Valid: optimizer.lr, optimizer.name, optimizer.eps" in typo
+    assert (
+        "there is no 'optimizer.rl'. Did you mean optimizer.lr? Valid: optimizer.lr, optimizer.name, optimizer.eps"
+        in typo
+    )
     assert "no values. Valid: FIELD=VALUE" in error("enqueue", "--study", "s")
     assert "no trial '9' that began" in error("enqueue", "--study", "s", "--like", "9")
-    assert "no value. Valid: hpo enqueue optimizer.lr=VALUE" in error("enqueue", "--study", "s", "optimizer.lr")
+    assert "no value. Valid: hpo enqueue optimizer.lr=VALUE" in error(
+        "enqueue", "--study", "s", "optimizer.lr"
+    )
 
 
-def test_nothing_is_put_into_a_study_that_retrains(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
+def test_nothing_is_put_into_a_study_that_retrains(
+    make_study: Make, database: Database, tiny_spec: StudySpec
+) -> None:
     open_child(database, make_study(tiny_spec, "s"), "confirm")
     told = error("enqueue", "--study", "s.confirm", "optimizer.lr=0.01")
-    assert "study s.confirm retrains configurations of s: nothing can be put in. Give --study s" in told
+    assert (
+        "study s.confirm retrains configurations of s: nothing can be put in. Give --study s"
+        in told
+    )
 
 
 def test_the_budget_is_spent_or_below(make_study: Make, tiny_spec: StudySpec) -> None:
@@ -200,9 +287,15 @@ def test_the_budget_is_spent_or_below(make_study: Make, tiny_spec: StudySpec) ->
     for per in (0.3, 0.2):
         study.finish(claim(study), completed(per))
     below = hpo("budget", "--study", "s", "--trials", "1").stdout
-    assert "Nothing new starts: the budget of 1 trials is spent. To go on, raise it with hpo budget --study s" in below
+    assert (
+        "Nothing new starts: the budget of 1 trials is spent. To go on, raise it with hpo budget --study s"
+        in below
+    )
     claim_refused = hpo("enqueue", "--study", "s", "optimizer.lr=0.02").stdout
-    assert "It is one of the budget's 1 trials: the budget of 1 trials is spent. To go on, raise it" in claim_refused
+    assert (
+        "It is one of the budget's 1 trials: the budget of 1 trials is spent. To go on, raise it"
+        in claim_refused
+    )
     hpo("budget", "--study", "s", "--trials", "+2")
     claim(study)
     late = hpo("budget", "--study", "s", "--deadline", "2020-01-01").stdout
@@ -213,11 +306,18 @@ def test_notes_are_text_with_a_name(make_study: Make, tiny_spec: StudySpec) -> N
     from optuna_dashboard import get_note
 
     study = make_study(tiny_spec)
-    assert hpo("note", "--study", "s", "first <script>alert(1)</script> & *second*").stdout == "noted on study s\n"
+    assert (
+        hpo("note", "--study", "s", "first <script>alert(1)</script> & *second*").stdout
+        == "noted on study s\n"
+    )
     assert hpo("note", "--study", "s", "third").exit_code == 0
     assert hpo("note", "--study", "s", "--trial", "1", "of a trial").stdout == "noted on trial 1\n"
     text = get_note(study.optuna)
-    assert text.startswith("first &lt;script&gt;alert(1)&lt;/script&gt; &amp; *second*\n\n*" + control.person())
+    assert text.startswith(
+        "first &lt;script&gt;alert(1)&lt;/script&gt; &amp; *second*\n\n*" + control.person()
+    )
     assert "\n\nthird\n\n" in text
-    assert get_note(study.optuna_trial(study.records()[1].id, RandomSampler())).startswith("of a trial")
+    assert get_note(study.optuna_trial(study.records()[1].id, RandomSampler())).startswith(
+        "of a trial"
+    )
     assert "there is no trial 9" in error("note", "--study", "s", "--trial", "9", "x")

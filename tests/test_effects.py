@@ -12,7 +12,14 @@ from scipy.stats import f_oneway, t
 from test_artifact import hpo
 from test_study import DIVERGED, HERE, RECORD, claim, completed, report
 
-from hpo.analysis.effects import Effects, Importance, build_effects, effects_of, effects_text, ended_trials
+from hpo.analysis.effects import (
+    Effects,
+    Importance,
+    build_effects,
+    effects_of,
+    effects_text,
+    ended_trials,
+)
 from hpo.analysis.surface import Axis, interaction, main_effect, surface
 from hpo.decoder.trainer import PER
 from hpo.space.spec import Parameter, StudySpec, load_spec
@@ -39,7 +46,11 @@ Params = dict[str, Any]
 def as_in_the_lab(params: Params, noise: float) -> float:
     """A small eps makes Adam's steps as large as lr, a large one makes them small: large lr and small eps diverge, small lr crawls.
     SGD wants a large lr. Nothing else matters."""
-    step = params["optimizer.lr"] / (params["optimizer.eps"] + 1e-3) if "optimizer.eps" in params else 5 * params["optimizer.lr"] / 0.02
+    step = (
+        params["optimizer.lr"] / (params["optimizer.eps"] + 1e-3)
+        if "optimizer.eps" in params
+        else 5 * params["optimizer.lr"] / 0.02
+    )
     return float(np.clip(0.15 + 0.25 * np.log10(step / 2) ** 2 + 0.02 * noise, 0, 1))
 
 
@@ -49,7 +60,12 @@ def of_noise_alone(params: Params, noise: float) -> float:
 
 
 def of_layer_norm_and_noise(params: Params, noise: float) -> float:
-    return float(0.3 - 0.1 * params["model.layer_norm"] + 0.1 * params["augment.white_noise_sd"] + 0.02 * noise)
+    return float(
+        0.3
+        - 0.1 * params["model.layer_norm"]
+        + 0.1 * params["augment.white_noise_sd"]
+        + 0.02 * noise
+    )
 
 
 def run(study: Study, outcome: Callable[[Params, float], float]) -> None:
@@ -57,14 +73,18 @@ def run(study: Study, outcome: Callable[[Params, float], float]) -> None:
     noise = np.random.default_rng(1)
     while trial := study.claim(HERE, RECORD):
         values = trial.config.flat()
-        params = {name: values[name] for name in study.spec.parameters if study.spec.active(name, values)}
+        params = {
+            name: values[name] for name in study.spec.parameters if study.spec.active(name, values)
+        }
         per = outcome(params, noise.normal())
         if per > 0.6:
             report(study, trial, 2, per, 1.0)
         study.finish(trial, DIVERGED if per > 0.6 else completed(per))
 
 
-def records_of(spec: StudySpec, outcome: Callable[[Params, float], float], seed: int, trials: int = 60) -> list[Record]:
+def records_of(
+    spec: StudySpec, outcome: Callable[[Params, float], float], seed: int, trials: int = 60
+) -> list[Record]:
     """Complete trials as `run` would make them, drawn here."""
     random, records = np.random.default_rng(seed), []
     for number in range(trials):
@@ -73,7 +93,30 @@ def records_of(spec: StudySpec, outcome: Callable[[Params, float], float], seed:
             if spec.active(name, params):
                 params[name] = drawn(parameter, random)
         per = outcome(params, random.normal())
-        record = Record(number, number, "complete", None, "", params, {}, per, per, per, 6, 6, 1.0, 1.0, 1, "", "", "", "", "", "", "f")
+        record = Record(
+            number,
+            number,
+            "complete",
+            None,
+            "",
+            params,
+            {},
+            per,
+            per,
+            per,
+            6,
+            6,
+            1.0,
+            1.0,
+            1,
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "f",
+        )
         records.append(record)
     return records
 
@@ -84,7 +127,9 @@ def drawn(parameter: Parameter, random: np.random.Generator) -> Any:
     assert parameter.low is not None and parameter.high is not None
     at = random.random()
     return (
-        parameter.low * (parameter.high / parameter.low) ** at if parameter.log else parameter.low + at * (parameter.high - parameter.low)
+        parameter.low * (parameter.high / parameter.low) ** at
+        if parameter.log
+        else parameter.low + at * (parameter.high - parameter.low)
     )
 
 
@@ -105,7 +150,9 @@ def importance_of(found: Effects) -> dict[str, Importance]:
     return {entry.name: entry for entry in found.importance}
 
 
-def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: Path, tmp_path: Path) -> None:
+def test_a_known_interaction_is_found(
+    make_study: Callable[..., Study], space: Path, tmp_path: Path
+) -> None:
     study = make_study(load_spec(space))
     run(study, as_in_the_lab)
     done = hpo("effects", "--study", study.name, "--json", "--plot", tmp_path / "a.svg")
@@ -123,7 +170,11 @@ def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: P
     first = pairs["optimizer.lr", "optimizer.eps"]
     assert first.clear
     for pair in effects.interactions:  # lr and the optimizer do interact: each wants another lr
-        assert not pair.clear or {pair.x, pair.y} <= {"optimizer.lr", "optimizer.eps", "optimizer.name"}
+        assert not pair.clear or {pair.x, pair.y} <= {
+            "optimizer.lr",
+            "optimizer.eps",
+            "optimizer.name",
+        }
     assert {(pair.x, pair.y) for pair in effects.interactions} >= {
         ("optimizer.lr", "model.layer_norm"),
         ("optimizer.lr", "augment.white_noise_sd"),
@@ -136,12 +187,21 @@ def test_a_known_interaction_is_found(make_study: Callable[..., Study], space: P
     assert np.mean(errors) < 0.1, "the surface is the true one, over a range of PER of 85 points"
 
     entries = importance_of(effects)
-    assert {effects.importance[0].name, effects.importance[1].name} <= {"optimizer.lr", "optimizer.eps", "optimizer.name"}
+    assert {effects.importance[0].name, effects.importance[1].name} <= {
+        "optimizer.lr",
+        "optimizer.eps",
+        "optimizer.name",
+    }
     assert effects.importance[0].name in ("optimizer.lr", "optimizer.eps")
     assert entries["optimizer.eps"].trials == len(adam)
     assert entries["optimizer.momentum"].trials == 60 - len(adam)
     assert sum(entry.ped_anova for entry in effects.importance) == pytest.approx(1)
-    for name in ("optimizer.grad_clip_norm", "model.layer_norm", "augment.white_noise_sd", "optimizer.momentum"):
+    for name in (
+        "optimizer.grad_clip_norm",
+        "model.layer_norm",
+        "augment.white_noise_sd",
+        "optimizer.momentum",
+    ):
         assert not entries[name].clear
         fanova = entries[name].fanova
         assert fanova is not None and fanova < 0.2
@@ -168,19 +228,31 @@ def test_main_effects_are_no_interaction(space: Path) -> None:
     found = effects_of("s", spec, records_of(spec, of_layer_norm_and_noise, 0, 120))
     clear = {entry.name for entry in found.importance if entry.clear}
     assert clear == {"model.layer_norm", "augment.white_noise_sd"}
-    assert {entry.name for entry in sorted(found.importance, key=lambda entry: -(entry.fanova or 0.0))[:2]} == clear
+    assert {
+        entry.name
+        for entry in sorted(found.importance, key=lambda entry: -(entry.fanova or 0.0))[:2]
+    } == clear
     assert not any(pair.clear for pair in found.interactions)
 
 
 def test_decades_count_alike_in_fanova(space: Path) -> None:
     """An effect between eps 1e-7 and 1e-4 is one over half the range, though on a linear scale it is a thousandth of it."""
     spec = load_spec(space)
-    records = [record for record in records_of(spec, lambda params, noise: 0.3, 0, 120) if "optimizer.eps" in record.params]
-    records = [replace(record, value=0.2 if record.params["optimizer.eps"] < 1e-5 else 0.6) for record in records]
+    records = [
+        record
+        for record in records_of(spec, lambda params, noise: 0.3, 0, 120)
+        if "optimizer.eps" in record.params
+    ]
+    records = [
+        replace(record, value=0.2 if record.params["optimizer.eps"] < 1e-5 else 0.6)
+        for record in records
+    ]
     assert (importance_of(effects_of("s", spec, records))["optimizer.eps"].fanova or 0.0) > 0.9
 
 
-def test_few_trials_give_hints_and_fewer_a_line(make_study: Callable[..., Study], space: Path, tmp_path: Path) -> None:
+def test_few_trials_give_hints_and_fewer_a_line(
+    make_study: Callable[..., Study], space: Path, tmp_path: Path
+) -> None:
     space.write_text(SPACE.replace("trials: 60", "trials: 12"))
     study = make_study(load_spec(space))
     for per in (0.9, 0.5, 0.5):
@@ -188,7 +260,10 @@ def test_few_trials_give_hints_and_fewer_a_line(make_study: Callable[..., Study]
     study.finish(claim(study), Failed("a bug", Cause.BAD_CONFIGURATION))
     study.finish(claim(study), DIVERGED)  # before any evaluation
     done = hpo("effects", "--study", study.name)
-    assert done.exit_code == 2 and "4 trials are complete or stopped by a rule; effects need 5 or more" in done.stderr
+    assert (
+        done.exit_code == 2
+        and "4 trials are complete or stopped by a rule; effects need 5 or more" in done.stderr
+    )
     diverged = claim(study)
     report(study, diverged, 2, 0.44, 1.0)
     report(study, diverged, 4, 1.3, 1.0)
@@ -245,7 +320,9 @@ def test_a_rare_level_is_not_free_of_noise() -> None:
 
 def test_a_parabola_on_a_log_scale_is_explained_whole() -> None:
     values = np.geomspace(1e-8, 1e-1, 20).tolist()
-    found = main_effect(axis(values, low=1e-8, high=1e-1, log=True), values, (np.log10(values) + 3) ** 2)
+    found = main_effect(
+        axis(values, low=1e-8, high=1e-1, log=True), values, (np.log10(values) + 3) ** 2
+    )
     assert found is not None
     assert found[0] == pytest.approx(1) and found[1] < 1e-20
 
@@ -256,7 +333,9 @@ def test_small_p_values_are_rare_where_there_is_no_interaction() -> None:
     for seed in range(1000):
         random = np.random.default_rng(seed)
         x, y = random.random((2, 30)).tolist()
-        outcome = np.square(x) + 2 * np.array(y) + random.normal(0, 0.3, 30) * np.array(x)  # noisier where x is large
+        outcome = (
+            np.square(x) + 2 * np.array(y) + random.normal(0, 0.3, 30) * np.array(x)
+        )  # noisier where x is large
         found = interaction(axis(x, low=0, high=1), axis(y, low=0, high=1), x, y, outcome)
         assert found is not None
         below += found[1] < 0.05
@@ -275,7 +354,9 @@ def test_the_surface_has_a_row_for_each_y() -> None:
     random = np.random.default_rng(0)
     x, y = random.random(40).tolist(), random.choice(["a", "b"], 40).tolist()
     outcome = np.where(np.array(y) == "b", 0.8, 0.2 + 0.3 * np.array(x))
-    table = np.array(surface(axis(x, low=0, high=1), axis(y, choices=["a", "b", "never"]), x, y, outcome))
+    table = np.array(
+        surface(axis(x, low=0, high=1), axis(y, choices=["a", "b", "never"]), x, y, outcome)
+    )
     assert table.shape == (2, 12)
     assert np.abs(table[0] - (0.2 + 0.3 * np.linspace(0, 1, 12))).max() < 0.03
     assert np.abs(table[1] - 0.8).max() < 0.03

@@ -49,4 +49,6 @@ def test_an_error_that_nobody_knows_gets_no_advice(tmp_path: Path) -> None:
     assert os_error_text(OSError()) == "OSError"
     with pytest.raises(FileNotFoundError) as raised:
         (tmp_path / "missing").read_text()
-    assert os_error_text(raised.value) == (f"{tmp_path}/missing: No such file or directory. Give a place that exists")
+    assert os_error_text(raised.value) == (
+        f"{tmp_path}/missing: No such file or directory. Give a place that exists"
+    )

@@ -58,14 +58,22 @@ class Outage:
 
     def begin(self) -> None:
         execute(self.server, f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
-        execute(self.server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'")
+        execute(
+            self.server,
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'",
+        )
 
     def end(self) -> None:
         execute(self.server, f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS true")
 
 
 def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards(
-    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    make_study: Make,
+    tiny_space: Path,
+    data: Recordings,
+    tmp_path: Path,
+    server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     study = make_study(load_spec(tiny_space))
     outage, looks = Outage(server, study), iter(range(100))
@@ -98,7 +106,12 @@ def test_a_worker_trains_on_without_its_database_and_tells_everything_afterwards
 
 
 def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answer(
-    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    make_study: Make,
+    tiny_space: Path,
+    data: Recordings,
+    tmp_path: Path,
+    server: EmbeddedServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Another may hold the trial meanwhile, and write its weights into the folder that they share."""
     tiny_space.write_text(TINY + "attempts: {lease_seconds: 1}")
@@ -117,7 +130,9 @@ def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answe
         return False
 
     def end_when_trained() -> None:
-        until(lambda: any(path.name.startswith("checkpoint-00000006") for path in checkpoints(folder)))
+        until(
+            lambda: any(path.name.startswith("checkpoint-00000006") for path in checkpoints(folder))
+        )
         while_away.extend(path.name for path in folder.glob("*.safetensors"))
         outage.end()
 
@@ -130,11 +145,19 @@ def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answe
         assert isinstance(worker.run_trial(trial), Completed)
     helper.join()
     assert while_away == []
-    assert sorted(path.name for path in folder.iterdir()) == ["best.safetensors", "last.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+    ]
 
 
 def test_a_signal_while_the_database_is_away_keeps_the_work(
-    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    make_study: Make,
+    tiny_space: Path,
+    data: Recordings,
+    tmp_path: Path,
+    server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The next attempt brings the curve of the steps that the first one could not tell."""
     monkeypatch.setattr("hpo.worker.worker.HAND_BACK_SECONDS", 1.0)
@@ -188,24 +211,40 @@ def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
     assert study.records()[0].state == "running"
 
 
-def test_a_worker_leaves_a_host_on_which_everything_fails(make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path) -> None:
+def test_a_worker_leaves_a_host_on_which_everything_fails(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
     study, good = make_study(load_spec(tiny_space)), Process("good", "1:1")
     first, held = study.claim(good, RECORD), study.claim(good, RECORD)
     assert first and held
     assert Worker(study, data, tmp_path, RECORD, process=good).run_trial(first)
     data.data.n_features = 7  # the model is built for other features than the batches have
-    with pytest.raises(BadNodeError, match=r"the last trials failed on this host \(RuntimeError: .*while other hosts") as raised:
+    with pytest.raises(
+        BadNodeError,
+        match=r"the last trials failed on this host \(RuntimeError: .*while other hosts",
+    ) as raised:
         Worker(study, data, tmp_path, RECORD).run()
     assert raised.value.exit_code == 4
-    assert [record.state for record in study.records()] == ["complete", "running", "waiting", "waiting"]
+    assert [record.state for record in study.records()] == [
+        "complete",
+        "running",
+        "waiting",
+        "waiting",
+    ]
 
 
 def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
-    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_study: Make,
+    tiny_space: Path,
+    data: Recordings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hpo.worker.reporter.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("hpo.worker.reporter.RENEW_SECONDS", 0.05)
-    tiny_space.write_text(long(100_000, 2).replace("trials: 4", "trials: 4, gpu_hours: 0.00005"))  # 0.18 s
+    tiny_space.write_text(
+        long(100_000, 2).replace("trials: 4", "trials: 4, gpu_hours: 0.00005")
+    )  # 0.18 s
     study = make_study(load_spec(tiny_space))
     worker = Worker(study, data, tmp_path, RECORD)
     trial = study.claim(worker.process, RECORD)
@@ -217,10 +256,15 @@ def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
     assert worker.run() == 0
 
 
-def test_a_worker_with_other_code_is_refused(make_study: Make, tiny_space: Path, tiny_data: Path) -> None:
+def test_a_worker_with_other_code_is_refused(
+    make_study: Make, tiny_space: Path, tiny_data: Path
+) -> None:
     study = make_study(load_spec(tiny_space), path=str(tiny_data))
     study.settle(None, "0.0 elsewhere")
-    with pytest.raises(StudyError, match=rf"made with hpo 0.0 elsewhere; here is {code_version()}. Install that, or take --allow-diff"):
+    with pytest.raises(
+        StudyError,
+        match=rf"made with hpo 0.0 elsewhere; here is {code_version()}. Install that, or take --allow-diff",
+    ):
         run_worker(study, tiny_data, torch.device("cpu"), None, lambda: True)
 
 
@@ -231,10 +275,23 @@ class WorkerProcess:
     """`hpo worker` on a trial without end."""
 
     def __init__(self, study: Study, data: Path, log: Path):
-        command = [sys.executable, "-m", "hpo.cli", "worker", "--study", study.name, "--data", str(data), "--device", "cpu"]
+        command = [
+            sys.executable,
+            "-m",
+            "hpo.cli",
+            "worker",
+            "--study",
+            study.name,
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+        ]
         self.log = log
         with log.open("w") as output:
-            self.process = subprocess.Popen([*command, "--threads", "1"], stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [*command, "--threads", "1"], stdout=output, stderr=output
+            )
         until(lambda: study.records()[0].step > 20)
 
 
@@ -257,7 +314,9 @@ def test_a_launch_says_that_its_database_is_away_and_goes_on(
     outage.end()
     assert any(line.startswith("The database answers again") for line in running.process.stdout)
     for pid in running.workers():
-        os.kill(pid, signal.SIGTERM)  # as its scheduler does, or the clock before a wall limit: none is started again
+        os.kill(
+            pid, signal.SIGTERM
+        )  # as its scheduler does, or the clock before a wall limit: none is started again
     _, err = running.process.communicate(timeout=60)
     assert (running.process.returncode, err.count("\n")) == (1, 1)
     assert "trials wait for a worker; the same line goes on" in err
@@ -303,7 +362,9 @@ def test_a_cluster_job_that_must_leave_while_its_database_is_away_has_work_left(
         outage.end()
 
 
-def test_a_study_that_is_deleted_ends_its_workers_with_one_line(endless: Study, database: Database) -> None:
+def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
+    endless: Study, database: Database
+) -> None:
     def delete() -> None:
         until(lambda: endless.records()[0].step > 20)
         optuna.delete_study(study_name=endless.name, storage=database.url)
@@ -312,7 +373,10 @@ def test_a_study_that_is_deleted_ends_its_workers_with_one_line(endless: Study, 
     helper.start()
     done = asked("worker", "--study", "s", "--device", "cpu")
     helper.join()
-    assert (done.returncode, done.stderr) == (2, "hpo: study s was deleted. Type the launch line again for a new one\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "hpo: study s was deleted. Type the launch line again for a new one\n",
+    )
     with pytest.raises(StudyError, match="was deleted"):  # what a launch asks for
         endless.records()
 
@@ -336,12 +400,19 @@ def handed_back_by_a_signal(study: Study) -> None:
     assert int(checkpoints(study_folder(study) / "trial-0")[0].name.split("-")[1]) == record.step
 
 
-def test_a_signal_is_heard_while_the_database_hangs(endless: Study, tiny_data: Path, tmp_path: Path, database: Database) -> None:
+def test_a_signal_is_heard_while_the_database_hangs(
+    endless: Study, tiny_data: Path, tmp_path: Path, database: Database
+) -> None:
     """Its connections stand, and no answer comes, as when the disk of its machine hangs. 30 s are what SLURM gives."""
     running = WorkerProcess(endless, tiny_data, tmp_path / "log")
-    connection = psycopg2.connect(make_url(database.url).set(drivername="postgresql").render_as_string(hide_password=False))
+    connection = psycopg2.connect(
+        make_url(database.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pid FROM pg_stat_activity WHERE application_name ~ %s", (rf"^hpo \S+ {running.process.pid}$",))
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name ~ %s",
+            (rf"^hpo \S+ {running.process.pid}$",),
+        )
         halted = [pid for (pid,) in cursor.fetchall()]
     connection.close()
     try:
@@ -356,7 +427,9 @@ def test_a_signal_is_heard_while_the_database_hangs(endless: Study, tiny_data: P
     assert checkpoints(study_folder(endless) / "trial-0")  # from which the trial goes on
 
 
-@pytest.mark.parametrize(("shared", "says"), [(True, "goes on after step {}"), (False, "it begins again at step 0")])
+@pytest.mark.parametrize(
+    ("shared", "says"), [(True, "goes on after step {}"), (False, "it begins again at step 0")]
+)
 def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
     endless: Study, tiny_data: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, shared: bool, says: str,
@@ -372,7 +445,16 @@ def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
         """Returns the step at which it left."""
         monkeypatch.setenv("HPO_HOME", str(tmp_path / machine))
         looks = iter(range(100))
-        assert run_worker(Study.open(database, "s"), tiny_data, torch.device("cpu"), None, lambda: next(looks) > 30) == 0
+        assert (
+            run_worker(
+                Study.open(database, "s"),
+                tiny_data,
+                torch.device("cpu"),
+                None,
+                lambda: next(looks) > 30,
+            )
+            == 0
+        )
         return endless.records()[0].step
 
     left = work_at("one")
@@ -390,11 +472,16 @@ def test_a_worker_needs_two_connections_says_whose_they_are_and_hands_back_at_ct
     running = WorkerProcess(endless, tiny_data, tmp_path / "log")
     url = make_url(database.url)
     counts = []
-    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    connection = psycopg2.connect(
+        url.set(drivername="postgresql").render_as_string(hide_password=False)
+    )
     begin = time.monotonic()
     with connection.cursor() as cursor:
         while time.monotonic() < begin + 5:  # over some renewals of the lease
-            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name ~ %s", (rf"^hpo \S+ {running.process.pid}$",))
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ %s",
+                (rf"^hpo \S+ {running.process.pid}$",),
+            )
             counts.append(cursor.fetchone()[0])
             connection.rollback()
     connection.close()

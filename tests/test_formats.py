@@ -30,9 +30,14 @@ def test_what_is_read(write_data: Write) -> None:
     assert (len(sentences), sentences.n_days, sentences.features_NC.shape[1]) == (15, 3, 4)
     day = contents["train"][1]
     start = int(sentences.lengths_S[:5].sum())
-    np.testing.assert_array_equal(sentences.features_NC[start : start + len(day["sentenceDat"][0])], day["sentenceDat"][0])
+    np.testing.assert_array_equal(
+        sentences.features_NC[start : start + len(day["sentenceDat"][0])], day["sentenceDat"][0]
+    )
     labels = int(sentences.label_lengths_S[:5].sum())
-    assert sentences.labels_L[labels : labels + day["phoneLens"][0]].tolist() == day["phonemes"][0][: day["phoneLens"][0]].tolist()
+    assert (
+        sentences.labels_L[labels : labels + day["phoneLens"][0]].tolist()
+        == day["phonemes"][0][: day["phoneLens"][0]].tolist()
+    )
     assert sentences.days_S.tolist() == [0] * 5 + [1] * 5 + [2] * 5
 
 
@@ -46,7 +51,11 @@ def test_every_pickle_protocol(tmp_path: Path, protocol: int) -> None:
 def test_pickles_of_numpy_1(tmp_path: Path) -> None:
     """There the modules were called numpy.core; the public data file is such a one."""
     path = tmp_path / "data"
-    path.write_bytes(pickle.dumps(tiny_contents(), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    path.write_bytes(
+        pickle.dumps(tiny_contents(), protocol=2).replace(
+            b"numpy._core.multiarray", b"numpy.core.multiarray"
+        )
+    )
     assert len(read_sentences(path, "train")) == 24
 
 
@@ -55,11 +64,15 @@ def test_a_truncated_pickle(write_data: Write, share: float) -> None:
     path = write_data(tiny_contents())
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(DataError, match=r"data.pickle: not a whole pickle \([\d,]+ bytes; .*\)\. Copy it again"):
+    with pytest.raises(
+        DataError, match=r"data.pickle: not a whole pickle \([\d,]+ bytes; .*\)\. Copy it again"
+    ):
         load(path)
 
 
-@pytest.mark.parametrize("junk", [b"hello", b"\x89HDF\r\n\x1a\n" + bytes(100), b"\x80\x04K\x01.", os.urandom(1000)])
+@pytest.mark.parametrize(
+    "junk", [b"hello", b"\x89HDF\r\n\x1a\n" + bytes(100), b"\x80\x04K\x01.", os.urandom(1000)]
+)
 def test_something_else(tmp_path: Path, junk: bytes) -> None:
     path = tmp_path / "junk"
     path.write_bytes(junk)
@@ -72,10 +85,15 @@ class Code:
         return os.mkdir, ("it-ran",)
 
 
-def test_a_pickle_that_would_run_code_does_not(write_data: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_would_run_code_does_not(
+    write_data: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     contents = tiny_contents() | {"extra": Code()}
-    with pytest.raises(DataError, match=r"asks to load posix.mkdir. Valid: plain containers and numpy arrays; nothing was run"):
+    with pytest.raises(
+        DataError,
+        match=r"asks to load posix.mkdir. Valid: plain containers and numpy arrays; nothing was run",
+    ):
         load(write_data(contents))
     assert not Path("it-ran").exists()
 
@@ -91,7 +109,9 @@ class Matrix:
 
 
 @pytest.mark.parametrize("bad", [Pointers(), Matrix()])
-def test_a_pickle_that_would_make_pointers_of_its_bytes_does_not(write_data: Write, bad: object) -> None:
+def test_a_pickle_that_would_make_pointers_of_its_bytes_does_not(
+    write_data: Write, bad: object
+) -> None:
     with pytest.raises(DataError, match=r"data.pickle: "):
         load(write_data(tiny_contents() | {"extra": bad}))
 
@@ -169,20 +189,31 @@ def ragged(contents: dict[str, Any]) -> None:
         (drop_partition, r"no list of days under 'train'"),
         (shorten, r"train: day 1 sentence 3 has 3 bins, fewer than model.kernel 4 \(1 such\)"),
         (mislabel, r"train: day 1 sentence 3 has label 57 \(1 such\)\. Valid: 1\.\.40"),
-        (label_blank, r"train: day 1 sentence 3 has label 0 \(1 such\)\. Valid: 1\.\.40 \(model.classes; 0 is the CTC blank\)"),
+        (
+            label_blank,
+            r"train: day 1 sentence 3 has label 0 \(1 such\)\. Valid: 1\.\.40 \(model.classes; 0 is the CTC blank\)",
+        ),
         (empty_day, r"train: day 1 has no sentences"),
         (other_width, r"train: day 1 sentence 3 has 2 features, the first 3"),
         (not_a_number, r"train: day 1 sentence 3 has NaN or infinite features"),
         (too_many_labels, r"train: day 1 sentence 3: phoneLens 99 and phonemes int32 \(20,\)"),
-        (unequal_columns, r"train: day 1: the columns sentenceDat, phonemes, phoneLens are not lists of one length"),
+        (
+            unequal_columns,
+            r"train: day 1: the columns sentenceDat, phonemes, phoneLens are not lists of one length",
+        ),
         (no_list, r"train: day 1: the columns"),
         (half_a_phoneme, r"train: day 1 sentence 3: phonemes that are no whole numbers"),
         (words, r"train: day 1 sentence 3: phoneLens 3 and phonemes <U1"),
         (nothing, r"train: day 1 sentence 3: sentenceDat is object \(\)"),
-        (ragged, r"train: day 1 sentence 3: sentenceDat, phonemes or phoneLens \d is no array of numbers"),
+        (
+            ragged,
+            r"train: day 1 sentence 3: sentenceDat, phonemes or phoneLens \d is no array of numbers",
+        ),
     ],
 )
-def test_what_cannot_be_trained_on(write_data: Write, spoil: Callable[[dict[str, Any]], None], expected: str) -> None:
+def test_what_cannot_be_trained_on(
+    write_data: Write, spoil: Callable[[dict[str, Any]], None], expected: str
+) -> None:
     contents = tiny_contents()
     spoil(contents)
     with pytest.raises(DataError, match=expected) as caught:
@@ -190,7 +221,9 @@ def test_what_cannot_be_trained_on(write_data: Write, spoil: Callable[[dict[str,
     assert "\n" not in str(caught.value)
 
 
-VALID = "ptDecoder_ctc pickle.*competition folder.*Brain-to-Text '25 folder.*store of hpo data convert"
+VALID = (
+    "ptDecoder_ctc pickle.*competition folder.*Brain-to-Text '25 folder.*store of hpo data convert"
+)
 
 
 def test_what_is_none_of_the_formats(tmp_path: Path) -> None:
@@ -205,16 +238,24 @@ def test_what_is_none_of_the_formats(tmp_path: Path) -> None:
 
 
 def test_the_competition_partition_of_a_pickle_names_no_days(write_data: Write) -> None:
-    with pytest.raises(DataError, match=r"competition cannot be read: the file does not say which days it has .* Valid: train, test"):
+    with pytest.raises(
+        DataError,
+        match=r"competition cannot be read: the file does not say which days it has .* Valid: train, test",
+    ):
         read_sentences(write_data(tiny_contents()), "competition")
-    with pytest.raises(DataError, match=r"bundled recordings: competition cannot be read: it is not there. Valid: train, test"):
+    with pytest.raises(
+        DataError,
+        match=r"bundled recordings: competition cannot be read: it is not there. Valid: train, test",
+    ):
         read_sentences(None, "competition")
 
 
 def test_a_test_partition_with_other_days_than_train(write_data: Write) -> None:
     contents = tiny_contents()
     contents["test"].pop()
-    with pytest.raises(DataError, match="test: 1 days, but train has 2, so their positions are not day numbers"):
+    with pytest.raises(
+        DataError, match="test: 1 days, but train has 2, so their positions are not day numbers"
+    ):
         read_sentences(write_data(contents), "test")
 
 
@@ -243,8 +284,15 @@ def test_the_search_does_not_need_the_test_partition(write_data: Write) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=8), st.integers(0, 12), st.integers(1, 3), st.integers(0, 2))
-def test_too_short_is_where_pytorchs_ctc_loss_is_infinite(labels: list[int], frames: int, stride: int, extra: int) -> None:
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=8),
+    st.integers(0, 12),
+    st.integers(1, 3),
+    st.integers(0, 2),
+)
+def test_too_short_is_where_pytorchs_ctc_loss_is_infinite(
+    labels: list[int], frames: int, stride: int, extra: int
+) -> None:
     """Next to a sentence whose labels end and begin with the same label: repeats count within sentences only."""
     model = ModelConfig(kernel=4, stride=stride)
     bins = 4 + frames * stride + extra % stride
@@ -259,7 +307,11 @@ def test_too_short_is_where_pytorchs_ctc_loss_is_infinite(labels: list[int], fra
     )
     log_probs = torch.zeros(max(frames, 1), 1, 4).log_softmax(2)
     loss = torch.nn.functional.ctc_loss(
-        log_probs, torch.tensor([labels]), torch.tensor([frames]), torch.tensor([len(labels)]), reduction="none"
+        log_probs,
+        torch.tensor([labels]),
+        torch.tensor([frames]),
+        torch.tensor([len(labels)]),
+        reduction="none",
     )
     assert too_short(both, model).tolist() == [bool(loss.isinf()), False]
 
@@ -267,5 +319,9 @@ def test_too_short_is_where_pytorchs_ctc_loss_is_infinite(labels: list[int], fra
 def test_share_too_short_for_ctc() -> None:
     """The figure in the data's README: 42.1 % at kernel 32, stride 4."""
     sentences = read_sentences(None, "train")
-    assert share_too_short(sentences, ModelConfig(kernel=32, stride=4)) == pytest.approx(0.421, abs=0.0005)
-    assert share_too_short(sentences, ModelConfig(kernel=8, stride=3)) == pytest.approx(0.001, abs=0.0005)
+    assert share_too_short(sentences, ModelConfig(kernel=32, stride=4)) == pytest.approx(
+        0.421, abs=0.0005
+    )
+    assert share_too_short(sentences, ModelConfig(kernel=8, stride=3)) == pytest.approx(
+        0.001, abs=0.0005
+    )

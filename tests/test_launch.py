@@ -19,8 +19,20 @@ from hpo.store.database import Database
 from hpo.study.study import Study
 
 
-def test_launch_report_and_launch_again(database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
-    line = ("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "2", "--device", "cpu")
+def test_launch_report_and_launch_again(
+    database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    line = (
+        "launch",
+        "--study",
+        tiny_space,
+        "--data",
+        tiny_data,
+        "--workers",
+        "2",
+        "--device",
+        "cpu",
+    )
     done = asked(*line)
     assert done.returncode == 0, done.stderr
     for part in (
@@ -37,7 +49,12 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
     assert report["trials"]["complete"] + report["trials"]["stopped"] == 4
     best = report["best"]
     assert best["partition"] == "validation"
-    assert best["per"] == min([best["per"], *(start["per"] for start in report["starts"].values() if start["per"] is not None)])
+    assert best["per"] == min(
+        [
+            best["per"],
+            *(start["per"] for start in report["starts"].values() if start["per"] is not None),
+        ]
+    )
     assert DecoderConfig().with_values(best["config"]).flat() == best["config"]
     assert set(report["starts"]) == {"baseline", "slow"}
     assert report["gpu_seconds"]["spent"] > 0
@@ -56,7 +73,11 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
     exported = yaml.safe_load(out.read_text())
     config = DecoderConfig().with_values(exported["base"])
     arguments = exported["args"]
-    assert (arguments["lrStart"], arguments["whiteNoiseSD"], arguments["nUnits"]) == (config.optimizer.lr, config.augment.white_noise_sd, 8)
+    assert (arguments["lrStart"], arguments["whiteNoiseSD"], arguments["nUnits"]) == (
+        config.optimizer.lr,
+        config.augment.white_noise_sd,
+        8,
+    )
     assert (arguments["nDays"], arguments["nInputFeatures"], arguments["kernelLen"]) == (2, 3, 4)
 
     status = json.loads(asked("status", "--study", "tiny", "--json").stdout)
@@ -64,21 +85,43 @@ def test_launch_report_and_launch_again(database: Database, tiny_space: Path, ti
     assert "complete" in asked("status", "--study", "tiny").stdout
 
 
-def test_the_bundled_recordings_and_their_profile_are_taken_without_data(database: Database) -> None:
-    steps = ("--set", "steps=2", "--set", "model.units=4", "--trials", "1", "--workers", "1", "--device", "cpu")
+def test_the_bundled_recordings_and_their_profile_are_taken_without_data(
+    database: Database,
+) -> None:
+    steps = (
+        "--set",
+        "steps=2",
+        "--set",
+        "model.units=4",
+        "--trials",
+        "1",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    )
     done = asked("launch", "--study", "lr-only", *steps)
     assert done.returncode == 0, done.stderr
     assert "no --data given: the bundled spoken-digit recordings" in done.stdout
     assert "profile demo of the space: a small training, because no data are given" in done.stdout
     assert report_of("lr-only")["profile"] == "demo"
-    assert asked("launch", "--study", "lr-only", *steps, "--set", "model.units=5").returncode == 2  # another digest
+    assert (
+        asked("launch", "--study", "lr-only", *steps, "--set", "model.units=5").returncode == 2
+    )  # another digest
 
 
-def test_a_worker_joins_by_hand(database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
-    study = asked("launch", "--study", tiny_space, "--data", tiny_data, "--trials", "0", "--name", "by-hand")
+def test_a_worker_joins_by_hand(
+    database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    study = asked(
+        "launch", "--study", tiny_space, "--data", tiny_data, "--trials", "0", "--name", "by-hand"
+    )
     assert "No trial is complete yet" in study.stdout
     asked("budget", "--study", "by-hand", "--trials", "2")
-    assert asked("worker", "--study", "by-hand", "--device", "cpu").stdout == "2 trials came to an end here; nothing is left to do\n"
+    assert (
+        asked("worker", "--study", "by-hand", "--device", "cpu").stdout
+        == "2 trials came to an end here; nothing is left to do\n"
+    )
     other = tiny_contents()
     other["train"][0]["phonemes"][0][0] += 1
     path = tmp_path / "other"
@@ -88,8 +131,20 @@ def test_a_worker_joins_by_hand(database: Database, tiny_space: Path, tiny_data:
     assert re.search(r"other: fingerprint \w+, but study by-hand was made on \w+", wrong.stderr)
 
 
-def test_two_launches_at_once_share_the_budget(database: Database, tiny_space: Path, tiny_data: Path) -> None:
-    line = ("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu")
+def test_two_launches_at_once_share_the_budget(
+    database: Database, tiny_space: Path, tiny_data: Path
+) -> None:
+    line = (
+        "launch",
+        "--study",
+        tiny_space,
+        "--data",
+        tiny_data,
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    )
     other = start(*line)
     done = asked(*line)
     out, err = other.communicate(timeout=120)
@@ -110,7 +165,9 @@ def running(database: Database, tiny_space: Path, tiny_data: Path) -> Iterator[R
     found.end()
 
 
-def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c_ends_at_once(running: Running) -> None:
+def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c_ends_at_once(
+    running: Running,
+) -> None:
     running.process.send_signal(signal.SIGINT)
     out, _ = running.process.communicate(timeout=60)
     assert "the same line goes on with it" in out
@@ -121,10 +178,20 @@ def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c
     assert {file.parent.name for file in checkpoints} == {"trial-0", "trial-1"}
 
     running.process = start(*running.line)
-    until(lambda: all(new.state == "running" and new.step > old.step for new, old in zip(running.records(), before, strict=True)))
+    until(
+        lambda: all(
+            new.state == "running" and new.step > old.step
+            for new, old in zip(running.records(), before, strict=True)
+        )
+    )
     assert [(record.number, record.attempts) for record in running.records()] == [(0, 2), (1, 2)]
-    logs = "".join(file.read_text() for file in Path(os.environ["HPO_HOME"]).glob("studies/tiny-*/logs/trial-*.log"))
-    assert sorted(map(int, re.findall(r"goes on after step (\d+)", logs))) == sorted(record.step for record in before)
+    logs = "".join(
+        file.read_text()
+        for file in Path(os.environ["HPO_HOME"]).glob("studies/tiny-*/logs/trial-*.log")
+    )
+    assert sorted(map(int, re.findall(r"goes on after step (\d+)", logs))) == sorted(
+        record.step for record in before
+    )
 
     workers = running.workers()
     assert len(workers) == 2
@@ -138,7 +205,9 @@ def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c
     assert not running.workers()
 
 
-def test_a_killed_worker_is_started_again_and_a_killed_launcher_leaves_workers_that_finish(running: Running) -> None:
+def test_a_killed_worker_is_started_again_and_a_killed_launcher_leaves_workers_that_finish(
+    running: Running,
+) -> None:
     victim = running.workers()[0]
     os.kill(victim, signal.SIGKILL)
     until(lambda: any(record.attempts == 2 for record in running.records()))
@@ -149,7 +218,11 @@ def test_a_killed_worker_is_started_again_and_a_killed_launcher_leaves_workers_t
     running.process.kill()
     running.process.wait()
     steps = [record.step for record in running.records()]
-    until(lambda: all(record.step > step for record, step in zip(running.records(), steps, strict=True)))
+    until(
+        lambda: all(
+            record.step > step for record, step in zip(running.records(), steps, strict=True)
+        )
+    )
     for pid in workers:
         os.kill(pid, signal.SIGTERM)
     until(lambda: all(record.state == "waiting" for record in running.records()))

@@ -22,7 +22,11 @@ ELSEWHERE = Process("another-host 1 1", "1:1")
 
 def expire(study: Study) -> None:
     with study.engine.begin() as connection:
-        connection.execute(text("UPDATE hpo_trial SET lease_until = now() - interval '1 second' WHERE lease IS NOT NULL"))
+        connection.execute(
+            text(
+                "UPDATE hpo_trial SET lease_until = now() - interval '1 second' WHERE lease IS NOT NULL"
+            )
+        )
 
 
 def sweep_while(study: Study, act: Callable[[], object]) -> None:
@@ -39,7 +43,9 @@ def sweep_while(study: Study, act: Callable[[], object]) -> None:
         study.sweep()
 
 
-def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """After an outage all workers come back at once, and the first of them to claim sweeps."""
     study = make_study(tiny_spec)
     late = claim(study, ELSEWHERE)
@@ -57,12 +63,16 @@ def outcomes(study: Study, trial: Trial) -> list[str]:
 
 def finish_without_the_last_write(study: Study, trial: Trial) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        patch.setattr(
+            leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut"))
+        )
         with pytest.raises(DatabaseAwayError):
             study.finish(trial, completed(0.5), 3.0)
 
 
-def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     late = claim(study, ELSEWHERE)
     expire(study)
@@ -79,7 +89,9 @@ def end_in_optuna(study: Study, trial: Trial) -> None:
         study.end_trial(trial.id, TrialState.COMPLETE, {}, [0.5])
 
 
-def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     trial = claim(study, ELSEWHERE)
     look = study.storage.get_trial
@@ -98,12 +110,16 @@ def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(make_study: Make
     assert outcomes(study, trial) == ["complete"]
 
 
-def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """It was halted between our part of its outcome and Optuna's."""
     study = make_study(tiny_spec)
     late = claim(study, ELSEWHERE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "end_trial", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        patch.setattr(
+            study, "end_trial", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut"))
+        )
         with pytest.raises(DatabaseAwayError):
             study.finish(late, completed(0.5), 3.0)
     expire(study)

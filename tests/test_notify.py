@@ -59,7 +59,9 @@ def hook() -> Iterator[Hook]:
     made.server.server_close()
 
 
-def test_new_bests_trouble_and_the_end_are_told(make_study: Make, tiny_spec: StudySpec, hook: Hook) -> None:
+def test_new_bests_trouble_and_the_end_are_told(
+    make_study: Make, tiny_spec: StudySpec, hook: Hook
+) -> None:
     study, said = make_study(tiny_spec), list[str]()
     study.finish(claim(study), completed(0.5))
     with notifying(hook.url, study, said.append) as look:
@@ -82,17 +84,26 @@ def test_new_bests_trouble_and_the_end_are_told(make_study: Make, tiny_spec: Stu
     assert "best PER 30.00 %, the budget of 4 trials is spent" in hook.messages[-1]["text"]
 
 
-def test_an_error_that_ends_the_launch_is_trouble(make_study: Make, tiny_spec: StudySpec, hook: Hook) -> None:
+def test_an_error_that_ends_the_launch_is_trouble(
+    make_study: Make, tiny_spec: StudySpec, hook: Hook
+) -> None:
     study = make_study(tiny_spec)
     with pytest.raises(StudyError), notifying(hook.url, study, print):
         raise StudyError("the disk is full")
-    assert [(message["event"], message["text"]) for message in hook.messages] == [("trouble", "hpo s: the launch ended: the disk is full")]
+    assert [(message["event"], message["text"]) for message in hook.messages] == [
+        ("trouble", "hpo s: the launch ended: the disk is full")
+    ]
 
 
 @pytest.mark.parametrize(("mood", "problem"), [("hangs", "did not take it (TimeoutError)"), ("refuses", "answered 500"),
                                                ("is away", "did not take it (ConnectionRefusedError)")])  # fmt: skip
 def test_a_bad_server_holds_nothing_up(
-    make_study: Make, tiny_spec: StudySpec, hook: Hook, mood: str, problem: str, monkeypatch: pytest.MonkeyPatch
+    make_study: Make,
+    tiny_spec: StudySpec,
+    hook: Hook,
+    mood: str,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(notify, "SEND_SECONDS", 0.5)
     study, said = make_study(tiny_spec), list[str]()
@@ -112,14 +123,32 @@ def test_a_bad_server_holds_nothing_up(
 
 
 def test_a_launch_tells(database: Database, tiny_space: Path, tiny_data: Path, hook: Hook) -> None:
-    line = ("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu", "--trials", "1")
+    line = (
+        "launch",
+        "--study",
+        tiny_space,
+        "--data",
+        tiny_data,
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--trials",
+        "1",
+    )
     done = asked(*line, "--notify", hook.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert hook.messages[-1]["event"] == "end"
 
 
 def test_what_is_no_url_is_refused_and_not_shown() -> None:
-    for wrong in ("hooks.slack.com/services/secret-token", "ftp://host/secret-token", "http://", "http://host:99999/", "https://a b"):
+    for wrong in (
+        "hooks.slack.com/services/secret-token",
+        "ftp://host/secret-token",
+        "http://",
+        "http://host:99999/",
+        "https://a b",
+    ):
         with pytest.raises(CallerError, match="--notify: not a URL") as found:
             check_url(wrong)
         assert "secret-token" not in str(found.value)

@@ -20,7 +20,16 @@ from hpo.store.owner import this_place
 
 __all__ = ["fresh"]
 
-ELSEWHERE = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--net", "--uts", "--kill-child"]
+ELSEWHERE = [
+    "unshare",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+    "--net",
+    "--uts",
+    "--kill-child",
+]
 # What a command does there: another host name and a loopback of its own.
 ON_HOST_B = "hostname host-b; ip link set lo up; exec "
 
@@ -94,7 +103,10 @@ def test_there_is_nothing_to_adopt_at_home(owned: EmbeddedServer) -> None:
             [sys.executable, "-m", "hpo.cli", "database", "adopt"],
             capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | {"HPO_HOME": str(owned.home)},
         )  # fmt: skip
-        assert (done.returncode, done.stdout.startswith(f"nothing to adopt: {expected}")) == (0, True), done
+        assert (done.returncode, done.stdout.startswith(f"nothing to adopt: {expected}")) == (
+            0,
+            True,
+        ), done
         owned.stop()
 
 
@@ -166,10 +178,16 @@ def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> No
         assert writer.returncode == 0
 
     def here() -> int:
-        return subprocess.run([sys.executable, "-m", "hpo.cli", "studies"], env=environment, capture_output=True).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "hpo.cli", "studies"], env=environment, capture_output=True
+        ).returncode
 
     written_while_others_try(command, lambda: on_host_b(owned, "studies").returncode)
-    found = int(subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True).stdout)
+    found = int(
+        subprocess.run(
+            [sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True
+        ).stdout
+    )
     assert found >= 200
 
     owned.stop()
@@ -178,7 +196,9 @@ def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> No
     written_while_others_try([*ELSEWHERE, "bash", "-c", ON_HOST_B + shlex.join(command)], here)
     # Its process namespace is gone, and the server with it.
     owned.adopt()
-    again = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True)
+    again = subprocess.run(
+        [sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True
+    )
     assert int(again.stdout) >= 200, again.stderr
 
 
@@ -202,7 +222,9 @@ def test_a_live_server_in_another_container_is_not_adopted(fresh: EmbeddedServer
     )  # fmt: skip
     assert container.stdout
     assert "There is no study" in container.stdout.readline()
-    with pytest.raises(DatabaseError, match="belongs to host container, in another container or process namespace"):
+    with pytest.raises(
+        DatabaseError, match="belongs to host container, in another container or process namespace"
+    ):
         fresh.start()
     with pytest.raises(DatabaseError, match="a server runs on"):
         fresh.adopt()
@@ -288,7 +310,9 @@ def test_a_home_of_an_earlier_version(owned: EmbeddedServer) -> None:
 def test_an_owner_that_cannot_be_read(owned: EmbeddedServer, contents: str) -> None:
     crash(owned)
     (owned.home / "postgres.owner").write_text(contents)
-    with pytest.raises(DatabaseError, match="does not say which machine runs the embedded Postgres"):
+    with pytest.raises(
+        DatabaseError, match="does not say which machine runs the embedded Postgres"
+    ):
         owned.start()
     owned.adopt()
     assert answers(owned.start())

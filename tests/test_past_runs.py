@@ -30,21 +30,37 @@ from hpo.study.trial import Completed
 from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
-CONFIG = DecoderConfig().with_values({"steps": 1000, "optimizer.name": "adamw", "optimizer.lr": 0.002, "optimizer.eps": 1e-8})
+CONFIG = DecoderConfig().with_values(
+    {"steps": 1000, "optimizer.name": "adamw", "optimizer.lr": 0.002, "optimizer.eps": 1e-8}
+)
 ARGS = lab_arguments(CONFIG, 3, 2)
 Rows = list[dict[str, Any]]
 
 
-def rows(pers: Sequence[float] = (0.9, 0.7, 0.5, 0.4, 0.35, 0.3, 0.28, 0.27, 0.26, 0.25), every: int = 100) -> Rows:
-    return [{"step": every * n, "per": per, "ctc_loss": 3 * per, "lr": 0.002, "time_per_batch": 0.5} for n, per in enumerate(pers)]
+def rows(
+    pers: Sequence[float] = (0.9, 0.7, 0.5, 0.4, 0.35, 0.3, 0.28, 0.27, 0.26, 0.25),
+    every: int = 100,
+) -> Rows:
+    return [
+        {"step": every * n, "per": per, "ctc_loss": 3 * per, "lr": 0.002, "time_per_batch": 0.5}
+        for n, per in enumerate(pers)
+    ]
 
 
-def write(folder: Path, entries: Rows | None = None, arguments: Mapping[str, Any] | None = ARGS, stats: Any = None, tail: str = "") -> Path:
+def write(
+    folder: Path,
+    entries: Rows | None = None,
+    arguments: Mapping[str, Any] | None = ARGS,
+    stats: Any = None,
+    tail: str = "",
+) -> Path:
     folder.mkdir(parents=True)
     if arguments is not None:
         (folder / "args").write_bytes(pickle.dumps(dict(arguments)))
     if entries is not None:
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + tail)
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps(entry) + "\n" for entry in entries) + tail
+        )
     if stats is not None:
         (folder / "trainingStats").write_bytes(pickle.dumps(stats))
     return folder
@@ -80,7 +96,14 @@ LAB = [  # from shared/data/lab_runs/README.md: run, evaluations, best PER, last
 
 
 @pytest.mark.parametrize(("name", "evaluations", "best", "last", "accumulation"), LAB)
-def test_curves_of_real_runs(lab_runs: dict[str, PastRun], name: str, evaluations: int, best: float, last: int, accumulation: int) -> None:
+def test_curves_of_real_runs(
+    lab_runs: dict[str, PastRun],
+    name: str,
+    evaluations: int,
+    best: float,
+    last: int,
+    accumulation: int,
+) -> None:
     run = lab_runs[name]
     assert len(run.curve) == evaluations
     assert round(run.best_value or 0, 4) == best
@@ -139,7 +162,10 @@ def changed(number: int, **values: Any) -> Rows:
     return [entry | values if n == number else entry for n, entry in enumerate(rows())]
 
 
-STATS = {"testPER": np.array([entry["per"] for entry in rows()]), "testLoss": np.array([entry["ctc_loss"] for entry in rows()])}
+STATS = {
+    "testPER": np.array([entry["per"] for entry in rows()]),
+    "testLoss": np.array([entry["ctc_loss"] for entry in rows()]),
+}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +212,9 @@ STATS = {"testPER": np.array([entry["per"] for entry in rows()]), "testLoss": np
         ({"entries": rows(), "arguments": ARGS | {"sgdr_T0": 100}}, "sgdr_T0 in args: not among our schedules", 10),
     ],
 )  # fmt: skip
-def test_a_trap_is_a_doubt(tmp_path: Path, contents: dict[str, Any], doubt: str, evaluations: int) -> None:
+def test_a_trap_is_a_doubt(
+    tmp_path: Path, contents: dict[str, Any], doubt: str, evaluations: int
+) -> None:
     run = read_lab_run(write(tmp_path / "a", **contents))
     assert any(doubt in text for text in run.doubts), run.doubts
     assert len(run.curve) == evaluations
@@ -211,12 +239,16 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == ""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
-    with pytest.raises(DataError, match=r"cat\.png.*Valid: a folder with args, metrics\.jsonl, trainingStats"):
+    with pytest.raises(
+        DataError, match=r"cat\.png.*Valid: a folder with args, metrics\.jsonl, trainingStats"
+    ):
         read_runs(tmp_path / "photos")
     with pytest.raises(DataError, match="a value of no sense"):
         read_lab_run(write(tmp_path / "text", rows(), ARGS | {"nBatch": "many"}))
     with pytest.raises(DataError, match="a value of no sense"):
-        read_lab_run(write(tmp_path / "huge", rows(), ARGS | {"gradient_accumulation_steps": 10**400}))
+        read_lab_run(
+            write(tmp_path / "huge", rows(), ARGS | {"gradient_accumulation_steps": 10**400})
+        )
     write(tmp_path / "good", rows())
     runs, refused = read_runs(tmp_path)
     assert [run.name for run in runs] == ["good"]
@@ -246,9 +278,17 @@ def test_the_labs_arguments_there_and_back(values: dict[str, Any]) -> None:
 
 def test_a_table_of_many_runs(tmp_path: Path) -> None:
     table = tmp_path / "runs.csv"
-    lines = [f"{run},{100 * n},{0.9 - 0.1 * n - 0.01 * run},{lr},{50 * n}" for run, lr in ((1, "1e-3"), (2, "2e-3")) for n in range(5)]
+    lines = [
+        f"{run},{100 * n},{0.9 - 0.1 * n - 0.01 * run},{lr},{50 * n}"
+        for run, lr in ((1, "1e-3"), (2, "2e-3"))
+        for n in range(5)
+    ]
     table.write_text("\n".join(["run,iter,val_per,lr,time", *lines]))
-    maps = [part for text in ("run=name", "iter=step", "val_per=per", "lr=optimizer.lr", "time=seconds") for part in ("--map", text)]
+    maps = [
+        part
+        for text in ("run=name", "iter=step", "val_per=per", "lr=optimizer.lr", "time=seconds")
+        for part in ("--map", text)
+    ]
     found = json.loads(hpo("import", table, *maps, "--json").output)["runs"]
     assert [run["name"] for run in found] == ["1", "2"]
     assert [run["config"]["optimizer.lr"] for run in found] == [1e-3, 2e-3]
@@ -259,7 +299,10 @@ def test_a_table_of_many_runs(tmp_path: Path) -> None:
 
 def test_one_table_a_run_with_our_names(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        entries = [{"step": 10 * n, "per": 0.5, "loss": 1.0, "steps": 20, "optimizer.lr": 0.1 * (n + 1)} for n in range(3)]
+        entries = [
+            {"step": 10 * n, "per": 0.5, "loss": 1.0, "steps": 20, "optimizer.lr": 0.1 * (n + 1)}
+            for n in range(3)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
     runs, _ = read_runs(tmp_path, {"step": "step"})
     assert [(run.name, run.steps, len(run.curve)) for run in runs] == [("a", 20, 3), ("b", 20, 3)]
@@ -283,7 +326,9 @@ def test_runs_of_one_name_in_two_tables_are_told_apart(tmp_path: Path) -> None:
     (("--map", "iter=step", "--map", "val=per", "--same-data"), ("--same-data without --study",)),
     (("--map", "iter=step", "--map", "val=per", "--set", "optimizer.lr=-1"), ("optimizer.lr", "greater than 0")),
 ])  # fmt: skip
-def test_mistakes_are_one_line(tmp_path: Path, options: tuple[str, ...], parts: tuple[str, ...]) -> None:
+def test_mistakes_are_one_line(
+    tmp_path: Path, options: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
     table = tmp_path / "runs.csv"
     table.write_text("iter,val\n0,0.9\n")
     done = hpo("import", table, *options)
@@ -299,7 +344,11 @@ def test_mistakes_are_one_line(tmp_path: Path, options: tuple[str, ...], parts: 
 @pytest.fixture
 def spec(tiny_space: Path) -> StudySpec:
     """As tiny_space, with runs of ten evaluations."""
-    tiny_space.write_text(tiny_space.read_text().replace("steps: 6, evaluate_every: 2", "steps: 1000, evaluate_every: 100"))
+    tiny_space.write_text(
+        tiny_space.read_text().replace(
+            "steps: 6, evaluate_every: 2", "steps: 1000, evaluate_every: 100"
+        )
+    )
     return load_spec(tiny_space)
 
 
@@ -329,12 +378,23 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     found = {run["name"]: run for run in json.loads(done.stdout)["runs"]}
     assert [found["good"]["why_not"], found["risen"]["why_not"]] == ["", ""]
     assert "optimizer.eps = 1e-08 is stated by hand" in found["good"]["doubts"]
-    assert any("taken as the study's: model.padding" in doubt or "model.smoothing_kernel" in doubt for doubt in found["good"]["doubts"])
+    assert any(
+        "taken as the study's: model.padding" in doubt or "model.smoothing_kernel" in doubt
+        for doubt in found["good"]["doubts"]
+    )
 
     past = {record.imported: record for record in study.imported()}
     assert (past["good"].state, past["good"].value) == ("complete", 0.25)
-    assert past["good"].params == {"optimizer.lr": 0.002, "optimizer.name": "adam", "optimizer.eps": 1e-8}
-    assert (past["risen"].state, past["risen"].cause, past["risen"].rule) == ("stopped", "per", "own-past")
+    assert past["good"].params == {
+        "optimizer.lr": 0.002,
+        "optimizer.name": "adam",
+        "optimizer.eps": 1e-8,
+    }
+    assert (past["risen"].state, past["risen"].cause, past["risen"].rule) == (
+        "stopped",
+        "per",
+        "own-past",
+    )
     assert past["risen"].step == 600
     trial = study.optuna.get_trials(deepcopy=False)[past["risen"].number]
     assert trial.constraints == {"diverged": 1.0}  # as Study.finish leaves a stopped one
@@ -374,13 +434,22 @@ def test_a_study_begins_with_what_another_has_found(make_study: Make, spec: Stud
         other.finish(trial, Completed(Score((50,), (100,))), 6.0)
     before = hpo("import", "--from-study", "other", "--study", "s")
     assert before.exit_code == 0, before.output
-    assert {record.imported for record in study.imported()} == {f"other:{number}" for number in range(spec.budget.trials)}
-    assert [record.params for record in study.imported()] == [record.params for record in other.records()]
+    assert {record.imported for record in study.imported()} == {
+        f"other:{number}" for number in range(spec.budget.trials)
+    }
+    assert [record.params for record in study.imported()] == [
+        record.params for record in other.records()
+    ]
     assert {len(curve) for curve in study.curves(study.imported()).values()} == {10}
     assert hpo("import", "--from-study", "other", "--study", "s").exit_code == 0
     assert len(study.imported()) == spec.budget.trials, "told twice it is there once"
-    elsewhere = make_study(spec.model_copy(update={"validation": spec.validation.model_copy(update={"seed": 1})}), "elsewhere")
-    one_line(hpo("import", "--from-study", "other", "--study", "elsewhere"), "trained on other sentences")
+    elsewhere = make_study(
+        spec.model_copy(update={"validation": spec.validation.model_copy(update={"seed": 1})}),
+        "elsewhere",
+    )
+    one_line(
+        hpo("import", "--from-study", "other", "--study", "elsewhere"), "trained on other sentences"
+    )
     assert not elsewhere.imported()
     one_line(hpo("import", "--from-study", "s", "--study", "s"), "that is the study itself")
     one_line(hpo("import", "--from-study", "other"), "Add --study NAME")
@@ -388,7 +457,9 @@ def test_a_study_begins_with_what_another_has_found(make_study: Make, spec: Stud
 
 
 def one_line(done: Any, part: str) -> None:
-    assert done.exit_code == 2 and part in done.output and done.output.strip().count("\n") == 0, done.output
+    assert done.exit_code == 2 and part in done.output and done.output.strip().count("\n") == 0, (
+        done.output
+    )
 
 
 def refuse(arguments: dict[str, Any], **values: Any) -> dict[str, Any]:
@@ -401,7 +472,10 @@ def test_what_is_not_comparable_is_kept_with_the_reason(
     study = make_study(spec)
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "on_test": ({"entries": rows(), "arguments": arguments}, "scored on test"),
-        "eps": ({"entries": validated(), "arguments": without(arguments, "eps")}, "optimizer.eps is searched and not known"),
+        "eps": (
+            {"entries": validated(), "arguments": without(arguments, "eps")},
+            "optimizer.eps is searched and not known",
+        ),
         "lr": (
             {
                 "entries": [row | {"lr": 0.5} for row in validated()],
@@ -413,15 +487,27 @@ def test_what_is_not_comparable_is_kept_with_the_reason(
         "days": (refuse(arguments, nDays=24), "24 days, the study's data have 2"),
         "channels": (refuse(arguments, nInputFeatures=256), "256 channels"),
         "swa": (refuse(arguments, use_swa=True), "use_swa in args"),
-        "short": ({"entries": validated()[:5], "arguments": arguments}, "ended at step 400 of 1000"),
+        "short": (
+            {"entries": validated()[:5], "arguments": arguments},
+            "ended at step 400 of 1000",
+        ),
         "none": ({"arguments": arguments}, "no evaluation is recorded"),
-        "negative": ({"entries": validated((0.9, 0.7, -0.1, *[0.3] * 7)), "arguments": arguments}, "negative PER at step 200"),
-        "percent": ({"entries": validated([100 * row["per"] for row in rows()]), "arguments": arguments}, "no PER at or below 1"),
+        "negative": (
+            {"entries": validated((0.9, 0.7, -0.1, *[0.3] * 7)), "arguments": arguments},
+            "negative PER at step 200",
+        ),
+        "percent": (
+            {"entries": validated([100 * row["per"] for row in rows()]), "arguments": arguments},
+            "no PER at or below 1",
+        ),
     }
     for name, (contents, _) in cases.items():
         write(tmp_path / "runs" / name, **contents)
     found = {
-        run["name"]: run for run in json.loads(hpo("import", tmp_path / "runs", "--study", "s", "--same-data", "--json").stdout)["runs"]
+        run["name"]: run
+        for run in json.loads(
+            hpo("import", tmp_path / "runs", "--study", "s", "--same-data", "--json").stdout
+        )["runs"]
     }
     for name, (_, reason) in cases.items():
         assert reason in found[name]["why_not"], name
@@ -438,11 +524,26 @@ def test_the_sampler_avoids_where_imported_runs_diverged(
     make_study: Make, spec: StudySpec, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     """20 runs spread evenly over log lr: above 0.002 (half of the range) all diverge, so few of the first draws lie there."""
-    study = make_study(spec.model_copy(update={"starts": {}, "budget": spec.budget.model_copy(update={"trials": 12})}))
+    study = make_study(
+        spec.model_copy(
+            update={"starts": {}, "budget": spec.budget.model_copy(update={"trials": 12})}
+        )
+    )
     for n, lr in enumerate(np.geomspace(1.1e-4, 4.5e-2, 20)):
-        pers = RISING if lr > 0.002 else [per + 0.001 * (n % 5) for per in (0.9, 0.7, 0.5, 0.4, 0.35, 0.3, 0.28, 0.27, 0.26, 0.25)]
+        pers = (
+            RISING
+            if lr > 0.002
+            else [
+                per + 0.001 * (n % 5)
+                for per in (0.9, 0.7, 0.5, 0.4, 0.35, 0.3, 0.28, 0.27, 0.26, 0.25)
+            ]
+        )
         rate = {"lrStart": lr, "peak_lr": lr, "lrEnd": lr}
-        write(tmp_path / "runs" / f"r{n}", [row | {"lr": lr} for row in validated(pers)], arguments | rate)
+        write(
+            tmp_path / "runs" / f"r{n}",
+            [row | {"lr": lr} for row in validated(pers)],
+            arguments | rate,
+        )
     assert hpo("import", tmp_path / "runs", "--study", "s", "--same-data").exit_code == 0
     assert len(study.imported()) == 20
     drawn = []

@@ -56,7 +56,9 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(other, np.ndarray):
         assert isinstance(one, np.ndarray)
         assert (one.dtype, one.shape) == (other.dtype.newbyteorder("="), other.shape)
-        return all(same(a, b) for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True))
+        return all(
+            same(a, b) for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True)
+        )
     if isinstance(other, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     if isinstance(other, dict):
@@ -82,7 +84,10 @@ def test_what_python_reads_is_read_the_same(tmp_path: Path, name: str, protocol:
 
 
 def test_sets_and_cycles(tmp_path: Path) -> None:
-    assert read(tmp_path / "p", pickle.dumps([{1, "a"}, frozenset({2.5, b"c"})], protocol=4)) == [{1, "a"}, frozenset({2.5, b"c"})]
+    assert read(tmp_path / "p", pickle.dumps([{1, "a"}, frozenset({2.5, b"c"})], protocol=4)) == [
+        {1, "a"},
+        frozenset({2.5, b"c"}),
+    ]
     endless: list[Any] = [1]
     endless.append((endless, 2))
     for protocol in range(6):
@@ -108,8 +113,22 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
-def dtype(name: str, order: bytes = text("<"), rest: bytes = b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff", flags: int = 0) -> bytes:
-    return b"cnumpy\ndtype\n" + text(name) + b"\x89\x88\x87R(K\x03" + order + rest + b"K" + bytes([flags]) + b"tb"
+def dtype(
+    name: str,
+    order: bytes = text("<"),
+    rest: bytes = b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff",
+    flags: int = 0,
+) -> bytes:
+    return (
+        b"cnumpy\ndtype\n"
+        + text(name)
+        + b"\x89\x88\x87R(K\x03"
+        + order
+        + rest
+        + b"K"
+        + bytes([flags])
+        + b"tb"
+    )
 
 
 def raw(contents: bytes) -> bytes:
@@ -201,7 +220,9 @@ def test_no_pickle_of_odd_parts_ends_the_process(tmp_path: Path, process: int) -
     command = [sys.executable, str(FUZZ), str(process * count), str(count), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > count / 50, "hardly any of them is read: the fuzz test writes nonsense"
+    assert int(done.stdout) > count / 50, (
+        "hardly any of them is read: the fuzz test writes nonsense"
+    )
 
 
 # ---- weights, which torch.load reads
@@ -234,11 +255,17 @@ def cut(path: Path) -> None:
 def test_weights_that_would_end_torch_load(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     (tmp_path / "args").write_bytes(pickle.dumps({"strideLen": 4}))
     spoil(tmp_path / "modelWeights")
-    with pytest.raises(DataError, match=r"modelWeights: not a state dict of torch \(.*\)\. Copy it again"):
+    with pytest.raises(
+        DataError, match=r"modelWeights: not a state dict of torch \(.*\)\. Copy it again"
+    ):
         load_decoder(tmp_path)
 
 
 def test_weights_in_both_formats_of_torch_pass(tmp_path: Path) -> None:
     for new in (True, False):
-        torch.save({f"layer{n}": torch.zeros(2) for n in range(500)}, tmp_path / "w", _use_new_zipfile_serialization=new)
+        torch.save(
+            {f"layer{n}": torch.zeros(2) for n in range(500)},
+            tmp_path / "w",
+            _use_new_zipfile_serialization=new,
+        )
         check_torch_file(tmp_path / "w")

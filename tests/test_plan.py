@@ -26,7 +26,9 @@ def searched(study: Study, trials: int) -> Study:
     return study
 
 
-def test_what_fits_by_what_the_trials_have_cost(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+def test_what_fits_by_what_the_trials_have_cost(
+    make_study: Callable[..., Study], tiny_spec: StudySpec
+) -> None:
     study = searched(make_study(tiny_spec), 14)
     some = build_plan(study, gpus=2, hours=1.0)
     many = build_plan(study, gpus=8, hours=24.0)
@@ -45,11 +47,15 @@ def test_it_says_what_to_type(make_study: Callable[..., Study], tiny_spec: Study
     assert "a whole training takes 0:15:00, longer than the hours given" in done.output
 
 
-def test_before_a_trial_is_complete_nothing_is_known(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+def test_before_a_trial_is_complete_nothing_is_known(
+    make_study: Callable[..., Study], tiny_spec: StudySpec
+) -> None:
     with pytest.raises(StudyError, match="no trial is complete"):
         build_plan(make_study(tiny_spec), 1, 1.0)
 
 
-@pytest.mark.parametrize("wrong", [("--gpus", "0", "--hours", "1"), ("--gpus", "1", "--hours", "0"), ("--gpus", "1")])
+@pytest.mark.parametrize(
+    "wrong", [("--gpus", "0", "--hours", "1"), ("--gpus", "1", "--hours", "0"), ("--gpus", "1")]
+)
 def test_no_gpus_or_no_hours(wrong: tuple[str, ...]) -> None:
     assert CliRunner().invoke(main, ["plan", "--study", "s", *wrong]).exit_code == 2

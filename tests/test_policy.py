@@ -51,7 +51,9 @@ def test_the_size_of_a_step_is_seen() -> None:
         named = {f"optimizer.{name}": value for name, value in values.items()}
         return float(CUBE.features(CUBE.point(named)[None])[0, -1])
 
-    assert size(name="adam", lr=0.001, eps=0.01) == pytest.approx(size(name="adam", lr=0.0079, eps=0.0997), abs=0.02)
+    assert size(name="adam", lr=0.001, eps=0.01) == pytest.approx(
+        size(name="adam", lr=0.0079, eps=0.0997), abs=0.02
+    )
     assert size(name="adam", lr=0.01, eps=0.01) > size(name="adam", lr=0.001, eps=0.01)
     assert size(name="sgd", lr=0.01, momentum=0.9) > size(name="sgd", lr=0.01, momentum=0.5)
 
@@ -77,7 +79,9 @@ def test_the_first_draws_fill_the_space_and_repeat_with_their_seed() -> None:
     assert drawn == [propose(SPEC, [], 1, number) for number in range(32)]
     assert drawn != [propose(SPEC, [], 2, number) for number in range(32)]
     shares = np.sort([CUBE.point(values)[CUBE.names.index("optimizer.lr")] for values in drawn])
-    assert (np.floor(32 * shares) == np.arange(32)).all()  # one in each 32nd of the range, which points at random do not do
+    assert (
+        np.floor(32 * shares) == np.arange(32)
+    ).all()  # one in each 32nd of the range, which points at random do not do
 
 
 def test_draws_by_the_model_come_nearer_to_the_best_than_those_before() -> None:
@@ -115,7 +119,10 @@ def test_a_running_trial_is_believed_so_that_another_worker_draws_elsewhere() ->
 def test_all_trials_equal_or_diverged_still_draw() -> None:
     alike = [replace(trial, value=1.0) for trial in ended(range(12))]
     assert set(propose(SPEC, alike, 1, 12)) <= set(SPEC.parameters)
-    broken = [replace(trial, value=None if trial.number else 0.3, diverged=bool(trial.number)) for trial in alike]
+    broken = [
+        replace(trial, value=None if trial.number else 0.3, diverged=bool(trial.number))
+        for trial in alike
+    ]
     assert set(propose(SPEC, broken, 1, 12)) <= set(SPEC.parameters)
 
 
@@ -138,7 +145,9 @@ def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.Monke
     (TINY, "gp-halving", "--policy gp-halving: it was removed. Take gp"),
     (TINY.replace("trials: 4", "trials: 4, min_gain: 0.1"), None, "budget.*min_gain"),
 ])  # fmt: skip
-def test_a_policy_that_cannot_be(tmp_path_factory: pytest.TempPathFactory, text: str, policy: str | None, said: str) -> None:
+def test_a_policy_that_cannot_be(
+    tmp_path_factory: pytest.TempPathFactory, text: str, policy: str | None, said: str
+) -> None:
     from hpo.errors import SpecError
 
     path = tmp_path_factory.mktemp("space") / "tiny.yaml"

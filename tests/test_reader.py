@@ -33,10 +33,17 @@ def odd(make_study: Make, tiny_spec: StudySpec) -> Study:
     study.finish(claim(study), completed(0.3))
     study.deliver(claim(study), [point(2, 0.9)], 2, 1.0)
     for number, choice in enumerate(ODD["choice"].choices):  # type: ignore[attr-defined]
-        params = {"choice": choice, "whole": number - 3, "log": 10.0**-number, "float": 0.1 * number}
+        params = {
+            "choice": choice,
+            "whole": number - 3,
+            "log": 10.0**-number,
+            "float": 0.1 * number,
+        }
         study.optuna.add_trial(
             optuna.create_trial(
-                state=optuna.trial.TrialState.PRUNED if number else optuna.trial.TrialState.COMPLETE,
+                state=optuna.trial.TrialState.PRUNED
+                if number
+                else optuna.trial.TrialState.COMPLETE,
                 value=None if number else 0.25,
                 params=params,
                 distributions=ODD,
@@ -57,7 +64,9 @@ def test_trials_are_those_that_optuna_reads(odd: Study) -> None:
         row = rows[trial._trial_id]
         assert (row.number, row.state, row.value) == (trial.number, trial.state.name, trial.value)
         assert list(row.params.items()) == list(trial.params.items())
-        assert [type(value) for value in row.params.values()] == [type(value) for value in trial.params.values()]
+        assert [type(value) for value in row.params.values()] == [
+            type(value) for value in trial.params.values()
+        ]
         assert row.attributes == trial.user_attrs
         assert repr(sorted(row.curve.items())) == repr(sorted(trial.intermediate_values.items()))
 
@@ -74,7 +83,11 @@ def test_attributes_are_those_that_optuna_reads_and_writes(odd: Study) -> None:
 def test_a_reader_has_the_records_of_the_study(odd: Study, database: Database) -> None:
     reader = open_reader(database, "s")
     assert reader.records() == odd.records()
-    assert (reader.spec, reader.budget, reader.standing().ended) == (odd.spec, odd.budget, odd.standing().ended)
+    assert (reader.spec, reader.budget, reader.standing().ended) == (
+        odd.spec,
+        odd.budget,
+        odd.standing().ended,
+    )
     odd.change_budget({"trials": "20"})
     before = reader.records()
     odd.finish(claim(odd), completed(0.2))
@@ -87,7 +100,9 @@ def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) ->
     for ask in (reader.records, lambda: reader.budget, lambda: reader.unique):
         with pytest.raises(StudyError, match=r"study s was deleted\. Type the launch line again"):
             ask()
-    with pytest.raises(StudyError, match=r"no study 's' in .* There are: none; hpo launch makes one"):
+    with pytest.raises(
+        StudyError, match=r"no study 's' in .* There are: none; hpo launch makes one"
+    ):
         open_reader(database, "s")
 
 
@@ -105,7 +120,9 @@ def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) ->
         ("delete", "--study", "missing", "--yes"),
     ],
 )
-def test_commands_that_read_do_not_load_optuna(make_study: Make, tiny_spec: StudySpec, arguments: tuple[str, ...]) -> None:
+def test_commands_that_read_do_not_load_optuna(
+    make_study: Make, tiny_spec: StudySpec, arguments: tuple[str, ...]
+) -> None:
     study = make_study(tiny_spec)
     study.finish(claim(study), completed(0.3))
     code = (

@@ -33,8 +33,23 @@ from hpo.trainer import Score, named
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"
 EVIL = "<script>alert('1')</script> & <img src=http://x.example/>"
 LENGTHS = (20,) * 30
-PERS = (0.4, 0.45, 0.35, None, 0.3, 0.33, 0.6, None, 0.28, 0.2, 0.31, None)  # of the trials; None: stopped
-SPACE = TINY.replace("trials: 4", "trials: 12").replace("startup_trials: 3", "startup_trials: 99")  # random draws depend on seed and number
+PERS = (
+    0.4,
+    0.45,
+    0.35,
+    None,
+    0.3,
+    0.33,
+    0.6,
+    None,
+    0.28,
+    0.2,
+    0.31,
+    None,
+)  # of the trials; None: stopped
+SPACE = TINY.replace("trials: 4", "trials: 12").replace(
+    "startup_trials: 3", "startup_trials: 99"
+)  # random draws depend on seed and number
 Make = Callable[..., Study]
 
 
@@ -42,13 +57,21 @@ def run_study(study: Study, reason: str = "PER 0.9 at step 4") -> None:
     """Trials of two machines with made-up PERs; one limit of the rule after the other stops a trial half way."""
     numbers = np.random.default_rng(7)
     for number, per in enumerate(PERS):
-        place = {"device": f"cuda:{number % 2} (H200)", "code_version": "0.1.0 0123abcd", "data": "f"}
+        place = {
+            "device": f"cuda:{number % 2} (H200)",
+            "code_version": "0.1.0 0123abcd",
+            "data": "f",
+        }
         trial = study.claim(Process(f"node{number % 2}", "1:1"), place)
         assert trial is not None
         points = [point(step, round((per or 0.4) + 0.6 / step, 2)) for step in (2, 4, 6)]
         if per is None:
             study.deliver(trial, points[:2], 4, 4.0)
-            study.finish(trial, Stopped(Stop("own-past", ("per", "loss", "non-finite")[number // 4], reason)), 4.0)
+            study.finish(
+                trial,
+                Stopped(Stop("own-past", ("per", "loss", "non-finite")[number // 4], reason)),
+                4.0,
+            )
         else:
             study.deliver(trial, points, 6, 6.0)
             errors = numbers.binomial(LENGTHS, per)
@@ -134,10 +157,15 @@ FINDINGS = {
 
 
 @pytest.fixture(scope="module")
-def study(server: EmbeddedServer, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def study(
+    server: EmbeddedServer, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Study]:
     """With all findings, and the one that commands open."""
     execute(server, f"CREATE DATABASE test_report OWNER hpo TEMPLATE {template}")
-    database, space = Database(_url(server, "test_report"), None), tmp_path_factory.mktemp("space") / "tiny.yaml"
+    database, space = (
+        Database(_url(server, "test_report"), None),
+        tmp_path_factory.mktemp("space") / "tiny.yaml",
+    )
     space.write_text(SPACE)
     data = {"path": "/secret/place/ptDecoder_ctc", "fingerprint": "f", "n_features": 3, "n_days": 2}
     made = Study.create_or_open(database, "s", load_spec(space), data)
@@ -184,26 +212,42 @@ def test_the_page_is_the_golden_file(facts: Facts) -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(study: Study, facts: Facts) -> None:
+def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(
+    study: Study, facts: Facts
+) -> None:
     html = html_of(facts)
     assert html == html_of(facts_of(study))
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe|/secret", html)
     links = re.findall(r'(?:src|href)="([^"]{6})|url\((.)', html)
-    assert {link for pair in links for link in pair if link and not link.startswith("#")} <= {"data:i"}  # pictures within the file
-    assert html.count("<svg") == len(("curves", "by trial", "by hours", "importance", "map", "map", "waterfall", "ensemble"))
-    assert not re.search(r"#0[1-4][0-9a-f]{4}\b", html)  # every placeholder colour became a variable
+    assert {link for pair in links for link in pair if link and not link.startswith("#")} <= {
+        "data:i"
+    }  # pictures within the file
+    assert html.count("<svg") == len(
+        ("curves", "by trial", "by hours", "importance", "map", "map", "waterfall", "ensemble")
+    )
+    assert not re.search(
+        r"#0[1-4][0-9a-f]{4}\b", html
+    )  # every placeholder colour became a variable
 
 
 def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
     first, *others = CONFIRM["configs"]
-    lost = first | {"seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "value": None}]}
+    lost = first | {
+        "seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "value": None}]
+    }
     text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
     assert "trained anew with 2 of 3 fresh seeds, the others did not come to their end" in text
-    assert "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text  # for a paper
-    one = CONFIRM | {"configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]}
+    assert (
+        "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text
+    )  # for a paper
+    one = CONFIRM | {
+        "configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]
+    }
     text = text_of(html_of(with_findings(facts, confirm=one)))
     assert "with 95 % intervals over sentences. Nothing" in text
-    assert "(with 95 % intervals over sentences): trial 9 26.00 % (24.0..28.0 %; 1 fresh seed)" in text
+    assert (
+        "(with 95 % intervals over sentences): trial 9 26.00 % (24.0..28.0 %; 1 fresh seed)" in text
+    )
 
 
 @pytest.mark.parametrize(("decided", "difference", "said"), [
@@ -211,22 +255,34 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
     (False, -0.1, "None of them was decided."),
     (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
 ])  # fmt: skip
-def test_a_paper_is_told_of_decided_changes_only(facts: Facts, decided: bool, difference: float | None, said: str) -> None:
-    change = step("optimizer.name sgd -> adam", 0.3, difference) | {"decided": decided, "in_words": "3 of 3 seeds diverged"}
+def test_a_paper_is_told_of_decided_changes_only(
+    facts: Facts, decided: bool, difference: float | None, said: str
+) -> None:
+    change = step("optimizer.name sgd -> adam", 0.3, difference) | {
+        "decided": decided,
+        "in_words": "3 of 3 seeds diverged",
+    }
     found = ABLATION | {"steps": [step("slow", 0.4, None), change]}
     assert said in text_of(html_of(with_findings(facts, ablation=found)))
 
 
 def test_a_paper_is_told_what_is_not_decided(facts: Facts) -> None:
-    found = CONFIRM | {"comparisons": [CONFIRM["comparisons"][0] | {"interval": [-0.2, 0.1], "decided": False}]}
-    assert "points (-20.00 to +10.00, p = 0.0004, not decided)" in text_of(html_of(with_findings(facts, confirm=found)))
+    found = CONFIRM | {
+        "comparisons": [CONFIRM["comparisons"][0] | {"interval": [-0.2, 0.1], "decided": False}]
+    }
+    assert "points (-20.00 to +10.00, p = 0.0004, not decided)" in text_of(
+        html_of(with_findings(facts, confirm=found))
+    )
 
 
 def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_back() -> None:
     curve = [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
              for mean in ("arithmetic", "geometric") for n in (1, 2, 3, 4)]  # fmt: skip
     svg = pictures.ensemble(curve, 2, "geometric", PER)
-    lines = [[float(x) for x in re.findall(r"[ML] (\S+) \S+", path)] for path in re.findall(r'<path d="([^"]*)"', svg)]
+    lines = [
+        [float(x) for x in re.findall(r"[ML] (\S+) \S+", path)]
+        for path in re.findall(r'<path d="([^"]*)"', svg)
+    ]
     of_points = [xs for xs in lines if len(xs) == 4]  # a legend's sample has 3, a grid line 2
     assert len(of_points) == 4
     assert all(xs == sorted(xs) for xs in of_points)
@@ -249,7 +305,13 @@ def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> Non
 
 def test_what_was_not_measured_is_a_line_with_its_command(facts: Facts) -> None:
     html = html_of(with_findings(facts))
-    for command in ("confirm", "effects", "ablate --from START --to best", "ablate --questions", "ensemble"):
+    for command in (
+        "confirm",
+        "effects",
+        "ablate --from START --to best",
+        "ablate --questions",
+        "ensemble",
+    ):
         assert f"<code>hpo {command} --study s</code>" in html
     assert "unconfirmed" in html
     assert html.count("<svg") == len(("curves", "by trial", "by hours"))
@@ -267,14 +329,21 @@ def test_before_any_trial_is_complete(make_study: Make, tiny_spec: StudySpec) ->
         html = as_html(*page)
         assert "No trial is complete yet" in html and "<svg" not in html
         assert "No trial is complete yet" in as_markdown(*page)
-        trial = study.claim(Process("node0", "1:1"), {"device": "cpu", "code_version": "0", "data": "f"})
+        trial = study.claim(
+            Process("node0", "1:1"), {"device": "cpu", "code_version": "0", "data": "f"}
+        )
         assert trial is not None
         study.finish(trial, Failed("no memory", Cause.BAD_CONFIGURATION))
 
 
 def test_a_thousand_trials_are_cut_and_say_so(facts: Facts) -> None:
-    records = [replace(facts.records[n % 12], number=n, start=facts.records[n].start if n < 12 else None) for n in range(1000)]
-    curves = {n: [replace(facts.curves[n % 12][0], step=at) for at in range(100)] for n in range(1000)}
+    records = [
+        replace(facts.records[n % 12], number=n, start=facts.records[n].start if n < 12 else None)
+        for n in range(1000)
+    ]
+    curves = {
+        n: [replace(facts.curves[n % 12][0], step=at) for at in range(100)] for n in range(1000)
+    }
     many_maps = with_findings(facts, effects=EFFECTS | {"interactions": [MAP] * (MAPS + 1)})
     html = html_of(replace(many_maps, records=records, curves=curves))
     assert f"best of {len(records)} trials" in html
@@ -289,22 +358,37 @@ def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
     assert best["interval"] == score_interval([study.scores([record.id])[record.id]], PER)
     assert best["interval"][0] < best["value"] < best["interval"][1]
     lines = CliRunner().invoke(main, ["report", "--study", "s"]).output.splitlines()
-    assert lines[1] == "Confirmed PER 26.00 % (95 % interval 24.0..28.0 %, test, 240 sentences, 3 fresh seeds): trial 9"
+    assert (
+        lines[1]
+        == "Confirmed PER 26.00 % (95 % interval 24.0..28.0 %, test, 240 sentences, 3 fresh seeds): trial 9"
+    )
     low, high = (100 * bound for bound in best["interval"])
-    assert lines[2] == f"Best PER {100 * best['value']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
+    assert (
+        lines[2]
+        == f"Best PER {100 * best['value']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
+    )
     assert "That selection is not in the interval" in lines[3]
     found = json.loads(CliRunner().invoke(main, ["report", "--study", "s", "--json"]).output)
     assert found["findings"]["confirm"]["configs"] == named(CONFIRM["configs"], PER)
 
 
-def test_the_files_are_written_or_one_line_says_why_not(study: Study, facts: Facts, tmp_path: Path) -> None:
+def test_the_files_are_written_or_one_line_says_why_not(
+    study: Study, facts: Facts, tmp_path: Path
+) -> None:
     html, md = tmp_path / "r.html", tmp_path / "r.md"
-    done = CliRunner().invoke(main, ["report", "--study", "s", "--html", str(html), "--md", str(md)])
+    done = CliRunner().invoke(
+        main, ["report", "--study", "s", "--html", str(html), "--md", str(md)]
+    )
     assert (done.exit_code, done.output) == (0, f"wrote {html}\nwrote {md}\n")
     assert html.read_text() == html_of(facts)
     assert md.read_text() == as_markdown(*page_of(facts))
-    done = CliRunner().invoke(main, ["report", "--study", "s", "--html", str(tmp_path / "none" / "r.html")])
+    done = CliRunner().invoke(
+        main, ["report", "--study", "s", "--html", str(tmp_path / "none" / "r.html")]
+    )
     assert (done.exit_code, done.output.count("\n")) == (2, 1)
-    assert f"--html {tmp_path}/none/r.html: cannot be written (No such file or directory)" in done.output
+    assert (
+        f"--html {tmp_path}/none/r.html: cannot be written (No such file or directory)"
+        in done.output
+    )
     done = CliRunner().invoke(main, ["report", "--study", "s", "--json", "--md", str(md)])
     assert json.loads(done.stdout)["study"] == "s"

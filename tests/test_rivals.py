@@ -21,7 +21,10 @@ FACTOR = {"ray": 4, "syne": 3}  # their defaults: the best of so many go on
 
 def rivals(*names: str) -> list[Any]:
     reason = "Ray Tune or Syne Tune is not installed: pip install -e .[rivals]"
-    return [pytest.param(name, marks=pytest.mark.skipif(name in absent(), reason=reason)) for name in names]
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(name in absent(), reason=reason))
+        for name in names
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +33,26 @@ def surrogate() -> Surrogate:
 
 
 @pytest.mark.parametrize("name", rivals(*METHODS))
-def test_a_rival_begins_with_the_starts_and_stops_at_its_rungs(surrogate: Surrogate, name: str) -> None:
+def test_a_rival_begins_with_the_starts_and_stops_at_its_rungs(
+    surrogate: Surrogate, name: str
+) -> None:
     spec, search = surrogate.spec, METHODS[name].search
-    one, two = (simulate(surrogate, search(surrogate.spec, 3), Nothing(), 3, 10 * training_seconds(surrogate)) for _ in range(2))
-    assert [(trace.values, trace.state) for trace in one] == [(trace.values, trace.state) for trace in two]
+    one, two = (
+        simulate(
+            surrogate, search(surrogate.spec, 3), Nothing(), 3, 10 * training_seconds(surrogate)
+        )
+        for _ in range(2)
+    )
+    assert [(trace.values, trace.state) for trace in one] == [
+        (trace.values, trace.state) for trace in two
+    ]
     assert len({repr(trace.values) for trace in one}) == len(one)
     for trace, start in zip(one, spec.starts, strict=False):
         assert spec.start_values(start).items() <= trace.values.items()
     for trace in one:
-        assert set(trace.values) == {name for name in spec.parameters if spec.active(name, trace.values)}
+        assert set(trace.values) == {
+            name for name in spec.parameters if spec.active(name, trace.values)
+        }
         assert all(spec.parameters[name].contains(value) for name, value in trace.values.items())
     factor, every = FACTOR[name.split("-")[0]], spec.base["evaluate_every"]
     rungs = [every * factor**k for k in range(9) if every * factor**k < spec.base["steps"]]

@@ -57,8 +57,22 @@ def test_the_surrogate_errs_as_its_readme_says(table: tuple[str, Table]) -> None
 
 
 def test_a_short_comparison_gives_a_table_and_a_figure(tmp_path: Path) -> None:
-    short = ["--tables", "a", "--methods", "random", "gp", "--repetitions", "2", "--trainings", "8", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, FOLDER / "compare.py", *short], capture_output=True, text=True, timeout=120)
+    short = [
+        "--tables",
+        "a",
+        "--methods",
+        "random",
+        "gp",
+        "--repetitions",
+        "2",
+        "--trainings",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, FOLDER / "compare.py", *short], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "results.md").read_text().count("| 2 | >") == 2
     assert (tmp_path / "regret.svg").stat().st_size > 0
@@ -73,7 +87,9 @@ class Real(Own):
         self.next: Trial | None = None
 
     def resume(self, paused: Curves, curves: Curves) -> int | None:
-        self.next = self.study.claim(Process.this(), {"device": "cpu", "code_version": "", "data": ""})
+        self.next = self.study.claim(
+            Process.this(), {"device": "cpu", "code_version": "", "data": ""}
+        )
         assert self.next
         self.trials[self.next.number] = self.next
         return self.next.number if self.next.number in paused else None
@@ -91,20 +107,31 @@ class Real(Own):
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
         assert stop or per is not None
-        outcome = Stopped(stop) if stop else Completed(Score((round(SCALE * (per or 0.0)),), (SCALE,)))
+        outcome = (
+            Stopped(stop) if stop else Completed(Score((round(SCALE * (per or 0.0)),), (SCALE,)))
+        )
         assert self.study.finish(self.trials[number], outcome)
 
 
 @pytest.mark.parametrize("policy", [Policy.GP, Policy.TPE])
-def test_a_simulated_search_is_the_search_of_a_real_study(make_study: Callable[..., Study], policy: Policy) -> None:
+def test_a_simulated_search_is_the_search_of_a_real_study(
+    make_study: Callable[..., Study], policy: Policy
+) -> None:
     surrogate = surrogate_of("a")
     sampler = surrogate.spec.sampler.model_copy(update={"startup_trials": 6, "seed": 3})
     budget = surrogate.spec.budget.model_copy(update={"trials": 100})
-    spec = surrogate.spec.model_copy(update={"sampler": sampler, "policy": policy, "stopping": OwnPast(), "budget": budget})
+    spec = surrogate.spec.model_copy(
+        update={"sampler": sampler, "policy": policy, "stopping": OwnPast(), "budget": budget}
+    )
     ours: Search = tpe(spec, 3, 6) if policy == Policy.TPE else Ours(policy, spec, 3, 6)
     rules: Rules = Own() if policy == Policy.TPE else cast(Ours, ours)
     real = Real(make_study(spec))
-    simulated, done = (simulate(surrogate, *both, seed=1, horizon=110.0, workers=2) for both in ((ours, rules), (real, real)))
-    assert [(trace.values, trace.state, trace.ended) for trace in simulated] == [(trace.values, trace.state, trace.ended) for trace in done]
+    simulated, done = (
+        simulate(surrogate, *both, seed=1, horizon=110.0, workers=2)
+        for both in ((ours, rules), (real, real))
+    )
+    assert [(trace.values, trace.state, trace.ended) for trace in simulated] == [
+        (trace.values, trace.state, trace.ended) for trace in done
+    ]
     states = Counter(trace.state for trace in simulated)
     assert states["complete"] > 6  # later ones were drawn by the model

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg2
@@ -25,19 +26,28 @@ WARNING = "other users of this machine can read the password of --database in `p
 
 
 @pytest.fixture
-def secret(database: Database, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def secret(
+    database: Database, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Part of the password of a user of its own, with whom HPO_DATABASE_URL goes on. What follows it must be encoded in a URL."""
     token = os.urandom(12).hex()
     password = token + string.punctuation + " é"
-    execute(server, f"CREATE ROLE u{token[:8]} LOGIN IN ROLE hpo PASSWORD '{password.replace(chr(39), 2 * chr(39))}'")
+    execute(
+        server,
+        f"CREATE ROLE u{token[:8]} LOGIN IN ROLE hpo PASSWORD '{password.replace(chr(39), 2 * chr(39))}'",
+    )
     url = make_url(database.url)
-    monkeypatch.setenv("HPO_DATABASE_URL", f"postgresql://u{token[:8]}:{quote(password, safe='')}@127.0.0.1:{url.port}/{url.database}")
+    monkeypatch.setenv(
+        "HPO_DATABASE_URL",
+        f"postgresql://u{token[:8]}:{quote(password, safe='')}@127.0.0.1:{url.port}/{url.database}",
+    )
     yield token
     execute(server, f"DROP ROLE u{token[:8]}")
 
 
-def url_with(**changes: object) -> str:
-    return make_url(os.environ["HPO_DATABASE_URL"]).set(**changes).render_as_string(hide_password=False)  # type: ignore[arg-type]
+def url_with(**changes: Any) -> str:
+    url = make_url(os.environ["HPO_DATABASE_URL"]).set(**changes)
+    return url.render_as_string(hide_password=False)
 
 
 def command_lines() -> set[str]:
@@ -58,8 +68,12 @@ def said(done: Done) -> str:
 # ---- where a password could be seen
 
 
-def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
-    launch = start("launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu")
+def test_a_study_shows_its_password_nowhere(
+    secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    launch = start(
+        "launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu"
+    )
     lines: set[str] = set()
     deadline = time.monotonic() + 120
     while launch.poll() is None and time.monotonic() < deadline:
@@ -79,7 +93,12 @@ def test_a_study_shows_its_password_nowhere(secret: str, tiny_space: Path, tiny_
     assert "Next: hpo export" in outputs[4]
     assert not any(secret in output for output in outputs)
 
-    files = [file for folder in (Path(os.environ["HPO_HOME"]), tmp_path) for file in folder.rglob("*") if file.is_file()]
+    files = [
+        file
+        for folder in (Path(os.environ["HPO_HOME"]), tmp_path)
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
     assert any(file.suffix == ".log" for file in files)
     assert not any(secret.encode() in file.read_bytes() for file in files)
 
@@ -117,7 +136,9 @@ def test_which_urls_hold_a_password(url: str, holds: bool) -> None:
         ({"query": {"sslmode": "require"}}, "server does not support SSL, but SSL was required"),
     ],
 )
-def test_a_refusal_is_one_line_without_the_password(secret: str, changes: dict[str, object], expected: str) -> None:
+def test_a_refusal_is_one_line_without_the_password(
+    secret: str, changes: dict[str, object], expected: str
+) -> None:
     with pytest.raises(DatabaseError, match=expected) as caught:
         open_database(url_with(**changes))
     assert secret not in str(caught.value)
@@ -143,14 +164,23 @@ def test_a_wrong_password_is_not_shown_either(secret: str) -> None:
         ("mysql://u:SECRET@h/d", "mysql is not supported"),
     ],
 )
-def test_a_mistake_in_a_url_is_told_without_it(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_in_a_url_is_told_without_it(
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HPO_DATABASE_URL", url)
     with pytest.raises(CallerError, match=expected) as caught:
         open_database()
     assert "SECRET" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["u:SECRET@127.0.0.1:1/d", "u@127.0.0.1:1/d?password=SECRET", "u@127.0.0.1:1/d?sslpassword=SECRET"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "u:SECRET@127.0.0.1:1/d",
+        "u@127.0.0.1:1/d?password=SECRET",
+        "u@127.0.0.1:1/d?sslpassword=SECRET",
+    ],
+)
 def test_a_database_shows_no_password_in_any_form(place: str) -> None:
     with pytest.raises(DatabaseError, match="Connection refused") as caught:
         open_database(f"postgresql://{place}")
@@ -182,7 +212,9 @@ def openssl(*arguments: str | Path) -> None:
 def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
     """(its URL, the certificate that it shows)"""
     if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or not shutil.which("openssl"):
-        pytest.skip("no Postgres under /usr/lib/postgresql, or no openssl: the wheel's Postgres is built without TLS")
+        pytest.skip(
+            "no Postgres under /usr/lib/postgresql, or no openssl: the wheel's Postgres is built without TLS"
+        )
     home = private_folder / f"tls-{os.urandom(4).hex()}"
     home.mkdir(mode=0o711)
     server = TlsServer(home)
@@ -190,7 +222,20 @@ def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
     server.stop()
     names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     certificate, key = server.data / "server.crt", server.data / "server.key"
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, "-out", certificate, "-keyout", key)
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *names,
+        "-out",
+        certificate,
+        "-keyout",
+        key,
+    )
     for file in (certificate, key):
         file.chmod(0o600)
         if server.account:
@@ -201,18 +246,34 @@ def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
     server.stop()
 
 
-def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_options_reach_libpq(
+    tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, certificate = tls_server
     for mode in ("require", "verify-ca", "verify-full"):
         opened = open_database(f"{url}&sslmode={mode}&sslrootcert={certificate}")
-        connection = psycopg2.connect(make_url(opened.url).set(drivername="postgresql").render_as_string(hide_password=False))
+        connection = psycopg2.connect(
+            make_url(opened.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        )
         with connection.cursor() as cursor:
             cursor.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
             assert cursor.fetchone() == (True,)
         connection.close()
 
     other = tmp_path / "other.crt"
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=other", "-out", other, "-keyout", tmp_path / "other.key")
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=other",
+        "-out",
+        other,
+        "-keyout",
+        tmp_path / "other.key",
+    )
     with pytest.raises(DatabaseError, match="certificate verify failed"):
         open_database(f"{url}&sslmode=verify-ca&sslrootcert={other}")
     with pytest.raises(DatabaseError, match='root certificate file "/nowhere" does not exist'):

@@ -45,7 +45,9 @@ def test_trainings_are_added_while_the_total_rate_grows_by_a_tenth() -> None:
 
 
 def test_none_is_added_that_the_memory_does_not_hold() -> None:
-    assert settle(lambda n: 10.0 * n, lambda n: 9 * GIB - n * 3 * GIB).count == 2  # 3 GiB are left, 3.6 are wanted
+    assert (
+        settle(lambda n: 10.0 * n, lambda n: 9 * GIB - n * 3 * GIB).count == 2
+    )  # 3 GiB are left, 3.6 are wanted
     assert settle(lambda n: 10.0 * n, lambda n: 10 * GIB - n * 6 * GIB).count == 1
 
 
@@ -57,7 +59,10 @@ def test_nothing_is_measured_before_all_have_shown_a_step() -> None:
 
 def test_a_training_that_goes_back_begins_the_measurement_anew() -> None:
     found = Sharing(free_alone=80 * GIB)
-    assert [found.look(1, steps, 70 * GIB, float(second)) for second, steps in ((0, 500), (30, 800), (61, 100), (62, 100))] == [0] * 4
+    assert [
+        found.look(1, steps, 70 * GIB, float(second))
+        for second, steps in ((0, 500), (30, 800), (61, 100), (62, 100))
+    ] == [0] * 4
     assert found.rates == []
     assert found.look(1, 700, 70 * GIB, 123.0) == 1
     assert found.rates == [pytest.approx(600 / 61)]

@@ -67,9 +67,17 @@ def test_every_mistake_gives_one_line_with_the_place_and_what_is_valid(
 def test_the_number_that_a_person_means(tmp_path: Path) -> None:
     """PyYAML reads 1e-4 as text."""
     spec = load(tmp_path, TINY)
-    assert (spec.parameters["optimizer.lr"].low, spec.parameters["optimizer.eps"].low) == (1e-4, 1e-8)
+    assert (spec.parameters["optimizer.lr"].low, spec.parameters["optimizer.eps"].low) == (
+        1e-4,
+        1e-8,
+    )
     assert parse_settings(("optimizer.weight_decay=1e-3",))
-    assert decoder_config(spec, parse_settings(("optimizer.weight_decay=1e-3",))).optimizer.weight_decay == 1e-3
+    assert (
+        decoder_config(
+            spec, parse_settings(("optimizer.weight_decay=1e-3",))
+        ).optimizer.weight_decay
+        == 1e-3
+    )
 
 
 def test_a_condition_on_a_number_written_as_1e_2(tmp_path: Path) -> None:
@@ -104,14 +112,21 @@ def test_bundled_spaces_load_with_and_without_their_profiles() -> None:
 
 def test_lr_aug_asks_what_the_lab_asks() -> None:
     spec = load_spec(find_space("lr-aug"))
-    ranges = {name: (p.low, p.high, p.log) for name, p in spec.parameters.items() if p.choices is None}
+    ranges = {
+        name: (p.low, p.high, p.log) for name, p in spec.parameters.items() if p.choices is None
+    }
     assert ranges["optimizer.lr"] == (1e-4, 5e-2, True)
     assert ranges["optimizer.eps"] == (1e-8, 1e-1, True)
     assert ranges["optimizer.weight_decay"] == (1e-6, 1e-2, True)
     assert ranges["augment.white_noise_sd"] == (0, 1.2, False)
     assert ranges["augment.constant_offset_sd"] == (0, 0.5, False)
     assert spec.parameters["optimizer.eps"].when == {"optimizer.name": ["adam", "adamw"]}
-    assert spec.parameters["schedule.name"].choices == ["constant", "linear", "warmup-cosine", "plateau"]
+    assert spec.parameters["schedule.name"].choices == [
+        "constant",
+        "linear",
+        "warmup-cosine",
+        "plateau",
+    ]
     assert spec.parameters["model.layer_norm"].choices == [False, True]
     assert list(spec.starts) == ["baseline", "run11"]
 
@@ -121,8 +136,21 @@ def test_the_baseline_is_the_reference() -> None:
     assert spec.config(spec.starts["baseline"]) == DecoderConfig()
     base = decoder_config(spec)
     model, optimizer = base.model, base.optimizer
-    assert (model.layers, model.units, model.bidirectional, model.kernel, model.stride, model.dropout) == (5, 1024, True, 32, 4, 0.4)
-    assert (optimizer.name, optimizer.lr, optimizer.eps, optimizer.weight_decay, optimizer.beta2) == ("adam", 0.02, 0.1, 1e-5, 0.999)
+    assert (
+        model.layers,
+        model.units,
+        model.bidirectional,
+        model.kernel,
+        model.stride,
+        model.dropout,
+    ) == (5, 1024, True, 32, 4, 0.4)
+    assert (
+        optimizer.name,
+        optimizer.lr,
+        optimizer.eps,
+        optimizer.weight_decay,
+        optimizer.beta2,
+    ) == ("adam", 0.02, 0.1, 1e-5, 0.999)
     assert (base.augment.white_noise_sd, base.augment.constant_offset_sd) == (0.8, 0.2)
     assert (base.steps, base.batch_size, optimizer.grad_clip_norm) == (10_000, 64, None)
 
@@ -131,12 +159,22 @@ def test_run_11_is_the_labs() -> None:
     spec = load_spec(find_space("lr-aug"))
     config = decoder_config(spec, spec.starts["run11"])
     o, s, a = config.optimizer, config.schedule, config.augment
-    assert (o.name, o.lr, o.eps, o.weight_decay, o.grad_clip_norm) == ("adamw", 8e-4, 1e-8, 1e-4, 1.5)
+    assert (o.name, o.lr, o.eps, o.weight_decay, o.grad_clip_norm) == (
+        "adamw",
+        8e-4,
+        1e-8,
+        1e-4,
+        1.5,
+    )
     assert (s.name, s.patience, s.factor, s.min_lr) == ("plateau", 8, 0.5, 1e-5)
     assert (a.white_noise_sd, a.constant_offset_sd) == (0, 0)
     assert (a.time_masks, a.time_mask_p, a.time_mask_width) == (2, 0.1, 40)
     assert (a.feature_masks, a.feature_mask_p, a.feature_mask_width) == (2, 0.1, 12)
-    assert (config.model.layer_norm, config.model.dropout, config.model.input_dropout) == (True, 0.4, 0)
+    assert (config.model.layer_norm, config.model.dropout, config.model.input_dropout) == (
+        True,
+        0.4,
+        0,
+    )
 
 
 def test_start_values_hold_only_parameters_that_exist_in_the_start() -> None:
@@ -151,7 +189,12 @@ def test_profile_then_set_overlay_the_base(tmp_path: Path) -> None:
     big = "{base: {model.units: 64, steps: 9}, budget: {trials: 7}, starts: {more: {optimizer.lr: 0.03}}}"
     path.write_text(TINY + f"profiles: {{big: {big}}}")
     spec = load_spec(path, "big", {"steps": 11})
-    assert (spec.base["model.units"], spec.base["steps"], spec.budget.trials, list(spec.starts)) == (
+    assert (
+        spec.base["model.units"],
+        spec.base["steps"],
+        spec.budget.trials,
+        list(spec.starts),
+    ) == (
         64,
         11,
         7,
@@ -164,26 +207,40 @@ def test_profile_then_set_overlay_the_base(tmp_path: Path) -> None:
 
 
 def test_set_refuses_what_is_searched_or_unknown(tiny_space: Path) -> None:
-    with pytest.raises(SpecError, match=r"--set optimizer.lr: this space searches optimizer.lr \(0.0001..0.05 \(log\)\)"):
+    with pytest.raises(
+        SpecError,
+        match=r"--set optimizer.lr: this space searches optimizer.lr \(0.0001..0.05 \(log\)\)",
+    ):
         load_spec(tiny_space, None, {"optimizer.lr": 0.1})
     with pytest.raises(SpecError, match=r"Did you mean model\.units"):
         load_spec(tiny_space, None, parse_settings(("model.unit=3",)))
-    with pytest.raises(SpecError, match=r"hpo enqueue optimizer\.rl=3: there is no 'optimizer.rl'. Did you mean optimizer\.lr"):
-        parse_settings(("optimizer.rl=3",), "hpo enqueue ", ("optimizer.lr", "steps"), ("optimizer.lr",))
+    with pytest.raises(
+        SpecError,
+        match=r"hpo enqueue optimizer\.rl=3: there is no 'optimizer.rl'. Did you mean optimizer\.lr",
+    ):
+        parse_settings(
+            ("optimizer.rl=3",), "hpo enqueue ", ("optimizer.lr", "steps"), ("optimizer.lr",)
+        )
     with pytest.raises(SpecError, match="no value"):
         parse_settings(("model.units",))
-    with pytest.raises(SpecError, match=r"--set model\.units: input should be greater than or equal to 1"):
+    with pytest.raises(
+        SpecError, match=r"--set model\.units: input should be greater than or equal to 1"
+    ):
         load_spec(tiny_space, None, {"model.units": 0})
 
 
-def test_spaces_are_found_by_name_here_first_then_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spaces_are_found_by_name_here_first_then_bundled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_space("lr-aug") == BUNDLED / "lr-aug.yaml"
     mine = Path("search_spaces/lr-aug.yaml")
     mine.parent.mkdir()
     mine.write_text(TINY)
     assert find_space("lr-aug") == mine
-    with pytest.raises(SpecError, match=r"no 'lr-agu'. Did you mean lr-aug\? Valid: lr-aug, lr-only"):
+    with pytest.raises(
+        SpecError, match=r"no 'lr-agu'. Did you mean lr-aug\? Valid: lr-aug, lr-only"
+    ):
         find_space("lr-agu")
     with pytest.raises(SpecError, match="no such file"):
         find_space("missing.yaml")
@@ -199,14 +256,18 @@ def test_what_may_be_extended(tiny_space: Path) -> None:
     assert changed("high: 5e-2", "high: 0.5").extends(base)
     assert not changed("trials: 4", "trials: 3").extends(base)
     assert not changed("high: 5e-2", "high: 4e-2").extends(base)
-    assert not changed("[adam, sgd]", "[adam, sgd, adamw]").extends(base)  # Optuna cannot change choices
+    assert not changed("[adam, sgd]", "[adam, sgd, adamw]").extends(
+        base
+    )  # Optuna cannot change choices
     assert not changed("model.units: 8", "model.units: 9").extends(base)
     assert changed("trials: 4", "trials: 9").differences(base) == ["budget.trials"]
 
 
 # ---- questions
 
-ASKED = TINY + "questions: [{ask: Why, compare: [{from: baseline, change: {optimizer.eps: 1e-8}}]}]\n"
+ASKED = (
+    TINY + "questions: [{ask: Why, compare: [{from: baseline, change: {optimizer.eps: 1e-8}}]}]\n"
+)
 
 
 def test_a_question_is_two_configurations_and_no_part_of_the_digest(tmp_path: Path) -> None:
@@ -221,20 +282,47 @@ def test_a_question_is_two_configurations_and_no_part_of_the_digest(tmp_path: Pa
 
 
 def test_a_pair_of_values_sets_both_sides(tmp_path: Path) -> None:
-    text = ASKED.replace("{optimizer.eps: 1e-8}", "{optimizer.lr: [0.02, 0.01], model.layer_norm: true}")
-    before, after = load(tmp_path, text).questions[0].compare[0].sides(DecoderConfig().with_values({"optimizer.lr": 0.5}))
-    assert [(side.flat()["optimizer.lr"], side.flat()["model.layer_norm"]) for side in (before, after)] == [(0.02, False), (0.01, True)]
+    text = ASKED.replace(
+        "{optimizer.eps: 1e-8}", "{optimizer.lr: [0.02, 0.01], model.layer_norm: true}"
+    )
+    before, after = (
+        load(tmp_path, text)
+        .questions[0]
+        .compare[0]
+        .sides(DecoderConfig().with_values({"optimizer.lr": 0.5}))
+    )
+    assert [
+        (side.flat()["optimizer.lr"], side.flat()["model.layer_norm"]) for side in (before, after)
+    ] == [(0.02, False), (0.01, True)]
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (ASKED.replace("ask:", "asks:"), "questions.0: there is no 'asks'. Did you mean ask? Valid: ask, compare"),
-        (ASKED.replace("from:", "form:"), "there is no 'form'. Did you mean from? Valid: from, change"),
-        (ASKED.replace("from: baseline", "from: basline"), "Did you mean baseline? Valid: baseline, slow, best"),
-        (ASKED.replace("optimizer.eps: 1e-8", "optimizer.epsilon: 1"), "Did you mean optimizer.eps?"),
-        (ASKED.replace("optimizer.eps: 1e-8", "optimizer.eps: 0.1"), "changes nothing, baseline has these values"),
-        (ASKED.replace("optimizer.eps: 1e-8", "optimizer.eps: [1, 2, 3]"), "compare.change: optimizer.eps"),
+        (
+            ASKED.replace("ask:", "asks:"),
+            "questions.0: there is no 'asks'. Did you mean ask? Valid: ask, compare",
+        ),
+        (
+            ASKED.replace("from:", "form:"),
+            "there is no 'form'. Did you mean from? Valid: from, change",
+        ),
+        (
+            ASKED.replace("from: baseline", "from: basline"),
+            "Did you mean baseline? Valid: baseline, slow, best",
+        ),
+        (
+            ASKED.replace("optimizer.eps: 1e-8", "optimizer.epsilon: 1"),
+            "Did you mean optimizer.eps?",
+        ),
+        (
+            ASKED.replace("optimizer.eps: 1e-8", "optimizer.eps: 0.1"),
+            "changes nothing, baseline has these values",
+        ),
+        (
+            ASKED.replace("optimizer.eps: 1e-8", "optimizer.eps: [1, 2, 3]"),
+            "compare.change: optimizer.eps",
+        ),
     ],
 )
 def test_a_question_that_cannot_be_is_one_line(tmp_path: Path, wrong: str, said: str) -> None:
@@ -274,8 +362,16 @@ def test_a_default_that_changes_later_is_no_difference(tiny_space: Path) -> None
         ("batch_size: 4,", "batch_size: 4, accumulation: 1,", []),  # what it was anyway
         ("batch_size: 4,", "batch_size: 4, accumulation: 2,", ["base.accumulation"]),
         ("high: 5e-2", "high: 5e-1", ["parameters.optimizer.lr.high"]),
-        ("choices: [adam, sgd]", "choices: [adam, adamw, sgd]", ["parameters.optimizer.name.choices"]),
-        ("slow: {optimizer.lr: 0.001,", "slow: {optimizer.lr: 0.002,", ["starts.slow.optimizer.lr"]),
+        (
+            "choices: [adam, sgd]",
+            "choices: [adam, adamw, sgd]",
+            ["parameters.optimizer.name.choices"],
+        ),
+        (
+            "slow: {optimizer.lr: 0.001,",
+            "slow: {optimizer.lr: 0.002,",
+            ["starts.slow.optimizer.lr"],
+        ),
         ("  baseline: {}\n", "", ["starts.baseline"]),
         ("trials: 4", "trials: 5", ["budget.trials"]),
         ("trials: 4", "trials: 4, failures: 10", []),
@@ -288,7 +384,9 @@ def test_a_default_that_changes_later_is_no_difference(tiny_space: Path) -> None
         ("policy: tpe", "policy: tpe\nvalidation: {seed: 3}", ["validation.seed"]),
     ],
 )
-def test_what_a_person_writes_otherwise_is_a_difference(tmp_path: Path, before: str, after: str, places: list[str]) -> None:
+def test_what_a_person_writes_otherwise_is_a_difference(
+    tmp_path: Path, before: str, after: str, places: list[str]
+) -> None:
     assert TINY.count(before) == 1
     first, second = load(tmp_path, TINY), load(tmp_path, TINY.replace(before, after))
     assert second.differences(first) == places
@@ -308,7 +406,9 @@ def test_of_a_study_that_does_not_know_what_was_written_all_is_compared(tiny_spa
     spec = load_spec(tiny_space)
     old = spec.model_copy(update={"written": None})
     assert spec.differences(old) == []
-    assert spec.differences(with_stored(old, **{"optimizer.beta2": 0.95})) == ["base.optimizer.beta2"]
+    assert spec.differences(with_stored(old, **{"optimizer.beta2": 0.95})) == [
+        "base.optimizer.beta2"
+    ]
 
 
 def test_what_is_set_on_the_command_line_is_written(tiny_space: Path) -> None:

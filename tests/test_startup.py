@@ -34,7 +34,9 @@ print("loaded", *sorted(set({HEAVY!r}) & set(sys.modules)))
         ("delete", "--study", "s", "--yes"),
     ],
 )
-def test_nothing_heavy_is_loaded(make_study: Callable[..., Study], tiny_spec: StudySpec, arguments: tuple[str, ...]) -> None:
+def test_nothing_heavy_is_loaded(
+    make_study: Callable[..., Study], tiny_spec: StudySpec, arguments: tuple[str, ...]
+) -> None:
     make_study(tiny_spec)
     done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True)
     assert "code 0" in done.stdout, done.stderr

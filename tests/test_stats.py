@@ -15,7 +15,13 @@ MEAN_LENGTH, PER = 30.0, 0.2
 class Simulated:
     """Sentences with a difficulty of their own, seeds with a skill of their own, and chance. Mean difficulty and skill are 1."""
 
-    def __init__(self, generator: np.random.Generator, sentences: int, difficulty_sd: float, longer_is_harder: bool = False):
+    def __init__(
+        self,
+        generator: np.random.Generator,
+        sentences: int,
+        difficulty_sd: float,
+        longer_is_harder: bool = False,
+    ):
         self.generator = generator
         self.lengths = generator.integers(10, 51, size=sentences)  # mean 30
         self.difficulty = generator.gamma(difficulty_sd**-2, difficulty_sd**2, size=sentences)
@@ -40,15 +46,25 @@ def interval_of(scores: Sequence[Score], level: float = 0.95) -> tuple[float, fl
 
 
 # seeds, sentences, standard deviation of a sentence's difficulty and of a seed's skill (0.04 x PER 20 % = 0.8 points)
-SETTINGS = [(5, 240, 0.8, 0.04), (5, 240, 0.8, 0.15), (3, 100, 0.5, 0.08), (2, 240, 0.8, 0.05), (1, 240, 0.8, 0.0)]
+SETTINGS = [
+    (5, 240, 0.8, 0.04),
+    (5, 240, 0.8, 0.15),
+    (3, 100, 0.5, 0.08),
+    (2, 240, 0.8, 0.05),
+    (1, 240, 0.8, 0.0),
+]
 
 
 @pytest.mark.parametrize(("seeds", "sentences", "difficulty_sd", "skill_sd"), SETTINGS)
-def test_the_interval_covers_the_true_per_as_often_as_it_says(seeds: int, sentences: int, difficulty_sd: float, skill_sd: float) -> None:
+def test_the_interval_covers_the_true_per_as_often_as_it_says(
+    seeds: int, sentences: int, difficulty_sd: float, skill_sd: float
+) -> None:
     generator = np.random.default_rng(1)
     covered = 0
     for _ in range(DRAWS):
-        low, high = interval_of(Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd))
+        low, high = interval_of(
+            Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd)
+        )
         covered += low <= PER <= high
     assert 0.92 <= covered / DRAWS <= 0.98
 
@@ -58,13 +74,17 @@ def test_per_is_a_ratio_of_sums_where_longer_sentences_are_harder() -> None:
     lengths = np.arange(10, 51)
     truth = PER * (lengths**2).mean() / lengths.mean() ** 2
     generator = np.random.default_rng(2)
-    draws = [Simulated(generator, 240, 0.5, longer_is_harder=True).scores(5, 0.05) for _ in range(DRAWS)]
+    draws = [
+        Simulated(generator, 240, 0.5, longer_is_harder=True).scores(5, 0.05) for _ in range(DRAWS)
+    ]
     intervals = [interval_of(scores) for scores in draws]
     assert 0.92 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.98
     assert np.mean([low <= PER <= high for low, high in intervals]) < 0.5
 
 
-def percentile_bootstrap(scores: Sequence[Score], generator: np.random.Generator) -> tuple[float, float]:
+def percentile_bootstrap(
+    scores: Sequence[Score], generator: np.random.Generator
+) -> tuple[float, float]:
     """What score_interval is not: seeds resampled like the sentences."""
     errors = np.array([score.errors for score in scores], dtype=float)
     per_seed = errors.sum(axis=1) / sum(scores[0].lengths)
@@ -77,14 +97,19 @@ def test_a_percentile_bootstrap_of_seeds_would_be_too_narrow() -> None:
     """The reason for Student's t: where seeds are all that varies, resampling 3 of them covers far too seldom."""
     generator = np.random.default_rng(3)
     simulated = [Simulated(generator, 100, 0.01).scores(3, 0.3) for _ in range(DRAWS)]
-    covered = [[low <= PER <= high for low, high in (percentile_bootstrap(s, generator), interval_of(s))] for s in simulated]
+    covered = [
+        [low <= PER <= high for low, high in (percentile_bootstrap(s, generator), interval_of(s))]
+        for s in simulated
+    ]
     naive, ours = np.mean(covered, axis=0)
     assert naive < 0.85
     assert 0.92 <= ours <= 0.98
 
 
 @pytest.mark.parametrize(("seeds_a", "seeds_b"), [(5, 5), (1, 1)])
-def test_the_difference_is_covered_and_the_permutation_test_holds_its_level(seeds_a: int, seeds_b: int) -> None:
+def test_the_difference_is_covered_and_the_permutation_test_holds_its_level(
+    seeds_a: int, seeds_b: int
+) -> None:
     """Its null: the sides differ by chance alone. Seeds that differ in skill are not in it."""
     generator = np.random.default_rng(4)
     found = []
@@ -111,10 +136,20 @@ def test_a_real_difference_is_found_and_its_interval_covers_it() -> None:
     found = []
     for _ in range(300):
         simulated = Simulated(generator, 240, 0.5)
-        found.append(compare(simulated.scores(5, 0.03, per=0.25), simulated.scores(5, 0.03, per=0.2)))
-    assert np.mean([comparison.decided and comparison.difference > 0 for comparison in found]) > 0.95
+        found.append(
+            compare(simulated.scores(5, 0.03, per=0.25), simulated.scores(5, 0.03, per=0.2))
+        )
+    assert (
+        np.mean([comparison.decided and comparison.difference > 0 for comparison in found]) > 0.95
+    )
     assert np.mean([comparison.p < 0.01 for comparison in found]) > 0.95
-    assert 0.92 <= np.mean([comparison.interval[0] <= 0.05 <= comparison.interval[1] for comparison in found]) <= 0.99
+    assert (
+        0.92
+        <= np.mean(
+            [comparison.interval[0] <= 0.05 <= comparison.interval[1] for comparison in found]
+        )
+        <= 0.99
+    )
 
 
 def test_equal_scores_do_not_differ_and_the_same_scores_give_the_same_numbers() -> None:
@@ -122,7 +157,9 @@ def test_equal_scores_do_not_differ_and_the_same_scores_give_the_same_numbers() 
     same = compare(scores, scores)
     assert (same.difference, same.p, same.decided) == (0.0, 1.0, False)
     assert interval_of(scores) == interval_of(scores)
-    assert compare(scores[:1], scores[1:]).difference == pytest.approx(scores[0].value - scores[1].value)
+    assert compare(scores[:1], scores[1:]).difference == pytest.approx(
+        scores[0].value - scores[1].value
+    )
     low, high = interval_of(scores, level=0.5)
     assert interval_of(scores)[0] < low < high < interval_of(scores)[1]
 
@@ -146,7 +183,9 @@ def test_how_many_seeds_would_do() -> None:
     generator = np.random.default_rng(8)
     simulated = Simulated(generator, 2000, 0.1)
     needed = seeds_to_separate(simulated.scores(40, 0.1), simulated.scores(40, 0.1, per=0.23))
-    expected = 1.96**2 * (0.02**2 + 0.023**2) / 0.03**2  # 4: seeds' standard deviations over the difference
+    expected = (
+        1.96**2 * (0.02**2 + 0.023**2) / 0.03**2
+    )  # 4: seeds' standard deviations over the difference
     assert needed is not None
     assert 0.3 * expected < needed < 3 * expected
 
@@ -179,7 +218,9 @@ def test_of_one_number_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("items", [2, 5, 8])
-def test_the_p_of_scores_that_are_no_whole_numbers_is_no_smaller_than_their_number_allows(items: int) -> None:
+def test_the_p_of_scores_that_are_no_whole_numbers_is_no_smaller_than_their_number_allows(
+    items: int,
+) -> None:
     generator = np.random.default_rng(items)
     worse = generator.uniform(0.5, 1, items)
     apart = compare([Score(tuple(worse), (1.0,) * items)], [Score((0.1,) * items, (1.0,) * items)])

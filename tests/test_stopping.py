@@ -16,12 +16,17 @@ FALLING = [1.0, 0.6, 0.4, 0.3, 0.25, 0.2]
 
 
 def curve(pers: list[float], losses: list[float] | None = None) -> list[Point]:
-    return [Point(100 * i, per, 1.0, loss) for i, (per, loss) in enumerate(zip(pers, losses or [1.0] * len(pers), strict=True), 1)]
+    return [
+        Point(100 * i, per, 1.0, loss)
+        for i, (per, loss) in enumerate(zip(pers, losses or [1.0] * len(pers), strict=True), 1)
+    ]
 
 
 def first_stop(points: list[Point]) -> Stop | None:
     """As it goes live: the rule sees each prefix."""
-    return next((stop for n in range(len(points) + 1) if (stop := RULE.judge(points[:n], PER))), None)
+    return next(
+        (stop for n in range(len(points) + 1) if (stop := RULE.judge(points[:n], PER))), None
+    )
 
 
 def test_a_falling_curve_goes_on() -> None:
@@ -121,6 +126,9 @@ DIVERGED = {"gru_ctc_reg2", "run12_baseline_hybrid", "run17_greedy_ema_fastcos"}
 @pytest.mark.parametrize("run", sorted(HEALTHY | DIVERGED))
 def test_real_runs_of_a_lab(shared_data: Path, run: str) -> None:
     """It stops the diverged and the degraded runs, and no healthy one."""
-    rows = [json.loads(line) for line in (shared_data / "lab_runs" / run / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (shared_data / "lab_runs" / run / "metrics.jsonl").read_text().splitlines()
+    ]
     stop = first_stop([Point(row["step"], row["per"], 1.0, row["ctc_loss"]) for row in rows])
     assert (stop is not None) == (run in DIVERGED)

@@ -65,7 +65,11 @@ def same(source: Path, store: Path, partition: Partition) -> None:
     for name in ("features_NC", "lengths_S", "labels_L", "label_lengths_S", "days_S"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert getattr(one, name).dtype == getattr(other, name).dtype
-    assert (one.n_days, one.day_names, one.guessed) == (other.n_days, other.day_names, other.guessed)
+    assert (one.n_days, one.day_names, one.guessed) == (
+        other.n_days,
+        other.day_names,
+        other.guessed,
+    )
     sentence = len(one) - 1
     assert one.name_of(sentence).partition(",")[2] == other.name_of(sentence).partition(",")[2]
 
@@ -73,7 +77,9 @@ def same(source: Path, store: Path, partition: Partition) -> None:
 def test_a_store_of_a_pickle_holds_the_same(tiny_data: Path, store: Path) -> None:
     same(tiny_data, store, "train")
     same(tiny_data, store, "test")
-    with pytest.raises(DataError, match=r"competition cannot be read: it is not there. Valid: train, test"):
+    with pytest.raises(
+        DataError, match=r"competition cannot be read: it is not there. Valid: train, test"
+    ):
         read_sentences(store, "competition")
 
 
@@ -89,7 +95,11 @@ def test_batches_of_a_store_are_those_of_its_source(tiny_data: Path, store: Path
         mapped, _ = load_data(store, MODEL, 0.2, 0, CPU)
     memory, _ = load_data(tiny_data, MODEL, 0.2, 0, CPU)
     assert mapped.validation.tolist() == memory.validation.tolist()
-    for one, other in zip(vars(mapped.batch(mapped.train)).values(), vars(memory.batch(memory.train)).values(), strict=True):
+    for one, other in zip(
+        vars(mapped.batch(mapped.train)).values(),
+        vars(memory.batch(memory.train)).values(),
+        strict=True,
+    ):
         assert torch.equal(one, other)
     assert len(load_for_scoring(store, "test", MODEL, CPU).validation) == 24
 
@@ -98,7 +108,9 @@ def enlarge(store: Path, sentences: int, bins: int, features: int) -> int:
     """Make it a store of that size whose features are a hole in a file. Returns its bytes."""
     total = sentences * bins
     with (store / "train_features.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (total, features)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (total, features)}
+        )
         file.truncate(file.tell() + total * features * 4)
     small = {
         "lengths": np.full(sentences, bins),
@@ -150,24 +162,62 @@ def save(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
 
 def no_array(store: Path) -> None:
     (store / "train_days.npy").write_bytes(pickle.dumps({}))
-    change_json(store, lambda part: part["bytes"].update({"train_days.npy": (store / "train_days.npy").stat().st_size}))
+    change_json(
+        store,
+        lambda part: part["bytes"].update(
+            {"train_days.npy": (store / "train_days.npy").stat().st_size}
+        ),
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (cut, r"train_features.npy: [\d,]+ bytes, but store.json says [\d,]+: a copy that was cut short\? Copy the store again"),
-        (lambda store: (store / "train_days.npy").unlink(), r"train_days.npy: cannot be read \(No such file or directory\)"),
-        (lambda store: change_json(store, lambda part: part["bytes"].pop("train_days.npy")), r"train_days.npy: 320 bytes, but"),
+        (
+            cut,
+            r"train_features.npy: [\d,]+ bytes, but store.json says [\d,]+: a copy that was cut short\? Copy the store again",
+        ),
+        (
+            lambda store: (store / "train_days.npy").unlink(),
+            r"train_days.npy: cannot be read \(No such file or directory\)",
+        ),
+        (
+            lambda store: change_json(store, lambda part: part["bytes"].pop("train_days.npy")),
+            r"train_days.npy: 320 bytes, but",
+        ),
         (no_array, r"train_days.npy: cannot be read"),
-        (save("train_features.npy", lambda x: x.astype(np.float64)), r"train_features.npy: holds float64. Valid: float32"),
-        (save("train_features.npy", lambda x: x[:-1]), r"train_features.npy is \(\d+, 3\), store.json says \(\d+, 3\)"),
-        (save("train_days.npy", lambda x: x + 1), r"lengths, label_lengths or days of train do not fit"),
-        (save("train_lengths.npy", lambda x: x + 1), r"lengths, label_lengths or days of train do not fit"),
-        (save("train_label_lengths.npy", lambda x: np.append(x[:-2], [x[-2:].sum() + 1, -1])), r"lengths, label_lengths or days of train"),
-        (save("train_labels.npy", lambda x: x + 40), r"store, train: day 0 sentence 0 has label 4\d"),
-        (lambda store: (store / "store.json").write_text("{"), r"store.json: not JSON \(.*\)\. Copy the store again"),
-        (lambda store: (store / "store.json").write_text('{"format": 2}'), r"store.json: format: input should be 1 \(given: 2\)"),
+        (
+            save("train_features.npy", lambda x: x.astype(np.float64)),
+            r"train_features.npy: holds float64. Valid: float32",
+        ),
+        (
+            save("train_features.npy", lambda x: x[:-1]),
+            r"train_features.npy is \(\d+, 3\), store.json says \(\d+, 3\)",
+        ),
+        (
+            save("train_days.npy", lambda x: x + 1),
+            r"lengths, label_lengths or days of train do not fit",
+        ),
+        (
+            save("train_lengths.npy", lambda x: x + 1),
+            r"lengths, label_lengths or days of train do not fit",
+        ),
+        (
+            save("train_label_lengths.npy", lambda x: np.append(x[:-2], [x[-2:].sum() + 1, -1])),
+            r"lengths, label_lengths or days of train",
+        ),
+        (
+            save("train_labels.npy", lambda x: x + 40),
+            r"store, train: day 0 sentence 0 has label 4\d",
+        ),
+        (
+            lambda store: (store / "store.json").write_text("{"),
+            r"store.json: not JSON \(.*\)\. Copy the store again",
+        ),
+        (
+            lambda store: (store / "store.json").write_text('{"format": 2}'),
+            r"store.json: format: input should be 1 \(given: 2\)",
+        ),
     ],
 )
 def test_a_damaged_store(store: Path, damage: Callable[[Path], Any], expected: str) -> None:
@@ -208,8 +258,12 @@ def breaks_off(error: BaseException) -> Callable[[], Iterator[Row]]:
     return rows
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("broken"), RuntimeError("unforeseen")])
-def test_nothing_is_left_of_a_conversion_that_ends_early(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), DataError("broken"), RuntimeError("unforeseen")]
+)
+def test_nothing_is_left_of_a_conversion_that_ends_early(
+    tmp_path: Path, error: BaseException
+) -> None:
     with pytest.raises(type(error)):
         convert(Given(breaks_off(error)), tmp_path / "out")
     assert alone(tmp_path / "out")
@@ -221,7 +275,10 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_500_000, hard))
     try:
-        with pytest.raises(MachineError, match=r"out: cannot be written: .*File too large. Raise the limit of file sizes"):
+        with pytest.raises(
+            MachineError,
+            match=r"out: cannot be written: .*File too large. Raise the limit of file sizes",
+        ):
             convert(source, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -232,7 +289,10 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path) -> None:
     ("rows", "expected"),
     [
         ([row(), row(value=np.nan)], "given, train: day 0 sentence 1 has NaN or infinite features"),
-        ([row(), row()._replace(x_TC=np.ones((9, 5), np.float32))], "day 0 sentence 1 has 5 features, the first 4"),
+        (
+            [row(), row()._replace(x_TC=np.ones((9, 5), np.float32))],
+            "day 0 sentence 1 has 5 features, the first 4",
+        ),
         ([], "given, train: no sentences at all"),
         ([row(bins=0)], "given, train: no sentences at all, or none with bins"),
     ],
@@ -247,7 +307,9 @@ def test_where_nothing_is_converted_to(tiny_data: Path, store: Path, tmp_path: P
     source = open_source(tiny_data)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in (store, tiny_data, tmp_path / "link"):
-        with pytest.raises(CallerError, match=f"{taken.name}: there is something already. Give a new place"):
+        with pytest.raises(
+            CallerError, match=f"{taken.name}: there is something already. Give a new place"
+        ):
             convert(source, taken)
     with pytest.raises(CallerError, match=r"there is no folder .*missing to write it in"):
         convert(source, tmp_path / "missing" / "out")
@@ -266,7 +328,9 @@ def write(path: Path, contents: Any) -> Path:
 
 def test_facts_of_the_spoken_digits(shared_data: Path) -> None:
     """The figures in the data's README."""
-    facts = data_facts(shared_data / "spoken_digits" / "ptDecoder_ctc", ModelConfig(kernel=14, stride=4))
+    facts = data_facts(
+        shared_data / "spoken_digits" / "ptDecoder_ctc", ModelConfig(kernel=14, stride=4)
+    )
     train = facts["partitions"]["train"]
     assert (train["sentences"], train["labels"]["count"], train["channels"]) == (1120, 21372, 32)
     assert train["bins"] == {"min": 45, "mean": 114.7, "max": 212}
@@ -297,8 +361,13 @@ def test_facts_of_what_is_wrong(tmp_path: Path) -> None:
     assert [day["not_finite_channels"] for day in days] == [[1], []]
     assert (facts["duplicates"]["train"], facts["duplicates"]["test_in_train"]) == (2, 1)
     assert facts["duplicates"]["test_labels_in_train"] >= 1
-    assert facts["fault"] == "data, train: day 0 sentence 3 has NaN or infinite features. Valid: finite numbers"
-    assert facts["partitions"]["test"]["fault"].startswith("data, test: day 1 sentence 2 has 3 bins, fewer than model.kernel 4 (1 such)")
+    assert (
+        facts["fault"]
+        == "data, train: day 0 sentence 3 has NaN or infinite features. Valid: finite numbers"
+    )
+    assert facts["partitions"]["test"]["fault"].startswith(
+        "data, test: day 1 sentence 2 has 3 bins, fewer than model.kernel 4 (1 such)"
+    )
 
 
 # ---- the commands
@@ -307,10 +376,21 @@ def test_facts_of_what_is_wrong(tmp_path: Path) -> None:
 def test_check_of_the_bundled_recordings() -> None:
     done = hpo("data", "check", "--kernel", "8", "--stride", "2")
     assert (done.exit_code, done.stderr) == (0, "")
-    for part in ("bundled recordings", "1120", "45 / 114.7 / 212", "0 (0.00 %)", "train lacks AA, AE", "Next: hpo launch --study lr-aug\n"):
+    for part in (
+        "bundled recordings",
+        "1120",
+        "45 / 114.7 / 212",
+        "0 (0.00 %)",
+        "train lacks AA, AE",
+        "Next: hpo launch --study lr-aug\n",
+    ):
         assert part in done.stdout
     facts = json.loads(hpo("data", "check", "--json").stdout)
-    assert (facts["kernel"], facts["stride"], facts["partitions"]["train"]["too_short"]) == (32, 4, 471)
+    assert (facts["kernel"], facts["stride"], facts["partitions"]["train"]["too_short"]) == (
+        32,
+        4,
+        471,
+    )
 
 
 def test_check_tells_what_it_can_of_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -326,7 +406,11 @@ def test_check_tells_what_it_can_of_data_that_cannot_be_trained_on(tmp_path: Pat
     assert json.loads(done.stdout)["fault"] in done.stderr
     contents["train"] = [{}]
     one_line(hpo("data", "check", write(path, contents)), 2, "day 0 has no 'sentenceDat'")
-    one_line(hpo("data", "check", tmp_path / "missing"), 2, "no such file or folder. Give a ptDecoder_ctc pickle")
+    one_line(
+        hpo("data", "check", tmp_path / "missing"),
+        2,
+        "no such file or folder. Give a ptDecoder_ctc pickle",
+    )
 
 
 def test_check_shows_faults_of_test_without_failing(tmp_path: Path) -> None:
@@ -348,7 +432,14 @@ def test_convert_and_check_what_came_of_it(tiny_data: Path, tmp_path: Path) -> N
     fingerprint = read_sentences(tiny_data, "train").fingerprint()
     assert f"train       24 sentences, 3 features, fingerprint {fingerprint}" in done.stdout
     assert f"Next: hpo data check {out}, or hpo launch --study lr-aug --data {out}" in done.stdout
-    one, other = (json.loads(hpo("data", "check", path, "--kernel", "4", "--json").stdout) for path in (tiny_data, out))
+    one, other = (
+        json.loads(hpo("data", "check", path, "--kernel", "4", "--json").stdout)
+        for path in (tiny_data, out)
+    )
     assert one["partitions"] == other["partitions"]
     one_line(hpo("data", "convert", tiny_data, out), 2, "store: there is something already")
-    one_line(hpo("data", "convert", tmp_path, tmp_path / "x"), 2, "a folder with data.pickle, store. Valid: a ptDecoder_ctc pickle")
+    one_line(
+        hpo("data", "convert", tmp_path, tmp_path / "x"),
+        2,
+        "a folder with data.pickle, store. Valid: a ptDecoder_ctc pickle",
+    )

@@ -54,7 +54,11 @@ def report(study: Study, trial: Trial, step: int, per: float, seconds: float) ->
 
 def _points_of(trial: Trial) -> Any:
     table = curve_table.c
-    return select(table.step, table.value, table.attempt).where(table.trial_id == trial.id).order_by(table.step)
+    return (
+        select(table.step, table.value, table.attempt)
+        .where(table.trial_id == trial.id)
+        .order_by(table.step)
+    )
 
 
 def curve(study: Study, trial: Trial) -> list[tuple[int, float, int]]:
@@ -71,7 +75,9 @@ def ended_process() -> Process:
     return Process(HERE.host, identity)
 
 
-def test_starts_come_first_with_their_configurations(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_starts_come_first_with_their_configurations(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     one, two = claim(study), claim(study)
     assert (one.start, two.start) == ("baseline", "slow")
@@ -81,19 +87,28 @@ def test_starts_come_first_with_their_configurations(make_study: Make, tiny_spec
     records = study.records()
     assert "optimizer.eps" not in records[1].params  # sgd has none
     assert records[0].config == one.config.flat()
-    assert (records[0].data, records[0].device, records[0].attempts, records[0].state) == ("f", "cpu", 1, "running")
+    assert (records[0].data, records[0].device, records[0].attempts, records[0].state) == (
+        "f",
+        "cpu",
+        1,
+        "running",
+    )
 
 
 def test_the_same_trials_whoever_draws_them(make_study: Make, tiny_spec: StudySpec) -> None:
     """Random draws depend on the study's seed and the trial's number alone."""
-    spec = tiny_spec.model_copy(update={"sampler": tiny_spec.sampler.model_copy(update={"startup_trials": 99})})
+    spec = tiny_spec.model_copy(
+        update={"sampler": tiny_spec.sampler.model_copy(update={"startup_trials": 99})}
+    )
     studies = [make_study(spec, name) for name in ("a", "b")]
     drawn = [[claim(study).config for _ in range(4)] for study in studies]
     assert drawn[0] == drawn[1]
     assert len({config.flat()["optimizer.lr"] for config in drawn[0]}) == 4
 
 
-def test_the_budget_is_exact_over_workers_at_once(make_study: Make, database: Database, tiny_space: Path) -> None:
+def test_the_budget_is_exact_over_workers_at_once(
+    make_study: Make, database: Database, tiny_space: Path
+) -> None:
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 13"))
     make_study(load_spec(tiny_space))
 
@@ -102,7 +117,11 @@ def test_the_budget_is_exact_over_workers_at_once(make_study: Make, database: Da
         kinds = np.random.default_rng(seed)
         done = 0
         while trial := study.claim(HERE, RECORD):
-            outcomes: list[Outcome] = [completed(0.5), DIVERGED, Failed("a bug", Cause.BAD_CONFIGURATION)]
+            outcomes: list[Outcome] = [
+                completed(0.5),
+                DIVERGED,
+                Failed("a bug", Cause.BAD_CONFIGURATION),
+            ]
             outcome = outcomes[kinds.choice(3, p=[0.5, 0.4, 0.1])]
             assert study.finish(trial, outcome)
             done += not isinstance(outcome, Failed)
@@ -127,12 +146,18 @@ def test_failures_are_replaced_up_to_their_cap(make_study: Make, tiny_space: Pat
     assert build_report(study)["failed_because"] == {"ValueError: a bug": 3}
 
 
-def test_an_interrupted_trial_goes_on_under_its_number(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_an_interrupted_trial_goes_on_under_its_number(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     first = claim(study)
     report(study, first, 2, 0.9, 3.0)
     assert study.finish(first, Interrupted(), 4.0)
-    assert (study.records()[0].state, study.records()[0].cause, study.records()[0].reason) == ("waiting", "interrupted", "a signal")
+    assert (study.records()[0].state, study.records()[0].cause, study.records()[0].reason) == (
+        "waiting",
+        "interrupted",
+        "a signal",
+    )
     again = claim(study)
     assert (again.number, again.config, again.lease != first.lease) == (0, first.config, True)
     assert study.resume(again, 2, [point(2, 0.9)])
@@ -145,7 +170,9 @@ def test_an_interrupted_trial_goes_on_under_its_number(make_study: Make, tiny_sp
     assert curve(study, again) == []
 
 
-def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_resumed_trial_brings_the_points_that_were_owed(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """The database was away when the first worker evaluated; its checkpoint has the curve."""
     study = make_study(tiny_spec)
     claim(study, ended_process())
@@ -156,7 +183,9 @@ def test_a_resumed_trial_brings_the_points_that_were_owed(make_study: Make, tiny
     assert study.optuna.get_trials()[0].intermediate_values == {2: 0.9, 4: 0.7}
 
 
-def test_a_curve_that_another_attempt_forgot_comes_back_with_the_checkpoint(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_curve_that_another_attempt_forgot_comes_back_with_the_checkpoint(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """Without a shared folder: host a, then host b from step 0, then host a again, which has its checkpoint."""
     study = make_study(tiny_spec)
     points = [point(2, 0.9), point(4, 0.7)]
@@ -182,7 +211,9 @@ def test_a_living_workers_trial_is_not(make_study: Make, tiny_spec: StudySpec) -
     assert [record.state for record in study.records()] == ["running"] * 4
 
 
-def test_an_expired_lease_is_taken_and_its_holder_cannot_write(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_an_expired_lease_is_taken_and_its_holder_cannot_write(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     slow = claim(study, Process("another-host", "1:1"))
     with study.engine.begin() as connection:
@@ -193,7 +224,12 @@ def test_an_expired_lease_is_taken_and_its_holder_cannot_write(make_study: Make,
     assert not report(study, slow, 2, 0.1, 1.0)
     assert not study.finish(slow, completed(0.1))
     record = study.records()[0]
-    assert (record.state, record.step, record.last_value, record.seconds) == ("running", 0, None, 0.0)
+    assert (record.state, record.step, record.last_value, record.seconds) == (
+        "running",
+        0,
+        None,
+        0.0,
+    )
     assert study.finish(taker, completed(0.5))
     assert study.records()[0].value == 0.5
 
@@ -205,18 +241,44 @@ def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: St
     assert claim(study).number == 0
 
 
-def test_a_trial_that_kills_its_workers_fails_in_the_end(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_trial_that_kills_its_workers_fails_in_the_end(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     assert [claim(study, ended_process()).number for _ in range(4)] == [0, 0, 0, 1]
     record = study.records()[0]
-    assert (record.state, record.cause, record.reason) == ("failed", "lost", "its worker died or fell silent")
+    assert (record.state, record.cause, record.reason) == (
+        "failed",
+        "lost",
+        "its worker died or fell silent",
+    )
 
 
 def test_how_often_a_trial_is_tried_depends_on_the_cause() -> None:
-    lost, code, short, cut, bad = Cause.LOST, Cause.CODE_ERROR, Cause.OUT_OF_MEMORY, Cause.INTERRUPTED, Cause.BAD_CONFIGURATION
-    for causes in ([cut] * 50, [lost, lost], [code], [short, lost], [lost, cut, cut, lost], [lost, lost, code, cut]):
+    lost, code, short, cut, bad = (
+        Cause.LOST,
+        Cause.CODE_ERROR,
+        Cause.OUT_OF_MEMORY,
+        Cause.INTERRUPTED,
+        Cause.BAD_CONFIGURATION,
+    )
+    for causes in (
+        [cut] * 50,
+        [lost, lost],
+        [code],
+        [short, lost],
+        [lost, cut, cut, lost],
+        [lost, lost, code, cut],
+    ):
         assert not is_over(causes, 3), causes
-    for causes in ([bad], [code, code], [lost, lost, lost], [lost, code, short], [lost, cut, lost, lost], [code, lost, code]):
+    for causes in (
+        [bad],
+        [code, code],
+        [lost, lost, lost],
+        [lost, code, short],
+        [lost, cut, lost, lost],
+        [code, lost, code],
+    ):
         assert is_over(causes, 3), causes
     assert not is_over([lost] * 4, 5)
 
@@ -229,7 +291,9 @@ def test_interruptions_are_no_losses(make_study: Make, tiny_spec: StudySpec) -> 
         study.finish(trial, Interrupted())
 
 
-def test_a_draw_that_is_no_valid_configuration_fails_and_the_next_is_taken(make_study: Make, tiny_space: Path) -> None:
+def test_a_draw_that_is_no_valid_configuration_fails_and_the_next_is_taken(
+    make_study: Make, tiny_space: Path
+) -> None:
     """Nesterov needs momentum; the space allows them apart."""
     tiny_space.write_text(
         "base: {optimizer.name: sgd}\nparameters:\n  optimizer.momentum: {choices: [0.0, 0.9]}\n"
@@ -240,11 +304,15 @@ def test_a_draw_that_is_no_valid_configuration_fails_and_the_next_is_taken(make_
         study.finish(trial, completed(0.5))
     failed = [record for record in study.records() if record.state == "failed"]
     assert failed
-    assert all("optimizer.nesterov needs optimizer.momentum above 0" in record.reason for record in failed)
+    assert all(
+        "optimizer.nesterov needs optimizer.momentum above 0" in record.reason for record in failed
+    )
     assert study.budget_spent()
 
 
-def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     slow = claim(study, ended_process())
     taker = claim(study)
@@ -253,7 +321,9 @@ def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(make_study: Make, 
     assert curve(study, taker) == [(2, 0.9, 2)]
 
 
-def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
     study.optuna.tell(trial.number, state=TrialState.FAIL)
@@ -264,7 +334,9 @@ def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(make_study: Mak
     assert curve(study, trial) == []
 
 
-def test_a_renewal_notices_that_a_trial_was_ended_by_hand_and_frees_its_device(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_renewal_notices_that_a_trial_was_ended_by_hand_and_frees_its_device(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     trial, other = claim(study), claim(study)
     study.optuna.tell(trial.number, state=TrialState.FAIL)
@@ -285,7 +357,9 @@ def test_a_value_that_was_given_by_hand_is_no_score(make_study: Make, tiny_spec:
     assert study.standing().ended == 1
 
 
-def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_records_are_read_again_only_of_trials_that_may_change(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """A launch asks twice a second, in a study of thousands."""
     study, watcher = make_study(tiny_spec), make_study(tiny_spec)
     one, two, by_hand = claim(study), claim(study), claim(study)
@@ -306,24 +380,41 @@ def test_records_are_read_again_only_of_trials_that_may_change(make_study: Make,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hpo.study.reader.rows_of", rows)
         running = claim(study)
-        assert [record.state for record in watcher.records()] == ["complete", "stopped", "failed", "running"]
-    assert set(asked) == {running.id}  # by the claim, which shows the policy what there is, and by the watcher
+        assert [record.state for record in watcher.records()] == [
+            "complete",
+            "stopped",
+            "failed",
+            "running",
+        ]
+    assert set(asked) == {
+        running.id
+    }  # by the claim, which shows the policy what there is, and by the watcher
 
 
-def test_a_study_that_hpo_did_not_make_is_left_alone(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
+def test_a_study_that_hpo_did_not_make_is_left_alone(
+    make_study: Make, database: Database, tiny_spec: StudySpec
+) -> None:
     other = optuna.create_study(storage=database.url, study_name="theirs", direction="maximize")
     other.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(StudyError, match="study theirs is there already, to maximize, not to minimize"):
+    with pytest.raises(
+        StudyError, match="study theirs is there already, to maximize, not to minimize"
+    ):
         make_study(tiny_spec, "theirs")
     assert other.user_attrs == {}
 
 
 def test_two_starts_of_equal_values_are_both_tried(make_study: Make, tiny_space: Path) -> None:
     tiny_space.write_text(TINY.replace("  slow:", "  ours: {}\n  slow:"))
-    assert [record.start for record in make_study(load_spec(tiny_space)).records()] == ["baseline", "ours", "slow"]
+    assert [record.start for record in make_study(load_spec(tiny_space)).records()] == [
+        "baseline",
+        "ours",
+        "slow",
+    ]
 
 
-def test_a_host_on_which_all_fails_is_left_to_those_that_work(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_host_on_which_all_fails_is_left_to_those_that_work(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study, bad, good = make_study(tiny_spec), Process("bad", "1:1"), Process("good", "1:1")
     assert study.finish(claim(study, good), completed(0.5))
     held = claim(study, good)
@@ -341,7 +432,9 @@ def test_a_host_on_which_all_fails_is_left_to_those_that_work(make_study: Make, 
     assert claim(study, good).number == 2
 
 
-def test_without_another_host_the_failed_trial_is_tried_here_again(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_without_another_host_the_failed_trial_is_tried_here_again(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     for _ in range(2):
         trial = claim(study)
@@ -349,15 +442,23 @@ def test_without_another_host_the_failed_trial_is_tried_here_again(make_study: M
         study.finish(trial, Failed("RuntimeError: odd"))
     assert not study.bad_host(HERE.host)
     record = study.records()[0]
-    assert (record.state, record.cause, record.reason) == ("failed", "code error", "RuntimeError: odd")
+    assert (record.state, record.cause, record.reason) == (
+        "failed",
+        "code error",
+        "RuntimeError: odd",
+    )
 
 
-def test_an_outcome_that_is_told_twice_is_written_once(make_study: Make, tiny_spec: StudySpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outcome_that_is_told_twice_is_written_once(
+    make_study: Make, tiny_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connection broke after Optuna's part was written: the worker tries again."""
     study = make_study(tiny_spec)
     trial = claim(study)
     with monkeypatch.context() as patch:
-        patch.setattr(leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut")))
+        patch.setattr(
+            leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut"))
+        )
         with pytest.raises(DatabaseAwayError):
             study.finish(trial, DIVERGED, 3.0)
     assert study.finish(trial, DIVERGED, 3.0)
@@ -366,7 +467,9 @@ def test_an_outcome_that_is_told_twice_is_written_once(make_study: Make, tiny_sp
     assert not study.finish(trial, DIVERGED, 3.0)  # now the lease is gone
 
 
-def test_a_claim_whose_answer_was_lost_is_given_again(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_claim_whose_answer_was_lost_is_given_again(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     assert claim(study).number == 0
     for _ in range(study.spec.attempts.max_attempts + 1):  # its worker lives, so this is no loss
@@ -374,7 +477,9 @@ def test_a_claim_whose_answer_was_lost_is_given_again(make_study: Make, tiny_spe
         assert again is not None and again.number == 0
 
 
-def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """It passed the look at its lease, then stood still while another took the trial; then Optuna's tables are next."""
     study = make_study(tiny_spec)
     slow = claim(study, ended_process())
@@ -422,7 +527,9 @@ def test_the_fine_curve_is_kept(make_study: Make, tiny_spec: StudySpec) -> None:
         assert [row.attempt for row in connection.execute(select(curve_table))] == [1]
 
 
-@pytest.mark.parametrize(("steps", "every"), [(10_000, 100), (400, 20), (6, 2), (7, 2), (100, 1000), (10_001, 100)])
+@pytest.mark.parametrize(
+    ("steps", "every"), [(10_000, 100), (400, 20), (6, 2), (7, 2), (100, 1000), (10_001, 100)]
+)
 def test_optuna_gets_a_thin_curve_with_the_last_value(steps: int, every: int) -> None:
     config = DecoderConfig(steps=steps, evaluate_every=every)
     evaluations = sorted({*range(every, steps + 1, every), steps})
@@ -438,51 +545,73 @@ def test_reopening(make_study: Make, tiny_space: Path) -> None:
 
     make_study(spec())
     assert len(make_study(spec()).records()) == 2  # the starts are there once
-    with pytest.raises(StudyError, match=r"another spec \(different: base.model.units\). Take --name for a new study; --extend"):
+    with pytest.raises(
+        StudyError,
+        match=r"another spec \(different: base.model.units\). Take --name for a new study; --extend",
+    ):
         make_study(spec("units: 8", "units: 9"), extend=True)
     with pytest.raises(StudyError, match=r"smaller spec \(grown: budget.trials\). Take --extend"):
         make_study(spec("trials: 4", "trials: 5"))
     with pytest.raises(StudyError, match=r"made on other data .*fingerprint f; given g"):
         make_study(spec(), fingerprint="g")
     assert make_study(spec("trials: 4", "trials: 5"), extend=True).spec.budget.trials == 5
-    grown = make_study(spec("high: 5e-2", "high: 5e-1").model_copy(update={"budget": spec("trials: 4", "trials: 5").budget}), extend=True)
+    grown = make_study(
+        spec("high: 5e-2", "high: 5e-1").model_copy(
+            update={"budget": spec("trials: 4", "trials: 5").budget}
+        ),
+        extend=True,
+    )
     for _ in range(5):
         grown.finish(claim(grown), completed(0.5))  # sampling over the grown range works
 
 
-def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     """As after an upgrade that has another default for a field that nobody wrote."""
     earlier = tiny_spec.model_copy(update={"base": tiny_spec.base | {"optimizer.beta2": 0.95}})
     make_study(earlier)
     study = make_study(tiny_spec)
     assert claim(study).config.flat()["optimizer.beta2"] == 0.95
-    grown = tiny_spec.model_copy(update={"budget": tiny_spec.budget.model_copy(update={"trials": 9})})
+    grown = tiny_spec.model_copy(
+        update={"budget": tiny_spec.budget.model_copy(update={"trials": 9})}
+    )
     extended = make_study(grown, extend=True)
     assert (extended.budget.trials, extended.spec.base["optimizer.beta2"]) == (9, 0.95)
 
 
-def test_a_study_of_the_other_direction_is_refused(make_study: Make, tiny_spec: StudySpec, database: Database) -> None:
+def test_a_study_of_the_other_direction_is_refused(
+    make_study: Make, tiny_spec: StudySpec, database: Database
+) -> None:
     """It was made by a process that died before it was whole, or by another program."""
     optuna.create_study(storage=database.url, study_name="s", direction="maximize")
-    with pytest.raises(StudyError, match=r"study s is there already, to maximize, not to minimize\. Take --name"):
+    with pytest.raises(
+        StudyError, match=r"study s is there already, to maximize, not to minimize\. Take --name"
+    ):
         make_study(tiny_spec)
 
 
 def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
     data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
     with ThreadPoolExecutor(4) as pool:
-        studies = list(pool.map(lambda _: Study.create_or_open(database, "s", tiny_spec, data), range(4)))
+        studies = list(
+            pool.map(lambda _: Study.create_or_open(database, "s", tiny_spec, data), range(4))
+        )
     assert len({study.id for study in studies}) == 1
     assert len(studies[0].records()) == 2
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "-a", "a b", "ä", "x" * 101, "../x"])
-def test_study_names_that_no_folder_or_url_could_hold(make_study: Make, tiny_spec: StudySpec, name: str) -> None:
+def test_study_names_that_no_folder_or_url_could_hold(
+    make_study: Make, tiny_spec: StudySpec, name: str
+) -> None:
     with pytest.raises(StudyError, match=r"study name .* Valid: letters, digits"):
         make_study(tiny_spec, name)
 
 
-def test_a_study_that_is_not_there(make_study: Make, database: Database, tiny_spec: StudySpec) -> None:
+def test_a_study_that_is_not_there(
+    make_study: Make, database: Database, tiny_spec: StudySpec
+) -> None:
     make_study(tiny_spec, "mine")
     with pytest.raises(StudyError, match=r"no study 'mien' .* There are: mine"):
         Study.open(database, "mien")
@@ -518,10 +647,14 @@ def draws_above(study: Study, bound: float, outcome_above: Stopped | Failed) -> 
     return float(np.mean(np.array(drawn[30:]) > bound))
 
 
-def test_the_sampler_draws_clearly_less_where_runs_diverged(make_study: Make, tmp_path: Path) -> None:
+def test_the_sampler_draws_clearly_less_where_runs_diverged(
+    make_study: Make, tmp_path: Path
+) -> None:
     """Above lr 0.005, 37 % of the range, everything diverges. Told as failures (Optuna's own way), it would learn less."""
     learned = draws_above(make_study(lr_spec(tmp_path), "stopped"), 0.005, DIVERGED)
-    failing = draws_above(make_study(lr_spec(tmp_path), "failed"), 0.005, Failed("NaN", Cause.BAD_CONFIGURATION))
+    failing = draws_above(
+        make_study(lr_spec(tmp_path), "failed"), 0.005, Failed("NaN", Cause.BAD_CONFIGURATION)
+    )
     assert learned < 0.37 / 2
     assert learned < failing
 
@@ -532,15 +665,27 @@ def test_conditional_parameters_are_sampled_and_learnt(make_study: Make, tiny_sp
     for _ in range(30):
         trial = claim(study)
         adam = trial.config.flat()["optimizer.name"] == "adam"
-        study.finish(trial, completed(0.2 + 0.5 * (not adam) + 0.01 * (math.log10(trial.config.flat()["optimizer.eps"]) + 8) * adam))
+        study.finish(
+            trial,
+            completed(
+                0.2
+                + 0.5 * (not adam)
+                + 0.01 * (math.log10(trial.config.flat()["optimizer.eps"]) + 8) * adam
+            ),
+        )
     records = study.records()
-    assert all(("optimizer.eps" in record.params) == (record.params["optimizer.name"] == "adam") for record in records)
+    assert all(
+        ("optimizer.eps" in record.params) == (record.params["optimizer.name"] == "adam")
+        for record in records
+    )
     late = [record for record in records[15:] if record.params["optimizer.name"] == "adam"]
     assert len(late) > 9
     assert np.median([record.params["optimizer.eps"] for record in late]) < 1e-5
 
 
-def test_findings_and_fine_curves_are_kept(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+def test_findings_and_fine_curves_are_kept(
+    make_study: Callable[..., Study], tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec)
     study.keep_result("confirm", {"per": 0.2})
     study.keep_result("confirm", {"per": 0.3})

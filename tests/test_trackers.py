@@ -54,20 +54,28 @@ def assert_tensorboard_has(study: Study, folder: Path) -> None:
         assert [(event.step, event.value) for event in found.Scalars("per")] == [
             (step, pytest.approx(per, abs=1e-6)) for step, per in curve(study, record.number)
         ]
-        assert {"per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds"} <= set(found.Tags()["scalars"])
+        assert {"per", "validation_loss", "loss", "grad_norm", "lr", "step_seconds"} <= set(
+            found.Tags()["scalars"]
+        )
         assert found.Scalars("final_per")[0].value == pytest.approx(record.value, abs=1e-6)
 
 
-def test_tensorboard_has_the_curves_that_the_study_has(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
+def test_tensorboard_has_the_curves_that_the_study_has(
+    make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path
+) -> None:
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
     assert Worker(study, data, tmp_path, RECORD).run() == 4
     assert_tensorboard_has(study, tmp_path)
-    texts = events(tmp_path / "trackers" / "tensorboard" / "trial-1").Tensors("outcome/text_summary")
+    texts = events(tmp_path / "trackers" / "tensorboard" / "trial-1").Tensors(
+        "outcome/text_summary"
+    )
     assert b"complete" in texts[0].tensor_proto.string_val[0]
 
 
-def test_a_trial_that_goes_on_has_each_step_once(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
+def test_a_trial_that_goes_on_has_each_step_once(
+    make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path
+) -> None:
     """A worker is told to leave at each of the first looks; whatever it had told before its checkpoint counts once."""
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
@@ -80,7 +88,11 @@ def test_a_trial_that_goes_on_has_each_step_once(make_study: Make, tiny_spec: St
 
 
 def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
-    make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_study: Make,
+    tiny_spec: StudySpec,
+    data: Recordings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     study = make_study(tiny_spec)
     choose(study, ["tensorboard"])
@@ -93,7 +105,9 @@ def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
 
 def test_what_a_killed_attempt_told_after_its_checkpoint_is_replaced(tmp_path: Path) -> None:
     def attempt(number: int, before: Sequence[Point], told: Sequence[Point]) -> Trackers:
-        subject = Subject(tmp_path / "trackers", "s", 0, number, "unique-0", {"optimizer.lr": 0.1}, "per")
+        subject = Subject(
+            tmp_path / "trackers", "s", 0, number, "unique-0", {"optimizer.lr": 0.1}, "per"
+        )
         found = Trackers([Tracker("tensorboard", subject, lambda: True, print)], before)
         for point in told:
             found.point(point)
@@ -102,10 +116,18 @@ def test_what_a_killed_attempt_told_after_its_checkpoint_is_replaced(tmp_path: P
     def point(step: int, per: float) -> Point:
         return Point(step, per, 1.0)
 
-    attempt(1, [], [point(2, 0.9), point(4, 0.8), point(6, 0.7)]).close()  # as a kill leaves it: without an outcome
-    attempt(2, [point(2, 0.9)], [point(4, 0.6), point(6, 0.5)]).close()  # its checkpoint was of step 2
+    attempt(
+        1, [], [point(2, 0.9), point(4, 0.8), point(6, 0.7)]
+    ).close()  # as a kill leaves it: without an outcome
+    attempt(
+        2, [point(2, 0.9)], [point(4, 0.6), point(6, 0.5)]
+    ).close()  # its checkpoint was of step 2
     found = events(tmp_path / "trackers" / "tensorboard" / "trial-0").Scalars("per")
-    assert [(event.step, event.value) for event in found] == [(2, pytest.approx(0.9)), (4, pytest.approx(0.6)), (6, pytest.approx(0.5))]
+    assert [(event.step, event.value) for event in found] == [
+        (2, pytest.approx(0.9)),
+        (4, pytest.approx(0.6)),
+        (6, pytest.approx(0.5)),
+    ]
 
 
 def test_a_disk_that_fills_up_costs_a_line_and_the_rest_of_that_attempt_alone(
@@ -133,9 +155,16 @@ def test_a_disk_that_fills_up_costs_a_line_and_the_rest_of_that_attempt_alone(
         assert Worker(study, data, tmp_path, RECORD).run() == 4
     assert [record.state for record in study.records()] == ["complete"] * 4
     assert caplog.text.count("gets no more of this attempt") == 1
-    assert "trial 0: tensorboard gets no more of this attempt: OSError: [Errno 28] No space left on device" in caplog.text
+    assert (
+        "trial 0: tensorboard gets no more of this attempt: OSError: [Errno 28] No space left on device"
+        in caplog.text
+    )
     folder = tmp_path / "trackers" / "tensorboard"
-    assert len(events(folder / "trial-0").Scalars("per")) < len(events(folder / "trial-1").Scalars("per")) == 3
+    assert (
+        len(events(folder / "trial-0").Scalars("per"))
+        < len(events(folder / "trial-1").Scalars("per"))
+        == 3
+    )
 
 
 def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
@@ -151,11 +180,16 @@ def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert Worker(study, data, tmp_path, RECORD).run() == 4
-    assert "tensorboard is not installed here (pip install tensorboard). It trains on without" in caplog.text
+    assert (
+        "tensorboard is not installed here (pip install tensorboard). It trains on without"
+        in caplog.text
+    )
 
 
 @needs["mlflow"]
-def test_mlflow_has_the_curves_and_outcomes(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
+def test_mlflow_has_the_curves_and_outcomes(
+    make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path
+) -> None:
     from mlflow import MlflowClient
 
     study = make_study(tiny_spec)
@@ -166,11 +200,17 @@ def test_mlflow_has_the_curves_and_outcomes(make_study: Make, tiny_spec: StudySp
     client = MlflowClient(tracking_uri=(tmp_path / "trackers" / "mlflow").absolute().as_uri())
     experiment = client.get_experiment_by_name(study.name)
     assert experiment
-    runs = {int(run.data.tags["hpo.trial"]): run for run in client.search_runs([experiment.experiment_id])}
+    runs = {
+        int(run.data.tags["hpo.trial"]): run
+        for run in client.search_runs([experiment.experiment_id])
+    }
     assert set(runs) == {0, 1, 2, 3}
     for record in study.records():
         run = runs[record.number]
-        told = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "per"))
+        told = sorted(
+            (metric.step, metric.value)
+            for metric in client.get_metric_history(run.info.run_id, "per")
+        )
         assert told == [(step, pytest.approx(per)) for step, per in curve(study, record.number)]
         assert (run.info.status, run.data.tags["hpo.outcome"]) == ("FINISHED", "complete")
         assert run.data.params["optimizer.lr"] == str(record.config["optimizer.lr"])
@@ -200,14 +240,21 @@ def wandb_has(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     for data in wandb_records(file):
         record: Any = Record.FromString(data)
         if record.HasField("history"):
-            history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
+            history.append(
+                {
+                    item.key or item.nested_key[0]: json.loads(item.value_json)
+                    for item in record.history.item
+                }
+            )
         for item in record.summary.update:
             summary[item.key or item.nested_key[0]] = json.loads(item.value_json)
     return history, summary
 
 
 @needs["wandb"]
-def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path) -> None:
+def test_wandb_writes_an_offline_run_a_trial(
+    make_study: Make, tiny_spec: StudySpec, data: Recordings, tmp_path: Path
+) -> None:
     study = make_study(tiny_spec)
     choose(study, ["wandb"])
     assert Worker(study, data, tmp_path, RECORD).run() == 4
@@ -218,7 +265,10 @@ def test_wandb_writes_an_offline_run_a_trial(make_study: Make, tiny_spec: StudyS
         assert [(line["_step"], line["per"]) for line in history] == [
             (step, pytest.approx(per)) for step, per in curve(study, record.number)
         ]
-        assert (summary["outcome"], summary["final_per"]) == ("complete", pytest.approx(record.value))
+        assert (summary["outcome"], summary["final_per"]) == (
+            "complete",
+            pytest.approx(record.value),
+        )
 
 
 def test_what_track_takes() -> None:

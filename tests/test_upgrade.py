@@ -40,7 +40,9 @@ def test_a_study_with_a_removed_policy_goes_on_and_its_parked_trials_too(
     assert opened.change_budget({"trials": "+1"})[1].trials == tiny_spec.budget.trials + 1
 
 
-def test_a_study_of_today_loses_nothing(make_study: Callable[..., Study], tiny_spec: StudySpec, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_study_of_today_loses_nothing(
+    make_study: Callable[..., Study], tiny_spec: StudySpec, caplog: pytest.LogCaptureFixture
+) -> None:
     make_study(tiny_spec)
     with caplog.at_level(logging.WARNING):
         make_study(tiny_spec)

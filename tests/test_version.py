@@ -2,7 +2,14 @@
 
 import pytest
 
-from hpo.study.version import PACKAGE, SAME_RESULTS, SHAPES_RESULTS, code_version, meaning, same_results
+from hpo.study.version import (
+    PACKAGE,
+    SAME_RESULTS,
+    SHAPES_RESULTS,
+    code_version,
+    meaning,
+    same_results,
+)
 
 CODE = '''
 """About."""
@@ -25,7 +32,10 @@ def grow(x: float, *, by: float = 2.0) -> float:
         ('"""About."""', '"""About it."""'),
         ('    """Docs."""\n', ""),
         ("    # A remark.\n", "    # Another one.\n\n"),
-        ("return x * by + (RATE if x > 0 else exp(x))", "return (\n        x * by + (RATE if x > 0 else exp(x))\n    )"),
+        (
+            "return x * by + (RATE if x > 0 else exp(x))",
+            "return (\n        x * by + (RATE if x > 0 else exp(x))\n    )",
+        ),
         ("x: float, *, by: float = 2.0)", "\n    x: float,\n    *,\n    by: float = 2.0,\n)"),
         ("0.1", "0.10"),
     ],
@@ -59,7 +69,9 @@ def test_all_files_are_there_and_earlier_versions_fit_as_long_as_nothing_changed
     assert all((PACKAGE / name).is_file() for name in SHAPES_RESULTS)
     assert same_results(code_version(), code_version())
     assert not same_results(code_version(), "0.1.0 00000000")
-    assert same_results(code_version(), "0.1.0 917c3b98"), "compare the demo's trials with commit 359d9c5, then enter the version"
+    assert same_results(code_version(), "0.1.0 917c3b98"), (
+        "compare the demo's trials with commit 359d9c5, then enter the version"
+    )
     for version, earlier in SAME_RESULTS.items():
         assert same_results(version, earlier[0])
         assert not same_results("0.1.0 00000000", earlier[0])

@@ -52,12 +52,21 @@ def screen(seen: Snapshot, height: int = 24) -> list[str]:
 def test_a_snapshot_is_what_the_records_say(study: Study) -> None:
     seen = snapshot(study)
     (running,) = seen.running
-    assert (running.number, running.host, running.step, running.steps, running.values) == (2, this_host(), 4, 6, (0.5, 0.4))
+    assert (running.number, running.host, running.step, running.steps, running.values) == (
+        2,
+        this_host(),
+        4,
+        6,
+        (0.5, 0.4),
+    )
     assert 0 <= running.lease_age < 60
     ended = [(trial.number, trial.state, trial.value, trial.reason) for trial in seen.ended]
     assert ended == [(1, "stopped", None, "PER rose"), (0, "complete", 0.25, "")]
     assert seen.best == (0, 0.25)
-    assert {name: start.value for name, start in seen.starts.items()} == {"baseline": 0.25, "slow": None}
+    assert {name: start.value for name, start in seen.starts.items()} == {
+        "baseline": 0.25,
+        "slow": None,
+    }
     assert (seen.spent.ended, seen.waiting, seen.halt) == (2, 0, None)
 
 
@@ -83,7 +92,9 @@ def test_a_snapshot_costs_as_many_queries_with_more_trials(study: Study) -> None
 def test_the_screen_fits(study: Study) -> None:
     lines = screen(snapshot(study))
     assert lines[0].rstrip() == "s: 2 of 4 trials done, 1 run, 0 wait, best PER 25.00 % (trial 0)"
-    assert lines[1].startswith("budget 4 trials; spent 0") and lines[1].rstrip().endswith("; about 4 s to go")  # 2 + 6 steps, 0.5 s each
+    assert lines[1].startswith("budget 4 trials; spent 0") and lines[1].rstrip().endswith(
+        "; about 4 s to go"
+    )  # 2 + 6 steps, 0.5 s each
     row = next(line.split() for line in lines if line.startswith("    2 "))
     assert [*row[:3], *row[-3:]] == ["2", this_host(), "cpu", "40.0", "%", "█▁"]
     assert "4/6" in row and "2.00" in row  # at the 0.5 s a step of `evaluated`
@@ -106,7 +117,12 @@ def test_the_screen_has_what_a_worker_took_of_the_memory(study: Study) -> None:
 
 
 def test_sparkline() -> None:
-    assert (sparkline([]), sparkline([0.5]), sparkline([1.0, 0.5, 0.0]), sparkline([1, 2, 3], 2)) == ("", "▁", "█▅▁", "▁█")
+    assert (
+        sparkline([]),
+        sparkline([0.5]),
+        sparkline([1.0, 0.5, 0.0]),
+        sparkline([1, 2, 3], 2),
+    ) == ("", "▁", "█▅▁", "▁█")
 
 
 def test_a_line_a_change(study: Study) -> None:
@@ -136,7 +152,13 @@ def test_a_pipe_gets_plain_lines_until_the_study_is_over(study: Study) -> None:
 def test_the_screen_comes_and_goes_with_a_key(study: Study) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "hpo.cli", "status", "--study", "s", "--watch"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "80"})
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+    )
     os.close(theirs)
     said = b""
     deadline = time.monotonic() + 100
@@ -174,12 +196,17 @@ def test_the_log_of_a_trial_is_its_file(study: Study) -> None:
     assert (done.stdout, done.stderr) == (LINES, "")
     missing = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "0"])
     place = folder / "trial-0.log"
-    assert (missing.stdout, f"1 of 1 attempts are not in {place} here. Look in {this_host()}:{place}" in missing.stderr) == ("", True)
+    assert (
+        missing.stdout,
+        f"1 of 1 attempts are not in {place} here. Look in {this_host()}:{place}" in missing.stderr,
+    ) == ("", True)
     unknown = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "9"])
     assert (unknown.exit_code, "there is no trial 9" in unknown.stderr) == (2, True)
 
 
-def test_what_is_logged_meanwhile_goes_to_the_trials_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_logged_meanwhile_goes_to_the_trials_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = log_path(tmp_path, 3)
     log = logging.getLogger("hpo.worker")
     for attempt in (1, 2):
@@ -191,7 +218,10 @@ def test_what_is_logged_meanwhile_goes_to_the_trials_file(tmp_path: Path, caplog
                 log.exception("trial 3")
         log.info("of another trial")
     text = path.read_text()
-    assert [line.split(",")[1][4:] for line in text.splitlines() if "begins" in line] == ["trial 3: begins 1", "trial 3: begins 2"]
+    assert [line.split(",")[1][4:] for line in text.splitlines() if "begins" in line] == [
+        "trial 3: begins 1",
+        "trial 3: begins 2",
+    ]
     assert text.count("ValueError: no") == 2 and "another" not in text
     (tmp_path / "file").touch()
     with logged(log_path(tmp_path / "file", 3)):

@@ -38,7 +38,9 @@ def weights_of(trial: Trial, data: Recordings) -> dict[str, torch.Tensor]:
     return GruTraining(trial.config, data).state.scored.state_dict()
 
 
-def worker_for(study: Study, data: Recordings, folder: Path, stop: Callable[[], bool] = lambda: False) -> Worker:
+def worker_for(
+    study: Study, data: Recordings, folder: Path, stop: Callable[[], bool] = lambda: False
+) -> Worker:
     return Worker(study, data, folder, RECORD, stop)
 
 
@@ -62,7 +64,9 @@ def test_training_that_is_not_finite_stops_at_its_step(
     """lr 1e30 throws the weights out of the range of float32 in one update; the next evaluation would be far away."""
     rare = TINY.replace("steps: 6, evaluate_every: 2", "steps: 900, evaluate_every: 900")
     tiny_space.write_text(
-        rare.replace("high: 5e-2", "high: 1e30").replace("baseline: {}", "wild: {optimizer.lr: 1e30, optimizer.name: sgd}")
+        rare.replace("high: 5e-2", "high: 1e30").replace(
+            "baseline: {}", "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
+        )
     )
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
@@ -83,7 +87,9 @@ def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
     study = make_study(load_spec(tiny_space))
     data.data.n_features = 7  # the model is built for other features than the batches have
     worker = worker_for(study, data, tmp_path)
-    assert worker.run() == 22  # the budget's ten failures, and the one that is too many, each tried twice
+    assert (
+        worker.run() == 22
+    )  # the budget's ten failures, and the one that is too many, each tried twice
     assert {record.state for record in study.records()} == {"failed"}
     assert study.records()[0].reason.startswith("RuntimeError: ")
 
@@ -99,7 +105,10 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
     assert (record.state, record.step) == ("waiting", 3)
     with study.engine.begin() as connection:
         memory = connection.execute(select(trial_table.c.memory)).scalars().first()
-    assert memory is not None and 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert (
+        memory is not None
+        and 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     assert len(checkpoints(tmp_path / "trial-0")) == 1
     assert worker_for(study, data, tmp_path).run() == 4
     assert not checkpoints(tmp_path / "trial-0")
@@ -110,10 +119,17 @@ def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
     make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """Real: no machine has the petabytes for these weights. A trial to which this happens too often fails."""
-    tiny_space.write_text(TINY.replace("model.units: 8", "model.units: 10_000_000").replace("trials: 4", "trials: 4, failures: 0"))
+    tiny_space.write_text(
+        TINY.replace("model.units: 8", "model.units: 10_000_000").replace(
+            "trials: 4", "trials: 4, failures: 0"
+        )
+    )
     study = make_study(load_spec(tiny_space))
     for attempt in range(1, 4):
-        with pytest.raises(MemoryShortError, match=r"trial 0: cpu ran out of memory; it waits to go on. Take fewer workers") as raised:
+        with pytest.raises(
+            MemoryShortError,
+            match=r"trial 0: cpu ran out of memory; it waits to go on. Take fewer workers",
+        ) as raised:
             worker_for(study, data, tmp_path).run()
         assert raised.value.exit_code == 3
         record = study.records()[0]
@@ -123,7 +139,11 @@ def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
 
 
 def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_study: Callable[..., Study],
+    tiny_space: Path,
+    data: Recordings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     study = make_study(load_spec(tiny_space))
     looks = iter([False, False, False, True])
@@ -133,7 +153,10 @@ def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
     with caplog.at_level("INFO"):
         assert worker_for(study, data, tmp_path).run() == 4
     assert "trial 0: a checkpoint cannot be used: checkpoint-00000003-" in caplog.text
-    assert "trial 0: no checkpoint of its earlier attempt is here; it begins again at step 0" in caplog.text
+    assert (
+        "trial 0: no checkpoint of its earlier attempt is here; it begins again at step 0"
+        in caplog.text
+    )
     assert study.records()[0].state == "complete"
 
 
@@ -163,7 +186,10 @@ def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
     def stop() -> bool:
         if next(looks) == 2:  # after step 2; before, there is no score
             until(lambda: bool(checkpoints(folder)) and (folder / "best.safetensors").exists())
-            written.extend(path.stat().st_mtime_ns for path in (folder / "best.safetensors", checkpoints(folder)[-1]))
+            written.extend(
+                path.stat().st_mtime_ns
+                for path in (folder / "best.safetensors", checkpoints(folder)[-1])
+            )
         return bool(written)
 
     worker_for(study, data, tmp_path, stop).run()
@@ -185,7 +211,9 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
 
     run = Attempt(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
     best.parent.mkdir()
-    run.writer.submit("another's", save_decoder, best, weights_of(trial, data), trial.config, {"step": 99})
+    run.writer.submit(
+        "another's", save_decoder, best, weights_of(trial, data), trial.config, {"step": 99}
+    )
     run.writer.wait()
     run.to_its_end()
     run.writer.close()
@@ -203,12 +231,17 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
     assert trial is not None
     run = Attempt(worker, trial, tmp_path / "trial-0")
     assert isinstance(run.to_its_end(), Completed)
-    begun = begin(partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data), tmp_path / "trial-0")
+    begun = begin(
+        partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data),
+        tmp_path / "trial-0",
+    )
     assert begun.training.step == trial.config.steps
     run.writer.close()
     run.reporter.close()
     run.tidy()
-    assert [path.name for path in (tmp_path / "trial-0").iterdir() if path.suffix != ".safetensors"] == []
+    assert [
+        path.name for path in (tmp_path / "trial-0").iterdir() if path.suffix != ".safetensors"
+    ] == []
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(

@@ -8,7 +8,14 @@ from functools import partial
 from typing import Any, cast
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+    WilcoxonPruner,
+)
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from simulate import Curves, Rules, Search
@@ -20,7 +27,9 @@ from hpo.space.spec import Policy, SamplerSettings, StudySpec
 from hpo.space.stopping import OwnPast, Stop
 from hpo.study.sampling import distribution, sampler_of
 
-STARTUP_TRIALS = SamplerSettings().startup_trials  # the demo profile, with which tables are made, may have fewer
+STARTUP_TRIALS = (
+    SamplerSettings().startup_trials
+)  # the demo profile, with which tables are made, may have fewer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -74,7 +83,9 @@ class Nothing(Rules):
 class Ours(Nothing):
     """A policy of ours and its stopping rule: search and rules in one. hpo/search/policy.py decides, here as in a real study."""
 
-    def __init__(self, policy: Policy, spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS):
+    def __init__(
+        self, policy: Policy, spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS
+    ):
         self.spec = with_seed(spec, seed, startup_trials).model_copy(update={"policy": policy})
         self._rule = OwnPast()
         self._values: list[dict[str, Any]] = []
@@ -132,7 +143,10 @@ class EpochThenBest(Nothing):
         if into or not rounds:
             return None
         drawn = range((rounds - 1) * self.count, rounds * self.count)
-        advanced = sum(bool(curves[number]) and (number not in paused and curves[number][-1].step > self.first) for number in drawn)
+        advanced = sum(
+            bool(curves[number]) and (number not in paused and curves[number][-1].step > self.first)
+            for number in drawn
+        )
         left = sorted((paused[number][-1].value, number) for number in drawn if number in paused)
         return left[0][1] if left and advanced < self.keep else None
 
@@ -147,7 +161,13 @@ class Method:
 
 
 def with_seed(spec: StudySpec, seed: int, startup_trials: int) -> StudySpec:
-    return spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"seed": seed, "startup_trials": startup_trials})})
+    return spec.model_copy(
+        update={
+            "sampler": spec.sampler.model_copy(
+                update={"seed": seed, "startup_trials": startup_trials}
+            )
+        }
+    )
 
 
 def tpe(spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS) -> Search:
@@ -156,7 +176,9 @@ def tpe(spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS) -> Sea
     return Memory(seeded, lambda number: sampler_of(seeded, number), NopPruner())
 
 
-def of_optuna(sampler: Callable[[int], BaseSampler], pruner: Callable[[StudySpec], BasePruner]) -> Callable[[StudySpec, int], Search]:
+def of_optuna(
+    sampler: Callable[[int], BaseSampler], pruner: Callable[[StudySpec], BasePruner]
+) -> Callable[[StudySpec, int], Search]:
     def make(spec: StudySpec, seed: int) -> Search:
         one = sampler(seed)
         return Memory(spec, lambda number: one, pruner(spec))

@@ -40,9 +40,13 @@ def flat(spec: StudySpec, language: ModuleType, beyond: int) -> dict[str, Any]:
         if isinstance(whole, CategoricalDistribution):
             space[name] = language.choice(list(range(len(whole.choices))))
         elif isinstance(whole, IntDistribution):
-            space[name] = (language.lograndint if whole.log else language.randint)(whole.low, whole.high + beyond)
+            space[name] = (language.lograndint if whole.log else language.randint)(
+                whole.low, whole.high + beyond
+            )
         else:
-            space[name] = (language.loguniform if whole.log else language.uniform)(whole.low, whole.high)
+            space[name] = (language.loguniform if whole.log else language.uniform)(
+                whole.low, whole.high
+            )
     return space
 
 
@@ -51,7 +55,11 @@ def encoded(spec: StudySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     places: dict[str, Any] = {}
     for name, value in values.items():
         whole = distribution(spec, name)
-        places[name] = int(whole.to_internal_repr(value)) if isinstance(whole, CategoricalDistribution) else value
+        places[name] = (
+            int(whole.to_internal_repr(value))
+            if isinstance(whole, CategoricalDistribution)
+            else value
+        )
     return places
 
 
@@ -89,7 +97,9 @@ def ray_random(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     points = [encoded(spec, start) for start in starts(spec)]
-    return BasicVariantGenerator(points_to_evaluate=points, random_state=seed), flat(spec, tune, beyond=1)
+    return BasicVariantGenerator(points_to_evaluate=points, random_state=seed), flat(
+        spec, tune, beyond=1
+    )
 
 
 def ray_optuna(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -100,21 +110,35 @@ def ray_optuna(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
     def space(trial: Any) -> dict[str, Any]:
         return encoded(spec, drawn(spec, trial))
 
-    return SearchGenerator(OptunaSearch(space, metric="per", mode="min", points_to_evaluate=starts(spec), seed=seed)), {}
+    return SearchGenerator(
+        OptunaSearch(space, metric="per", mode="min", points_to_evaluate=starts(spec), seed=seed)
+    ), {}
 
 
 class RayTune:
     """Ray Tune's ASHA, called as its TuneController calls it. A failed trial is one whose loss is not finite."""
 
-    def __init__(self, algorithm: Callable[[StudySpec, int], tuple[Any, dict[str, Any]]], spec: StudySpec, seed: int):
+    def __init__(
+        self,
+        algorithm: Callable[[StudySpec, int], tuple[Any, dict[str, Any]]],
+        spec: StudySpec,
+        seed: int,
+    ):
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         from ray.tune.schedulers import AsyncHyperBandScheduler
 
         self.spec = spec
         self._scheduler = AsyncHyperBandScheduler(mode="min", **_rungs(spec))
         self._algorithm, space = algorithm(spec, seed)
-        with TemporaryDirectory() as folder:  # Ray tries whether it can write there; else under the home folder
-            experiment = {"run": _not_run, "config": space, "num_samples": sys.maxsize, "storage_path": folder}
+        with (
+            TemporaryDirectory() as folder
+        ):  # Ray tries whether it can write there; else under the home folder
+            experiment = {
+                "run": _not_run,
+                "config": space,
+                "num_samples": sys.maxsize,
+                "storage_path": folder,
+            }
             self._algorithm.add_configurations({"search": experiment})
         self._trials: list[Any] = []
         self._results: dict[int, dict[str, Any]] = {}
@@ -161,14 +185,20 @@ class SyneTune:
         from syne_tune.optimizer import baselines
 
         logging.getLogger("syne_tune").setLevel(logging.ERROR)  # ASHA warns of its own arguments
-        warnings.filterwarnings("ignore", "After 0.17", FutureWarning)  # of statsmodels, to Syne Tune
-        np.random.seed(seed_of(seed, 0))  # some of its draws are from this, whatever its own seed; the same would draw the same
+        warnings.filterwarnings(
+            "ignore", "After 0.17", FutureWarning
+        )  # of statsmodels, to Syne Tune
+        np.random.seed(
+            seed_of(seed, 0)
+        )  # some of its draws are from this, whatever its own seed; the same would draw the same
         self.spec = spec
         space = flat(spec, config_space, beyond=0)
         some = {name: domain.sample() for name, domain in space.items()}  # a point has to be whole
         points = [some | encoded(spec, start) for start in starts(spec)]
         scheduler = getattr(baselines, baseline)
-        self._scheduler = scheduler(space, random_seed=seed, points_to_evaluate=points, **_rungs(spec))
+        self._scheduler = scheduler(
+            space, random_seed=seed, points_to_evaluate=points, **_rungs(spec)
+        )
         self._trials: list[Any] = []
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
@@ -182,11 +212,16 @@ class SyneTune:
     def report(self, number: int, evaluation: Point) -> bool:
         from syne_tune.optimizer.scheduler import SchedulerDecision
 
-        return bool(self._scheduler.on_trial_result(self._trials[number], _report(self.spec, evaluation)) == SchedulerDecision.STOP)
+        return bool(
+            self._scheduler.on_trial_result(self._trials[number], _report(self.spec, evaluation))
+            == SchedulerDecision.STOP
+        )
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
         """At max_t too it says STOP, after which its Tuner removes a trial."""
-        (self._scheduler.on_trial_error if stop is not None else self._scheduler.on_trial_remove)(self._trials[number])
+        (self._scheduler.on_trial_error if stop is not None else self._scheduler.on_trial_remove)(
+            self._trials[number]
+        )
 
 
 METHODS = {
@@ -199,4 +234,8 @@ METHODS = {
 
 def absent() -> list[str]:
     """Methods whose package is not installed."""
-    return [name for name in METHODS if find_spec("ray" if name.startswith("ray") else "syne_tune") is None]
+    return [
+        name
+        for name in METHODS
+        if find_spec("ray" if name.startswith("ray") else "syne_tune") is None
+    ]

@@ -33,7 +33,10 @@ from hpo.space.upgrade import upgraded_spec
 from hpo.study.sampling import seed_of
 
 HERE = Path(__file__).parent
-STEP_SECONDS, EVALUATION_SECONDS = 0.0166, 0.064  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`
+STEP_SECONDS, EVALUATION_SECONDS = (
+    0.0166,
+    0.064,
+)  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`
 NEAREST = 3  # trainings, one of which lends its curve
 DIGITS = 9  # of a simulated PER: a study keeps it as errors over a length, and must find the same
 LEARNS = 0.7  # PER at the end of a training that learned something
@@ -56,7 +59,10 @@ class Table:
     def groups(self) -> list[int]:
         """Equal for equal configurations."""
         first: dict[str, int] = {}
-        return [first.setdefault(json.dumps(params, sort_keys=True), row) for row, params in enumerate(self.params)]
+        return [
+            first.setdefault(json.dumps(params, sort_keys=True), row)
+            for row, params in enumerate(self.params)
+        ]
 
     @property
     def final(self) -> Array:
@@ -66,8 +72,14 @@ class Table:
 
 def load_table(name: str) -> Table:
     stored = np.load(HERE / f"table_{name}.npz")
-    rows, curves, fields = json.loads(str(stored["rows"])), stored["curves"].astype(float), list(stored["fields"])
-    once = {json.dumps([row["params"], row["seed"]]): index for index, row in enumerate(rows)}  # two parts begin with the starts
+    rows, curves, fields = (
+        json.loads(str(stored["rows"])),
+        stored["curves"].astype(float),
+        list(stored["fields"]),
+    )
+    once = {
+        json.dumps([row["params"], row["seed"]]): index for index, row in enumerate(rows)
+    }  # two parts begin with the starts
     rows, curves = [rows[index] for index in once.values()], curves[list(once.values())]
     # The stored tables are older than policies.
     values = {"policy": DEFAULT_POLICY} | json.loads(str(stored["spec"]))
@@ -81,7 +93,11 @@ def encode(spec: StudySpec, values: Mapping[str, Any]) -> Array:
     """Numbers as their place in the range, choices one by one, what does not exist at -0.5; first the size of a step, because
     lr and eps (or momentum) make it together.
     """
-    divided = math.log(values["optimizer.eps"] + 3e-3) if "optimizer.eps" in values else math.log(1 - values["optimizer.momentum"])
+    divided = (
+        math.log(values["optimizer.eps"] + 3e-3)
+        if "optimizer.eps" in values
+        else math.log(1 - values["optimizer.momentum"])
+    )
     found = [(math.log(values["optimizer.lr"]) - divided) / 5]
     for name, parameter in spec.parameters.items():
         value = values.get(name)
@@ -91,7 +107,9 @@ def encode(spec: StudySpec, values: Mapping[str, Any]) -> Array:
             found.append(-0.5)
         else:
             assert parameter.low is not None and parameter.high is not None
-            low, high, value = (math.log(x) if parameter.log else x for x in (parameter.low, parameter.high, value))
+            low, high, value = (
+                math.log(x) if parameter.log else x for x in (parameter.low, parameter.high, value)
+            )
             found.append((value - low) / (high - low))
     return np.array(found)
 
@@ -118,7 +136,9 @@ class Surrogate:
         self._x = np.array([encode(self.spec, params) for params in table.params])
         y = np.log(np.maximum(table.final, 1e-3))
         dimensions = self._x.shape[1]
-        kernel = ConstantKernel(1.0) * Matern(np.full(dimensions, 2.0), (0.1, 100.0), nu=2.5) + WhiteKernel(0.05, (1e-4, 1.0))
+        kernel = ConstantKernel(1.0) * Matern(
+            np.full(dimensions, 2.0), (0.1, 100.0), nu=2.5
+        ) + WhiteKernel(0.05, (1e-4, 1.0))
         process = GaussianProcessRegressor(kernel if theta is None else kernel.clone_with_theta(theta), normalize_y=True,
                                            optimizer="fmin_l_bfgs_b" if theta is None else None)  # fmt: skip
         with warnings.catch_warnings():  # of what does not matter the length goes to its bound
@@ -133,13 +153,22 @@ class Surrogate:
 
     def _distances(self, values: Mapping[str, Any]) -> Array:
         """To each training of the table, in the kernel's lengths."""
-        distances: Array = np.sqrt((((self._x - encode(self.spec, values)) / self._scale) ** 2).sum(axis=1))
+        distances: Array = np.sqrt(
+            (((self._x - encode(self.spec, values)) / self._scale) ** 2).sum(axis=1)
+        )
         return distances
 
     def truth(self, values: Mapping[str, Any]) -> float:
         """The PER that a training of this configuration is expected to end with: the process's mean."""
         scaled = math.sqrt(5) * self._distances(values)
-        return float(np.exp(min(self._middle + (1 + scaled + scaled**2 / 3) * np.exp(-scaled) @ self._weights, 0.05)))
+        return float(
+            np.exp(
+                min(
+                    self._middle + (1 + scaled + scaled**2 / 3) * np.exp(-scaled) @ self._weights,
+                    0.05,
+                )
+            )
+        )
 
     def training(self, values: Mapping[str, Any], seed: int) -> Training:
         """The curve of one of the nearest trainings, bent in log PER so that it ends at the truth and a seed's noise."""
@@ -149,7 +178,9 @@ class Surrogate:
         if not np.isfinite(log_per[-1]):
             return Training(self.table.steps, self.table.per[like], loss)
         end = math.log(self.truth(values)) + self.noise * generator.normal()
-        fallen = np.clip(log_per / min(log_per[-1], -0.05), 0, 1)  # how far it is on the way from PER 1 to its end
+        fallen = np.clip(
+            log_per / min(log_per[-1], -0.05), 0, 1
+        )  # how far it is on the way from PER 1 to its end
         shift = (end - log_per[-1]) * fallen
         per = np.round(np.exp(log_per + shift), DIGITS)
         return Training(self.table.steps, per, loss * np.exp(shift))
@@ -166,7 +197,9 @@ def seed_noise(table: Table) -> float:
     found: dict[int, list[float]] = {}
     for group, per in zip(table.groups, table.final, strict=True):
         found.setdefault(group, []).append(math.log(max(per, 1e-3)))
-    pairs = [values for values in found.values() if len(values) > 1 and min(values) < math.log(LEARNS)]
+    pairs = [
+        values for values in found.values() if len(values) > 1 and min(values) < math.log(LEARNS)
+    ]
     return float(np.sqrt(np.mean([np.var(values, ddof=1) for values in pairs]))) if pairs else 0.05
 
 
@@ -186,7 +219,9 @@ def errors(table: Table, theta: Array, folds: int = 10) -> dict[str, float]:
         "median error of PER where it learns": float(np.median(error[learns])),
         "median error of PER, best quarter": float(np.median(error[good])),
         "rank correlation": float(spearmanr(predicted, table.final).statistic),
-        "rank correlation, best quarter": float(spearmanr(predicted[good], table.final[good]).statistic),
+        "rank correlation, best quarter": float(
+            spearmanr(predicted[good], table.final[good]).statistic
+        ),
         "median error of a curve's points": float(np.nanmedian(np.abs(drawn - table.per)[learns])),
         "SD between seeds, of log PER": seed_noise(table),
     }
@@ -211,9 +246,13 @@ def policy_ranks(table: Table, shown: int = 45, times: int = 12) -> dict[str, fl
         rest = np.setdiff1d(first, some)
         seen = [Seen(int(row), table.params[row], float(table.final[row])) for row in some]
         for what, cube in (("with", Cube(table.spec)), ("without", _Apart(table.spec))):
-            expected = Model(cube, seen).expected(np.array([cube.point(table.params[row]) for row in rest]))
+            expected = Model(cube, seen).expected(
+                np.array([cube.point(table.params[row]) for row in rest])
+            )
             rank = spearmanr(expected, table.final[rest]).statistic
-            found.setdefault(f"rank correlation of the policy's model, {what} the size of a step", []).append(float(rank))
+            found.setdefault(
+                f"rank correlation of the policy's model, {what} the size of a step", []
+            ).append(float(rank))
     return {what: float(np.mean(ranks)) for what, ranks in found.items()}
 
 
@@ -227,7 +266,9 @@ def early(table: Table) -> list[str]:
     for share in (0.05, 0.1, 0.15, 0.3, 0.4, 0.5, 0.6, 0.75):
         point = math.ceil(share * table.per.shape[1]) - 1
         ranks = [
-            spearmanr(values[some, point], table.final[some]).statistic for values in (table.per, table.loss) for some in (whole, best)
+            spearmanr(values[some, point], table.final[some]).statistic
+            for values in (table.per, table.loss)
+            for some in (whole, best)
         ]
         rows.append(f"{100 * share:.0f} %: {' '.join(f'{rank:.2f}' for rank in ranks)}")
     return rows
@@ -286,7 +327,9 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
 
     def begin(now: float) -> None:
         curves = {number: trace.curve for number, trace in traces.items()}
-        paused = {number: trace.curve for number, trace in traces.items() if trace.state == "paused"}
+        paused = {
+            number: trace.curve for number, trace in traces.items() if trace.state == "paused"
+        }
         number = rules.resume(paused, curves)
         if number is None:
             number, values = search.ask(curves)
@@ -313,7 +356,9 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
     return list(traces.values())
 
 
-def _advance(search: Search, rules: Rules, traces: Mapping[int, Trace], trace: Trace, point: int) -> str:
+def _advance(
+    search: Search, rules: Rules, traces: Mapping[int, Trace], trace: Trace, point: int
+) -> str:
     """The trial's state after its next evaluation."""
     evaluation = trace.training.evaluation(point)
     if stop := not_finite(evaluation, PER):
@@ -332,7 +377,9 @@ def _advance(search: Search, rules: Rules, traces: Mapping[int, Trace], trace: T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table")
     parser.add_argument("--fit", action="store_true")
     arguments = parser.parse_args()

@@ -40,7 +40,9 @@ def spec_of(table: str) -> StudySpec:
     spec = load_spec(find_space("lr-aug"), "demo", other if table == "b" else {}, policy="tpe")
     parameters = dict(spec.parameters)
     if table == "b":
-        parameters["schedule.warmup"] = parameters["schedule.warmup"].model_copy(update={"low": 0.2, "high": 0.6})
+        parameters["schedule.warmup"] = parameters["schedule.warmup"].model_copy(
+            update={"low": 0.2, "high": 0.6}
+        )
     return spec.model_copy(update={"stopping": None, "parameters": parameters})
 
 
@@ -76,9 +78,13 @@ def design(spec: StudySpec, count: int) -> dict[str, dict[str, Any]]:
 def part_spec(table: str, part: str) -> StudySpec:
     spec, count = spec_of(table), SIZES[table][part]
     if part == "sobol":
-        spec = spec.model_copy(update={"starts": spec.starts | design(spec, count - len(spec.starts))})
+        spec = spec.model_copy(
+            update={"starts": spec.starts | design(spec, count - len(spec.starts))}
+        )
     if part == "tpe":  # as a real study has them, not as the demo
-        spec = spec.model_copy(update={"sampler": spec.sampler.model_copy(update={"startup_trials": 20})})
+        spec = spec.model_copy(
+            update={"sampler": spec.sampler.model_copy(update={"startup_trials": 20})}
+        )
     if part == "again":
         base = spec.base | {"seed": 10_000}
         spec = spec.model_copy(update={"base": base, "starts": chosen_again(table, count)})
@@ -87,7 +93,10 @@ def part_spec(table: str, part: str) -> StudySpec:
 
 def chosen_again(table: str, count: int) -> dict[str, dict[str, Any]]:
     """Half of them the best, the others evenly over the ranks of the rest."""
-    rows = sorted((row for row in rows_of(table, ("sobol", "tpe")) if row["per"] is not None), key=lambda row: float(row["per"]))
+    rows = sorted(
+        (row for row in rows_of(table, ("sobol", "tpe")) if row["per"] is not None),
+        key=lambda row: float(row["per"]),
+    )
     best, rest = rows[: count // 2], rows[count // 2 :]
     spread = [rest[int(place)] for place in np.linspace(0, len(rest) - 1, count - len(best))]
     in_turn = [row for pair in zip(best, spread, strict=True) for row in pair]
@@ -106,7 +115,13 @@ def rows_of(table: str, parts: tuple[str, ...]) -> list[dict[str, Any]]:
         records = [record for record in study.records() if record.state in ("complete", "stopped")]
         curves = study.curves(records)
         for record in records:
-            row = {"part": part, "number": record.number, "start": record.start, "params": record.params, "seed": record.config["seed"]}
+            row = {
+                "part": part,
+                "number": record.number,
+                "start": record.start,
+                "params": record.params,
+                "seed": record.config["seed"],
+            }
             found = {
                 "per": record.value,
                 "curve": curves[record.number],
@@ -132,7 +147,9 @@ def export(table: str, parts: tuple[str, ...]) -> None:
         "spec": spec.model_dump_json(),
     }
     np.savez_compressed(HERE / f"table_{table}.npz", **parts_of_file)
-    print(f"table {table}: {len(rows)} trainings, {sum(row['per'] is None for row in rows)} not finite")
+    print(
+        f"table {table}: {len(rows)} trainings, {sum(row['per'] is None for row in rows)} not finite"
+    )
 
 
 def in_fields(point: Point) -> list[float]:
@@ -159,15 +176,21 @@ def run(table: str, part: str, workers: int) -> bool:
         study = Study.create_or_open(database, study_name(table, part), spec, facts)
         study.settle(None, code_version())
     if study.why_over() is None:
-        Launcher(study, database, Plan(("cpu",) * workers, threads=1), path, allow_different_code=True).run()
+        Launcher(
+            study, database, Plan(("cpu",) * workers, threads=1), path, allow_different_code=True
+        ).run()
     return study.standing().ended >= study.budget.trials
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", choices=sorted(SIZES))
     parser.add_argument("--workers", type=int, default=2, help="0: export only")
-    parser.add_argument("--parts", nargs="+", choices=["sobol", "tpe", "again"], default=["sobol", "tpe", "again"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["sobol", "tpe", "again"], default=["sobol", "tpe", "again"]
+    )
     arguments = parser.parse_args()
     for part in arguments.parts:
         if arguments.workers and not run(arguments.table, part, arguments.workers):

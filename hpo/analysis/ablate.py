@@ -147,11 +147,15 @@ def named(study: Study, which: str) -> tuple[str, Config]:
     if which in study.spec.starts:
         return which, start_config(study, which)
     if which != "best" and not which.isdecimal():
-        raise StudyError(f"study {study.name}: {which!r} is no start. Valid: {', '.join(study.spec.starts)}, best, or a trial's number")
+        raise StudyError(
+            f"study {study.name}: {which!r} is no start. Valid: {', '.join(study.spec.starts)}, best, or a trial's number"
+        )
     record = pick_trial(study, which)
     config = config_of(study.spec, record)
     if config is None:
-        raise StudyError(f"study {study.name}: trial {record.number} has no whole configuration, so it cannot be retrained. Take another")
+        raise StudyError(
+            f"study {study.name}: trial {record.number} has no whole configuration, so it cannot be retrained. Take another"
+        )
     return f"trial {record.number}", config
 
 
@@ -161,23 +165,41 @@ def differences(spec: StudySpec, start: Config, end: Config) -> list[Change]:
     in_a, in_b = spec.existing(a), spec.existing(b)
     nowhere = set(spec.parameters) - set(in_a) - set(in_b)
     order = [*spec.parameters, *(name for name in a if name not in spec.parameters)]
-    changed = [name for name in order if a[name] != b[name] and name != "seed" and name not in nowhere]
+    changed = [
+        name for name in order if a[name] != b[name] and name != "seed" and name not in nowhere
+    ]
     groups: list[list[str]] = []
     for name in changed:
-        hangs_on = set(spec.parameters[name].when) if name in spec.parameters and (name in in_a) != (name in in_b) else set()
+        hangs_on = (
+            set(spec.parameters[name].when)
+            if name in spec.parameters and (name in in_a) != (name in in_b)
+            else set()
+        )
         joined = [group for group in groups if hangs_on & set(group)]
-        groups = [group for group in groups if group not in joined] + [[*(other for group in joined for other in group), name]]
+        groups = [group for group in groups if group not in joined] + [
+            [*(other for group in joined for other in group), name]
+        ]
     groups.sort(key=lambda group: order.index(group[0]))
     return [{name: b[name] for name in group} for group in groups]
 
 
 def trainings(changes: int, seeds: int, select_seeds: int, rounds: int | None) -> int:
     """How many a path takes at most."""
-    selecting = [changes - done for done in range(changes if rounds is None else min(rounds, changes))]
+    selecting = [
+        changes - done for done in range(changes if rounds is None else min(rounds, changes))
+    ]
     return select_seeds * sum(count for count in selecting if count > 1) + seeds * (changes + 1)
 
 
-def ablate(study: Study, child: Study, ends: tuple[str, str], seeds: int, select_seeds: int, rounds: int | None, train: Train) -> Ablation:
+def ablate(
+    study: Study,
+    child: Study,
+    ends: tuple[str, str],
+    seeds: int,
+    select_seeds: int,
+    rounds: int | None,
+    train: Train,
+) -> Ablation:
     """Walk from one configuration to the other. rounds: of choosing the next change; the rest follows the last round's order.
 
     Returns the finding, which is kept with the study. Raises StudyError, CallerError.
@@ -186,14 +208,31 @@ def ablate(study: Study, child: Study, ends: tuple[str, str], seeds: int, select
     (start, config), (end, goal) = (named(study, which) for which in ends)
     changes = differences(study.spec, config, goal)
     if not changes:
-        raise CallerError(f"--from {ends[0]} --to {ends[1]}: they do not differ. Valid: two configurations that do")
+        raise CallerError(
+            f"--from {ends[0]} --to {ends[1]}: they do not differ. Valid: two configurations that do"
+        )
     ordered = _order(study, child, config, changes, select_seeds, rounds, train)
     nodes = [config]
     for change in ordered:
         nodes.append(nodes[-1].with_values(change))
-    labels = [start, *(_label(before, change) for before, change in zip(nodes, ordered, strict=False))]
-    results = outcomes(child, retrain(child, list(zip(nodes, labels, strict=True)), fresh_seeds(study, "measure", seeds), train), PARTITION)
-    steps = tuple(_step(results, index, ({}, *ordered)[index], labels[index], study.spec.metric) for index in range(len(nodes)))
+    labels = [
+        start,
+        *(_label(before, change) for before, change in zip(nodes, ordered, strict=False)),
+    ]
+    results = outcomes(
+        child,
+        retrain(
+            child,
+            list(zip(nodes, labels, strict=True)),
+            fresh_seeds(study, "measure", seeds),
+            train,
+        ),
+        PARTITION,
+    )
+    steps = tuple(
+        _step(results, index, ({}, *ordered)[index], labels[index], study.spec.metric)
+        for index in range(len(nodes))
+    )
     whole = Measured.of(results[0], results[-1], study.spec.metric)
     finding = Ablation(
         child=child.name,
@@ -217,7 +256,15 @@ def check_seeds(seeds: int, select_seeds: int = 1) -> None:
             raise CallerError(f"{option} {value}: valid is 1 or more")
 
 
-def _order(study: Study, child: Study, config: Config, changes: list[Change], seeds: int, rounds: int | None, train: Train) -> list[Change]:
+def _order(
+    study: Study,
+    child: Study,
+    config: Config,
+    changes: list[Change],
+    seeds: int,
+    rounds: int | None,
+    train: Train,
+) -> list[Change]:
     """Greedily: the change after which the metric is best comes next. A seed that diverged is worse than any value."""
     sign = study.spec.metric.sign
     done: list[Change] = []
@@ -225,8 +272,13 @@ def _order(study: Study, child: Study, config: Config, changes: list[Change], se
     for _ in range(len(changes) if rounds is None else rounds):
         if len(left) < 2:
             break
-        candidates = [(config.with_values(change), f"after {len(done)}: {_label(config, change)}") for change in left]
-        results = outcomes(child, retrain(child, candidates, fresh_seeds(study, "select", seeds), train), PARTITION)
+        candidates = [
+            (config.with_values(change), f"after {len(done)}: {_label(config, change)}")
+            for change in left
+        ]
+        results = outcomes(
+            child, retrain(child, candidates, fresh_seeds(study, "select", seeds), train), PARTITION
+        )
         ranks = [_rank(result, sign) for result in results]
         left = [left[index] for index in sorted(range(len(left)), key=lambda index: ranks[index])]
         config = config.with_values(left[0])
@@ -241,7 +293,9 @@ def _rank(result: Retrained, sign: int) -> tuple[int, float]:
 
 def _label(before: Config, change: Change) -> str:
     flat = before.flat()
-    return ", ".join(f"{name} {value_text(flat[name])} -> {value_text(value)}" for name, value in change.items())
+    return ", ".join(
+        f"{name} {value_text(flat[name])} -> {value_text(value)}" for name, value in change.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -256,7 +310,9 @@ class Measured:
     @classmethod
     def of(cls, before: Retrained, after: Retrained, metric: Metric) -> "Measured":
         both = before.found and after.found
-        return cls(before, after, metric, compare(after.scores, before.scores, LEVEL) if both else None)
+        return cls(
+            before, after, metric, compare(after.scores, before.scores, LEVEL) if both else None
+        )
 
     @property
     def by_divergence(self) -> float | None:
@@ -266,7 +322,11 @@ class Measured:
         """
         seeds = len(self.before.records)
         lost = self.before.diverged, self.after.diverged
-        return 2 / 4**seeds if lost in ((0, seeds), (seeds, 0)) and not self.before.failed + self.after.failed else None
+        return (
+            2 / 4**seeds
+            if lost in ((0, seeds), (seeds, 0)) and not self.before.failed + self.after.failed
+            else None
+        )
 
     @property
     def decided(self) -> bool:
@@ -285,7 +345,11 @@ class Measured:
                      f"{len(self.before.records)} without"  # fmt: skip
             failed = self.before.failed + self.after.failed
             counts += f", {failed} failed" if failed else ""
-            exact = f" (by chance at most {100 * self.by_divergence:.2g} %)" if self.by_divergence is not None else ""
+            exact = (
+                f" (by chance at most {100 * self.by_divergence:.2g} %)"
+                if self.by_divergence is not None
+                else ""
+            )
             return counts + exact + verdict
         assert self.apart is not None
         metric = self.metric
@@ -305,7 +369,9 @@ class Measured:
         )
 
 
-def _step(results: Sequence[Retrained], index: int, change: Change, label: str, metric: Metric) -> Step:
+def _step(
+    results: Sequence[Retrained], index: int, change: Change, label: str, metric: Metric
+) -> Step:
     result = results[index]
     first = Difference(difference=None, difference_interval=None, p=None, decided=None, in_words="")
     apart = Measured.of(results[index - 1], result, metric).facts() if index else first
@@ -326,16 +392,34 @@ def _notes(seeds: int) -> tuple[str, ...]:
     return (order, one) if seeds == 1 else (order,)
 
 
-def measure(study: Study, child: Study, questions: Sequence[Question], seeds: int, train: Train) -> Answers:
+def measure(
+    study: Study, child: Study, questions: Sequence[Question], seeds: int, train: Train
+) -> Answers:
     """Train both sides of every contrast and answer. Returns the finding, which is kept with the study. Raises StudyError."""
     check_seeds(seeds)
     if not questions:
-        raise StudyError(f"study {study.name} has no questions. Put `questions:` into its space ({study.spec.space}) and launch it again")
-    sides = {(q, c): sides_of(study, contrast) for q, question in enumerate(questions) for c, contrast in enumerate(question.compare)}
+        raise StudyError(
+            f"study {study.name} has no questions. Put `questions:` into its space ({study.spec.space}) and launch it again"
+        )
+    sides = {
+        (q, c): sides_of(study, contrast)
+        for q, question in enumerate(questions)
+        for c, contrast in enumerate(question.compare)
+    }
     wanted = [(side, f"question {q + 1}") for (q, _), pair in sides.items() for side in pair]
-    results = iter(outcomes(child, retrain(child, wanted, fresh_seeds(study, "measure", seeds), train), PARTITION))
-    measured = {key: (pair, Measured.of(next(results), next(results), study.spec.metric)) for key, pair in sides.items()}
-    answers = tuple(_answer(question, [measured[q, c] for c in range(len(question.compare))]) for q, question in enumerate(questions))
+    results = iter(
+        outcomes(
+            child, retrain(child, wanted, fresh_seeds(study, "measure", seeds), train), PARTITION
+        )
+    )
+    measured = {
+        key: (pair, Measured.of(next(results), next(results), study.spec.metric))
+        for key, pair in sides.items()
+    }
+    answers = tuple(
+        _answer(question, [measured[q, c] for c in range(len(question.compare))])
+        for q, question in enumerate(questions)
+    )
     finding = Answers(child=child.name, partition=PARTITION, seeds=seeds, answers=answers)
     study.keep_result("questions", finding.model_dump(mode="json", by_alias=True))
     return finding
@@ -345,8 +429,13 @@ def sides_of(study: Study, contrast: Contrast) -> tuple[Config, Config]:
     return contrast.sides(named(study, contrast.origin)[1], f"study {study.name}: a question's ")
 
 
-def _answer(question: Question, measured: Sequence[tuple[tuple[Config, Config], Measured]]) -> Answer:
-    evidence = tuple(_evidence(contrast, *pair, found) for contrast, (pair, found) in zip(question.compare, measured, strict=True))
+def _answer(
+    question: Question, measured: Sequence[tuple[tuple[Config, Config], Measured]]
+) -> Answer:
+    evidence = tuple(
+        _evidence(contrast, *pair, found)
+        for contrast, (pair, found) in zip(question.compare, measured, strict=True)
+    )
     return Answer(
         ask=question.ask,
         evidence=evidence,
@@ -357,7 +446,10 @@ def _answer(question: Question, measured: Sequence[tuple[tuple[Config, Config], 
 
 def _evidence(contrast: Contrast, before: Config, after: Config, found: Measured) -> Evidence:
     same = before == after
-    label = _label(before, {name: value for name, value in after.flat().items() if before.flat()[name] != value})
+    label = _label(
+        before,
+        {name: value for name, value in after.flat().items() if before.flat()[name] != value},
+    )
     apart = found.facts()
     return Evidence(
         origin=contrast.origin,
@@ -369,7 +461,8 @@ def _evidence(contrast: Contrast, before: Config, after: Config, found: Measured
         difference_interval=apart.difference_interval,
         p=apart.p,
         decided=found.decided and not same,
-        in_words=f"from {contrast.origin}: " + ("it has these values already" if same else f"{label}: {apart.in_words}"),
+        in_words=f"from {contrast.origin}: "
+        + ("it has these values already" if same else f"{label}: {apart.in_words}"),
         diverged_from=found.before.diverged,
         diverged_changed=found.after.diverged,
         seeds=len(found.after.records),

@@ -14,10 +14,16 @@ from hpo.study.study import Study
 
 Kind = Literal["confirm", "ablate"]
 Use = Literal["confirm", "select", "measure"]
-FRESH: dict[Use, int] = {"confirm": 1_000_000, "select": 2_000_000, "measure": 3_000_000}  # no search has so many trials
+FRESH: dict[Use, int] = {
+    "confirm": 1_000_000,
+    "select": 2_000_000,
+    "measure": 3_000_000,
+}  # no search has so many trials
 
 
-def open_child(database: Database, parent: Study, kind: Kind, score: tuple[Literal["test"], ...] = ()) -> Study:
+def open_child(
+    database: Database, parent: Study, kind: Kind, score: tuple[Literal["test"], ...] = ()
+) -> Study:
     """The parent's child of this kind, made if it is not there. Raises StudyError if that name is another study's."""
     name = f"{parent.name}.{kind}"
     if parent.spec.child:
@@ -28,12 +34,19 @@ def open_child(database: Database, parent: Study, kind: Kind, score: tuple[Liter
         child = Study.open(database, name)
     except StudyError:  # none of this name, or one that is not ours: then this raises too
         mark = Child(parent=parent.name, unique=parent.unique, score=score)
-        budget = parent.spec.budget.model_copy(update={"trials": 0, "gpu_hours": None, "deadline": None})
+        budget = parent.spec.budget.model_copy(
+            update={"trials": 0, "gpu_hours": None, "deadline": None}
+        )
         child = Study.create_or_open(
-            database, name, parent.spec.model_copy(update={"starts": {}, "budget": budget, "child": mark}), parent.data
+            database,
+            name,
+            parent.spec.model_copy(update={"starts": {}, "budget": budget, "child": mark}),
+            parent.data,
         )
     if child.spec.child is None or child.spec.child.unique != parent.unique:
-        raise StudyError(f"study {name} is there already and does not belong to this {parent.name}. Delete one of them in optuna-dashboard")
+        raise StudyError(
+            f"study {name} is there already and does not belong to this {parent.name}. Delete one of them in optuna-dashboard"
+        )
     return child
 
 

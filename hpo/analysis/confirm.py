@@ -113,16 +113,40 @@ def choose(study: Study, top: int) -> list[Chosen]:
     chosen: list[Chosen] = []
     for record in best_first(study.records(), study.spec.metric):
         config = config_of(study.spec, record)
-        if config is not None and len(chosen) < top and all(_unseeded(config) != _unseeded(other.config) for other in chosen):
-            chosen.append(Chosen(record.start or f"trial {record.number}", record.number, record.start, True, record.value, config))
+        if (
+            config is not None
+            and len(chosen) < top
+            and all(_unseeded(config) != _unseeded(other.config) for other in chosen)
+        ):
+            chosen.append(
+                Chosen(
+                    record.start or f"trial {record.number}",
+                    record.number,
+                    record.start,
+                    True,
+                    record.value,
+                    config,
+                )
+            )
     if not chosen:
-        raise StudyError(f"study {study.name}: no trial is complete, so there is nothing to confirm. See hpo status --study {study.name}")
+        raise StudyError(
+            f"study {study.name}: no trial is complete, so there is nothing to confirm. See hpo status --study {study.name}"
+        )
     tried = {record.start: record for record in study.records() if record.start}
     for start in study.spec.starts:
         config = start_config(study, start)
         if all(_unseeded(config) != _unseeded(other.config) for other in chosen):
             found = tried.get(start)
-            chosen.append(Chosen(start, found.number if found else None, start, False, found.value if found else None, config))
+            chosen.append(
+                Chosen(
+                    start,
+                    found.number if found else None,
+                    start,
+                    False,
+                    found.value if found else None,
+                    config,
+                )
+            )
     return chosen
 
 
@@ -133,9 +157,16 @@ def _unseeded(config: Config) -> dict[str, Any]:
 def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> Confirmation:
     """Retrain, score, compare. Returns the finding, which is kept with the study. Raises StudyError, CallerError."""
     if seeds < 1:
-        raise CallerError(f"--seeds {seeds}: valid is 1 or more; with 2 or more the intervals know how much seeds matter")
+        raise CallerError(
+            f"--seeds {seeds}: valid is 1 or more; with 2 or more the intervals know how much seeds matter"
+        )
     chosen = choose(study, top)
-    ids = retrain(child, [(each.config, each.name) for each in chosen], fresh_seeds(study, "confirm", seeds), train)
+    ids = retrain(
+        child,
+        [(each.config, each.name) for each in chosen],
+        fresh_seeds(study, "confirm", seeds),
+        train,
+    )
     results = outcomes(child, ids, PARTITION)
     validation = child.scores([trial_id for row in ids for trial_id in row])
     comparisons = _comparisons(chosen, results)
@@ -145,7 +176,10 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> C
         sentences=items_scored(results),
         level=LEVEL,
         gpu_seconds=sum(record.gpu_seconds for result in results for record in result.records),
-        configs=tuple(_config(each, result, validation, study.spec.metric.sign) for each, result in zip(chosen, results, strict=True)),
+        configs=tuple(
+            _config(each, result, validation, study.spec.metric.sign)
+            for each, result in zip(chosen, results, strict=True)
+        ),
         comparisons=tuple(comparisons),
         separated=_separated(chosen, comparisons),
         notes=tuple(_notes(study, chosen, results, comparisons, seeds)),
@@ -154,7 +188,9 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> C
     return finding
 
 
-def _config(chosen: Chosen, result: Retrained, validation: dict[int, Score], sign: int) -> ConfirmedConfig:
+def _config(
+    chosen: Chosen, result: Retrained, validation: dict[int, Score], sign: int
+) -> ConfirmedConfig:
     """sign: of the metric."""
     again = mean(validation[trial_id].value for trial_id in result.found if trial_id in validation)
     return ConfirmedConfig(
@@ -184,12 +220,22 @@ def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[ConfigC
     decided: interval and p agree, and no seed diverged or failed, because the seeds that came through flatter their side.
     """
     everything = list(zip(chosen, results, strict=True))
-    tops, starts = ([pair for pair in everything if wanted(pair[0])] for wanted in (lambda c: c.top, lambda c: c.start is not None))
+    tops, starts = (
+        [pair for pair in everything if wanted(pair[0])]
+        for wanted in (lambda c: c.top, lambda c: c.start is not None)
+    )
     pairs = [*product(tops, starts), *product(tops[:1], tops[1:])]
     seen: set[frozenset[str]] = set()
-    found: list[tuple[str, str, Comparison, bool]] = []  # the last: whether every seed came to its end
+    found: list[
+        tuple[str, str, Comparison, bool]
+    ] = []  # the last: whether every seed came to its end
     for (a, result_a), (b, result_b) in pairs:
-        if a is not b and frozenset((a.name, b.name)) not in seen and result_a.found and result_b.found:
+        if (
+            a is not b
+            and frozenset((a.name, b.name)) not in seen
+            and result_a.found
+            and result_b.found
+        ):
             seen.add(frozenset((a.name, b.name)))
             whole = all(len(result.found) == len(result.records) for result in (result_a, result_b))
             found.append((a.name, b.name, compare(result_a.scores, result_b.scores, LEVEL), whole))
@@ -211,11 +257,19 @@ def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[ConfigC
 def _separated(chosen: list[Chosen], comparisons: Sequence[ConfigComparison]) -> bool:
     """Whether the search's best differs from every other top configuration."""
     first, *others = [each.name for each in chosen if each.top]
-    decided = {frozenset((comparison.a, comparison.b)) for comparison in comparisons if comparison.decided}
+    decided = {
+        frozenset((comparison.a, comparison.b)) for comparison in comparisons if comparison.decided
+    }
     return all(frozenset((first, other)) in decided for other in others)
 
 
-def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], comparisons: Sequence[ConfigComparison], seeds: int) -> list[str]:
+def _notes(
+    study: Study,
+    chosen: list[Chosen],
+    results: list[Retrained],
+    comparisons: Sequence[ConfigComparison],
+    seeds: int,
+) -> list[str]:
     metric = study.spec.metric
     notes = []
     if study.why_over() is None:
@@ -228,8 +282,14 @@ def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], compari
         lost = [record for record in result.records if record.state != "complete"]
         if lost:
             reasons = "; ".join(dict.fromkeys(record.reason for record in lost))
-            rest = f"its {metric.name} is of the others, which flatters it" if result.found else f"so it has no {metric.name}"
-            notes.append(f"{each.name}: {len(lost)} of {seeds} seeds {_lost(result)} ({reasons}): {rest}.")
+            rest = (
+                f"its {metric.name} is of the others, which flatters it"
+                if result.found
+                else f"so it has no {metric.name}"
+            )
+            notes.append(
+                f"{each.name}: {len(lost)} of {seeds} seeds {_lost(result)} ({reasons}): {rest}."
+            )
     by_name = {each.name: result for each, result in zip(chosen, results, strict=True)}
     tops = [each.name for each in chosen if each.top]
     for comparison in comparisons:
@@ -243,7 +303,9 @@ def _notes(study: Study, chosen: list[Chosen], results: list[Retrained], compari
 
 
 def _lost(result: Retrained) -> str:
-    return " and ".join(word for word, count in (("diverged", result.diverged), ("failed", result.failed)) if count)
+    return " and ".join(
+        word for word, count in (("diverged", result.diverged), ("failed", result.failed)) if count
+    )
 
 
 def _needed(a: Retrained, b: Retrained, seeds: int, metric: Metric) -> str:
@@ -252,7 +314,11 @@ def _needed(a: Retrained, b: Retrained, seeds: int, metric: Metric) -> str:
     needed = seeds_to_separate(a.scores, b.scores, LEVEL)
     if needed is None:
         return f" No number of seeds would do: the {metric.items} are too few for so small a difference."
-    return f" If it is as large as that, about {needed} seeds each would do." if needed > seeds else " A few more seeds may do."
+    return (
+        f" If it is as large as that, about {needed} seeds each would do."
+        if needed > seeds
+        else " A few more seeds may do."
+    )
 
 
 def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
@@ -276,9 +342,16 @@ def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
     if finding.comparisons:
         lines += _comparison_lines(finding.comparisons, metric)
     worse = "higher" if metric.direction == "minimize" else "lower"
-    lines.append(f"How much {worse} the {metric.name} on test is than the search said, in {metric.difference_unit}")
+    lines.append(
+        f"How much {worse} the {metric.name} on test is than the search said, in {metric.difference_unit}"
+    )
     for config in configs:
-        if config.top and config.optimism is not None and config.selection is not None and config.partition_shift is not None:
+        if (
+            config.top
+            and config.optimism is not None
+            and config.selection is not None
+            and config.partition_shift is not None
+        ):
             lines.append(
                 f"  {config.name:{width}} {metric.difference(config.optimism)} = "
                 f"{metric.difference(config.selection)} selection (fresh seeds, validation) "
@@ -288,13 +361,17 @@ def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
 
 
 def _comparison_lines(comparisons: Sequence[ConfigComparison], metric: Metric) -> list[str]:
-    lines = [f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, Holm over {len(comparisons)}"]
+    lines = [
+        f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, Holm over {len(comparisons)}"
+    ]
     pairs = [f"{comparison.a} - {comparison.b}" for comparison in comparisons]
     wide = max(map(len, pairs))
     for pair, comparison in zip(pairs, comparisons, strict=True):
         interval = difference_interval(metric, comparison.interval)
         undecided = "" if comparison.decided else "  not decided"
-        lines.append(f"  {pair:{wide}} {metric.difference(comparison.difference):>8} {interval:18} p {comparison.p_holm:.4f}{undecided}")
+        lines.append(
+            f"  {pair:{wide}} {metric.difference(comparison.difference):>8} {interval:18} p {comparison.p_holm:.4f}{undecided}"
+        )
     return lines
 
 

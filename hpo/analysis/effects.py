@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+from optuna.importance import (
+    BaseImportanceEvaluator,
+    FanovaImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
 from pydantic import BaseModel
 
 from hpo.analysis.stats import holm
@@ -131,7 +136,9 @@ def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> Eff
         raise StudyError(f"study {name}: {len(records)} trials are complete or stopped by a rule; effects need {FEWEST} or more, "
                          f"{ENOUGH} to claim something. Run more: hpo budget --study {name} --trials +{ENOUGH}")  # fmt: skip
     if len({record.outcome for record in records}) == 1:
-        raise StudyError(f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain")
+        raise StudyError(
+            f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain"
+        )
     pairs = [set(pair) for pair in load_trainer(spec.trainer).pairs]
     interactions = _interactions(spec, records, pairs)
     return Effects(
@@ -146,10 +153,15 @@ def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> Eff
 
 def ended_trials(records: Sequence[Record], metric: Metric) -> list[Ended]:
     """Those that are complete or stopped by a rule. A stopped one counts with the last value seen, or with the worst there is."""
-    told = [record for record in records if record.state in ("complete", "stopped") and record.params]
+    told = [
+        record for record in records if record.state in ("complete", "stopped") and record.params
+    ]
     values = [record.value for record in told if record.value is not None]
     worst = metric.worst(values)
-    return [Ended(record.number, record.state, record.params, _outcome_of(record, metric, worst)) for record in told]
+    return [
+        Ended(record.number, record.state, record.params, _outcome_of(record, metric, worst))
+        for record in told
+    ]
 
 
 def _outcome_of(record: Record, metric: Metric, worst: float) -> float:
@@ -171,13 +183,23 @@ def _outcome_text(metric: Metric) -> str:
     return f"the {name} on validation at the end of the training; of a trial that a rule stopped, {last}"
 
 
-def _notes(spec: StudySpec, records: Sequence[Ended], interactions: Sequence[Interaction], pairs: Sequence[set[str]]) -> tuple[str, ...]:
+def _notes(
+    spec: StudySpec,
+    records: Sequence[Ended],
+    interactions: Sequence[Interaction],
+    pairs: Sequence[set[str]],
+) -> tuple[str, ...]:
     notes = []
     if len(records) < ENOUGH:
-        notes.append(f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint.")
+        notes.append(
+            f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint."
+        )
     shown = [{pair.x, pair.y} for pair in interactions]
     untested = [asked for asked in pairs if asked <= set(spec.parameters) and asked not in shown]
-    notes += [f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell." for asked in untested]
+    notes += [
+        f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell."
+        for asked in untested
+    ]
     if any(parameter.when for parameter in spec.parameters.values()):
         notes.append("A parameter that exists under a condition is judged among the trials that have it (column trials), except by "
                      "PED-ANOVA, which weighs it by their share.")  # fmt: skip
@@ -200,7 +222,11 @@ def _importance(spec: StudySpec, records: Sequence[Ended]) -> tuple[Importance, 
     common = [name for name in names if len(having[name]) == len(records)]
     fanova: dict[str, float] = _asked(twin, _forest(), common) if common else {}
     for name in names:  # fANOVA takes parameters of all trials only: another forest for each of the others, on the trials that have it
-        if name not in common and len(having[name]) >= FEWEST and len({record.outcome for record in having[name]}) > 1:
+        if (
+            name not in common
+            and len(having[name]) >= FEWEST
+            and len({record.outcome for record in having[name]}) > 1
+        ):
             fanova[name] = _asked(twin, _forest(), [*common, name])[name]
     tests = [_main_effect(spec, name, having[name]) for name in names]
     adjusted = iter(holm([test[1] for test in tests if test]))
@@ -216,16 +242,22 @@ def _importance(spec: StudySpec, records: Sequence[Ended]) -> tuple[Importance, 
         )
         for name, test in zip(names, tests, strict=True)
     ]
-    return tuple(sorted(found, key=lambda entry: entry.ped_anova + (entry.fanova or 0.0), reverse=True))
+    return tuple(
+        sorted(found, key=lambda entry: entry.ped_anova + (entry.fanova or 0.0), reverse=True)
+    )
 
 
 def _forest() -> FanovaImportanceEvaluator:
     return FanovaImportanceEvaluator(n_trees=32, seed=0)
 
 
-def _asked(twin: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[str]) -> dict[str, float]:
+def _asked(
+    twin: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[str]
+) -> dict[str, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few trials, which the notes say, and of normalize=False being new
+        warnings.simplefilter(
+            "ignore"
+        )  # of few trials, which the notes say, and of normalize=False being new
         found = get_param_importances(twin, evaluator=evaluator, params=names, normalize=False)
     return {name: float(share) for name, share in found.items()}
 
@@ -233,10 +265,15 @@ def _asked(twin: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[s
 def _twin(spec: StudySpec, records: Sequence[Ended]) -> optuna.Study:
     """The trials in a study in memory, all complete, with log parameters as their logarithms: Optuna's fANOVA weighs a range as
     it is given, so of eps from 1e-8 to 1e-1 it would see the last decade only."""
-    twin = optuna.create_study(sampler=optuna.samplers.RandomSampler(0), direction=spec.metric.direction)
+    twin = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(0), direction=spec.metric.direction
+    )
     distributions = {name: _linear(spec, name) for name in spec.parameters}
     for record in records:
-        params = {name: math.log(value) if spec.parameters[name].log else value for name, value in record.params.items()}
+        params = {
+            name: math.log(value) if spec.parameters[name].log else value
+            for name, value in record.params.items()
+        }
         twin.add_trial(optuna.create_trial(params=params, distributions={name: distributions[name] for name in params},
                                            value=record.outcome))  # fmt: skip
     return twin
@@ -249,15 +286,23 @@ def _linear(spec: StudySpec, name: str) -> BaseDistribution:
     return FloatDistribution(math.log(parameter.low), math.log(parameter.high))
 
 
-def _main_effect(spec: StudySpec, name: str, records: Sequence[Ended]) -> tuple[float, float] | None:
+def _main_effect(
+    spec: StudySpec, name: str, records: Sequence[Ended]
+) -> tuple[float, float] | None:
     values = [record.params[name] for record in records]
-    return main_effect(Axis.of(spec.parameters[name], values), values, np.array([record.outcome for record in records]))
+    return main_effect(
+        Axis.of(spec.parameters[name], values),
+        values,
+        np.array([record.outcome for record in records]),
+    )
 
 
 # ---- two parameters
 
 
-def _interactions(spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set[str]]) -> tuple[Interaction, ...]:
+def _interactions(
+    spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set[str]]
+) -> tuple[Interaction, ...]:
     """The pairs that are asked about in any case, and of the others those that stand out most; the clearest first.
 
     p_holm: among those asked about, and among all others.
@@ -268,19 +313,33 @@ def _interactions(spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set
         if len(both) >= FEWEST and (test := interaction(*_on_axes(spec, x, y, both))):
             tested[x, y] = test
     asked = [pair for pair in tested if set(pair) in pairs]
-    others = sorted((pair for pair in tested if set(pair) not in pairs), key=lambda pair: tested[pair][1])
-    p_holm = {pair: p for family in (asked, others) for pair, p in zip(family, holm([tested[pair][1] for pair in family]), strict=True)}
+    others = sorted(
+        (pair for pair in tested if set(pair) not in pairs), key=lambda pair: tested[pair][1]
+    )
+    p_holm = {
+        pair: p
+        for family in (asked, others)
+        for pair, p in zip(family, holm([tested[pair][1] for pair in family]), strict=True)
+    }
     shown = sorted([*asked, *others[:OTHERS]], key=lambda pair: tested[pair][1])
     return tuple(_heat_map(spec, records, pair, tested[pair], p_holm[pair]) for pair in shown)
 
 
-def _on_axes(spec: StudySpec, x: str, y: str, records: Sequence[Ended]) -> tuple[Axis, Axis, list[Any], list[Any], Any]:
+def _on_axes(
+    spec: StudySpec, x: str, y: str, records: Sequence[Ended]
+) -> tuple[Axis, Axis, list[Any], list[Any], Any]:
     x_values, y_values = ([record.params[name] for record in records] for name in (x, y))
     axes = Axis.of(spec.parameters[x], x_values), Axis.of(spec.parameters[y], y_values)
     return *axes, x_values, y_values, np.array([record.outcome for record in records])
 
 
-def _heat_map(spec: StudySpec, records: Sequence[Ended], pair: tuple[str, str], test: tuple[float, float], p_holm: float) -> Interaction:
+def _heat_map(
+    spec: StudySpec,
+    records: Sequence[Ended],
+    pair: tuple[str, str],
+    test: tuple[float, float],
+    p_holm: float,
+) -> Interaction:
     """test: strength and p of the pair."""
     x, y = pair
     both = [record for record in records if x in record.params and y in record.params]
@@ -296,7 +355,13 @@ def _heat_map(spec: StudySpec, records: Sequence[Ended], pair: tuple[str, str], 
         y_choices=spec.parameters[y].choices is not None,
         value=tuple(tuple(row) for row in surface(*on_axes, bounded=spec.metric.bounded)),
         trials=tuple(
-            PairTrial(number=record.number, x=record.params[x], y=record.params[y], value=record.outcome, state=record.state)
+            PairTrial(
+                number=record.number,
+                x=record.params[x],
+                y=record.params[y],
+                value=record.outcome,
+                state=record.state,
+            )
             for record in both
         ),
         strength=test[0],
@@ -326,11 +391,18 @@ def effects_text(found: Effects, metric: Metric) -> str:
         "fANOVA: share of the variance that the parameter explains alone.",
         "",
         "Interactions (those asked about, and the clearest others): "
-        + (f"{len(clear)} of {len(found.interactions)} stand out" if clear else "none stands out of the noise"),
+        + (
+            f"{len(clear)} of {len(found.interactions)} stand out"
+            if clear
+            else "none stands out of the noise"
+        ),
         *(line for pair in found.interactions for line in _in_words(pair, metric)),
         *(f"Note: {note}" for note in found.notes),
     ]
-    return "\n".join(fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line for line in lines)
+    return "\n".join(
+        fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line
+        for line in lines
+    )
 
 
 def _bar(entry: Importance) -> str:
@@ -338,7 +410,9 @@ def _bar(entry: Importance) -> str:
     p = "   -" if entry.p_holm is None else f"{entry.p_holm:.2g}"
     star = " *" if entry.clear else ""
     bar = "#" * round(20 * entry.ped_anova)
-    return f"  {entry.name:26} {bar:20} {entry.ped_anova:.2f}    {fanova}  {entry.trials:6}  {p}{star}"
+    return (
+        f"  {entry.name:26} {bar:20} {entry.ped_anova:.2f}    {fanova}  {entry.trials:6}  {p}{star}"
+    )
 
 
 def _in_words(pair: Interaction, metric: Metric) -> list[str]:

@@ -107,12 +107,19 @@ def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: 
     study's data are on this machine, if not where they were. Raises StudyError, DataError.
     """
     offer: Ensembles = offered(study.spec.trainer, "ensemble", "ensembles")
-    pool, notes = _asked_for(study, trials, offer.matching) if trials else _the_best(study, offer.matching)
+    pool, notes = (
+        _asked_for(study, trials, offer.matching) if trials else _the_best(study, offer.matching)
+    )
     chosen = str(choose_device(device))
     on_validation, _ = offer.outputs(load_study_data(study, data_path, chosen), pool)
     paths = {mean: offer.select(on_validation, mean, max_size) for mean in offer.means}
-    members = {number: pool[number] for number in sorted({number for path in paths.values() for number in path})}
-    on_test, costs = offer.outputs(load_dataset(study.spec, data_path or study.data_path, chosen, "test"), members)
+    members = {
+        number: pool[number]
+        for number in sorted({number for path in paths.values() for number in path})
+    }
+    on_test, costs = offer.outputs(
+        load_dataset(study.spec, data_path or study.data_path, chosen, "test"), members
+    )
     facts = {
         "partition_selected": "validation",
         "partition": "test",
@@ -144,7 +151,9 @@ def _the_best(study: Study, matching: Sequence[str]) -> tuple[dict[int, Path], l
         if _frames(record, matching) == frames:
             pool[record.number] = path
         else:
-            notes.append(f"trial {record.number} is left out: {_differs(record, frames, matching)}, so its frames do not match")
+            notes.append(
+                f"trial {record.number} is left out: {_differs(record, frames, matching)}, so its frames do not match"
+            )
     if len(pool) < 2:
         why = f" ({notes[0]})" if notes else ""
         raise StudyError(f"study {study.name}: an ensemble needs 2 complete trials whose weights are here and whose frames match; there "
@@ -152,7 +161,9 @@ def _the_best(study: Study, matching: Sequence[str]) -> tuple[dict[int, Path], l
     return pool, notes
 
 
-def _asked_for(study: Study, trials: Sequence[int], matching: Sequence[str]) -> tuple[dict[int, Path], list[str]]:
+def _asked_for(
+    study: Study, trials: Sequence[int], matching: Sequence[str]
+) -> tuple[dict[int, Path], list[str]]:
     pool = {number: weights_of(study, str(number), "last") for number in trials}
     if len(pool) < 2:
         raise StudyError(f"--trials {trials[0]}: one trial is no ensemble. Give 2 or more")
@@ -205,16 +216,22 @@ def _finding(
     single = paths[mean][0]
     seconds = sum(costs[number][0] for number in members)
     curve = [
-        Size(size=size, added=number, mean=mean, validation_value=score.value, test_value=test.value)
+        Size(
+            size=size, added=number, mean=mean, validation_value=score.value, test_value=test.value
+        )
         for mean, path in paths.items()
-        for size, (number, score, test) in enumerate(zip(path, scores[mean], tests[mean], strict=True), start=1)
+        for size, (number, score, test) in enumerate(
+            zip(path, scores[mean], tests[mean], strict=True), start=1
+        )
     ]
     return Ensemble(
         **facts,
         single=Single(trial=single, **_scored(scores[mean][0], tests[mean][0], metric)),
         ensemble=Combined(
             mean=mean,
-            members=tuple(Member(trial=number, weight=weight) for number, weight in members.most_common()),
+            members=tuple(
+                Member(trial=number, weight=weight) for number, weight in members.most_common()
+            ),
             **_scored(scores[mean][end], tests[mean][end], metric),
         ),
         comparison=compare([tests[mean][end]], [tests[mean][0]]),
@@ -247,7 +264,10 @@ def _shared(found: Ensemble) -> str:
 def ensemble_text(found: Ensemble, metric: Metric) -> str:
     """For a terminal, 100 columns."""
     single, ensemble, cost = found.single, found.ensemble, found.cost
-    members = ", ".join(f"{member.trial}" + (f" (x{member.weight})" if member.weight > 1 else "") for member in ensemble.members)
+    members = ", ".join(
+        f"{member.trial}" + (f" (x{member.weight})" if member.weight > 1 else "")
+        for member in ensemble.members
+    )
     curve = [point for point in found.curve if point.mean == ensemble.mean]
     lines = [
         f"Best single decoder: trial {single.trial}",
@@ -276,7 +296,9 @@ def _score_lines(part: Scored, metric: Metric) -> list[str]:
     ]
 
 
-def _score_line(partition: str, value: float, interval: tuple[float, float] | None, metric: Metric) -> str:
+def _score_line(
+    partition: str, value: float, interval: tuple[float, float] | None, metric: Metric
+) -> str:
     if interval is None:
         within = "no interval of one sentence"
     else:

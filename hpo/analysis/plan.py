@@ -47,7 +47,9 @@ def build_plan(study: StudyReader, gpus: int, hours: float) -> Plan:
     records = [record for record in study.records() if record.state in DONE and record.step]
     best = best_of(records, study.spec.metric)
     if best is None or best.value is None:
-        raise StudyError(f"study {study.name}: no trial is complete, so nothing is known of what one costs. Run hpo launch first")
+        raise StudyError(
+            f"study {study.name}: no trial is complete, so nothing is known of what one costs. Run hpo launch first"
+        )
     mean = fmean(record.gpu_seconds for record in records)
     complete = [record for record in records if record.state == "complete"]
     return Plan(
@@ -73,8 +75,12 @@ def _costs(records: list[Record]) -> dict[str, Cost]:
 
 
 def plan_text(plan: Plan, metric: Metric) -> str:
-    states = ", ".join(f"{cost.trials} {state} {duration(cost.gpu_seconds)}" for state, cost in plan.states.items())
-    more = f"hpo budget --study {plan.study} --trials +{plan.trials} --gpu-hours +{plan.gpu_hours:g}"
+    states = ", ".join(
+        f"{cost.trials} {state} {duration(cost.gpu_seconds)}" for state, cost in plan.states.items()
+    )
+    more = (
+        f"hpo budget --study {plan.study} --trials +{plan.trials} --gpu-hours +{plan.gpu_hours:g}"
+    )
     lines = [
         f"{plan.gpus} GPUs for {plan.hours:g} hours are {plan.gpu_hours:g} GPU-hours",
         f"a trial   {duration(plan.trial_seconds)} of a GPU on average ({states})",
@@ -82,5 +88,7 @@ def plan_text(plan: Plan, metric: Metric) -> str:
         f"so far    best {metric.name} {metric.text(plan.best.value)} (trial {plan.best.trial}), on validation",
     ]
     if plan.training_seconds > plan.hours * HOUR:
-        lines.append(f"note      a whole training takes {duration(plan.training_seconds)}, longer than the hours given: none would end")
+        lines.append(
+            f"note      a whole training takes {duration(plan.training_seconds)}, longer than the hours given: none would end"
+        )
     return "\n".join(lines)

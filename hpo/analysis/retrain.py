@@ -56,8 +56,16 @@ class Retrained:
     @property
     def counts(self) -> str:
         """`5`, or `3 of 5, 2 diverged`."""
-        lost = [f"{count} {what}" for count, what in ((self.diverged, "diverged"), (self.failed, "failed")) if count]
-        return ", ".join([f"{len(self.found)} of {len(self.records)}", *lost]) if lost else str(len(self.records))
+        lost = [
+            f"{count} {what}"
+            for count, what in ((self.diverged, "diverged"), (self.failed, "failed"))
+            if count
+        ]
+        return (
+            ", ".join([f"{len(self.found)} of {len(self.records)}", *lost])
+            if lost
+            else str(len(self.records))
+        )
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -65,17 +73,23 @@ def mean(values: Iterable[float]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def retrain(child: Study, configs: Sequence[tuple[Config, str]], seeds: Sequence[int], train: Train) -> list[list[int]]:
+def retrain(
+    child: Study, configs: Sequence[tuple[Config, str]], seeds: Sequence[int], train: Train
+) -> list[list[int]]:
     """Train each (configuration, label) with each seed, unless the child has that already. Returns trial ids, a row each.
 
     Raises StudyError if trials still wait when `train` is back.
     """
-    wanted = [(config.with_values({"seed": seed}), label) for config, label in configs for seed in seeds]
+    wanted = [
+        (config.with_values({"seed": seed}), label) for config, label in configs for seed in seeds
+    ]
     ids = child.enqueue(wanted)
     train(child)
     states = {record.id: record.state for record in child.records()}
     if left := sum(states[trial_id] in ("waiting", "running") for trial_id in set(ids)):
-        raise StudyError(f"study {child.name}: {left} trainings are still to be done. The same line goes on with them")
+        raise StudyError(
+            f"study {child.name}: {left} trainings are still to be done. The same line goes on with them"
+        )
     return [ids[row * len(seeds) : (row + 1) * len(seeds)] for row in range(len(configs))]
 
 
@@ -84,7 +98,11 @@ def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list
     scores = child.scores([trial_id for row in ids for trial_id in row], partition)
     found = []
     for row in ids:
-        complete = [trial_id for trial_id in row if records[trial_id].state == "complete" and trial_id in scores]
+        complete = [
+            trial_id
+            for trial_id in row
+            if records[trial_id].state == "complete" and trial_id in scores
+        ]
         of_row = {trial_id: scores[trial_id] for trial_id in complete}
         found.append(Retrained([records[trial_id] for trial_id in row], of_row, child.spec.metric))
     return found
@@ -123,7 +141,11 @@ def check_data(study: Study, path: Path | None, score_test: bool) -> None:
 def cost(study: Study, trainings: int, workers: int) -> str:
     """How long trainings take, as the study's complete trials did."""
     typical = mean(record.seconds for record in study.records() if record.state == "complete")
-    time = f", about {duration(trainings * typical / max(1, workers))} with {workers} workers" if typical and workers else ""
+    time = (
+        f", about {duration(trainings * typical / max(1, workers))} with {workers} workers"
+        if typical and workers
+        else ""
+    )
     return f"{trainings} trainings{time}"
 
 
@@ -136,7 +158,9 @@ def wrapped(notes: Iterable[str], indent: str = "  ") -> list[str]:
     return [line for note in notes for line in wrap(note, 100, subsequent_indent=indent)]
 
 
-def seeds_facts(child_records: Sequence[Record], found: dict[int, Score], validation: dict[int, Score]) -> list[dict[str, Any]]:
+def seeds_facts(
+    child_records: Sequence[Record], found: dict[int, Score], validation: dict[int, Score]
+) -> list[dict[str, Any]]:
     return [
         {
             "trial": record.number,

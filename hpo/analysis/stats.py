@@ -35,7 +35,9 @@ class Comparison:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
-def score_interval(scores: Sequence[Score], metric: Metric, level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+def score_interval(
+    scores: Sequence[Score], metric: Metric, level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
     """The interval of the mean value over seeds, for new seeds and new sentences; of one score: for new sentences. None: of one
     score of one item nothing is known.
 
@@ -61,7 +63,9 @@ def _within(metric: Metric, low: float, high: float) -> tuple[float, float]:
     return max(0.0, low), high if metric.direction == "minimize" else min(1.0, high)
 
 
-def compare(a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: int = 0) -> Comparison:
+def compare(
+    a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: int = 0
+) -> Comparison:
     """Value of a minus value of b, each the mean over its seeds, paired over sentences.
 
     The interval is as score_interval's: the same sentences are drawn for both sides, and the seeds of each
@@ -79,7 +83,9 @@ def compare(a: Sequence[Score], b: Sequence[Score], level: float = 0.95, seed: i
     apart_N = errors_a.mean(axis=0) - errors_b.mean(axis=0)
     difference = float(apart_N.sum() / lengths_N.sum())
     low, high = _interval(apart_N, [errors_a, errors_b], lengths_N, level, seed)
-    whole_N = len(b) * errors_a.sum(axis=0) - len(a) * errors_b.sum(axis=0)  # of integers sums are exact and ties are ties
+    whole_N = len(b) * errors_a.sum(axis=0) - len(a) * errors_b.sum(
+        axis=0
+    )  # of integers sums are exact and ties are ties
     p = (1 + _as_far_apart(whole_N, seed)) / (1 + FLIPS)
     return Comparison(difference, (difference + low, difference + high), p)
 
@@ -114,10 +120,18 @@ def seeds_to_separate(a: Sequence[Score], b: Sequence[Score], level: float = 0.9
     errors_b, _ = _matrix(b)
     apart_N = errors_a.mean(axis=0) - errors_b.mean(axis=0)
     difference = float(apart_N.sum() / lengths_N.sum())
-    of_seeds = sum(float(np.var(errors.sum(axis=1) / lengths_N.sum(), ddof=1)) for errors in (errors_a, errors_b))
+    of_seeds = sum(
+        float(np.var(errors.sum(axis=1) / lengths_N.sum(), ddof=1))
+        for errors in (errors_a, errors_b)
+    )
     residuals_N = (apart_N - difference * lengths_N) / lengths_N.mean()
-    noise_N = sum(float(np.var(errors - errors.mean(axis=0), axis=0, ddof=1).mean()) / len(errors) for errors in (errors_a, errors_b))
-    of_sentences = max(0.0, float(np.var(residuals_N, ddof=1)) - noise_N / lengths_N.mean() ** 2) / len(lengths_N)
+    noise_N = sum(
+        float(np.var(errors - errors.mean(axis=0), axis=0, ddof=1).mean()) / len(errors)
+        for errors in (errors_a, errors_b)
+    )
+    of_sentences = max(
+        0.0, float(np.var(residuals_N, ddof=1)) - noise_N / lengths_N.mean() ** 2
+    ) / len(lengths_N)
     left = (difference / norm.ppf((1 + level) / 2)) ** 2 - of_sentences
     return None if left <= 0 else max(2, math.ceil(of_seeds / left))
 
@@ -126,22 +140,36 @@ def _matrix(scores: Sequence[Score]) -> tuple[Array, Array]:
     """(errors_SN: a row per seed, lengths_N)."""
     if len({score.lengths for score in scores}) != 1:
         raise ValueError("scores of different sentences, or none")
-    return np.array([score.errors for score in scores], dtype=float), np.array(scores[0].lengths, dtype=float)
+    return np.array([score.errors for score in scores], dtype=float), np.array(
+        scores[0].lengths, dtype=float
+    )
 
 
-def _interval(errors_N: Array, sides: list[Array], lengths_N: Array, level: float, seed: int) -> tuple[float, float]:
+def _interval(
+    errors_N: Array, sides: list[Array], lengths_N: Array, level: float, seed: int
+) -> tuple[float, float]:
     """Below and above a value or a difference of values. errors_N: seed-averaged; sides: the errors_SN that it is made of."""
     sentences = len(lengths_N)
     weights_RN = _weights(sentences, seed)
-    deviations_R = _times(weights_RN, errors_N) / _times(weights_RN, lengths_N) - errors_N.sum() / lengths_N.sum()
+    deviations_R = (
+        _times(weights_RN, errors_N) / _times(weights_RN, lengths_N)
+        - errors_N.sum() / lengths_N.sum()
+    )
     deviations_R = deviations_R * math.sqrt(sentences / max(1, sentences - 1))
-    variances = [(float(deviations_R.var()), max(1, sentences - 1))]  # with their degrees of freedom
+    variances = [
+        (float(deviations_R.var()), max(1, sentences - 1))
+    ]  # with their degrees of freedom
     for side, errors_SN in enumerate(sides):
         if len(errors_SN) > 1:  # of one seed nothing is known
-            variance = float(np.var(errors_SN.sum(axis=1) / lengths_N.sum(), ddof=1)) / len(errors_SN)
+            variance = float(np.var(errors_SN.sum(axis=1) / lengths_N.sum(), ddof=1)) / len(
+                errors_SN
+            )
             deviations_R = deviations_R + math.sqrt(variance) * _normal(seed, side)
             variances.append((variance, len(errors_SN) - 1))
-    total, squares = sum(variance for variance, _ in variances), sum(variance**2 / freedom for variance, freedom in variances)
+    total, squares = (
+        sum(variance for variance, _ in variances),
+        sum(variance**2 / freedom for variance, freedom in variances),
+    )
     tail = (1 + level) / 2
     widened = float(t.ppf(tail, total**2 / squares) / norm.ppf(tail)) if squares else 1.0
     low, high = np.quantile(deviations_R, [1 - tail, tail])
@@ -158,7 +186,11 @@ def _weights(sentences: int, seed: int) -> Array:
     """How often each sentence is in each resample."""
     drawn = np.random.default_rng([seed, 0]).integers(sentences, size=(RESAMPLES, sentences))
     drawn += sentences * np.arange(RESAMPLES)[:, None]
-    return np.bincount(drawn.ravel(), minlength=RESAMPLES * sentences).reshape(RESAMPLES, sentences).astype(float)
+    return (
+        np.bincount(drawn.ravel(), minlength=RESAMPLES * sentences)
+        .reshape(RESAMPLES, sentences)
+        .astype(float)
+    )
 
 
 @lru_cache(maxsize=2)
@@ -170,4 +202,6 @@ def _normal(seed: int, side: int) -> Array:
 
 @lru_cache(maxsize=2)
 def _signs(sentences: int, seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng([seed, 2]).choice(np.array([-1, 1], dtype=np.float32), size=(FLIPS, sentences))
+    return np.random.default_rng([seed, 2]).choice(
+        np.array([-1, 1], dtype=np.float32), size=(FLIPS, sentences)
+    )

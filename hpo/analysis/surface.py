@@ -35,13 +35,22 @@ class Axis:
     @classmethod
     def of(cls, parameter: Parameter, values: Sequence[Any]) -> "Axis":
         whole = all(isinstance(value, int) for value in values)
-        return cls(parameter, whole, tuple(choice for choice in parameter.choices or () if choice in values))
+        return cls(
+            parameter,
+            whole,
+            tuple(choice for choice in parameter.choices or () if choice in values),
+        )
 
     def linear(self, values: Sequence[Any]) -> Array:
         """A column for a range; for choices one for each level but the first."""
         if self.levels:
-            return np.array([[value == level for level in self.levels[1:]] for value in values], dtype=float)
-        low, high, at = (np.asarray(part, dtype=float) for part in (self.parameter.low, self.parameter.high, values))
+            return np.array(
+                [[value == level for level in self.levels[1:]] for value in values], dtype=float
+            )
+        low, high, at = (
+            np.asarray(part, dtype=float)
+            for part in (self.parameter.low, self.parameter.high, values)
+        )
         if self.parameter.log:
             low, high, at = np.log(low), np.log(high), np.log(at)
         scaled: Array = 2 * (at - low) / (high - low) - 1
@@ -57,14 +66,20 @@ class Axis:
             return list(self.levels)
         space = np.geomspace if self.parameter.log else np.linspace
         points = space(float(self.parameter.low or 0), float(self.parameter.high or 0), STEPS)
-        return sorted({round(point) for point in points}) if self.whole else [float(point) for point in points]
+        return (
+            sorted({round(point) for point in points})
+            if self.whole
+            else [float(point) for point in points]
+        )
 
 
 def main_effect(axis: Axis, values: Sequence[Any], outcome: Array) -> tuple[float, float] | None:
     return _added(np.ones((len(outcome), 1)), axis.main(values), outcome)
 
 
-def interaction(x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[Any], outcome: Array) -> tuple[float, float] | None:
+def interaction(
+    x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[Any], outcome: Array
+) -> tuple[float, float] | None:
     """What the products of the two add to their main effects."""
     without = np.column_stack([np.ones(len(outcome)), x.main(x_values), y.main(y_values)])
     products = x.linear(x_values)[:, :, None] * y.linear(y_values)[:, None, :]
@@ -100,19 +115,35 @@ def _basis(columns: Array) -> Array:
     return vectors[:, sizes > 1e-9 * max(1.0, sizes.max(initial=0))]
 
 
-def surface(x: Axis, y: Axis, x_values: Sequence[Any], y_values: Sequence[Any], outcome: Array, bounded: bool = True) -> list[list[float]]:
+def surface(
+    x: Axis,
+    y: Axis,
+    x_values: Sequence[Any],
+    y_values: Sequence[Any],
+    outcome: Array,
+    bounded: bool = True,
+) -> list[list[float]]:
     """The mean outcome over the grid of both, a row for each value of y: a Gaussian process with noise, in these two alone.
 
     Where no trial is near it returns to the mean of all. bounded: kept within 0 and 1, else within the outcomes.
     """
     points = np.column_stack([x.linear(x_values), y.linear(y_values)])
     scales = np.ones(points.shape[1])
-    kernel = ConstantKernel(1.0, (0.05, 20)) * Matern(scales, (0.3, 20), nu=2.5) + WhiteKernel(0.2, (1e-3, 2))
+    kernel = ConstantKernel(1.0, (0.05, 20)) * Matern(scales, (0.3, 20), nu=2.5) + WhiteKernel(
+        0.2, (1e-3, 2)
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound says only that the parameter does not matter
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # a scale at its bound says only that the parameter does not matter
         process = GaussianProcessRegressor(kernel, normalize_y=True).fit(points, outcome)
     columns, rows = x.grid(), y.grid()
-    grid = np.column_stack([np.tile(x.linear(columns), (len(rows), 1)), np.repeat(y.linear(rows), len(columns), axis=0)])
+    grid = np.column_stack(
+        [
+            np.tile(x.linear(columns), (len(rows), 1)),
+            np.repeat(y.linear(rows), len(columns), axis=0),
+        ]
+    )
     low, high = (0, 1) if bounded else (outcome.min(), outcome.max())
     table = process.predict(grid).clip(low, high).reshape(len(rows), len(columns))
     return [[float(value) for value in row] for row in table]

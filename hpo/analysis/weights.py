@@ -19,7 +19,9 @@ def weights_of(study: StudyReader, trial: str, which: str) -> Path:
     weights = load_trainer(study.spec.trainer).weights or TORCH_WEIGHTS
     path = trial_folder(study_folder(study), record.number) / f"{which}{weights.suffix}"
     if record.state != "complete":
-        raise StudyError(f"study {study.name}: trial {record.number} is {record.state}; only complete trials keep weights")
+        raise StudyError(
+            f"study {study.name}: trial {record.number} is {record.state}; only complete trials keep weights"
+        )
     if not path.is_file():
         raise StudyError(f"study {study.name}: the weights of trial {record.number} are not here. It ran on {record.host}: copy its "
                          f"{path.name} from there to {path}, or run this there")  # fmt: skip

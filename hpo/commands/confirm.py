@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpo.commands.shared import code_option, data_option, database_option, device_option, json_option, per_gpu_option, study_option
+from hpo.commands.shared import (
+    code_option,
+    data_option,
+    database_option,
+    device_option,
+    json_option,
+    per_gpu_option,
+    study_option,
+)
 from hpo.errors import CallerError
 
 if TYPE_CHECKING:
@@ -21,9 +29,22 @@ LOOK_SECONDS = 2.0  # at trials that run elsewhere
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     workers = click.option(
-        "--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores."
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Worker processes here. Default: one per GPU, else one per two CPU cores.",
     )
-    for option in reversed((data_option, workers, per_gpu_option, device_option, code_option, database_option, json_option)):
+    for option in reversed(
+        (
+            data_option,
+            workers,
+            per_gpu_option,
+            device_option,
+            code_option,
+            database_option,
+            json_option,
+        )
+    ):
         command = option(command)
     return command
 
@@ -31,11 +52,25 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @study_option
 @click.option(
-    "--top", type=int, default=3, show_default=True, metavar="N", help="How many of the search's best to retrain, beside the starts."
+    "--top",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many of the search's best to retrain, beside the starts.",
 )
-@click.option("--seeds", type=int, default=5, show_default=True, metavar="N", help="Fresh seeds of each configuration.")
+@click.option(
+    "--seeds",
+    type=int,
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Fresh seeds of each configuration.",
+)
 @training_options
-def confirm(study: str, top: int, seeds: int, database: str | None, as_json: bool, **how: Any) -> None:
+def confirm(
+    study: str, top: int, seeds: int, database: str | None, as_json: bool, **how: Any
+) -> None:
     """Retrain the best configurations and the starts with fresh seeds and score them on test.
 
     Ctrl-C stops the workers; the same line goes on. Other machines may join by hpo worker --study STUDY.confirm.
@@ -50,7 +85,11 @@ def confirm(study: str, top: int, seeds: int, database: str | None, as_json: boo
     child = _child(parent, opened, "confirm", workers, len(chosen) * seeds, as_json)
     finding = confirmed(parent, child, top, seeds, train)
     metric = parent.spec.metric
-    click.echo(json.dumps(named(finding.model_dump(mode="json"), metric), indent=2) if as_json else as_text(study, finding, metric))
+    click.echo(
+        json.dumps(named(finding.model_dump(mode="json"), metric), indent=2)
+        if as_json
+        else as_text(study, finding, metric)
+    )
 
 
 def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
@@ -61,7 +100,9 @@ def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
     return opened, Study.open(opened, study)
 
 
-def _child(parent: "Study", opened: "Database", kind: Any, workers: int, trainings: int, as_json: bool) -> "Study":
+def _child(
+    parent: "Study", opened: "Database", kind: Any, workers: int, trainings: int, as_json: bool
+) -> "Study":
     from hpo.analysis.child import open_child
     from hpo.analysis.retrain import cost
     from hpo.study.version import code_version
@@ -94,17 +135,25 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
 
     def train(child: "Study") -> None:
         check_code(child, allow_different_code)
-        while open_ones := [record for record in child.records() if record.state in ("waiting", "running")]:
-            if all(record.state == "running" for record in open_ones):  # elsewhere, or its worker has died
+        while open_ones := [
+            record for record in child.records() if record.state in ("waiting", "running")
+        ]:
+            if all(
+                record.state == "running" for record in open_ones
+            ):  # elsewhere, or its worker has died
                 time.sleep(LOOK_SECONDS)
                 child.sweep()
                 continue
             if over := child.why_over():
                 raise StudyError(f"study {child.name}: {over}")
             with LiveView(child, Console(highlight=False, quiet=as_json), tell_all=False) as view:
-                end = Launcher(child, opened, plan, data, allow_different_code=allow_different_code).run(view.look)
+                end = Launcher(
+                    child, opened, plan, data, allow_different_code=allow_different_code
+                ).run(view.look)
             if end == "interrupted":
-                click.echo("Stopped. What was trained is kept; the same line goes on with it.", err=True)
+                click.echo(
+                    "Stopped. What was trained is kept; the same line goes on with it.", err=True
+                )
                 raise SystemExit(130)
 
     return train, len(plan.devices)
@@ -112,11 +161,34 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
 
 @click.command()
 @study_option
-@click.option("--from", "start", metavar="START|N|best", help="Where the path begins: a start, a trial's number or best.")
-@click.option("--to", "end", default="best", show_default=True, metavar="START|N|best", help="Where it ends.")
-@click.option("--questions", "ask", is_flag=True, help="Measure the questions of the study's space.")
-@click.option("--seeds", type=int, default=3, show_default=True, metavar="N", help="Fresh seeds of each measured configuration.")
-@click.option("--select-seeds", type=int, default=1, show_default=True, metavar="N", help="Other seeds, to choose the next change with.")
+@click.option(
+    "--from",
+    "start",
+    metavar="START|N|best",
+    help="Where the path begins: a start, a trial's number or best.",
+)
+@click.option(
+    "--to", "end", default="best", show_default=True, metavar="START|N|best", help="Where it ends."
+)
+@click.option(
+    "--questions", "ask", is_flag=True, help="Measure the questions of the study's space."
+)
+@click.option(
+    "--seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Fresh seeds of each measured configuration.",
+)
+@click.option(
+    "--select-seeds",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Other seeds, to choose the next change with.",
+)
 @click.option("--rounds", type=click.IntRange(min=0), metavar="N",
               help="Rounds of choosing; the rest follows the last one's order, with 0 the space's. Default: to the end.")  # fmt: skip
 @training_options
@@ -130,22 +202,34 @@ def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, selec
     from hpo.trainer import named
 
     if start is None and not ask:
-        raise CallerError("neither --from nor --questions. Valid: --from START for the path to --to (best), --questions, or both")
+        raise CallerError(
+            "neither --from nor --questions. Valid: --from START for the path to --to (best), --questions, or both"
+        )
     opened, parent = _opened(study, database)
     path.check_seeds(seeds, select_seeds)
     count = 0
     if start is not None:
-        changes = path.differences(parent.spec, path.named(parent, start)[1], path.named(parent, end)[1])
+        changes = path.differences(
+            parent.spec, path.named(parent, start)[1], path.named(parent, end)[1]
+        )
         count += path.trainings(len(changes), seeds, select_seeds, rounds)
     count += sum(2 * seeds * len(question.compare) for question in parent.spec.questions if ask)
     train, workers = _ready(parent, opened, as_json, score_test=False, **how)
     child = _child(parent, opened, "ablate", workers, count, as_json)
     metric = parent.spec.metric
-    ablation = path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train) if start is not None else None
+    ablation = (
+        path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train)
+        if start is not None
+        else None
+    )
     answers = path.measure(parent, child, parent.spec.questions, seeds, train) if ask else None
     if as_json:
         findings = {"ablation": ablation, "questions": answers}
-        facts = {kind: finding.model_dump(mode="json", by_alias=True) for kind, finding in findings.items() if finding}
+        facts = {
+            kind: finding.model_dump(mode="json", by_alias=True)
+            for kind, finding in findings.items()
+            if finding
+        }
         click.echo(json.dumps(named(facts, metric), indent=2))
         return
     if ablation:

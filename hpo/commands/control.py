@@ -10,8 +10,12 @@ from hpo.commands.shared import database_option, open_study, read_study, study_o
 if TYPE_CHECKING:
     from hpo.study.study import Study
 
-reason_option = click.option("--reason", default="", metavar="TEXT", help="Why; kept, and shown with it.")
-trial_option = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial's number.")
+reason_option = click.option(
+    "--reason", default="", metavar="TEXT", help="Why; kept, and shown with it."
+)
+trial_option = click.option(
+    "--trial", type=click.IntRange(min=0), metavar="N", help="The trial's number."
+)
 
 
 @click.command()
@@ -24,7 +28,9 @@ def pause(study: str, reason: str, database: str | None) -> None:
 
     found = read_study(study, database)
     running = found.standing().running
-    click.echo(f"{control.halt(found, 'paused', reason)}\n{_handed_back(running)} Workers wait for: hpo resume --study {study}")
+    click.echo(
+        f"{control.halt(found, 'paused', reason)}\n{_handed_back(running)} Workers wait for: hpo resume --study {study}"
+    )
 
 
 @click.command()
@@ -40,7 +46,9 @@ def resume(study: str, database: str | None) -> None:
     elif ended.state == "paused":
         click.echo(f"was {ended}\nWorkers that wait go on within seconds")
     else:
-        click.echo(f"was {ended}\nIts workers have left. Start some: the same launch line, or hpo worker --study {study}")
+        click.echo(
+            f"was {ended}\nIts workers have left. Start some: the same launch line, or hpo worker --study {study}"
+        )
 
 
 @click.command()
@@ -53,16 +61,24 @@ def stop(study: str, reason: str, database: str | None) -> None:
 
     found = read_study(study, database)
     running = found.standing().running
-    click.echo(f"{control.halt(found, 'stopped', reason)}\n{_handed_back(running)} Workers leave. To go on: the same launch line")
+    click.echo(
+        f"{control.halt(found, 'stopped', reason)}\n{_handed_back(running)} Workers leave. To go on: the same launch line"
+    )
 
 
 def _handed_back(running: int) -> str:
-    return f"{running} running trials are handed back with a checkpoint within seconds." if running else "No trial runs."
+    return (
+        f"{running} running trials are handed back with a checkpoint within seconds."
+        if running
+        else "No trial runs."
+    )
 
 
 @click.command()
 @study_option
-@click.option("--trial", required=True, type=click.IntRange(min=0), metavar="N", help="The trial's number.")
+@click.option(
+    "--trial", required=True, type=click.IntRange(min=0), metavar="N", help="The trial's number."
+)
 @reason_option
 @database_option
 def kill(study: str, trial: int, reason: str, database: str | None) -> None:
@@ -82,7 +98,11 @@ def kill(study: str, trial: int, reason: str, database: str | None) -> None:
 @click.command()
 @study_option
 @click.argument("values", nargs=-1, metavar="FIELD=VALUE...")
-@click.option("--like", metavar="best|START|N", help="The trial whose values the other parameters get. Default: they are sampled.")
+@click.option(
+    "--like",
+    metavar="best|START|N",
+    help="The trial whose values the other parameters get. Default: they are sampled.",
+)
 @database_option
 def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str | None) -> None:
     """Try a configuration of your own: the next trial to begin. The budget stays as it is."""
@@ -91,21 +111,34 @@ def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str
     from hpo.study import control
 
     if not values and not like:
-        raise CallerError("hpo enqueue: no values. Valid: FIELD=VALUE such as optimizer.lr=0.01, or --like best")
+        raise CallerError(
+            "hpo enqueue: no values. Valid: FIELD=VALUE such as optimizer.lr=0.01, or --like best"
+        )
     found = open_study(study, database)
     given = parse_settings(values, "hpo enqueue ", found.spec.base, found.spec.parameters)
-    chosen, sampled = control.chosen_values(found.spec, given, _values_of(found, like) if like else {})
+    chosen, sampled = control.chosen_values(
+        found.spec, given, _values_of(found, like) if like else {}
+    )
     number = control.enqueue(found, chosen)
-    click.echo(f"trial {number} begins next: {', '.join(f'{name}={value}' for name, value in chosen.items())}")
+    click.echo(
+        f"trial {number} begins next: {', '.join(f'{name}={value}' for name, value in chosen.items())}"
+    )
     if sampled:
         click.echo(f"sampled by Optuna: {', '.join(sampled)}")
-    click.echo(f"It is one of the budget's {found.budget.trials} trials" + (f": {over}" if (over := found.why_over()) else ""))
+    click.echo(
+        f"It is one of the budget's {found.budget.trials} trials"
+        + (f": {over}" if (over := found.why_over()) else "")
+    )
 
 
 def _values_of(study: "Study", like: str) -> dict[str, Any]:
     from hpo.study.pick import pick_trial
 
-    return study.spec.start_values(like) if like in study.spec.starts else pick_trial(study, like).params
+    return (
+        study.spec.start_values(like)
+        if like in study.spec.starts
+        else pick_trial(study, like).params
+    )
 
 
 @click.command()

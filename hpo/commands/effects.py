@@ -5,13 +5,26 @@ from pathlib import Path
 
 import click
 
-from hpo.commands.shared import data_option, database_option, device_option, json_option, open_study, read_study, study_option
+from hpo.commands.shared import (
+    data_option,
+    database_option,
+    device_option,
+    json_option,
+    open_study,
+    read_study,
+    study_option,
+)
 from hpo.errors import CallerError
 
 
 @click.command()
 @study_option
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the interactions as heat maps: FILE.svg or FILE.png.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the interactions as heat maps: FILE.svg or FILE.png.",
+)
 @database_option
 @json_option
 def effects(study: str, plot: Path | None, database: str | None, as_json: bool) -> None:
@@ -30,13 +43,21 @@ def effects(study: str, plot: Path | None, database: str | None, as_json: bool) 
         from hpo.report.heatmap import draw
 
         draw(found.model_dump(mode="json"), plot, metric)
-    shown = json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else effects_text(found, metric)
+    shown = (
+        json.dumps(named(found.model_dump(mode="json"), metric), indent=2)
+        if as_json
+        else effects_text(found, metric)
+    )
     click.echo(shown + (f"\nwrote {plot}" if plot and not as_json else ""))
 
 
 @click.command()
 @study_option
-@click.option("--trials", metavar="N,N,...", help="Choose among these only. Default: the best 40 whose weights are here.")
+@click.option(
+    "--trials",
+    metavar="N,N,...",
+    help="Choose among these only. Default: the best 40 whose weights are here.",
+)
 @click.option(
     "--max-size",
     type=click.IntRange(min=2),
@@ -62,13 +83,25 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
     offered(opened.spec.trainer, "ensemble", "ensembles")
     found = build_ensemble(opened, [int(number) for number in numbers], max_size, device, data)
     metric = opened.spec.metric
-    click.echo(json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else ensemble_text(found, metric))
+    click.echo(
+        json.dumps(named(found.model_dump(mode="json"), metric), indent=2)
+        if as_json
+        else ensemble_text(found, metric)
+    )
 
 
 @click.command()
 @study_option
-@click.option("--gpus", type=click.IntRange(min=1), required=True, metavar="N", help="That work at once.")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), required=True, metavar="H", help="So long.")
+@click.option(
+    "--gpus", type=click.IntRange(min=1), required=True, metavar="N", help="That work at once."
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    required=True,
+    metavar="H",
+    help="So long.",
+)
 @database_option
 @json_option
 def plan(study: str, gpus: int, hours: float, database: str | None, as_json: bool) -> None:
@@ -79,4 +112,8 @@ def plan(study: str, gpus: int, hours: float, database: str | None, as_json: boo
     opened = read_study(study, database)
     metric = opened.spec.metric
     found = build_plan(opened, gpus, hours)
-    click.echo(json.dumps(named(found.model_dump(mode="json"), metric), indent=2) if as_json else plan_text(found, metric))
+    click.echo(
+        json.dumps(named(found.model_dump(mode="json"), metric), indent=2)
+        if as_json
+        else plan_text(found, metric)
+    )

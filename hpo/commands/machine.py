@@ -10,13 +10,21 @@ from hpo.errors import DatabaseError, MachineError
 
 
 @click.command()
-@click.option("--study", metavar="NAME", help="Compare code and data with those of this study's workers too.")
+@click.option(
+    "--study", metavar="NAME", help="Compare code and data with those of this study's workers too."
+)
 @data_option
 @click.option("--artifacts", type=click.Path(path_type=Path), metavar="DIR",
               help="The folder that the machines share. Default: $HPO_HOME/studies.")  # fmt: skip
 @database_option
 @json_option
-def doctor(study: str | None, data: Path | None, artifacts: Path | None, database: str | None, as_json: bool) -> None:
+def doctor(
+    study: str | None,
+    data: Path | None,
+    artifacts: Path | None,
+    database: str | None,
+    as_json: bool,
+) -> None:
     """Look at what a worker on this machine needs: GPUs, database, clock, TLS, folders, the study's code and data.
 
     Exit code 1 if something is missing.
@@ -26,7 +34,11 @@ def doctor(study: str | None, data: Path | None, artifacts: Path | None, databas
     from hpo.launch.doctor import as_text, examine
 
     findings = examine(study, database, data, artifacts)
-    click.echo(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else as_text(findings))
+    click.echo(
+        json.dumps([asdict(finding) for finding in findings], indent=2)
+        if as_json
+        else as_text(findings)
+    )
     if any(finding.level == "fail" for finding in findings):
         raise SystemExit(MachineError.exit_code)
 
@@ -38,8 +50,15 @@ def data() -> None:
 
 @data.command(name="check")
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@click.option("--kernel", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins, for CTC's needs. Default: 32.")
-@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins. Default: 4.")
+@click.option(
+    "--kernel",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of the decoder, in bins, for CTC's needs. Default: 32.",
+)
+@click.option(
+    "--stride", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins. Default: 4."
+)
 @json_option
 def data_check(path: Path | None, kernel: int | None, stride: int | None, as_json: bool) -> None:
     """Say what is in PATH and what is wrong with it. Without PATH: the bundled recordings.
@@ -80,10 +99,16 @@ def data_convert(source: Path, out: Path) -> None:
         click.echo(f"Stopped. Nothing was written to {out}", err=True)
         raise SystemExit(130) from None
     for name, part in manifest.partitions.items():
-        click.echo(f"{name:<12}{part.sentences} sentences, {part.features} features, fingerprint {part.fingerprint}")
+        click.echo(
+            f"{name:<12}{part.sentences} sentences, {part.features} features, fingerprint {part.fingerprint}"
+        )
         if part.guessed:
-            click.echo(f"            {len(part.guessed)} words are in no dictionary, their phonemes guessed from their letters")
-    click.echo(f"wrote {out}, {manifest.bytes() / 1e9:.2f} GB\nNext: hpo data check {out}, or hpo launch --study lr-aug --data {out}")
+            click.echo(
+                f"            {len(part.guessed)} words are in no dictionary, their phonemes guessed from their letters"
+            )
+    click.echo(
+        f"wrote {out}, {manifest.bytes() / 1e9:.2f} GB\nNext: hpo data check {out}, or hpo launch --study lr-aug --data {out}"
+    )
 
 
 @click.group()
@@ -102,7 +127,9 @@ def database_status() -> None:
     if not url and (owner := server.owner_elsewhere()):
         click.echo(f"not running here: it belongs to {owner}; data in {server.where()}")
         return
-    click.echo(f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.where()}")
+    click.echo(
+        f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.where()}"
+    )
 
 
 @database.command(name="stop")
@@ -136,9 +163,13 @@ def database_adopt(yes: bool) -> None:
     if owner:
         click.echo(f"It belongs to {owner}.")
     if server.has_data():
-        click.echo(f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one.")
+        click.echo(
+            f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one."
+        )
     else:
-        click.echo(f"Its files, {server.data}, are not on this machine. Adopted, it begins here without studies.")
+        click.echo(
+            f"Its files, {server.data}, are not on this machine. Adopted, it begins here without studies."
+        )
     if not yes:
         click.confirm("Adopt it?", abort=True)
     server.adopt()

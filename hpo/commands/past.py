@@ -27,8 +27,15 @@ def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, 
 
 @click.command("import")
 @click.argument("runs_dir", type=path_argument, required=False)
-@click.option("--study", metavar="NAME", help="Add those that are comparable to this study, for its sampler.")
-@click.option("--from-study", "other", metavar="NAME", help="Take the trials of this study instead of RUNS_DIR: a warm start.")
+@click.option(
+    "--study", metavar="NAME", help="Add those that are comparable to this study, for its sampler."
+)
+@click.option(
+    "--from-study",
+    "other",
+    metavar="NAME",
+    help="Take the trials of this study instead of RUNS_DIR: a warm start.",
+)
 @click.option("--same-data", is_flag=True,
               help="I say that they were trained on the study's data and scored on its validation part: no run records that.")  # fmt: skip
 @map_option
@@ -52,11 +59,15 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named, offered
 
     if same_data and not study:
-        raise CallerError("--same-data without --study: it says which study's data the runs are of. Add --study NAME")
+        raise CallerError(
+            "--same-data without --study: it says which study's data the runs are of. Add --study NAME"
+        )
     if (runs_dir is None) == (other is None):
         raise CallerError("give RUNS_DIR or --from-study NAME, one of them")
     if other and not study:
-        raise CallerError(f"--from-study {other} without --study: it says whose sampler is to learn. Add --study NAME")
+        raise CallerError(
+            f"--from-study {other} without --study: it says whose sampler is to learn. Add --study NAME"
+        )
     found = open_study(study, database) if study else None
     reference = found.spec.trainer if found else DEFAULT_TRAINER
     metric = load_trainer(reference).metric
@@ -77,11 +88,23 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
 
 @click.command()
 @click.argument("runs_dir", type=path_argument, required=False)
-@click.option("--study", metavar="NAME", help="Replay the trials of this study instead of past runs.")
+@click.option(
+    "--study", metavar="NAME", help="Replay the trials of this study instead of past runs."
+)
 @click.option("--rule", "rules", multiple=True, metavar="RULE",
               help="own-past, median, asha, hyperband or patient; several times for several. Default: own-past, median, asha.")  # fmt: skip
-@click.option("--sweep", "with_sweep", is_flag=True, help="Show how far each constant of own-past may move before it errs on these runs.")
-@click.option("--plot", type=path_argument, metavar="FILE", help="Draw the curves and where each rule stops them: .svg, .png or .pdf.")
+@click.option(
+    "--sweep",
+    "with_sweep",
+    is_flag=True,
+    help="Show how far each constant of own-past may move before it errs on these runs.",
+)
+@click.option(
+    "--plot",
+    type=path_argument,
+    metavar="FILE",
+    help="Draw the curves and where each rule stops them: .svg, .png or .pdf.",
+)
 @map_option
 @database_option
 @json_option
@@ -97,7 +120,9 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
     from hpo.trainer import DEFAULT_TRAINER, load_trainer, named
 
     if (runs_dir is None) == (study is None):
-        raise CallerError("hpo backtest takes RUNS_DIR or --study NAME, one of them: what to replay")
+        raise CallerError(
+            "hpo backtest takes RUNS_DIR or --study NAME, one of them: what to replay"
+        )
     opened = open_study(study, database) if study else None
     metric = opened.spec.metric if opened else load_trainer(DEFAULT_TRAINER).metric
     own_past = opened.spec.stopping if opened else None

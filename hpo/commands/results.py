@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpo.commands.shared import data_option, database_option, device_option, json_option, read_study, study_option, weights_option
+from hpo.commands.shared import (
+    data_option,
+    database_option,
+    device_option,
+    json_option,
+    read_study,
+    study_option,
+    weights_option,
+)
 from hpo.errors import CallerError
 
 if TYPE_CHECKING:
@@ -18,9 +26,21 @@ if TYPE_CHECKING:
 @study_option
 @database_option
 @json_option
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write all that is known as one page, with pictures.")
-@click.option("--md", type=click.Path(path_type=Path), metavar="FILE", help="Write the same as Markdown, without pictures.")
-def report(study: str, database: str | None, as_json: bool, html: Path | None, md: Path | None) -> None:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all that is known as one page, with pictures.",
+)
+@click.option(
+    "--md",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the same as Markdown, without pictures.",
+)
+def report(
+    study: str, database: str | None, as_json: bool, html: Path | None, md: Path | None
+) -> None:
     """Report the best PER beside the starts, what was stopped and why, and the compute."""
     found = read_study(study, database)
     if as_json or not (html or md):
@@ -49,9 +69,17 @@ def _write(option: str, path: Path, text: str) -> None:
 @click.option("--format", "kind", type=click.Choice(["yaml", "neural_seq_decoder"]), default="yaml", show_default=True,
               help="The configuration, or the folder that the reference code's loadModel reads.")  # fmt: skip
 @weights_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="PATH", help="The YAML file or the folder to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="PATH",
+    help="The YAML file or the folder to write.",
+)
 @database_option
-def export(study: str, trial: str, kind: str, weights: str, out: Path, database: str | None) -> None:
+def export(
+    study: str, trial: str, kind: str, weights: str, out: Path, database: str | None
+) -> None:
     """Write a trial's configuration as YAML, or its model for the lab's own code."""
     from hpo.report.report import export_text
     from hpo.trainer import offered
@@ -74,8 +102,17 @@ def export(study: str, trial: str, kind: str, weights: str, out: Path, database:
 @click.option("--study", metavar="NAME", help="The study, when --model is a trial.")
 @weights_option
 @data_option
-@click.option("--partition", type=click.Choice(["train", "test", "competition"]), required=True, help="What to score on.")
-@click.option("--padding", type=click.Choice(["masked", "reference"]), help="How padding is treated. Default: as the model was trained.")
+@click.option(
+    "--partition",
+    type=click.Choice(["train", "test", "competition"]),
+    required=True,
+    help="What to score on.",
+)
+@click.option(
+    "--padding",
+    type=click.Choice(["masked", "reference"]),
+    help="How padding is treated. Default: as the model was trained.",
+)
 @device_option
 @database_option
 @json_option

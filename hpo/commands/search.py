@@ -37,7 +37,9 @@ def _checked_url(ctx: click.Context, parameter: click.Parameter, url: str | None
     return check_url(url)
 
 
-def _checked_trackers(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> list[str] | None:
+def _checked_trackers(
+    ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> list[str] | None:
     if not names:
         return None
     from hpo.worker.trackers import check
@@ -46,15 +48,43 @@ def _checked_trackers(ctx: click.Context, parameter: click.Parameter, names: tup
 
 
 @click.command()
-@click.option("--study", "space", required=True, metavar="SPACE", help="A search space: a bundled name (lr-aug, lr-only) or a YAML file.")
+@click.option(
+    "--study",
+    "space",
+    required=True,
+    metavar="SPACE",
+    help="A search space: a bundled name (lr-aug, lr-only) or a YAML file.",
+)
 @click.option("--name", metavar="NAME", help="The study's name. Default: the space's.")
 @data_option
-@click.option("--profile", metavar="NAME", help="A profile of the space. Default: demo for the bundled recordings, else none.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base, such as model.units=128.")
-@click.option("--trials", type=int, metavar="N", help="The budget: trials that are begun and do not fail. Default: the space's.")
-@click.option("--policy", metavar="gp|tpe|random", help="How configurations are drawn. Default: the space's.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="A profile of the space. Default: demo for the bundled recordings, else none.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set a field of the base, such as model.units=128.",
+)
+@click.option(
+    "--trials",
+    type=int,
+    metavar="N",
+    help="The budget: trials that are begun and do not fail. Default: the space's.",
+)
+@click.option(
+    "--policy", metavar="gp|tpe|random", help="How configurations are drawn. Default: the space's."
+)
 @click.option("--extend", is_flag=True, help="Go on with a study whose budget or ranges grew.")
-@click.option("--workers", type=int, metavar="N", help="Worker processes here. Default: one per GPU, else one per two CPU cores.")
+@click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Worker processes here. Default: one per GPU, else one per two CPU cores.",
+)
 @per_gpu_option
 @device_option
 @artifacts_option
@@ -86,7 +116,9 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.study.version import check_code, code_version
     from hpo.worker.dataset import look_at_data
 
-    plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(workers, device, per_gpu)
+    plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(
+        workers, device, per_gpu
+    )
     looked = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, looked.facts, extend)
@@ -105,17 +137,25 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     ]
     click.echo("\n".join(lines))
     if halted:
-        goes_on = "it goes on now" if halted.state == "stopped" else f"workers wait for hpo resume --study {study.name}"
+        goes_on = (
+            "it goes on now"
+            if halted.state == "stopped"
+            else f"workers wait for hpo resume --study {study.name}"
+        )
         click.echo(f"           {halted}; {goes_on}")
     end = "done"
     over = study.why_over()
     if over is None and not isinstance(plan, Plan):
         if notify:
-            click.echo("--notify: no process stays here that could; run hpo launch without --slurm for that")
+            click.echo(
+                "--notify: no process stays here that could; run hpo launch without --slurm for that"
+            )
         _submit(study, opened, plan, data, device, per_gpu, allow_different_code)
         return
     if over is None and isinstance(plan, Plan):
-        end = _run(Launcher(study, opened, plan, data, allow_different_code=allow_different_code), notify)
+        end = _run(
+            Launcher(study, opened, plan, data, allow_different_code=allow_different_code), notify
+        )
     else:
         click.echo(f"Nothing is left to do: {over}")
     click.echo()
@@ -158,8 +198,12 @@ def _conclude(study: "Study", end: str, worked: bool) -> None:
         if study.runs_elsewhere():
             click.echo("The last trials run under another launch or worker.")
         else:
-            raise WorkerError(f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}")
-    elif end == "done" and worked and study.standing().ended < study.budget.trials:  # GPU-hours or deadline
+            raise WorkerError(
+                f"study {study.name} is not done: {study.why_over() or 'trials wait for a worker; the same line goes on'}"
+            )
+    elif (
+        end == "done" and worked and study.standing().ended < study.budget.trials
+    ):  # GPU-hours or deadline
         click.echo(f"The workers left: {study.why_over()}")
     if end == "interrupted":
         click.echo("Stopped. The study is kept; the same line goes on with it.")
@@ -175,18 +219,34 @@ def _spec(path: Path, data: Path | None, profile: str | None, settings: tuple[st
     return load_spec(path, profile, parse_settings(settings), trials, policy)
 
 
-def _slurm_job(cluster: dict[str, Any], workers: int | None, device: str | None, per_gpu: str | None, database: str | None) -> "Job | None":
-    given = {key: value for key, value in cluster.items() if value is not None and value is not False and value != ()}
+def _slurm_job(
+    cluster: dict[str, Any],
+    workers: int | None,
+    device: str | None,
+    per_gpu: str | None,
+    database: str | None,
+) -> "Job | None":
+    given = {
+        key: value
+        for key, value in cluster.items()
+        if value is not None and value is not False and value != ()
+    }
     if not given.pop("slurm", False):
         for key in given:
-            option = {"options": "slurm-option", "more": "slurm-more"}.get(key, key.replace("_", "-"))
-            raise CallerError(f"--{option} without --slurm: it is for a cluster. Add --slurm to submit workers to one")
+            option = {"options": "slurm-option", "more": "slurm-more"}.get(
+                key, key.replace("_", "-")
+            )
+            raise CallerError(
+                f"--{option} without --slurm: it is for a cluster. Add --slurm to submit workers to one"
+            )
         return None
     from hpo.launch.launcher import check_per_gpu, check_whole_node
     from hpo.launch.slurm import Job, check_surroundings
 
     if workers is not None:
-        raise CallerError(f"--workers {workers} with --slurm: a node runs a worker per GPU. Give --nodes, --gpus-per-node, --per-gpu")
+        raise CallerError(
+            f"--workers {workers} with --slurm: a node runs a worker per GPU. Give --nodes, --gpus-per-node, --per-gpu"
+        )
     check_per_gpu(per_gpu)
     check_whole_node(device)
     job = Job(**given)
@@ -200,12 +260,16 @@ def _submit(study: "Study", opened: "Database", job: "Job", data: Path | None, d
 
     there = [element for element in elements(study) if element.state != "COMPLETING"]
     if there and not job.more:
-        click.echo(f"In SLURM's queue already: {in_words(there)}. Nothing was submitted; --slurm-more submits further ones")
+        click.echo(
+            f"In SLURM's queue already: {in_words(there)}. Nothing was submitted; --slurm-more submits further ones"
+        )
         return
     absolute = data.absolute() if data else None
     options = {"--data": absolute, "--device": device, "--per-gpu": per_gpu}
     arguments = [str(part) for name, value in options.items() if value for part in (name, value)]
-    number = submit(job, study, opened, [*arguments, *["--allow-different-code"] * allow_different_code])
+    number = submit(
+        job, study, opened, [*arguments, *["--allow-different-code"] * allow_different_code]
+    )
     click.echo("\n".join(after_submission(number, study, opened, absolute)))
 
 
@@ -213,12 +277,25 @@ def _submit(study: "Study", opened: "Database", job: "Job", data: Path | None, d
 @study_option
 @data_option
 @device_option
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: PyTorch's own choice.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads. Default: PyTorch's own choice.",
+)
 @artifacts_option
 @code_option
-@click.option("--all-gpus", is_flag=True, help="A process for every GPU of this machine, as hpo launch starts them.")
+@click.option(
+    "--all-gpus",
+    is_flag=True,
+    help="A process for every GPU of this machine, as hpo launch starts them.",
+)
 @per_gpu_option
-@click.option("--requeue", is_flag=True, help="In a SLURM job: back into the queue if a signal or the wall limit came before the end.")
+@click.option(
+    "--requeue",
+    is_flag=True,
+    help="In a SLURM job: back into the queue if a signal or the wall limit came before the end.",
+)
 @database_option
 def worker(study: str, data: Path | None, device: str | None, threads: int | None, artifacts: Path | None, allow_different_code: bool,
            all_gpus: bool, per_gpu: str | None, requeue: bool, database: str | None) -> None:  # fmt: skip
@@ -238,22 +315,32 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     from hpo.worker.worker import run_worker
 
     if (per_gpu or requeue) and not all_gpus:
-        raise CallerError("--per-gpu and --requeue are for all the workers of a machine: add --all-gpus")
+        raise CallerError(
+            "--per-gpu and --requeue are for all the workers of a machine: add --all-gpus"
+        )
     if threads and all_gpus:
-        raise CallerError(f"--threads {threads} with --all-gpus: the CPU cores are divided between the workers. Give one of them")
+        raise CallerError(
+            f"--threads {threads} with --all-gpus: the CPU cores are divided between the workers. Give one of them"
+        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     flag = StopFlag(slurm_element.leave_at())
     if all_gpus:
         plan = plan_node(device, per_gpu)
         opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
-        early = slurm_element.run_node(Study.open(opened, study), opened, plan, data, flag, allow_different_code)
+        early = slurm_element.run_node(
+            Study.open(opened, study), opened, plan, data, flag, allow_different_code
+        )
         click.echo(f"The workers left{' before the study was done' if early else ''}")
         if early and requeue and (element := slurm_element.requeue()):
             click.echo(f"{element} goes back into SLURM's queue, unless it was cancelled")
         return
     flag.catch_signals()
-    found = persistently(lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60)
-    done = run_worker(found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code)
+    found = persistently(
+        lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60
+    )
+    done = run_worker(
+        found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code
+    )
     click.echo(f"{done} trials came to an end here; "
                f"{'stopped by a signal or the wall limit' if flag() else found.halt or 'nothing is left to do'}")  # fmt: skip
 
@@ -262,8 +349,14 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
 @study_option
 @click.option("--trials", metavar="N|+N", help="That are completed or stopped by a rule.")
 @click.option("--failures", metavar="N|+N", help="Failed trials that are replaced.")
-@click.option("--gpu-hours", metavar="H|+H|none", help="Of all workers; trainings that share a GPU share its hours.")
-@click.option("--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone.")
+@click.option(
+    "--gpu-hours",
+    metavar="H|+H|none",
+    help="Of all workers; trainings that share a GPU share its hours.",
+)
+@click.option(
+    "--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone."
+)
 @database_option
 def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str | None, deadline: str | None,
            database: str | None) -> None:  # fmt: skip
@@ -279,7 +372,11 @@ def budget(study: str, trials: str | None, failures: str | None, gpu_hours: str 
         before, now = found.change_budget(changes)
         click.echo(f"was {before}\nnow {now}")
         if changes and (over := found.why_over()):
-            handed = " Trials that run are handed back." if found.over() else " Trials that run are finished."
+            handed = (
+                " Trials that run are handed back."
+                if found.over()
+                else " Trials that run are finished."
+            )
             click.echo(f"Nothing new starts: {over}.{handed * bool(found.standing().running)}")
     else:
         click.echo(f"budget {found.budget}")

@@ -30,7 +30,9 @@ class Commands(click.Group):
             ctx.exit(MachineError.exit_code)
 
 
-def _warn_of_password(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+def _warn_of_password(
+    ctx: click.Context, parameter: click.Parameter, url: str | None
+) -> str | None:
     if url:
         from hpo.store.url import has_password
 
@@ -45,7 +47,9 @@ def complete_study(ctx: click.Context, parameter: click.Parameter, incomplete: s
     with suppress(Exception):
         from hpo.store.database import study_names
 
-        return [name for name in study_names(ctx.params.get("database")) if name.startswith(incomplete)]
+        return [
+            name for name in study_names(ctx.params.get("database")) if name.startswith(incomplete)
+        ]
     return []
 
 
@@ -53,7 +57,11 @@ database_option = click.option("--database", metavar="URL", callback=_warn_of_pa
                                help="Postgres to use instead of the embedded one (or set HPO_DATABASE_URL).")  # fmt: skip
 study_option = click.option("--study", required=True, metavar="NAME", shell_complete=complete_study,
                             help="The study's name, as hpo launch gave it.")  # fmt: skip
-device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.")
+device_option = click.option(
+    "--device",
+    metavar="DEVICE",
+    help="cpu, cuda or cuda:N. Default: CUDA when there is one, else the CPU.",
+)
 data_option = click.option("--data", type=click.Path(path_type=Path), metavar="PATH",
                            help="A ptDecoder_ctc pickle, a folder with train/*.mat, a Brain-to-Text '25 folder (SESSION/data_train.hdf5), "
                                 "or a store of hpo data convert.")  # fmt: skip
@@ -62,7 +70,9 @@ weights_option = click.option("--weights", type=click.Choice(["last", "best"]), 
 artifacts_option = click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                                 help="A folder that all machines of the study see, for checkpoints, weights and logs. "
                                      "Default: the study's, else under HPO_HOME.")  # fmt: skip
-code_option = click.option("--allow-different-code", is_flag=True, help="Join though the study was made with other code.")
+code_option = click.option(
+    "--allow-different-code", is_flag=True, help="Join though the study was made with other code."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 per_gpu_option = click.option("--per-gpu", metavar="auto|N",
                               help="Workers on each GPU. auto: more join while the total step rate grows by 10 %.")  # fmt: skip

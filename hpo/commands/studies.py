@@ -38,7 +38,10 @@ def _facts(line: "Line") -> dict[str, Any]:
 
     from hpo.trainer import named
 
-    facts = asdict(line) | {"last": line.last and line.last.isoformat(), "metric": line.metric and line.metric.name}
+    facts = asdict(line) | {
+        "last": line.last and line.last.isoformat(),
+        "metric": line.metric and line.metric.name,
+    }
     found: dict[str, Any] = named(facts, line.metric) if line.metric else facts
     return found
 
@@ -53,7 +56,12 @@ def _table(lines: "Sequence[Line]") -> "Table":
     best = f"best {names.pop()}" if len(names) == 1 else "best"
     table = Table(box=None, pad_edge=False)
     for title in ("study", "state", "trials", "run", "failed", best, "last activity"):
-        table.add_column(title, justify="left" if title in ("study", "state") else "right", no_wrap=title != "study", overflow="fold")
+        table.add_column(
+            title,
+            justify="left" if title in ("study", "state") else "right",
+            no_wrap=title != "study",
+            overflow="fold",
+        )
     for line in lines:
         of = "" if line.budget is None else f" of {line.budget}"
         table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),
@@ -70,7 +78,9 @@ def _best(line: "Line") -> str:
 @click.command()
 @study_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Also while workers run: their trials are lost, and they leave.")
+@click.option(
+    "--force", is_flag=True, help="Also while workers run: their trials are lost, and they leave."
+)
 @database_option
 def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     """Remove a study: its trials, results and files. There is no way back."""
@@ -87,7 +97,9 @@ def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     metric = found.spec.metric
     best = best_of(records, metric)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    files = f"{size / 1e6:.1f} MB of weights, checkpoints and logs" if folder.is_dir() else "none here"
+    files = (
+        f"{size / 1e6:.1f} MB of weights, checkpoints and logs" if folder.is_dir() else "none here"
+    )
     shown = f"study {study}: {len(records)} trials"
     if best and best.value is not None:
         shown += f", best {metric.name} {metric.text(best.value)}"

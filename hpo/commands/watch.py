@@ -24,7 +24,11 @@ FOLLOW_SECONDS = 1.0  # between looks at a log
 
 @click.command()
 @study_option
-@click.option("--watch", is_flag=True, help="Stay and look again every two seconds: full screen, or a line a change. q leaves.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Stay and look again every two seconds: full screen, or a line a change. q leaves.",
+)
 @database_option
 @json_option
 def status(study: str, watch: bool, database: str | None, as_json: bool) -> None:
@@ -37,7 +41,9 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
     from hpo.trainer import named
 
     if watch and as_json:
-        raise CallerError("--watch with --json: give one of them; --watch prints a line a change where the output is no terminal")
+        raise CallerError(
+            "--watch with --json: give one of them; --watch prints a line a change where the output is no terminal"
+        )
     found = read_study(study, database)
     if watch:
         with suppress(KeyboardInterrupt):
@@ -56,7 +62,9 @@ def status(study: str, watch: bool, database: str | None, as_json: bool) -> None
     else:
         Console(highlight=False).print(trial_table(records, found.budget, found.spec.metric))
         for record in imported:
-            click.echo(f"imported trial {record.number}: past run {record.imported}, {record.state}")
+            click.echo(
+                f"imported trial {record.number}: past run {record.imported}, {record.state}"
+            )
         if halted := found.halt:
             click.echo(f"The study is {halted}. hpo resume --study {found.name} goes on")
         for job in jobs or []:
@@ -119,7 +127,10 @@ def _keys() -> Iterator[Callable[[float], object]]:
     def pressed(seconds: float) -> bool:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if select.select([sys.stdin], [], [], left)[0] and b"q" in os.read(sys.stdin.fileno(), 64).lower():
+            if (
+                select.select([sys.stdin], [], [], left)[0]
+                and b"q" in os.read(sys.stdin.fileno(), 64).lower()
+            ):
                 return True
         return False
 
@@ -133,8 +144,12 @@ def _keys() -> Iterator[Callable[[float], object]]:
 
 @click.command()
 @study_option
-@click.option("--trial", required=True, type=click.IntRange(min=0), metavar="N", help="The trial's number.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged until the trial is over.")
+@click.option(
+    "--trial", required=True, type=click.IntRange(min=0), metavar="N", help="The trial's number."
+)
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with what is logged until the trial is over."
+)
 @database_option
 def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
     """Print what workers logged of a trial, over all its attempts."""

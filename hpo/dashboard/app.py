@@ -21,7 +21,8 @@ View = Callable[..., Any]
 Replace = Callable[[str, str], Callable[[View], View]]
 ZIP_BYTES = 2000  # what is larger travels compressed
 RENAME = (
-    "hpo names a study's folder, with its weights and checkpoints, after it: it cannot be renamed. Take hpo launch --name for a new one"
+    "hpo names a study's folder, with its weights and checkpoints, after it: it cannot be renamed. "
+    "Take hpo launch --name for a new one"
 )
 VALUE = "a trial's value is what its worker measured. A trial can be failed here; it is kept as stopped by hand"
 ATTRIBUTES = "a trial's attributes are hpo's record of it. Write a note instead"
@@ -33,14 +34,20 @@ def build_app(pages: Pages) -> Bottle:
     app = wsgi(pages.storage)
     assert isinstance(app, Bottle)
     views: dict[tuple[str, str], View] = {}
-    for route in list(app.routes):  # without optuna-dashboard's decorator, which tells the terminal what is wrong and not the page
-        view = views[route.method, route.rule] = getattr(route.callback, "__wrapped__", route.callback)
+    for route in list(
+        app.routes
+    ):  # without optuna-dashboard's decorator, which tells the terminal what is wrong and not the page
+        view = views[route.method, route.rule] = getattr(
+            route.callback, "__wrapped__", route.callback
+        )
         app.route(route.rule, route.method, telling(view))
 
     def replace(method: str, rule: str) -> Callable[[View], View]:
         """The view gets the one that it replaces as its first argument."""
         if (there := views.get((method, rule))) is None:
-            raise MachineError(f"the installed optuna-dashboard has no {method} {rule}. Install version 0.21")
+            raise MachineError(
+                f"the installed optuna-dashboard has no {method} {rule}. Install version 0.21"
+            )
 
         def install(view: View) -> View:
             app.route(rule, method, telling(partial(view, there)))
@@ -77,7 +84,9 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
         if (page := pages.of(study_id)) is None:
             return there(study_id=study_id)
         try:
-            tag, body = page.answer(max(0, int(request.query.get("after", 0))), request.get_header("If-None-Match", ""))
+            tag, body = page.answer(
+                max(0, int(request.query.get("after", 0))), request.get_header("If-None-Match", "")
+            )
         except ValueError:
             return reason(400, "after: not a number")
         except KeyError:
@@ -85,7 +94,12 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             raise
         if body is None:
             return HTTPResponse(status=304, ETag=tag)
-        headers = {"Content-Type": "application/json", "ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
+        headers = {
+            "Content-Type": "application/json",
+            "ETag": tag,
+            "Cache-Control": "private, no-cache",
+            "Vary": "Accept-Encoding",
+        }
         return zipped(body, headers)
 
     @replace("GET", "/api/meta")
@@ -101,17 +115,26 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             return reason(404, "no such trial, or it has not begun")
         try:
             if name == "curve.png":
-                body = curve_png(record, page.study.curves([record])[record.number], page.study.spec.metric)
+                body = curve_png(
+                    record, page.study.curves([record])[record.number], page.study.spec.metric
+                )
             elif name == "log.txt":
                 body = log_tail(page.study, record).encode()
             else:
                 body = export_text(page.study, str(record.number)).encode()
         except HpoError as error:
             return reason(500, str(error))
-        policy = {"Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private, no-cache"}
+        policy = {
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+            "Cache-Control": "private, no-cache",
+        }
         return HTTPResponse(body, headers={"Content-Type": FILES[name], **policy})
 
-    app.route(f"/artifacts/<study_id:int>/<trial_id:int>/<name:re:{'|'.join(map(re.escape, FILES))}>", "GET", file)
+    app.route(
+        f"/artifacts/<study_id:int>/<trial_id:int>/<name:re:{'|'.join(map(re.escape, FILES))}>",
+        "GET",
+        file,
+    )
 
 
 def _replace_writing(pages: Pages, replace: Replace) -> None:
@@ -139,7 +162,11 @@ def _replace_writing(pages: Pages, replace: Replace) -> None:
 
     @replace("POST", "/api/trials/<trial_id:int>/user-attrs")
     def attributes(there: View, trial_id: int) -> Any:
-        return reason(409, ATTRIBUTES) if pages.of(pages.place(trial_id)[0]) else there(trial_id=trial_id)
+        return (
+            reason(409, ATTRIBUTES)
+            if pages.of(pages.place(trial_id)[0])
+            else there(trial_id=trial_id)
+        )
 
     def save(study_id: int, trial_id: int | None) -> Any:
         """As optuna-dashboard does it, without our part of the note."""
@@ -148,9 +175,15 @@ def _replace_writing(pages: Pages, replace: Replace) -> None:
             return reason(400, "send version and body")
         attributes = pages.storage.get_study_system_attrs(study_id)
         if not _note.version_is_incremented(attributes, trial_id, version):
-            changed = "The text you are editing has changed. Please copy your edits and refresh the page."
+            changed = (
+                "The text you are editing has changed. Please copy your edits and refresh the page."
+            )
             there = _note.get_note_from_system_attrs(attributes, trial_id)
-            return HTTPResponse(json.dumps({"reason": changed, "note": there}), 409, {"Content-Type": "application/json"})
+            return HTTPResponse(
+                json.dumps({"reason": changed, "note": there}),
+                409,
+                {"Content-Type": "application/json"},
+            )
         _note.save_note_with_version(pages.storage, study_id, trial_id, version, without_ours(body))
         return HTTPResponse(status=204)
 
@@ -179,7 +212,9 @@ def _move(base: str, replace: Replace) -> None:
             slash = before.index("/") if "$" not in before else 1
             after = f"{before[:slash]}{base}{before[slash:]}".encode()
             if before.encode() not in moved:
-                raise MachineError(f"--base-path: the installed optuna-dashboard's page has no {before}. Install version 0.21")
+                raise MachineError(
+                    f"--base-path: the installed optuna-dashboard's page has no {before}. Install version 0.21"
+                )
             moved = moved.replace(before.encode(), after)
         return bytes(moved)
 
@@ -188,7 +223,10 @@ def _move(base: str, replace: Replace) -> None:
         if filename != "bundle.js":
             return there(filename=filename)
         request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
-        encoding, request.environ["HTTP_ACCEPT_ENCODING"] = request.get_header("Accept-Encoding", ""), ""
+        encoding, request.environ["HTTP_ACCEPT_ENCODING"] = (
+            request.get_header("Accept-Encoding", ""),
+            "",
+        )
         body = script(there)
         request.environ["HTTP_ACCEPT_ENCODING"] = encoding
         return zipped(body, {"Content-Type": "text/javascript"})
@@ -199,7 +237,11 @@ def _move(base: str, replace: Replace) -> None:
         found = there()
         html = found.body.read().replace(b'"/static/', f'"{base}/static/'.encode())
         return HTTPResponse(
-            html, headers={"Content-Type": "text/html", "Content-Security-Policy": found.get_header("Content-Security-Policy")}
+            html,
+            headers={
+                "Content-Type": "text/html",
+                "Content-Security-Policy": found.get_header("Content-Security-Policy"),
+            },
         )
 
     @replace("GET", "/")

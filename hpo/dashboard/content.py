@@ -16,7 +16,11 @@ from hpo.text import duration, value_text
 from hpo.trainer import Metric, load_trainer
 
 LOG_LINES = 200
-FILES = {"curve.png": "image/png", "configuration.yaml": "text/plain; charset=utf-8", "log.txt": "text/plain; charset=utf-8"}
+FILES = {
+    "curve.png": "image/png",
+    "configuration.yaml": "text/plain; charset=utf-8",
+    "log.txt": "text/plain; charset=utf-8",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ def plain(text: str) -> str:
 # ---- notes
 
 
-def trial_note(record: Record, attributes: Mapping[str, Any], parent: Parent | None, metric: Metric) -> str:
+def trial_note(
+    record: Record, attributes: Mapping[str, Any], parent: Parent | None, metric: Metric
+) -> str:
     """Nothing that changes with every step: a page would read it again and again."""
     lines = [f"**{record.state}**{_why(record)}"]
     if record.value is not None and record.best_value is not None:
@@ -50,11 +56,19 @@ def trial_note(record: Record, attributes: Mapping[str, Any], parent: Parent | N
     if ENQUEUED in attributes:
         lines.append(f"put into the queue by {plain(str(attributes[ENQUEUED]))}")
     if record.host:
-        used = f", {duration(record.gpu_seconds)} of its device" if record.state in ("complete", "stopped", "failed") else ""
+        used = (
+            f", {duration(record.gpu_seconds)} of its device"
+            if record.state in ("complete", "stopped", "failed")
+            else ""
+        )
         tries = f", attempt {record.attempts}" if record.attempts > 1 else ""
-        lines.append(f"{plain(record.host)}, {plain(record.device)}{used}{tries}; code {plain(record.code_version)}")
+        lines.append(
+            f"{plain(record.host)}, {plain(record.device)}{used}{tries}; code {plain(record.code_version)}"
+        )
     if parent and record.config and record.number != parent.number:
-        lines.append(f"Against [trial {parent.number}, the start {plain(parent.name)}]({parent.link}): {_differences(record, parent)}")
+        lines.append(
+            f"Against [trial {parent.number}, the start {plain(parent.name)}]({parent.link}): {_differences(record, parent)}"
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -76,14 +90,25 @@ def study_note(study: Study, records: Sequence[Record], where: str, address: str
     starts = {record.start: record for record in records if record.start}
     lines = [plain(spec.question) + "\n"] if spec.question else []
     if best and best.value is not None:
-        lines.append(f"- **Best**: {metric.name} {metric.text(best.value)}, [trial {best.number}]({address}/trials?numbers={best.number})")
+        lines.append(
+            f"- **Best**: {metric.name} {metric.text(best.value)}, [trial {best.number}]({address}/trials?numbers={best.number})"
+        )
     for name in spec.starts:
         if found := starts.get(name):
-            result = f"{metric.name} {metric.text(found.value)}" if found.value is not None else f"{found.state}{_why(found)}"
-            lines.append(f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}")
+            result = (
+                f"{metric.name} {metric.text(found.value)}"
+                if found.value is not None
+                else f"{found.state}{_why(found)}"
+            )
+            lines.append(
+                f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}"
+            )
     source = str(study.data["path"] or load_trainer(spec.trainer).bundled)
     lines.append(f"- **Data**: {plain(source)}, fingerprint {study.data['fingerprint']}")
-    lines.append(f"- **Budget**: {plain(str(study.budget))}; {done} done" + (f". {plain(str(study.halt))}" if study.halt else ""))
+    lines.append(
+        f"- **Budget**: {plain(str(study.budget))}; {done} done"
+        + (f". {plain(str(study.halt))}" if study.halt else "")
+    )
     lines.append(f"- **Join**: `hpo worker --study {study.name}`, on {plain(where)}")
     return "\n".join(lines)
 
@@ -109,7 +134,9 @@ def curve_png(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
     top.set_title(f"trial {record.number}, {record.state}", fontsize=10)
     top.set_ylabel(metric.label)
     middle.plot(steps, [point.loss for point in curve], color=GREY, label="training")
-    on_validation = [(point.step, point.validation_loss) for point in curve if point.validation_loss is not None]
+    on_validation = [
+        (point.step, point.validation_loss) for point in curve if point.validation_loss is not None
+    ]
     if on_validation:
         middle.plot(*zip(*on_validation, strict=True), color=BEST, label="validation")
     middle.set_ylabel("loss")

@@ -32,7 +32,11 @@ ADDRESSES = 1000  # that are remembered
 FORM_BYTES = 4096
 FORM = "application/x-www-form-urlencoded"
 READING = ("GET", "HEAD")
-HEADERS = [("X-Frame-Options", "DENY"), ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "same-origin")]
+HEADERS = [
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),
+]
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>hpo dashboard</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body {{ font: 16px system-ui, sans-serif; display: grid; place-content: center; min-height: 90vh; }}
@@ -54,7 +58,11 @@ class Attempts:
     def wait(self, address: str) -> float:
         """Seconds until this address may try again; 0: now."""
         mine = self._by.get(_network(address), deque())
-        full = [times[0] for times, limit in ((mine, WRONG), (self._all, WRONG_OF_ALL)) if len(times) == limit]
+        full = [
+            times[0]
+            for times, limit in ((mine, WRONG), (self._all, WRONG_OF_ALL))
+            if len(times) == limit
+        ]
         return max([0.0, *(first + WAIT_SECONDS - self._now() for first in full)])
 
     def wrong(self, address: str) -> None:
@@ -69,7 +77,11 @@ class Attempts:
 def _network(address: str) -> str:
     """The address; of IPv6 its /64, which one machine has all of."""
     try:
-        return str(ip_network(f"{address}/64", strict=False)) if ip_address(address).version == 6 else address
+        return (
+            str(ip_network(f"{address}/64", strict=False))
+            if ip_address(address).version == 6
+            else address
+        )
     except ValueError:
         return address
 
@@ -87,11 +99,15 @@ class Guard:
         self.attempts = Attempts()
         self._signer = TimestampSigner(secrets.token_bytes(32))  # sessions end with the process
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             return start_response(status, [*headers, *HEADERS], *more)
 
-        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # optuna-dashboard takes for granted that it is there
+        environ.setdefault(
+            "HTTP_ACCEPT_ENCODING", ""
+        )  # optuna-dashboard takes for granted that it is there
         request = BaseRequest(environ)
         answer = self._answer(request)
         if answer is None:
@@ -109,10 +125,22 @@ class Guard:
             return _refusal("403 Forbidden", "this did not come from a page of this dashboard")
         if self.password is not None and request.path == "/login":
             return self._login(request, self.password)
-        if self.password is not None and request.path != "/favicon.ico" and not self._has_session(request):
-            if request.method in READING and (request.path == "/" or request.path.startswith("/dashboard")):
-                return "303 See Other", [("Location", f"{self.base}/login?next={quote(request.path)}")], b""
-            return _refusal("401 Unauthorized", "not logged in, or not any more: load the page again")
+        if (
+            self.password is not None
+            and request.path != "/favicon.ico"
+            and not self._has_session(request)
+        ):
+            if request.method in READING and (
+                request.path == "/" or request.path.startswith("/dashboard")
+            ):
+                return (
+                    "303 See Other",
+                    [("Location", f"{self.base}/login?next={quote(request.path)}")],
+                    b"",
+                )
+            return _refusal(
+                "401 Unauthorized", "not logged in, or not any more: load the page again"
+            )
         if request.method not in READING and self.read_only:
             return _refusal("403 Forbidden", "this dashboard was started with --read-only")
         if request.method not in READING and _kind_of(request) != "application/json":
@@ -122,11 +150,19 @@ class Guard:
     def _login(self, request: BaseRequest, password: str) -> Answer:
         if request.method in READING:
             return self._form("200 OK", request.query.getunicode("next", ""), "")
-        if request.method != "POST" or request.content_length > FORM_BYTES or _kind_of(request) != FORM:
+        if (
+            request.method != "POST"
+            or request.content_length > FORM_BYTES
+            or _kind_of(request) != FORM
+        ):
             return _refusal("400 Bad Request", "send the form")
         address = request.environ.get("REMOTE_ADDR", "")
         if (wait := self.attempts.wait(address)) > 0:
-            status, headers, body = self._form("429 Too Many Requests", "", f"Too many wrong passwords. Wait {wait / 60:.0f} minutes.")
+            status, headers, body = self._form(
+                "429 Too Many Requests",
+                "",
+                f"Too many wrong passwords. Wait {wait / 60:.0f} minutes.",
+            )
             return status, [*headers, ("Retry-After", str(int(wait) + 1))], body
         where = request.forms.getunicode("next", "")
         if not _equal(request.forms.getunicode("password", ""), password):
@@ -137,7 +173,10 @@ class Guard:
         session = f"{_cookie(request)}={self._signer.sign('in').decode()}; Path={self.base or '/'}; Max-Age={SESSION_SECONDS}"
         return (
             "303 See Other",
-            [("Location", self.base + quote(inside)), ("Set-Cookie", f"{session}; HttpOnly; SameSite=Strict{secure}")],
+            [
+                ("Location", self.base + quote(inside)),
+                ("Set-Cookie", f"{session}; HttpOnly; SameSite=Strict{secure}"),
+            ],
             b"",
         )
 
@@ -151,7 +190,11 @@ class Guard:
     def _form(self, status: str, where: str, message: str) -> Answer:
         body = PAGE.format(action=f"{self.base}/login", next=escape(where), message=escape(message))
         policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-        return status, [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", policy)], body.encode()
+        return (
+            status,
+            [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", policy)],
+            body.encode(),
+        )
 
 
 def _refusal(status: str, reason: str) -> Answer:
@@ -194,4 +237,6 @@ def _cookie(request: BaseRequest) -> str:
 
 
 def _equal(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(*(hashlib.sha256(text.encode(errors="replace")).digest() for text in (given, wanted)))
+    return hmac.compare_digest(
+        *(hashlib.sha256(text.encode(errors="replace")).digest() for text in (given, wanted))
+    )

@@ -35,7 +35,9 @@ from hpo.study.trial import Record
 
 FRESH_SECONDS = 1.0  # pages that ask within this time share one look at the database
 OURS = "\n\n---\n*below: by hpo, from the trial's record; not kept when you save*\n\n"  # between a person's note and our part
-OF_A_TRIAL = re.compile(r"dashboard:(?:artifacts:)?(\d+):")  # keys of a study's attributes that are about one trial
+OF_A_TRIAL = re.compile(
+    r"dashboard:(?:artifacts:)?(\d+):"
+)  # keys of a study's attributes that are about one trial
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,13 @@ class Pages:
 
     def __init__(self, database: Database, base_path: str = ""):
         self.base_path = base_path
-        self._where = "this machine" if database.embedded_in else f"any machine that reaches {database}"
+        self._where = (
+            "this machine" if database.embedded_in else f"any machine that reaches {database}"
+        )
         self._backend = open_storage(database)
-        self.storage = optuna.storages.get_storage(self._backend)  # with Optuna's cache: finished trials are read once
+        self.storage = optuna.storages.get_storage(
+            self._backend
+        )  # with Optuna's cache: finished trials are read once
         self._lock = threading.Lock()
         self._pages: dict[int, StudyPage] = {}
 
@@ -76,8 +82,12 @@ class Pages:
                         return None
                 except KeyError:
                     return None
-                study = Study(optuna.load_study(study_name=name, storage=self.storage), self._backend)
-                self._pages[study_id] = StudyPage(study, self._where, f"{self.base_path}/dashboard/studies/{study_id}")
+                study = Study(
+                    optuna.load_study(study_name=name, storage=self.storage), self._backend
+                )
+                self._pages[study_id] = StudyPage(
+                    study, self._where, f"{self.base_path}/dashboard/studies/{study_id}"
+                )
             return self._pages[study_id]
 
     def place(self, trial_id: int) -> tuple[int, int]:
@@ -114,14 +124,19 @@ class StudyPage:
             tag = f'"{self._started}-{self._version}-{after}"'
             if tag in known:
                 return tag, None
-            trials = b", ".join(piece.text for number, piece in self._pieces.items() if number >= after)
+            trials = b", ".join(
+                piece.text for number, piece in self._pieces.items() if number >= after
+            )
             body = b'%s, "best_trials": [%s], "trials": [%s]}' % (self._head, self._best, trials)
             return tag, body
 
     def record(self, trial_id: int) -> Record | None:
         with self._lock:
             self._look()
-            return next((piece.record for piece in self._pieces.values() if piece.record.id == trial_id), None)
+            return next(
+                (piece.record for piece in self._pieces.values() if piece.record.id == trial_id),
+                None,
+            )
 
     def _look(self) -> None:
         """Read what changed since the last look."""
@@ -137,13 +152,20 @@ class StudyPage:
         changed = False
         for trial in stale:
             before = self._pieces.get(trial.number)
-            piece = self._piece(trial, about[trial._trial_id], record_of(_row_of(trial), rows.get(trial._trial_id), self.study.spec.metric))
+            piece = self._piece(
+                trial,
+                about[trial._trial_id],
+                record_of(_row_of(trial), rows.get(trial._trial_id), self.study.spec.metric),
+            )
             self._pieces[trial.number] = piece
             changed = changed or before is None or before.text != piece.text
         self._space.update(stale)
         if changed:
             pieces = list(self._pieces.values())
-            self._figures = figures([(piece.record, piece.trial.intermediate_values) for piece in pieces], self.study.spec)
+            self._figures = figures(
+                [(piece.record, piece.trial.intermediate_values) for piece in pieces],
+                self.study.spec,
+            )
             best = best_of([piece.record for piece in pieces], self.study.spec.metric)
             self._best = self._pieces[best.number].text if best else b""
         head = self._study(attributes)
@@ -158,20 +180,32 @@ class StudyPage:
 
     def _piece(self, trial: FrozenTrial, attributes: Mapping[str, Any], record: Record) -> Piece:
         content = serialize_frozen_trial(self.study.id, trial, dict(attributes))
-        content["note"] = _with_ours(content["note"], trial_note(record, trial.user_attrs, self._parent, self.study.spec.metric))
+        content["note"] = _with_ours(
+            content["note"],
+            trial_note(record, trial.user_attrs, self._parent, self.study.spec.metric),
+        )
         content["artifacts"] += files_of(record)
         return Piece(trial, attributes, record, json.dumps(content).encode())
 
     def _study(self, attributes: dict[str, Any]) -> bytes:
         """All but the trials, without the last brace."""
         space, study = self._space, self.study.optuna
-        frozen = FrozenStudy(self.study.name, None, study.user_attrs, attributes, self.study.id, directions=study.directions)
+        frozen = FrozenStudy(
+            self.study.name,
+            None,
+            study.user_attrs,
+            attributes,
+            self.study.id,
+            directions=study.directions,
+        )
         content = serialize_study_detail(frozen, [], [], space.intersection_search_space, space.union_search_space, space.union_user_attrs,
                                          space.has_intermediate_values, self._figures, [])  # fmt: skip
         del content["trials"], content["best_trials"]
         records = [piece.record for piece in self._pieces.values()]
         content["objective_names"] = [self.study.spec.metric.name]
-        content["note"] = _with_ours(content["note"], study_note(self.study, records, self._where, self._address))
+        content["note"] = _with_ours(
+            content["note"], study_note(self.study, records, self._where, self._address)
+        )
         return json.dumps(content).encode().removesuffix(b"}")
 
     def _first_start(self, trials: Sequence[FrozenTrial]) -> Parent | None:
@@ -181,7 +215,9 @@ class StudyPage:
             for trial in trials:
                 if trial.user_attrs.get("start") == name:
                     config = spec.config(spec.start_values(name)).flat()
-                    return Parent(trial.number, name, config, f"{self._address}/trials?numbers={trial.number}")
+                    return Parent(
+                        trial.number, name, config, f"{self._address}/trials?numbers={trial.number}"
+                    )
         return None
 
 
@@ -197,7 +233,9 @@ def _row_of(trial: FrozenTrial) -> TrialRow:
     )
 
 
-def _by_trial(attributes: Mapping[str, Any]) -> tuple[defaultdict[int, dict[str, Any]], dict[str, Any]]:
+def _by_trial(
+    attributes: Mapping[str, Any],
+) -> tuple[defaultdict[int, dict[str, Any]], dict[str, Any]]:
     """A study's attributes: those about a trial by its id, and the others. optuna-dashboard goes through all for each trial."""
     about: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     others: dict[str, Any] = {}

@@ -17,7 +17,9 @@ CURVES = 40  # grey ones, the last
 MAP_POINTS = 500  # the last
 GREY, BEST, STOPPED = "#b0b0b0", "#1f5fbf", "#c0392b"
 STARTS = ("#d4691e", "#2b8a3e", "#8e44ad", "#5d4037")
-Curves = Sequence[tuple[Record, Mapping[int, float]]]  # each trial with its thin curve, value by step
+Curves = Sequence[
+    tuple[Record, Mapping[int, float]]
+]  # each trial with its thin curve, value by step
 Points = Iterable[tuple[float | None, float | None]]
 
 
@@ -29,27 +31,48 @@ def figures(trials: Curves, spec: StudySpec) -> dict[str, str]:
         "hpo-map": _map(records, spec),
         "hpo-starts": _starts(records, spec.metric),
     }
-    return {name: json.dumps(picture, separators=(",", ":")) for name, picture in pictures.items() if picture}
+    return {
+        name: json.dumps(picture, separators=(",", ":"))
+        for name, picture in pictures.items()
+        if picture
+    }
 
 
-def _picture(traces: list[dict[str, Any]], title: str, x: str, y: str, **axes: Any) -> dict[str, Any]:
+def _picture(
+    traces: list[dict[str, Any]], title: str, x: str, y: str, **axes: Any
+) -> dict[str, Any]:
     layout = {
         "title": {"text": title, "x": 0.02},
         "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
         "legend": {"orientation": "h", "y": -0.2},
     }
-    named = {axis: {"title": {"text": text}, **axes.get(axis, {})} for axis, text in (("xaxis", x), ("yaxis", y))}
+    named = {
+        axis: {"title": {"text": text}, **axes.get(axis, {})}
+        for axis, text in (("xaxis", x), ("yaxis", y))
+    }
     return {"data": traces, "layout": layout | named}
 
 
 def _trace(points: Points, name: str, mode: str = "lines", **more: Any) -> dict[str, Any]:
     xs, ys = zip(*points, strict=True) if (points := list(points)) else ((), ())
-    return {"x": [_short(x) for x in xs], "y": [_short(y) for y in ys], "name": name, "mode": mode, **more}
+    return {
+        "x": [_short(x) for x in xs],
+        "y": [_short(y) for y in ys],
+        "name": name,
+        "mode": mode,
+        **more,
+    }
 
 
 def _short(value: float | None) -> float | None:
     """None is a gap."""
-    return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value if isinstance(value, int) else None
+    return (
+        float(f"{value:.4g}")
+        if isinstance(value, float) and math.isfinite(value)
+        else value
+        if isinstance(value, int)
+        else None
+    )
 
 
 def _curves(trials: Curves, metric: Metric) -> dict[str, Any] | None:
@@ -57,11 +80,15 @@ def _curves(trials: Curves, metric: Metric) -> dict[str, Any] | None:
     drawn = {record.number: (record, curve) for record, curve in trials if curve}
     if not drawn:
         return None
-    named = {number: f"start {record.start}" for number, (record, _) in drawn.items() if record.start}
+    named = {
+        number: f"start {record.start}" for number, (record, _) in drawn.items() if record.start
+    }
     if best := best_of([record for record, _ in drawn.values()], metric):
         named[best.number] = f"best: {named.get(best.number, f'trial {best.number}')}"
     grey = [number for number in drawn if number not in named][-CURVES:]
-    lines = [point for number in grey for point in (*sorted(drawn[number][1].items()), (None, None))]
+    lines = [
+        point for number in grey for point in (*sorted(drawn[number][1].items()), (None, None))
+    ]
     traces = [_trace(lines, f"the last {len(grey)} others", line={"color": GREY, "width": 1})]
     colors = iter(STARTS * (1 + len(named)))
     for number, name in named.items():
@@ -85,13 +112,22 @@ def _map(records: Sequence[Record], spec: StudySpec) -> dict[str, Any] | None:
     traces = []
     for state in ("complete", "stopped"):
         found = [record for record in there[-MAP_POINTS:] if record.state == state]
-        look = {"symbol": "x", "color": STOPPED}
+        look: dict[str, Any] = {"symbol": "x", "color": STOPPED}
         if state == "complete":
             values = [_short(record.value) for record in found]
             colorbar = {"title": {"text": metric.name}}
-            look = {"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": colorbar}  # type: ignore[dict-item]
+            look = {
+                "color": values,
+                "colorscale": "Viridis",
+                "showscale": True,
+                "colorbar": colorbar,
+            }
         points = [(record.params[names[0]], record.params[names[1]]) for record in found]
-        hover = [f"trial {record.number}" + (f", {metric.name} {record.value:.4f}" if record.value is not None else "") for record in found]
+        hover = [
+            f"trial {record.number}"
+            + (f", {metric.name} {record.value:.4f}" if record.value is not None else "")
+            for record in found
+        ]
         traces.append(_trace(points, state, "markers", marker={"size": 9, **look}, hovertext=hover))
     kinds = [{"type": "log" if spec.parameters[name].log else "linear"} for name in names]
     return _picture(traces, "Where the trials lie", *names, xaxis=kinds[0], yaxis=kinds[1])
@@ -107,7 +143,9 @@ def _starts(records: Sequence[Record], metric: Metric) -> dict[str, Any] | None:
     for record, value in complete:
         if not line or metric.better(value, line[-1][1]):
             line.append((record.number, value))
-    traces = [_trace([*line, (last, line[-1][1])], "best so far", line={"shape": "hv", "color": BEST})]
+    traces = [
+        _trace([*line, (last, line[-1][1])], "best so far", line={"shape": "hv", "color": BEST})
+    ]
     starts = [(record.start, value) for record, value in complete if record.start]
     for color, (start, value) in zip(STARTS, starts, strict=False):
         ends = [(first, value), (last, value)]

@@ -19,7 +19,9 @@ from hpo.study.study import Study
 PASSWORD = "HPO_DASHBOARD_PASSWORD"  # noqa: S105  (its name)
 SHORTEST = 8  # characters of a password
 THREADS = 4
-BODY_BYTES = 2**20  # of a request: more than a note, and no more than anybody may have this machine keep before the login
+BODY_BYTES = (
+    2**20
+)  # of a request: more than a note, and no more than anybody may have this machine keep before the login
 PROXY = "127.0.0.1"  # whose word on https and on the address of the browser is taken
 
 
@@ -34,7 +36,11 @@ def serve(database: Database, study: str | None, host: str, port: int, base_path
     guard = Guard(build_app(Pages(database, base)), password or token, read_only, base)
     server = bind(guard, host, port, base)
     place = f"{base}/dashboard" + (f"/studies/{study_id}" if study_id is not None else "")
-    bound = server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1]
+    bound = (
+        server.effective_port
+        if hasattr(server, "effective_port")
+        else server.effective_listen[0][1]
+    )
     url = f"http://{_shown(host)}:{bound}{place}"
     say(f"dashboard  {url}" + (", read-only" if read_only else ""))
     if token:
@@ -52,9 +58,14 @@ def _checked(base_path: str) -> str:
     """As "/a/b", or empty."""
     base = "/" + base_path.strip("/") if base_path.strip("/") else ""
     if not all(
-        part and part.isascii() and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in base.split("/")[1:]
+        part
+        and part.isascii()
+        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        for part in base.split("/")[1:]
     ):
-        raise CallerError(f"--base-path {base_path}: not a path. Valid: letters, digits, '.', '_', '-', such as /hpo")
+        raise CallerError(
+            f"--base-path {base_path}: not a path. Valid: letters, digits, '.', '_', '-', such as /hpo"
+        )
     return base
 
 
@@ -65,7 +76,9 @@ def _check_password(password: str | None, alone: bool, host: str) -> str | None:
     if password is not None or alone:
         return None
     if not sys.stdout.isatty():  # it would stand in a log
-        raise CallerError(f"--host {host} without a login: others can reach it. Set {PASSWORD} in the environment")
+        raise CallerError(
+            f"--host {host} without a login: others can reach it. Set {PASSWORD} in the environment"
+        )
     return secrets.token_urlsafe(16)
 
 
@@ -77,7 +90,9 @@ def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.Base
             trusted_proxy_headers={"x-forwarded-for", "x-forwarded-proto"},
         )  # fmt: skip
     except ValueError:  # waitress's for a name that is none
-        raise CallerError(f"--host {host}: not an address of this machine. Valid: 127.0.0.1, 0.0.0.0, or one that it has") from None
+        raise CallerError(
+            f"--host {host}: not an address of this machine. Valid: 127.0.0.1, 0.0.0.0, or one that it has"
+        ) from None
     except OSError as error:
         raise CallerError(
             f"--host {host} --port {port}: {error.strerror}. Another dashboard may run there; --port 0 takes a free one"
@@ -92,5 +107,7 @@ def _shown(host: str) -> str:
 
 def _has_display() -> bool:
     """A browser in a window; without one webbrowser takes over the terminal, and over ssh it would open elsewhere."""
-    here = sys.platform in ("darwin", "win32") or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    here = sys.platform in ("darwin", "win32") or any(
+        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
     return here and sys.stdout.isatty()

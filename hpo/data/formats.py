@@ -30,7 +30,9 @@ def read_sentences(path: Path | None, partition: Partition) -> Sentences:
     source = open_source(path)
     if partition not in source.partitions:
         reason = source.absent.get(partition, "it is not there")
-        raise DataError(f"{source.name}: {partition} cannot be read: {reason}. Valid: {', '.join(source.partitions)}")
+        raise DataError(
+            f"{source.name}: {partition} cannot be read: {reason}. Valid: {', '.join(source.partitions)}"
+        )
     return source.sentences(partition)
 
 
@@ -56,7 +58,9 @@ def open_source(path: Path | None) -> Source:
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder. Give {FORMATS}")
     found = sorted(entry.name for entry in path.iterdir())
-    raise DataError(f"{path}: a folder with {', '.join(found[:3]) or 'nothing'}{', ...' * (len(found) > 3)}. Valid: {FORMATS}")
+    raise DataError(
+        f"{path}: a folder with {', '.join(found[:3]) or 'nothing'}{', ...' * (len(found) > 3)}. Valid: {FORMATS}"
+    )
 
 
 class Demo(Source):
@@ -66,7 +70,10 @@ class Demo(Source):
 
     def sentences(self, partition: Partition) -> Sentences:
         with np.load(DEMO_FILE, allow_pickle=False) as arrays:
-            part = {name: arrays[f"{partition}_{name}"] for name in ("features", "lengths", "labels", "label_lengths", "days")}
+            part = {
+                name: arrays[f"{partition}_{name}"]
+                for name in ("features", "lengths", "labels", "label_lengths", "days")
+            }
         return Sentences(
             features_NC=part["features"].astype(np.float32),
             lengths_S=part["lengths"].astype(np.int64),
@@ -79,7 +86,9 @@ class Demo(Source):
 
 
 class Pickle(Stream):
-    absent = {"competition": "the file does not say which days it has (positions in its list are not day numbers)"}
+    absent = {
+        "competition": "the file does not say which days it has (positions in its list are not day numbers)"
+    }
 
     def __init__(self, path: Path):
         self.name = path.name
@@ -91,7 +100,9 @@ class Pickle(Stream):
     def _days(self, partition: Partition) -> list[Any]:
         days = self._contents.get(partition) if isinstance(self._contents, dict) else None
         if not isinstance(days, list) or not days:
-            raise DataError(f"{self._path}: no list of days under {partition!r}. Valid: a dict with 'train', 'test', 'competition'")
+            raise DataError(
+                f"{self._path}: no list of days under {partition!r}. Valid: a dict with 'train', 'test', 'competition'"
+            )
         return days
 
     def rows(self, partition: Partition) -> Iterator[Row]:
@@ -100,9 +111,13 @@ class Pickle(Stream):
             raise DataError(f"{source}: {len(days)} days, but train has {self.n_days}, so their positions are not day numbers. "
                             f"Valid: the days of train")  # fmt: skip
         for number, day in enumerate(days):
-            missing = [column for column in COLUMNS if not isinstance(day, dict) or column not in day]
+            missing = [
+                column for column in COLUMNS if not isinstance(day, dict) or column not in day
+            ]
             if missing:
-                raise DataError(f"{source}: day {number} has no {missing[0]!r}. Needed: {', '.join(COLUMNS)}")
+                raise DataError(
+                    f"{source}: day {number} has no {missing[0]!r}. Needed: {', '.join(COLUMNS)}"
+                )
             for sentence, row in enumerate(_rows(day, f"{source}: day {number}")):
                 yield Row(number, *_sentence(row, f"{source}: day {number} sentence {sentence}"))
 
@@ -111,7 +126,9 @@ def _rows(day: dict[str, Any], place: str) -> list[tuple[Any, ...]]:
     try:
         return list(zip(*(day[column] for column in COLUMNS), strict=True))
     except (TypeError, ValueError):  # a column that is no list, or columns of unequal length
-        raise DataError(f"{place}: the columns {', '.join(COLUMNS)} are not lists of one length, an entry a sentence") from None
+        raise DataError(
+            f"{place}: the columns {', '.join(COLUMNS)} are not lists of one length, an entry a sentence"
+        ) from None
 
 
 def _sentence(row: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -119,9 +136,13 @@ def _sentence(row: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], ND
     try:
         x_TC, labels, count = np.asarray(row[0]), np.asarray(row[1]), int(row[2])
     except (TypeError, ValueError):
-        raise DataError(f"{place}: sentenceDat, phonemes or phoneLens {row[2]} is no array of numbers") from None
+        raise DataError(
+            f"{place}: sentenceDat, phonemes or phoneLens {row[2]} is no array of numbers"
+        ) from None
     if x_TC.ndim != 2 or x_TC.dtype.kind not in "fiu":
-        raise DataError(f"{place}: sentenceDat is {x_TC.dtype} {x_TC.shape}. Valid: numbers, bins x features")
+        raise DataError(
+            f"{place}: sentenceDat is {x_TC.dtype} {x_TC.shape}. Valid: numbers, bins x features"
+        )
     if labels.ndim != 1 or labels.dtype.kind not in "fiu" or not 0 <= count <= len(labels):
         raise DataError(
             f"{place}: phoneLens {count} and phonemes {labels.dtype} {labels.shape}. Valid: numbers, at least phoneLens of them"

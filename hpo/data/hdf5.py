@@ -43,13 +43,24 @@ def _sentences(path: Path, day: int) -> Iterator[Row]:
     try:
         with h5py.File(path, "r") as file:
             if not len(file):
-                raise DataError(f"{path}: no trials. Needed: groups trial_0000, trial_0001, ... with {NEEDED}")
-            for name in sorted(file, key=lambda name: (len(name), name)):  # trial_10000 comes after trial_9999
+                raise DataError(
+                    f"{path}: no trials. Needed: groups trial_0000, trial_0001, ... with {NEEDED}"
+                )
+            for name in sorted(
+                file, key=lambda name: (len(name), name)
+            ):  # trial_10000 comes after trial_9999
                 yield _row(file, name, day, f"{path}: {name}")
     except BlockingIOError:  # HDF5 locks a file that is open for writing
-        raise DataError(f"{path}: locked, because it is being written. Try again when that is done") from None
-    except (OSError, RuntimeError) as error:  # what h5py raises for a damaged file, when it is opened and later
-        raise DataError(f"{path}: cannot be read as HDF5 ({path.stat().st_size:,} bytes; {error}). Copy it again") from None
+        raise DataError(
+            f"{path}: locked, because it is being written. Try again when that is done"
+        ) from None
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # what h5py raises for a damaged file, when it is opened and later
+        raise DataError(
+            f"{path}: cannot be read as HDF5 ({path.stat().st_size:,} bytes; {error}). Copy it again"
+        ) from None
 
 
 def _member(group: h5py.Group, name: str, place: str) -> Any:
@@ -61,10 +72,14 @@ def _member(group: h5py.Group, name: str, place: str) -> Any:
     """
     link = group.get(name, getlink=True)
     if link is not None and not isinstance(link, h5py.HardLink):
-        raise DataError(f"{place}: {name} is a link to something else. Valid: data in the file itself")
+        raise DataError(
+            f"{place}: {name} is a link to something else. Valid: data in the file itself"
+        )
     member = group[name]
     if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
-        raise DataError(f"{place}: the data of {name} lie in another file. Valid: data in the file itself")
+        raise DataError(
+            f"{place}: the data of {name} lie in another file. Valid: data in the file itself"
+        )
     return member
 
 
@@ -84,4 +99,6 @@ def _row(file: h5py.File, name: str, day: int, place: str) -> Row:
     if len(shapes[1]) != 1 or kinds[1] not in "iu" or not 0 <= count <= shapes[1][0]:
         raise DataError(f"{place}: seq_class_ids is {labels_L.dtype} {shapes[1]}, seq_len {count}. "
                         f"Valid: whole numbers, at least seq_len of them")  # fmt: skip
-    return Row(day, np.asarray(x_TC[:bins], dtype=np.float32), np.asarray(labels_L[:count], dtype=np.int64))
+    return Row(
+        day, np.asarray(x_TC[:bins], dtype=np.float32), np.asarray(labels_L[:count], dtype=np.int64)
+    )

@@ -16,7 +16,11 @@ from hpo.data.phonemes import labels_of
 from hpo.data.sentences import Partition, Row, Stream
 from hpo.errors import DataError
 
-FOLDERS: dict[Partition, str] = {"train": "train", "test": "test", "competition": "competitionHoldOut"}
+FOLDERS: dict[Partition, str] = {
+    "train": "train",
+    "test": "test",
+    "competition": "competitionHoldOut",
+}
 FIELDS = ("sentenceText", "tx1", "spikePow", "blockIdx")
 CHANNELS = 128  # of each array: those in area 6v. The others (area 44) carry nothing on speech
 SD_FLOOR = 1e-8  # added to every standard deviation: channels may be dead
@@ -62,31 +66,66 @@ def _load(file: Path) -> dict[str, NDArray[Any]]:
     try:
         contents = scipy.io.loadmat(file, variable_names=FIELDS)
     except NotImplementedError:  # v7.3 is HDF5
-        raise DataError(f"{file}: a MATLAB v7.3 file. Valid: v5 to v7.2; save it again with save(..., '-v7')") from None
-    except Exception as error:  # a broken file can raise nearly anything: ValueError, TypeError, zlib.error, ...
+        raise DataError(
+            f"{file}: a MATLAB v7.3 file. Valid: v5 to v7.2; save it again with save(..., '-v7')"
+        ) from None
+    except (
+        Exception
+    ) as error:  # a broken file can raise nearly anything: ValueError, TypeError, zlib.error, ...
         size = file.stat().st_size
-        raise DataError(f"{file}: not a whole .mat file ({size:,} bytes; {type(error).__name__}: {error}). Copy it again") from None
+        raise DataError(
+            f"{file}: not a whole .mat file ({size:,} bytes; {type(error).__name__}: {error}). Copy it again"
+        ) from None
     missing = [name for name in FIELDS if name not in contents]
     if missing:
-        raise DataError(f"{file}: no {missing[0]!r}. Needed: {', '.join(FIELDS)}. If it should be there, copy the file again")
+        raise DataError(
+            f"{file}: no {missing[0]!r}. Needed: {', '.join(FIELDS)}. If it should be there, copy the file again"
+        )
     fields = {name: np.asarray(contents[name]).ravel() for name in FIELDS}
-    for name, kinds in (("sentenceText", "U"), ("tx1", "O"), ("spikePow", "O"), ("blockIdx", "iuf")):
+    for name, kinds in (
+        ("sentenceText", "U"),
+        ("tx1", "O"),
+        ("spikePow", "O"),
+        ("blockIdx", "iuf"),
+    ):
         if fields[name].dtype.kind not in kinds:
-            raise DataError(f"{file}: {name} is {fields[name].dtype}. Valid: sentenceText text, tx1 and spikePow cells, blockIdx numbers")
+            raise DataError(
+                f"{file}: {name} is {fields[name].dtype}. Valid: sentenceText text, tx1 and spikePow cells, blockIdx numbers"
+            )
     if len({len(field) for field in fields.values()}) > 1 or not len(fields["tx1"]):
         counts = ", ".join(f"{len(field)} {name}" for name, field in fields.items())
-        raise DataError(f"{file}: {counts}. Valid: as many of each, an entry a sentence, and at least one")
+        raise DataError(
+            f"{file}: {counts}. Valid: as many of each, an entry a sentence, and at least one"
+        )
     return fields
 
 
 def _features(tx1_TC: Any, power_TC: Any, place: str) -> NDArray[np.float32]:
     for name, x_TC in (("tx1", tx1_TC), ("spikePow", power_TC)):
-        if not isinstance(x_TC, np.ndarray) or x_TC.dtype.kind not in "iuf" or x_TC.ndim != 2 or x_TC.shape[1] < CHANNELS:
-            given = f"{x_TC.dtype} {x_TC.shape}" if isinstance(x_TC, np.ndarray) else type(x_TC).__name__
-            raise DataError(f"{place}: {name} is {given}. Valid: numbers, bins x at least {CHANNELS} channels")
+        if (
+            not isinstance(x_TC, np.ndarray)
+            or x_TC.dtype.kind not in "iuf"
+            or x_TC.ndim != 2
+            or x_TC.shape[1] < CHANNELS
+        ):
+            given = (
+                f"{x_TC.dtype} {x_TC.shape}"
+                if isinstance(x_TC, np.ndarray)
+                else type(x_TC).__name__
+            )
+            raise DataError(
+                f"{place}: {name} is {given}. Valid: numbers, bins x at least {CHANNELS} channels"
+            )
     if len(tx1_TC) != len(power_TC):
-        raise DataError(f"{place}: {len(tx1_TC)} bins in tx1, {len(power_TC)} in spikePow. Valid: as many")
-    return np.concatenate([tx1_TC[:, :CHANNELS], power_TC[:, :CHANNELS]], axis=1, dtype=np.float32, casting="same_kind")
+        raise DataError(
+            f"{place}: {len(tx1_TC)} bins in tx1, {len(power_TC)} in spikePow. Valid: as many"
+        )
+    return np.concatenate(
+        [tx1_TC[:, :CHANNELS], power_TC[:, :CHANNELS]],
+        axis=1,
+        dtype=np.float32,
+        casting="same_kind",
+    )
 
 
 def _mean_and_sd(x_NC: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -41,7 +41,9 @@ def words_of(text: str) -> list[str]:
 def labels_of(text: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """(labels 1..40, the words among them whose pronunciation is a guess)."""
     words = words_of(text)
-    labels = [LABEL_OF[phoneme] for word in words for phoneme in (*(known(word) or letters(word)), SIL)]
+    labels = [
+        LABEL_OF[phoneme] for word in words for phoneme in (*(known(word) or letters(word)), SIL)
+    ]
     return np.array(labels, dtype=np.int64), tuple(word for word in words if not known(word))
 
 
@@ -54,6 +56,12 @@ def letters(word: str) -> list[str]:
     phonemes: list[str] = []
     for part in re.findall("[a-z]+", word):
         single = re.sub(r"([^aeiou])\1", r"\1", part)  # doubled consonants sound once
-        spelled = [phoneme for piece in re.findall("|".join(SPELLINGS), single) for phoneme in SPELLINGS[piece].split()]
-        phonemes += (len(part) > 1 and known(part)) or spelled  # the dictionary's single letters are their names
+        spelled = [
+            phoneme
+            for piece in re.findall("|".join(SPELLINGS), single)
+            for phoneme in SPELLINGS[piece].split()
+        ]
+        phonemes += (
+            len(part) > 1 and known(part)
+        ) or spelled  # the dictionary's single letters are their names
     return phonemes

@@ -89,7 +89,9 @@ def unpickle(path: Path) -> Any:
     except Exception as error:
         size = path.stat().st_size
         reason = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
-        raise DataError(f"{path}: not a whole pickle ({size:,} bytes; {reason}). Copy it again") from None
+        raise DataError(
+            f"{path}: not a whole pickle ({size:,} bytes; {reason}). Copy it again"
+        ) from None
 
 
 def check_torch_file(path: Path) -> None:
@@ -380,7 +382,9 @@ def _dtype(name: Any, *copy: Any) -> _Draft:
     plain = isinstance(name, str) and (PLAIN_DTYPE.fullmatch(name) or name == OBJECT_DTYPE)
     if not plain:
         shown = str(name)[:ERROR_CHARACTERS]
-        raise DataError(f"has an array of dtype {shown}. Valid: numbers, bool, text of fixed width, objects")
+        raise DataError(
+            f"has an array of dtype {shown}. Valid: numbers, bool, text of fixed width, objects"
+        )
     return _Draft(partial(_finished_dtype, name))
 
 
@@ -436,7 +440,9 @@ def _object_array(shape: Any, fortran: bool, contents: Any) -> NDArray[Any]:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _frombuffer(contents: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> NDArray[Any]:
+def _frombuffer(
+    contents: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+) -> NDArray[Any]:
     """How protocol 5 writes an array. axes: of an array whose memory is in neither order."""
     if order == "K" and axes is not None:
         _check_shape(axes)

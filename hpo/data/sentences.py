@@ -25,7 +25,9 @@ class Row(NamedTuple):
     day: int
     x_TC: NDArray[np.float32]
     labels_L: NDArray[np.int64]
-    guessed: tuple[str, ...] = ()  # words of its text that no dictionary has, so that their labels are guesses
+    guessed: tuple[
+        str, ...
+    ] = ()  # words of its text that no dictionary has, so that their labels are guesses
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Sentences:
     source: str  # what messages call this
     day_names: tuple[str, ...] = ()  # empty where days have numbers only
     guessed: Mapping[str, int] = field(default_factory=dict)  # see Row -> how often
-    stored_fingerprint: str | None = None  # from a store: computed, and all features found finite, when it was written
+    stored_fingerprint: str | None = (
+        None  # from a store: computed, and all features found finite, when it was written
+    )
 
     def __len__(self) -> int:
         return len(self.lengths_S)
@@ -51,7 +55,13 @@ class Sentences:
         if self.stored_fingerprint:
             return self.stored_fingerprint
         digest = hashlib.sha256()
-        for array in (self.features_NC, self.lengths_S, self.labels_L, self.label_lengths_S, self.days_S):
+        for array in (
+            self.features_NC,
+            self.lengths_S,
+            self.labels_L,
+            self.label_lengths_S,
+            self.days_S,
+        ):
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -100,12 +110,16 @@ class Stream(Source):
             width = row.x_TC.shape[1] if width is None else width
             bins += len(row.x_TC)
             if row.x_TC.shape[1] != width:
-                raise DataError(f"{place} has {row.x_TC.shape[1]} features, the first {width}. Valid: the same in all sentences")
+                raise DataError(
+                    f"{place} has {row.x_TC.shape[1]} features, the first {width}. Valid: the same in all sentences"
+                )
             if finite and not np.isfinite(row.x_TC).all():
                 raise DataError(f"{place} has NaN or infinite features. Valid: finite numbers")
             yield row
         if not bins or not width:
-            raise DataError(f"{self.name}, {partition}: no sentences at all, or none with bins and features")
+            raise DataError(
+                f"{self.name}, {partition}: no sentences at all, or none with bins and features"
+            )
 
     @final
     def sentences(self, partition: Partition) -> Sentences:

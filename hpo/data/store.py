@@ -24,7 +24,13 @@ from hpo.settings import explain
 
 STORE_FILE = "store.json"
 AGAIN = "Convert the data again"
-ARRAYS = {"features": "<f4", "lengths": "<i8", "labels": "<i8", "label_lengths": "<i8", "days": "<i8"}  # a file each; see Sentences
+ARRAYS = {
+    "features": "<f4",
+    "lengths": "<i8",
+    "labels": "<i8",
+    "label_lengths": "<i8",
+    "days": "<i8",
+}  # a file each; see Sentences
 
 
 class _Part(BaseModel):
@@ -63,16 +69,31 @@ class Store(Source):
 
     def sentences(self, partition: Partition) -> Sentences:
         part = self.manifest.partitions[partition]
-        arrays = {name: self._array(f"{partition}_{name}.npy", dtype, part.bytes) for name, dtype in ARRAYS.items()}
+        arrays = {
+            name: self._array(f"{partition}_{name}.npy", dtype, part.bytes)
+            for name, dtype in ARRAYS.items()
+        }
         counts = {"features": part.bins, "labels": part.labels}
         for name, array in arrays.items():
-            shape = (counts.get(name, part.sentences), *((part.features,) if name == "features" else ()))
+            shape = (
+                counts.get(name, part.sentences),
+                *((part.features,) if name == "features" else ()),
+            )
             if array.shape != shape:
-                raise DataError(f"{self._folder}: {partition}_{name}.npy is {array.shape}, {STORE_FILE} says {shape}. {AGAIN}")
+                raise DataError(
+                    f"{self._folder}: {partition}_{name}.npy is {array.shape}, {STORE_FILE} says {shape}. {AGAIN}"
+                )
         smallest = min(arrays[name].min(initial=0) for name in ("lengths", "label_lengths", "days"))
         sums = arrays["lengths"].sum(), arrays["label_lengths"].sum()
-        if smallest < 0 or sums != (part.bins, part.labels) or arrays["days"].max(initial=0) >= self.n_days or not part.sentences:
-            raise DataError(f"{self._folder}: lengths, label_lengths or days of {partition} do not fit the other files. {AGAIN}")
+        if (
+            smallest < 0
+            or sums != (part.bins, part.labels)
+            or arrays["days"].max(initial=0) >= self.n_days
+            or not part.sentences
+        ):
+            raise DataError(
+                f"{self._folder}: lengths, label_lengths or days of {partition} do not fit the other files. {AGAIN}"
+            )
         return _sentences(self, partition, arrays, part)
 
     def _array(self, name: str, dtype: str, sizes: Mapping[str, int]) -> NDArray[Any]:
@@ -80,7 +101,9 @@ class Store(Source):
         path = self._folder / name
         _check_size(path, sizes.get(name, -1))
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r" if name.endswith("_features.npy") else None, allow_pickle=False)
+            array: NDArray[Any] = np.load(
+                path, mmap_mode="r" if name.endswith("_features.npy") else None, allow_pickle=False
+            )
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}). {AGAIN}") from None
         if array.dtype != np.dtype(dtype):
@@ -101,9 +124,13 @@ def _check_size(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Copy the store again") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). Copy the store again"
+        ) from None
     if found != size:
-        raise DataError(f"{path}: {found:,} bytes, but {STORE_FILE} says {size:,}: a copy that was cut short? Copy the store again")
+        raise DataError(
+            f"{path}: {found:,} bytes, but {STORE_FILE} says {size:,}: a copy that was cut short? Copy the store again"
+        )
 
 
 def convert(source: Source, out: Path) -> Manifest:
@@ -117,12 +144,20 @@ def convert(source: Source, out: Path) -> Manifest:
     if out.exists() or out.is_symlink():
         raise CallerError(f"{out}: there is something already. Give a new place, or remove it")
     if not out.absolute().parent.is_dir():
-        raise CallerError(f"{out}: there is no folder {out.absolute().parent} to write it in. Make it first")
+        raise CallerError(
+            f"{out}: there is no folder {out.absolute().parent} to write it in. Make it first"
+        )
     with _whole_or_nothing(out) as draft:
         partitions: dict[Partition, _Part] = {}
         for partition in source.partitions:
             partitions[partition] = _write(source, partition, draft)
-        manifest = Manifest(format=1, source=source.name, n_days=source.n_days, day_names=source.day_names, partitions=partitions)
+        manifest = Manifest(
+            format=1,
+            source=source.name,
+            n_days=source.n_days,
+            day_names=source.day_names,
+            partitions=partitions,
+        )
         (draft / STORE_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return manifest
 
@@ -158,7 +193,9 @@ def _write(source: Stream, partition: Partition, draft: Path) -> _Part:
             small["days"].append(row.day)
             guessed.update(row.guessed)
         file.seek(0)
-        assert _header(file, (sum(small["lengths"]), n_features)) == start  # numpy leaves room in it for the number of rows
+        assert (
+            _header(file, (sum(small["lengths"]), n_features)) == start
+        )  # numpy leaves room in it for the number of rows
     arrays = {name: np.array(numbers, dtype=ARRAYS[name]) for name, numbers in small.items()}
     for name, array in arrays.items():
         np.save(paths[name], array)
@@ -178,11 +215,15 @@ def _write(source: Stream, partition: Partition, draft: Path) -> _Part:
 
 def _header(file: BinaryIO, shape: tuple[int, int]) -> int:
     """Write an .npy header. Returns where the data begin."""
-    np.lib.format.write_array_header_1_0(file, {"descr": ARRAYS["features"], "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": ARRAYS["features"], "fortran_order": False, "shape": shape}
+    )
     return file.tell()
 
 
-def _sentences(source: Source, partition: Partition, arrays: dict[str, NDArray[Any]], part: _Part | None = None) -> Sentences:
+def _sentences(
+    source: Source, partition: Partition, arrays: dict[str, NDArray[Any]], part: _Part | None = None
+) -> Sentences:
     return Sentences(
         features_NC=arrays["features"],
         lengths_S=arrays["lengths"],

@@ -35,7 +35,9 @@ class Decoder:
     facts: dict[str, Any]
 
 
-def save_decoder(path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any]) -> None:
+def save_decoder(
+    path: Path, weights: dict[str, torch.Tensor], config: DecoderConfig, facts: dict[str, Any]
+) -> None:
     """weights: of GruDecoder.state_dict(), on the CPU. Raises OSError, also where the disk is full."""
     header = {"config": config.flat(), **facts}
     try:
@@ -52,15 +54,21 @@ def load_decoder(path: Path) -> Decoder:
     if (path / "modelWeights").is_file():
         return _load_reference(path)
     if not path.is_file():
-        raise DataError(f"--model {path}: no such file. Valid: a .safetensors file of hpo, or a folder with args and modelWeights")
+        raise DataError(
+            f"--model {path}: no such file. Valid: a .safetensors file of hpo, or a folder with args and modelWeights"
+        )
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a whole safetensors file ({str(error).splitlines()[0]}). Copy it again") from None
+        raise DataError(
+            f"{path}: not a whole safetensors file ({str(error).splitlines()[0]}). Copy it again"
+        ) from None
     if not isinstance(header, dict) or "config" not in header:
-        raise DataError(f"{path}: a safetensors file, but not one of hpo (its header has no {HEADER})")
+        raise DataError(
+            f"{path}: a safetensors file, but not one of hpo (its header has no {HEADER})"
+        )
     config = DecoderConfig().with_values(header.pop("config"), f"{path}: ")
     return Decoder(_built(path, config, weights), config, header)
 
@@ -72,7 +80,9 @@ def _built(path: Path, config: DecoderConfig, weights: dict[str, torch.Tensor]) 
         model.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: its weights are not those of its configuration ({reason[:200]})") from None
+        raise DataError(
+            f"{path}: its weights are not those of its configuration ({reason[:200]})"
+        ) from None
     return model.eval()
 
 
@@ -99,11 +109,18 @@ def reference_folder(decoder: Decoder, folder: Path) -> None:
 
 
 def reference_weights(model: GruDecoder) -> dict[str, torch.Tensor]:
-    weights = {reference_name(name): weight for name, weight in model.state_dict().items() if name != "smoothing_K"}
+    weights = {
+        reference_name(name): weight
+        for name, weight in model.state_dict().items()
+        if name != "smoothing_K"
+    }
     n_days, n_features, _ = weights["dayWeights"].shape
     weights["gaussianSmoother.weight"] = model.smoothing_K.repeat(n_features, 1, 1)
     for day in range(n_days):  # never used there, but a strict load wants them
-        weights[f"inpLayer{day}.weight"], weights[f"inpLayer{day}.bias"] = torch.eye(n_features), torch.zeros(n_features)
+        weights[f"inpLayer{day}.weight"], weights[f"inpLayer{day}.bias"] = (
+            torch.eye(n_features),
+            torch.zeros(n_features),
+        )
     return weights
 
 
@@ -127,9 +144,13 @@ def _load_reference(folder: Path) -> Decoder:
     try:
         theirs = torch.load(folder / "modelWeights", map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise nearly anything
-        raise DataError(f"{folder / 'modelWeights'}: not a state dict of torch ({type(error).__name__}). Copy it again") from None
+        raise DataError(
+            f"{folder / 'modelWeights'}: not a state dict of torch ({type(error).__name__}). Copy it again"
+        ) from None
     if not isinstance(theirs, dict):
-        raise DataError(f"{folder / 'modelWeights'}: a {type(theirs).__name__}, not a state dict. Copy it again")
+        raise DataError(
+            f"{folder / 'modelWeights'}: a {type(theirs).__name__}, not a state dict. Copy it again"
+        )
     if not isinstance(arguments, dict) or "strideLen" not in arguments:
         raise DataError(f"{folder / 'args'}: no pickled dict with strideLen")
     try:
@@ -154,15 +175,25 @@ def _load_reference(folder: Path) -> Decoder:
     except SpecError as error:
         raise DataError(str(error)) from None
     except (LookupError, AttributeError, ValueError, TypeError, ArithmeticError) as error:
-        raise DataError(f"{folder / 'modelWeights'}: not the weights of neural_seq_decoder's model (missing or odd: {error})") from None
-    return Decoder(_built(folder, config, weights | {"smoothing_K": smoothing_K}), config, {"step": None, "per": None})
+        raise DataError(
+            f"{folder / 'modelWeights'}: not the weights of neural_seq_decoder's model (missing or odd: {error})"
+        ) from None
+    return Decoder(
+        _built(folder, config, weights | {"smoothing_K": smoothing_K}),
+        config,
+        {"step": None, "per": None},
+    )
 
 
 def reference_notes(config: DecoderConfig, n_days: int) -> list[str]:
     """What a person must know who loads the folder."""
     notes = [f"load it with loadModel(FOLDER, nInputLayers={n_days})"]
     if config.model.padding == "masked":
-        notes.append("its scores move a little with the batch size, because that code lets padding in; at batch size 1 they are these")
+        notes.append(
+            "its scores move a little with the batch size, because that code lets padding in; at batch size 1 they are these"
+        )
     if config.model.layer_norm:
-        notes.append("it has a LayerNorm (ln.weight, ln.bias) after softsign: for a descendant of that code with use_layer_norm")
+        notes.append(
+            "it has a LayerNorm (ln.weight, ln.bias) after softsign: for a descendant of that code with use_layer_norm"
+        )
     return notes

@@ -31,7 +31,9 @@ class Outputs:
 
     data: Data
     model: ModelConfig  # of any of them
-    log_probs_NK: Mapping[int, torch.Tensor]  # on the CPU, sentences in the order of data.validation
+    log_probs_NK: Mapping[
+        int, torch.Tensor
+    ]  # on the CPU, sentences in the order of data.validation
 
 
 def frame_log_probs(decoder: Decoder, data: Data) -> tuple[torch.Tensor, float]:
@@ -42,11 +44,17 @@ def frame_log_probs(decoder: Decoder, data: Data) -> tuple[torch.Tensor, float]:
     found: dict[int, torch.Tensor] = {}
     for numbers_B, _, logits_BWK, frames_B in outputs(model, data, decoder.config.precision):
         log_probs_BWK = logits_BWK.float().log_softmax(dim=2).cpu()
-        found |= {number: log_probs_BWK[b, : frames_B[b]] for b, number in enumerate(numbers_B.tolist())}
-    return torch.cat([found[number] for number in data.validation.tolist()]), time.perf_counter() - begin
+        found |= {
+            number: log_probs_BWK[b, : frames_B[b]] for b, number in enumerate(numbers_B.tolist())
+        }
+    return torch.cat(
+        [found[number] for number in data.validation.tolist()]
+    ), time.perf_counter() - begin
 
 
-def outputs_of(recordings: Recordings, paths: Mapping[int, Path]) -> tuple[Outputs, dict[int, tuple[float, int]]]:
+def outputs_of(
+    recordings: Recordings, paths: Mapping[int, Path]
+) -> tuple[Outputs, dict[int, tuple[float, int]]]:
     """What decoders say of the data; the seconds and the parameters of each. One model is in memory at a time.
 
     paths: files of weights, by number; at least one. Raises DataError if the data are not such as they were trained on.
@@ -70,7 +78,10 @@ def select(outputs: Outputs, mean: Mean, max_size: int) -> list[int]:
     path: list[int] = []
     sum_NK: torch.Tensor | float = 0.0
     for _ in range(max_size):
-        pers = {number: _score(sum_NK + _term(log_probs, mean), outputs).value for number, log_probs in outputs.log_probs_NK.items()}
+        pers = {
+            number: _score(sum_NK + _term(log_probs, mean), outputs).value
+            for number, log_probs in outputs.log_probs_NK.items()
+        }
         path.append(min(pers, key=lambda number: pers[number]))
         sum_NK = sum_NK + _term(outputs.log_probs_NK[path[-1]], mean)
     return path
@@ -100,6 +111,8 @@ def _score(sum_NK: torch.Tensor, outputs: Outputs) -> Score:
     decoded: list[list[int]] = []
     for begin in range(0, len(parts), SCORING_BATCH):
         batch = slice(begin, begin + SCORING_BATCH)
-        decoded += greedy_decode(pad_sequence(list(parts[batch]), batch_first=True), frames_S[batch])
+        decoded += greedy_decode(
+            pad_sequence(list(parts[batch]), batch_first=True), frames_S[batch]
+        )
     references = [data.labels(number) for number in numbers]
     return Score(tuple(edit_distances(references, decoded)), tuple(map(len, references)))

@@ -31,14 +31,18 @@ class ModelConfig(Settings):
 class OptimizerConfig(Settings):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 0.02
-    eps: Positive = 0.1  # adam, adamw. The baseline's 0.1, not PyTorch's 1e-8: at lr 0.02 it decides
+    eps: Positive = (
+        0.1  # adam, adamw. The baseline's 0.1, not PyTorch's 1e-8: at lr 0.02 it decides
+    )
     beta1: Annotated[Real, Field(ge=0, lt=1)] = 0.9  # adam, adamw
     beta2: Annotated[Real, Field(ge=0, lt=1)] = 0.999  # adam, adamw
     momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9  # sgd
     nesterov: Flag = False  # sgd
     weight_decay: NotNegative = 1e-5  # L2 in the gradient for adam and sgd, decoupled for adamw
     grad_clip_norm: Positive | None = None
-    ema_decay: Annotated[Real, Field(ge=0, lt=1)] | None = None  # score exponentially averaged weights; null: the weights
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)] | None = (
+        None  # score exponentially averaged weights; null: the weights
+    )
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -49,7 +53,9 @@ class OptimizerConfig(Settings):
 
 class ScheduleConfig(Settings):
     name: Literal["constant", "linear", "warmup-cosine", "plateau"] = "constant"
-    end_factor: Annotated[Real, Field(gt=0, le=1)] = 0.01  # linear, warmup-cosine: last lr / optimizer.lr
+    end_factor: Annotated[Real, Field(gt=0, le=1)] = (
+        0.01  # linear, warmup-cosine: last lr / optimizer.lr
+    )
     warmup: Fraction = 0.1  # warmup-cosine: part of the steps in which lr rises from 0
     patience: Whole = Field(default=8, ge=0)  # plateau: evaluations without a better PER
     factor: Annotated[Real, Field(gt=0, lt=1)] = 0.5  # plateau: lr is multiplied by this
@@ -82,4 +88,6 @@ class DecoderConfig(Config):
     # random: neural_seq_decoder's order. similar: the sentences of POOL such batches, regrouped by length (train.py)
     batches: Literal["similar", "random"] = "similar"
     # of matrix products on CUDA: fp32; tf32; bf16 is autocast over tf32. neural_seq_decoder has tf32 in its GRU
-    precision: Literal["tf32", "fp32", "bf16"] = "tf32"  # of CUDA; bf16: all but the GRU, which stays in tf32
+    precision: Literal["tf32", "fp32", "bf16"] = (
+        "tf32"  # of CUDA; bf16: all but the GRU, which stays in tf32
+    )

@@ -37,21 +37,34 @@ class Data:
     `train` and `validation` are sentence numbers. With `read_for_scoring`, all sentences score and none train.
     """
 
-    def __init__(self, sentences: Sentences, train: NDArray[np.int64], validation: NDArray[np.int64], device: torch.device):
+    def __init__(
+        self,
+        sentences: Sentences,
+        train: NDArray[np.int64],
+        validation: NDArray[np.int64],
+        device: torch.device,
+    ):
         self.device = device
         self.n_days = sentences.n_days
         self.n_features = sentences.features_NC.shape[1]
         self.train = torch.from_numpy(train)
         self.validation = validation
         self.lengths_S = torch.from_numpy(sentences.lengths_S)
-        with warnings.catch_warnings():  # a store is mapped read-only, so that workers share its pages; nothing here writes
+        with (
+            warnings.catch_warnings()
+        ):  # a store is mapped read-only, so that workers share its pages; nothing here writes
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self._features_NC = torch.from_numpy(sentences.features_NC)
-        if device.type == "cuda" and self._features_NC.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        if (
+            device.type == "cuda"
+            and self._features_NC.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        ):
             self._features_NC = self._features_NC.to(device)
         self._starts_S = torch.from_numpy(np.cumsum(sentences.lengths_S) - sentences.lengths_S)
         self._label_lengths_S = torch.from_numpy(sentences.label_lengths_S)
-        self._labels_S = torch.split(torch.from_numpy(sentences.labels_L), sentences.label_lengths_S.tolist())
+        self._labels_S = torch.split(
+            torch.from_numpy(sentences.labels_L), sentences.label_lengths_S.tolist()
+        )
         self._days_S = torch.from_numpy(sentences.days_S)
 
     def batch(self, numbers_B: torch.Tensor) -> Batch:
@@ -59,14 +72,21 @@ class Data:
         lengths_B = self.lengths_S[numbers_B]
         bins = int(lengths_B.max())
         home = self._features_NC.device
-        starts_B, ends_B = (_sent(numbers, home) for numbers in (self._starts_S[numbers_B], lengths_B))
+        starts_B, ends_B = (
+            _sent(numbers, home) for numbers in (self._starts_S[numbers_B], lengths_B)
+        )
         bins_T = torch.arange(bins, device=home)
         inside_BT = bins_T < ends_B[:, None]
-        x_BTC = self._features_NC[torch.where(inside_BT, starts_B[:, None] + bins_T, 0)] * inside_BT[..., None]
+        x_BTC = (
+            self._features_NC[torch.where(inside_BT, starts_B[:, None] + bins_T, 0)]
+            * inside_BT[..., None]
+        )
         return Batch(
             x_BTC=_sent(x_BTC, self.device),
             lengths_B=lengths_B,
-            labels_L=_sent(torch.cat([self._labels_S[number] for number in numbers_B.tolist()]), self.device),
+            labels_L=_sent(
+                torch.cat([self._labels_S[number] for number in numbers_B.tolist()]), self.device
+            ),
             label_lengths_B=self._label_lengths_S[numbers_B],
             days_B=_sent(self._days_S[numbers_B], self.device),
         )
@@ -81,7 +101,9 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def load_data(path: Path | None, model: ModelConfig, fraction: float, seed: int, device: torch.device) -> tuple[Data, Sentences]:
+def load_data(
+    path: Path | None, model: ModelConfig, fraction: float, seed: int, device: torch.device
+) -> tuple[Data, Sentences]:
     """The training partition, with a validation part cut from it. The test partition is not looked at.
 
     fraction, seed: of the cut, see `split`. Raises DataError. Returns the raw sentences too, for their fingerprint.
@@ -93,14 +115,18 @@ def load_data(path: Path | None, model: ModelConfig, fraction: float, seed: int,
     return Data(sentences, train, validation, device), sentences
 
 
-def load_for_scoring(path: Path | None, partition: Partition, model: ModelConfig, device: torch.device) -> Data:
+def load_for_scoring(
+    path: Path | None, partition: Partition, model: ModelConfig, device: torch.device
+) -> Data:
     """A partition of which every sentence is scored and none trains."""
     sentences = read_sentences(path, partition)
     check(sentences, model)
     return Data(sentences, np.empty(0, dtype=np.int64), np.arange(len(sentences)), device)
 
 
-def split(sentences: Sentences, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(
+    sentences: Sentences, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cut `fraction` of each day's sentences off, at random but the same for one seed. Returns (train, validation)."""
     generator = np.random.default_rng(seed)
     train: list[int] = []
@@ -111,7 +137,9 @@ def split(sentences: Sentences, fraction: float, seed: int) -> tuple[NDArray[np.
         validation += order[:count].tolist()
         train += order[count:].tolist()
     if not validation:
-        raise DataError(f"{sentences.source}: one sentence a day leaves none to validate on. Needed: 2 in at least one day")
+        raise DataError(
+            f"{sentences.source}: one sentence a day leaves none to validate on. Needed: 2 in at least one day"
+        )
     return np.sort(np.array(train, dtype=np.int64)), np.sort(np.array(validation, dtype=np.int64))
 
 
@@ -135,20 +163,28 @@ def check(sentences: Sentences, model: ModelConfig) -> None:
         raise DataError(f"{sentences.name_of(owner_L[outside[0]])} has label {sentences.labels_L[outside[0]]} ({len(outside)} such). "
                         f"Valid: 1..{model.classes} (model.classes; 0 is the CTC blank)")  # fmt: skip
     if not len(sentences.labels_L):
-        raise DataError(f"{sentences.source}: no labels at all, so there is nothing to learn or score")
+        raise DataError(
+            f"{sentences.source}: no labels at all, so there is nothing to learn or score"
+        )
     if sentences.stored_fingerprint:
         return  # a store holds finite features only; looking at them would read all of it
     finite_N = np.isfinite(sentences.features_NC).all(axis=1)
     if not finite_N.all():
-        owner = np.searchsorted(np.cumsum(sentences.lengths_S), np.flatnonzero(~finite_N)[0], side="right")
-        raise DataError(f"{sentences.name_of(int(owner))} has NaN or infinite features. Valid: finite numbers")
+        owner = np.searchsorted(
+            np.cumsum(sentences.lengths_S), np.flatnonzero(~finite_N)[0], side="right"
+        )
+        raise DataError(
+            f"{sentences.name_of(int(owner))} has NaN or infinite features. Valid: finite numbers"
+        )
 
 
 def too_short(sentences: Sentences, model: ModelConfig) -> NDArray[np.bool_]:
     """Of each sentence, whether CTC cannot align it: it needs a frame a label, and a blank between equal neighbours."""
     owner_L = np.repeat(np.arange(len(sentences)), sentences.label_lengths_S)
     repeats = (sentences.labels_L[1:] == sentences.labels_L[:-1]) & (owner_L[1:] == owner_L[:-1])
-    needed_S = sentences.label_lengths_S + np.bincount(owner_L[1:][repeats], minlength=len(sentences))
+    needed_S = sentences.label_lengths_S + np.bincount(
+        owner_L[1:][repeats], minlength=len(sentences)
+    )
     return frames(sentences.lengths_S, model) < needed_S
 
 
@@ -165,7 +201,9 @@ def frames(lengths: Lengths, model: ModelConfig) -> Lengths:
     return (lengths - model.kernel) // model.stride
 
 
-def by_length(numbers: Sequence[int] | NDArray[np.int64] | torch.Tensor, lengths_S: torch.Tensor, size: int) -> list[torch.Tensor]:
+def by_length(
+    numbers: Sequence[int] | NDArray[np.int64] | torch.Tensor, lengths_S: torch.Tensor, size: int
+) -> list[torch.Tensor]:
     """Batches of at most `size` sentence numbers of similar length, so that little is padded."""
     numbers_S = torch.as_tensor(np.asarray(numbers))
     return list(torch.split(numbers_S[lengths_S[numbers_S].argsort(stable=True)], size))

@@ -51,7 +51,9 @@ def data_facts(path: Path | None, model: ModelConfig) -> dict[str, Any]:
         part["fault"] = _fault(sentences, model, partition == "train")
         facts["channels"] = facts["channels"] or part["channels"]  # train comes first
         if part["channels"] != facts["channels"]:
-            part["fault"] = f"{sentences.source}: {part['channels']} features, but train has {facts['channels']}. Valid: as many as train"
+            part["fault"] = (
+                f"{sentences.source}: {part['channels']} features, but train has {facts['channels']}. Valid: as many as train"
+            )
         facts["partitions"][partition] = part
         facts["guessed_words"] = dict(Counter(facts["guessed_words"]) + Counter(sentences.guessed))
         seen[partition] = features, _label_digests(sentences)
@@ -75,7 +77,10 @@ def _partition(sentences: Sentences, model: ModelConfig) -> tuple[dict[str, Any]
     """(facts of one partition, digests of its sentences' features)."""
     lengths_S, label_lengths_S = sentences.lengths_S, sentences.label_lengths_S
     days, features = _days(sentences)
-    classes = {int(label): int(count) for label, count in zip(*np.unique(sentences.labels_L, return_counts=True), strict=True)}
+    classes = {
+        int(label): int(count)
+        for label, count in zip(*np.unique(sentences.labels_L, return_counts=True), strict=True)
+    }
     return {
         "sentences": len(sentences),
         "hours": float(lengths_S.sum() * BIN_SECONDS / 3600),
@@ -110,7 +115,9 @@ def _days(sentences: Sentences) -> tuple[list[dict[str, Any]], Counter[bytes]]:
             "sentences": int(counts_D[day]),
             "hours": float(bins_D[day] * BIN_SECONDS / 3600),
             "constant_channels": np.flatnonzero(low_DC[day] == high_DC[day]).tolist(),
-            "not_finite_channels": np.flatnonzero(~np.isfinite(low_DC[day] + high_DC[day])).tolist() if bins_D[day] else [],
+            "not_finite_channels": np.flatnonzero(~np.isfinite(low_DC[day] + high_DC[day])).tolist()
+            if bins_D[day]
+            else [],
         }
         for day in range(sentences.n_days)
     ], features
@@ -118,7 +125,10 @@ def _days(sentences: Sentences) -> tuple[list[dict[str, Any]], Counter[bytes]]:
 
 def _label_digests(sentences: Sentences) -> Counter[bytes]:
     ends_S = np.cumsum(sentences.label_lengths_S)
-    return Counter(sentences.labels_L[end - n : end].tobytes() for end, n in zip(ends_S, sentences.label_lengths_S, strict=True))
+    return Counter(
+        sentences.labels_L[end - n : end].tobytes()
+        for end, n in zip(ends_S, sentences.label_lengths_S, strict=True)
+    )
 
 
 def _duplicates(seen: dict[str, tuple[Counter[bytes], Counter[bytes]]]) -> dict[str, int]:
@@ -129,10 +139,18 @@ def _duplicates(seen: dict[str, tuple[Counter[bytes], Counter[bytes]]]) -> dict[
     found = {"train": sum(count - 1 for count in features.values())}
     for partition, (own_features, own_labels) in seen.items():
         if partition != "train":
-            found[f"{partition}_in_train"] = sum(count for digest, count in own_features.items() if digest in features)
-            found[f"{partition}_labels_in_train"] = sum(count for digest, count in own_labels.items() if digest in labels)
+            found[f"{partition}_in_train"] = sum(
+                count for digest, count in own_features.items() if digest in features
+            )
+            found[f"{partition}_labels_in_train"] = sum(
+                count for digest, count in own_labels.items() if digest in labels
+            )
     return found
 
 
 def _spread(numbers_S: NDArray[np.int64]) -> dict[str, float]:
-    return {"min": int(numbers_S.min()), "mean": round(float(numbers_S.mean()), 1), "max": int(numbers_S.max())}
+    return {
+        "min": int(numbers_S.min()),
+        "mean": round(float(numbers_S.mean()), 1),
+        "max": int(numbers_S.max()),
+    }

@@ -22,7 +22,10 @@ def run_layer(layer: nn.GRU, x_WBI: torch.Tensor, reversal: torch.Tensor) -> tor
     names = ["l0", "l0_reverse"] if layer.bidirectional else ["l0"]
     with torch.autocast("cpu", enabled=False):  # the recurrence is written in one precision
         x_WBI = x_WBI.float()
-        gates = [linear(x_WBI, getattr(layer, f"weight_ih_{name}"), getattr(layer, f"bias_ih_{name}")) for name in names]
+        gates = [
+            linear(x_WBI, getattr(layer, f"weight_ih_{name}"), getattr(layer, f"bias_ih_{name}"))
+            for name in names
+        ]
         weight_DGH = torch.stack([getattr(layer, f"weight_hh_{name}") for name in names])
         bias_DG = torch.stack([getattr(layer, f"bias_hh_{name}") for name in names])
         h_DWBH = _Recurrence.apply(torch.stack(gates), weight_DGH, bias_DG, reversal)  # type: ignore[no-untyped-call]
@@ -50,13 +53,22 @@ class _Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_DWBG: torch.Tensor, weight_DGH: torch.Tensor, bias_DG: torch.Tensor, reversal: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x_DWBG: torch.Tensor,
+        weight_DGH: torch.Tensor,
+        bias_DG: torch.Tensor,
+        reversal: torch.Tensor,
+    ) -> torch.Tensor:
         directions, steps, batch, gates = x_DWBG.shape
         x_WDBG = _turn(x_DWBG, reversal).transpose(0, 1).contiguous()
         hidden = gates // 3
         h_WDBH = x_WDBG.new_zeros(steps + 1, directions, batch, hidden)
         rz_WDBG = x_WDBG.new_empty(steps, directions, batch, 2 * hidden)
-        n_WDBH, u_WDBH = torch.empty_like(h_WDBH[1:]), torch.empty_like(h_WDBH[1:])  # u: h W_n + b_n
+        n_WDBH, u_WDBH = (
+            torch.empty_like(h_WDBH[1:]),
+            torch.empty_like(h_WDBH[1:]),
+        )  # u: h W_n + b_n
         weight_DHG, bias_D1G = weight_DGH.transpose(1, 2).contiguous(), bias_DG[:, None]
         r_WDBH, z_WDBH = rz_WDBG.chunk(2, dim=3)
         x_rz_WDBG, x_n_WDBH = torch.split(x_WDBG, [2 * hidden, hidden], dim=3)
@@ -64,7 +76,9 @@ class _Recurrence(torch.autograd.Function):
         h = h_WDBH.unbind()
         hg_DBG = x_WDBG.new_empty(directions, batch, gates)
         hg_rz, hg_n = torch.split(hg_DBG, [2 * hidden, hidden], dim=2)
-        for step, (x_rz, x_n, rz, r, z, n, u) in enumerate(zip(*(view.unbind() for view in views), strict=True)):
+        for step, (x_rz, x_n, rz, r, z, n, u) in enumerate(
+            zip(*(view.unbind() for view in views), strict=True)
+        ):
             torch.baddbmm(bias_D1G, h[step], weight_DHG, out=hg_DBG)
             torch.add(x_rz, hg_rz, out=rz).sigmoid_()
             u.copy_(hg_n)
@@ -85,9 +99,19 @@ class _Recurrence(torch.autograd.Function):
         d_h = torch.empty_like(out_WDBH)
         d_gates = torch.empty_like(factors)
         steps, directions, batch, hidden = out_WDBH.shape
-        views = (out_WDBH, z_WDBH, factors, d_h, d_h[:, :, :, None], d_gates, d_gates.view(steps, directions, batch, 3 * hidden))
+        views = (
+            out_WDBH,
+            z_WDBH,
+            factors,
+            d_h,
+            d_h[:, :, :, None],
+            d_gates,
+            d_gates.view(steps, directions, batch, 3 * hidden),
+        )
         flow = torch.zeros_like(out_WDBH[0])  # what comes from the step after
-        for out, z, factor, dh, dh_1, dg, dg_flat in zip(*(reversed(view.unbind()) for view in views), strict=True):
+        for out, z, factor, dh, dh_1, dg, dg_flat in zip(
+            *(reversed(view.unbind()) for view in views), strict=True
+        ):
             torch.add(out, flow, out=dh)
             torch.mul(dh_1, factor, out=dg)
             torch.baddbmm(dh.mul(z), dg_flat, weight_DGH, out=flow)

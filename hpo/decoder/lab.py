@@ -11,7 +11,12 @@ from hpo.decoder.config import DecoderConfig
 
 def lab_arguments(config: DecoderConfig, n_features: int, n_days: int) -> dict[str, Any]:
     """The `args` dict. `eps`, `momentum` and `nesterov` have no name there: those trainers have them in their code."""
-    model, optimizer, schedule, augment = config.model, config.optimizer, config.schedule, config.augment
+    model, optimizer, schedule, augment = (
+        config.model,
+        config.optimizer,
+        config.schedule,
+        config.augment,
+    )
     warmup_steps = round(schedule.warmup * config.steps) if schedule.name == "warmup-cosine" else 0
     decays = schedule.name in ("linear", "warmup-cosine")
     return {
@@ -82,9 +87,16 @@ SAME = {  # the lab's name -> ours, where the value is the same
     "whiteNoiseSD": "augment.white_noise_sd",
     "constantOffsetSD": "augment.constant_offset_sd",
 }
-OFF = {"grad_clip_norm": "optimizer.grad_clip_norm", "ema_decay": "optimizer.ema_decay"}  # 0 there is null here
+OFF = {
+    "grad_clip_norm": "optimizer.grad_clip_norm",
+    "ema_decay": "optimizer.ema_decay",
+}  # 0 there is null here
 MASKS = {"time": "time", "freq": "feature"}  # the lab's word -> ours
-PLATEAU = {"plateau_patience": "schedule.patience", "plateau_factor": "schedule.factor", "plateau_min_lr": "schedule.min_lr"}
+PLATEAU = {
+    "plateau_patience": "schedule.patience",
+    "plateau_factor": "schedule.factor",
+    "plateau_min_lr": "schedule.min_lr",
+}
 
 
 def from_lab_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -121,11 +133,17 @@ def _schedule(given: Mapping[str, Any], steps: int | None) -> tuple[dict[str, An
     """lr and schedule in our names, and why the schedule cannot be said."""
     lr, end = given.get("peak_lr", given.get("lrStart")), given.get("lrEnd")
     config = {} if lr is None else {"optimizer.lr": lr}
-    foreign = [f"{name} in args: not among our schedules" for name in ("sgdr_T0", "use_swa", "adaptive_lr") if given.get(name)]
+    foreign = [
+        f"{name} in args: not among our schedules"
+        for name in ("sgdr_T0", "use_swa", "adaptive_lr")
+        if given.get(name)
+    ]
     if foreign or lr is None:
         return config, foreign
     if given.get("use_plateau_scheduler"):
-        return config | {"schedule.name": "plateau"} | {ours: given[theirs] for theirs, ours in PLATEAU.items() if theirs in given}, []
+        return config | {"schedule.name": "plateau"} | {
+            ours: given[theirs] for theirs, ours in PLATEAU.items() if theirs in given
+        }, []
     warmup, cosine = given.get("warmup_steps", 0), given.get("cosine_T_max")
     if end == lr and not warmup:
         return config | {"schedule.name": "constant"}, []
@@ -134,5 +152,11 @@ def _schedule(given: Mapping[str, Any], steps: int | None) -> tuple[dict[str, An
     if cosine is None:  # neural_seq_decoder: lr runs in a line from lrStart to lrEnd
         return config | {"schedule.name": "linear", "schedule.end_factor": end / lr}, []
     if warmup + cosine != steps:
-        return config, [f"warmup of {warmup} and cosine of {cosine} updates in a run of {steps}: the schedule does not end with the run"]
-    return config | {"schedule.name": "warmup-cosine", "schedule.warmup": warmup / steps, "schedule.end_factor": end / lr}, []
+        return config, [
+            f"warmup of {warmup} and cosine of {cosine} updates in a run of {steps}: the schedule does not end with the run"
+        ]
+    return config | {
+        "schedule.name": "warmup-cosine",
+        "schedule.warmup": warmup / steps,
+        "schedule.end_factor": end / lr,
+    }, []

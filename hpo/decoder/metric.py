@@ -26,6 +26,8 @@ def greedy_decode(logits_BWK: "torch.Tensor", frames_B: "torch.Tensor") -> list[
     return [labels[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def edit_distances(references: Sequence[Sequence[int]], decoded: Sequence[Sequence[int]]) -> list[int]:
+def edit_distances(
+    references: Sequence[Sequence[int]], decoded: Sequence[Sequence[int]]
+) -> list[int]:
     """Levenshtein distance of each pair: insertions, deletions and substitutions count 1 each."""
     return [int(distance) for distance in cpdist(references, decoded, scorer=Levenshtein.distance)]

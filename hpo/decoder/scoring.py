@@ -13,7 +13,9 @@ from hpo.errors import CallerError, DataError
 from hpo.text import percent
 
 
-def score(model: Path, data: Path | None, partition: Partition, device: torch.device, padding: str | None) -> dict[str, Any]:
+def score(
+    model: Path, data: Path | None, partition: Partition, device: torch.device, padding: str | None
+) -> dict[str, Any]:
     """Score a decoder (see load_decoder) on a partition. padding: instead of the model's own. Raises DataError."""
     decoder = load_decoder(model)
     if padding:
@@ -39,9 +41,13 @@ def check_fit(decoder: Decoder, n_features: int, n_days: int) -> None:
     """Raises DataError if the data are not such as the model was trained on."""
     days, features, _ = decoder.model.day_weights.shape
     if features != n_features:
-        raise DataError(f"the data have {n_features} features, the model takes {features}. Give the data that it was trained for")
+        raise DataError(
+            f"the data have {n_features} features, the model takes {features}. Give the data that it was trained for"
+        )
     if n_days > days:
-        raise DataError(f"the data have {n_days} days, the model has input layers for {days}. Give the data that it was trained for")
+        raise DataError(
+            f"the data have {n_days} days, the model has input layers for {days}. Give the data that it was trained for"
+        )
 
 
 def score_text(score: dict[str, Any]) -> str:

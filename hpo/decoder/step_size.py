@@ -19,7 +19,10 @@ def _step_size(values: Mapping[str, Any]) -> Any:
     import numpy as np
 
     is_sgd = values["optimizer.name"] == "sgd"
-    momentum, eps = values["optimizer.momentum"].astype(float), values["optimizer.eps"].astype(float)
+    momentum, eps = (
+        values["optimizer.momentum"].astype(float),
+        values["optimizer.eps"].astype(float),
+    )
     divided = np.where(is_sgd, 1 - momentum, eps + GRADIENT)
     return np.log(values["optimizer.lr"].astype(float) / divided) / DECADES
 

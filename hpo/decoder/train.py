@@ -23,7 +23,9 @@ from hpo.trainer import Score
 
 SCORING_BATCH = 64  # sentences; no score depends on it (with padding: reference it does, and this is the reference's)
 POOL = 8  # batches that are drawn together and regrouped by length
-UNSEEN_STEPS = 10  # on CUDA, updates between two looks at what they gave: each look waits for the GPU
+UNSEEN_STEPS = (
+    10  # on CUDA, updates between two looks at what they gave: each look waits for the GPU
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class TrainState:
 
     def __init__(self, config: DecoderConfig, data: Data):
         self.config = config
-        torch.manual_seed(config.seed)  # initial weights; afterwards the global generators draw dropout
+        torch.manual_seed(
+            config.seed
+        )  # initial weights; afterwards the global generators draw dropout
         self.model = GruDecoder(config.model, data.n_days, data.n_features).to(data.device)
         self.averaged = None if config.optimizer.ema_decay is None else deepcopy(self.model)
         if self.averaged is not None:
@@ -62,7 +66,9 @@ class TrainState:
         self.order = torch.Generator().manual_seed(config.seed)  # which sentences
         self.drawn: list[torch.Tensor] = []  # batches to come, as positions in data.train
         self.noise = torch.Generator(data.device).manual_seed(config.seed)
-        self.broken = torch.zeros((), device=data.device)  # 1 once a loss or gradient was not finite: no weight moves any more
+        self.broken = torch.zeros(
+            (), device=data.device
+        )  # 1 once a loss or gradient was not finite: no weight moves any more
 
     @property
     def finished(self) -> bool:
@@ -134,7 +140,17 @@ def train(state: TrainState, data: Data, unseen_steps: int | None = None) -> Ite
             if isinstance(state.schedule, ReduceLROnPlateau):
                 state.schedule.step(score.value)
         evaluation_seconds = time.perf_counter() - begin
-        yield Updates(state.step, count, sum(losses) / count, max(norms), lr, seconds, score, evaluation_seconds, validation_loss)
+        yield Updates(
+            state.step,
+            count,
+            sum(losses) / count,
+            max(norms),
+            lr,
+            seconds,
+            score,
+            evaluation_seconds,
+            validation_loss,
+        )
 
 
 def _update(state: TrainState, data: Data) -> torch.Tensor:
@@ -145,23 +161,33 @@ def _update(state: TrainState, data: Data) -> torch.Tensor:
     total = torch.zeros((), device=data.device)
     for _ in range(config.accumulation):
         batch = data.batch(data.train[_next_batch(state, data)])
-        x_BTC = augment(batch.x_BTC, batch.lengths_B, config.augment, state.noise, config.model.padding)
+        x_BTC = augment(
+            batch.x_BTC, batch.lengths_B, config.augment, state.noise, config.model.padding
+        )
         with _autocast(data.device, config.precision):
             logits_BWK, frames_B = state.model(x_BTC, batch.lengths_B, batch.days_B)
         loss = losses(logits_BWK.float(), frames_B, batch).mean() / config.accumulation
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    norm = torch.nn.utils.get_total_norm([weight.grad for weight in state.model.parameters() if weight.grad is not None])
+    norm = torch.nn.utils.get_total_norm(
+        [weight.grad for weight in state.model.parameters() if weight.grad is not None]
+    )
     if config.optimizer.grad_clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optimizer.grad_clip_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(
+            state.model.parameters(), config.optimizer.grad_clip_norm, norm
+        )
     facts = torch.stack([total, norm])
     state.broken.clamp_(min=(~facts.isfinite().all()).float())
     optimizer.found_inf = state.broken  # type: ignore[attr-defined]  # the fused optimizers skip the update where it is 1
     optimizer.step()
     if state.averaged is not None and config.optimizer.ema_decay is not None:
-        weight = 1 - config.optimizer.ema_decay if state.step else 1.0  # the average begins with the first update's weights
+        weight = (
+            1 - config.optimizer.ema_decay if state.step else 1.0
+        )  # the average begins with the first update's weights
         with torch.no_grad():
-            torch._foreach_lerp_(list(state.averaged.parameters()), list(state.model.parameters()), weight)
+            torch._foreach_lerp_(
+                list(state.averaged.parameters()), list(state.model.parameters()), weight
+            )
     state.step += 1
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
@@ -177,11 +203,19 @@ def _next_batch(state: TrainState, data: Data) -> torch.Tensor:
     """
     if not state.drawn:
         size = min(state.config.batch_size, len(data.train))
-        pool = max(1, min(POOL, len(data.train) // (4 * size))) if state.config.batches == "similar" else 1
-        state.drawn = [torch.randperm(len(data.train), generator=state.order)[:size] for _ in range(pool)]
+        pool = (
+            max(1, min(POOL, len(data.train) // (4 * size)))
+            if state.config.batches == "similar"
+            else 1
+        )
+        state.drawn = [
+            torch.randperm(len(data.train), generator=state.order)[:size] for _ in range(pool)
+        ]
         if pool > 1:
             all_drawn = torch.cat(state.drawn)
-            by_size = torch.split(all_drawn[data.lengths_S[data.train[all_drawn]].argsort(stable=True)], size)
+            by_size = torch.split(
+                all_drawn[data.lengths_S[data.train[all_drawn]].argsort(stable=True)], size
+            )
             state.drawn = [by_size[i] for i in torch.randperm(pool, generator=state.order)]
     return state.drawn.pop()
 
@@ -189,7 +223,15 @@ def _next_batch(state: TrainState, data: Data) -> torch.Tensor:
 def losses(logits_BWK: torch.Tensor, frames_B: torch.Tensor, batch: Batch) -> torch.Tensor:
     """CTC loss / labels of each sentence (PyTorch's `mean` before its mean); 0 where the labels do not fit the frames."""
     log_probs_WBK = logits_BWK.log_softmax(dim=2).transpose(0, 1)
-    loss_B = ctc_loss(log_probs_WBK, batch.labels_L, frames_B, batch.label_lengths_B, BLANK, "none", zero_infinity=True)
+    loss_B = ctc_loss(
+        log_probs_WBK,
+        batch.labels_L,
+        frames_B,
+        batch.label_lengths_B,
+        BLANK,
+        "none",
+        zero_infinity=True,
+    )
     return loss_B / batch.label_lengths_B.clamp(min=1).to(loss_B.device, non_blocking=True)
 
 
@@ -207,12 +249,18 @@ def evaluate(model: GruDecoder, data: Data, precision: str = "fp32") -> tuple[Sc
 
 
 @torch.no_grad()
-def outputs(model: GruDecoder, data: Data, precision: str) -> Iterator[tuple[torch.Tensor, Batch, torch.Tensor, torch.Tensor]]:
+def outputs(
+    model: GruDecoder, data: Data, precision: str
+) -> Iterator[tuple[torch.Tensor, Batch, torch.Tensor, torch.Tensor]]:
     """The model on the validation sentences, batch by batch: (numbers_B, batch, logits_BWK, frames_B)."""
     model.eval()
     numbers = data.validation.tolist()
     masked = model.config.padding == "masked"
-    batches = by_length(numbers, data.lengths_S, SCORING_BATCH) if masked else torch.split(torch.tensor(numbers), SCORING_BATCH)
+    batches = (
+        by_length(numbers, data.lengths_S, SCORING_BATCH)
+        if masked
+        else torch.split(torch.tensor(numbers), SCORING_BATCH)
+    )
     for numbers_B in batches:
         batch = data.batch(numbers_B)
         with _autocast(data.device, precision):
@@ -233,20 +281,34 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def make_optimizer(model: GruDecoder, config: OptimizerConfig) -> torch.optim.Optimizer:
     """All are fused: one call for all weights, and they can be told on the device to skip an update."""
-    weights, lr, decay, betas = model.parameters(), config.lr, config.weight_decay, (config.beta1, config.beta2)
+    weights, lr, decay, betas = (
+        model.parameters(),
+        config.lr,
+        config.weight_decay,
+        (config.beta1, config.beta2),
+    )
     match config.name:
         case "adam":
             return torch.optim.Adam(weights, lr, betas, config.eps, decay, fused=True)
         case "adamw":
             return torch.optim.AdamW(weights, lr, betas, config.eps, decay, fused=True)
         case "sgd":
-            return torch.optim.SGD(weights, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov, fused=True)
+            return torch.optim.SGD(
+                weights,
+                lr,
+                config.momentum,
+                weight_decay=decay,
+                nesterov=config.nesterov,
+                fused=True,
+            )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: DecoderConfig) -> LRScheduler:
     schedule = config.schedule
     if schedule.name == "plateau":
-        return ReduceLROnPlateau(optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr, eps=0)
+        return ReduceLROnPlateau(
+            optimizer, "min", schedule.factor, schedule.patience, min_lr=schedule.min_lr, eps=0
+        )
     return LambdaLR(optimizer, lambda step: lr_factor(config, step))
 
 
@@ -263,5 +325,7 @@ def lr_factor(config: DecoderConfig, step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         along = min((step - warmup) / max(steps - warmup, 1), 1)
-        return schedule.end_factor + (1 - schedule.end_factor) * 0.5 * (1 + math.cos(math.pi * along))
+        return schedule.end_factor + (1 - schedule.end_factor) * 0.5 * (
+            1 + math.cos(math.pi * along)
+        )
     return 1.0

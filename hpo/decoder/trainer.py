@@ -50,7 +50,9 @@ def _collect_weights(training: Any) -> dict[str, Any]:
     return weights
 
 
-def _write_weights(path: Path, collected: dict[str, Any], config: Any, facts: dict[str, Any]) -> None:
+def _write_weights(
+    path: Path, collected: dict[str, Any], config: Any, facts: dict[str, Any]
+) -> None:
     from hpo.decoder.artifact import save_decoder
 
     save_decoder(path, collected, config, facts)

@@ -33,10 +33,14 @@ class Recordings:
         """Raises DataError if a sentence is too short for the kernel, or has a label that is no class."""
         data = self.data
         check(self._sentences, config.model)
-        lines = [f"{len(data.train)} sentences train, {len(data.validation)} validate; {data.n_days} days, {data.n_features} features"]
+        lines = [
+            f"{len(data.train)} sentences train, {len(data.validation)} validate; {data.n_days} days, {data.n_features} features"
+        ]
         short = share_too_short(self._sentences, config.model)
         if short:
-            lines.append(f"{100 * short:.1f} % of the sentences have more labels than output frames: CTC learns nothing there")
+            lines.append(
+                f"{100 * short:.1f} % of the sentences have more labels than output frames: CTC learns nothing there"
+            )
         return lines
 
 
@@ -84,7 +88,10 @@ class GruTraining:
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        if saved.keys() != self.state.state_dict().keys() or saved["config"] != self.state.config.model_dump():
+        if (
+            saved.keys() != self.state.state_dict().keys()
+            or saved["config"] != self.state.config.model_dump()
+        ):
             raise ValueError("of another configuration, or of another version of hpo")
         self.state.load_state_dict(saved)
 
@@ -100,4 +107,6 @@ def _progress(updates: Updates, since: list[Updates]) -> Progress:
         "grad_norm": max(part.grad_norm for part in since),
         "step_seconds": sum(part.seconds * part.steps for part in since) / steps,
     }
-    return Progress(updates.step, updates.loss, metrics, updates.score, updates.validation_loss, diverged)
+    return Progress(
+        updates.step, updates.loss, metrics, updates.score, updates.validation_loss, diverged
+    )

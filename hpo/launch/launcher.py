@@ -18,7 +18,14 @@ from typing import Literal
 
 import torch
 
-from hpo.errors import BadNodeError, CallerError, DatabaseError, MachineError, MemoryShortError, WorkerError
+from hpo.errors import (
+    BadNodeError,
+    CallerError,
+    DatabaseError,
+    MachineError,
+    MemoryShortError,
+    WorkerError,
+)
 from hpo.launch.sharing import Sharing
 from hpo.store.database import Database
 from hpo.store.process import this_host
@@ -55,11 +62,15 @@ def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = 
     The CPU cores are divided between the workers. Raises CallerError, MachineError.
     """
     if workers is not None and workers < 1:
-        raise CallerError(f"--workers {workers}: valid is 1 or more; without it, one per GPU, else one per two CPU cores")
+        raise CallerError(
+            f"--workers {workers}: valid is 1 or more; without it, one per GPU, else one per two CPU cores"
+        )
     if per_gpu is not None and workers is not None:
         raise CallerError(f"--workers {workers} with --per-gpu {per_gpu}: give one of them")
     check_per_gpu(per_gpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     on_cpu = choose_device(device).type == "cpu"
     homes = ["cpu"] if on_cpu else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if device and ":" in device:
@@ -99,7 +110,9 @@ class Launcher:
     database: Database
     plan: Plan
     data_path: Path | None
-    label: str = field(default_factory=lambda: f"{this_host()}-{os.getpid()}")  # in the logs' names, where hosts share the folder
+    label: str = field(
+        default_factory=lambda: f"{this_host()}-{os.getpid()}"
+    )  # in the logs' names, where hosts share the folder
     allow_different_code: bool = False
     _devices: list[str] = field(default_factory=list)  # of each worker that was ever started here
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
@@ -108,7 +121,11 @@ class Launcher:
     _attempts: int = 0  # at trials, when a worker died last
     _asked_to_stop: int = 0
 
-    def run(self, show: Callable[[], bool] | None = None, news: Callable[[list[Record]], None] | None = None) -> End:
+    def run(
+        self,
+        show: Callable[[], bool] | None = None,
+        news: Callable[[list[Record]], None] | None = None,
+    ) -> End:
         """Start the workers, return when all have left. Twice a second it calls `show`, which says whether the database
         answers, and `news` with the trials.
 
@@ -116,15 +133,21 @@ class Launcher:
         """
         handled = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         if hasattr(signal, "SIGHUP"):
-            handled[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not end a study
+            handled[signal.SIGHUP] = signal.signal(
+                signal.SIGHUP, signal.SIG_IGN
+            )  # a closed terminal does not end a study
         try:
             if self.plan.grow:
-                self._sharing = {device: Sharing(free_memory(device)) for device in self.plan.devices}
+                self._sharing = {
+                    device: Sharing(free_memory(device)) for device in self.plan.devices
+                }
             for device in self.plan.devices:
                 self._start(self._new(device))
             while self._running:
                 self._look_after()
-                if not self._tell(show, news):  # the workers train on, and will tell if it is more than a moment
+                if not self._tell(
+                    show, news
+                ):  # the workers train on, and will tell if it is more than a moment
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
@@ -134,7 +157,9 @@ class Launcher:
             for number, handler in handled.items():
                 signal.signal(number, handler)
 
-    def _tell(self, show: Callable[[], bool] | None, news: Callable[[list[Record]], None] | None) -> bool:
+    def _tell(
+        self, show: Callable[[], bool] | None, news: Callable[[list[Record]], None] | None
+    ) -> bool:
         """Returns whether the database answers, as far as it was asked."""
         if show and not show():
             return False
@@ -166,11 +191,17 @@ class Launcher:
             if halted:
                 sharing.restart()
                 continue
-            here = [record for record in records if record.host == this_host() and record.device.split(" ")[0] == device]
+            here = [
+                record
+                for record in records
+                if record.host == this_host() and record.device.split(" ")[0] == device
+            ]
             training = sum(record.state == "running" and record.step > 0 for record in here)
             if len(self._on(device)) < sharing.count:
                 sharing.restart()
-            change = sharing.look(training, sum(record.step for record in here), free_memory(device))
+            change = sharing.look(
+                training, sum(record.step for record in here), free_memory(device)
+            )
             if change > 0:
                 self._start(self._new(device))
             elif change < 0 and len(ours := self._on(device)) > sharing.count:
@@ -189,12 +220,22 @@ class Launcher:
             command += ["--allow-different-code"]
         if self.data_path:
             command += ["--data", str(self.data_path)]
-        environment = os.environ | {"HPO_DATABASE_URL": self.database.url, "OMP_NUM_THREADS": str(self.plan.threads)}
+        environment = os.environ | {
+            "HPO_DATABASE_URL": self.database.url,
+            "OMP_NUM_THREADS": str(self.plan.threads),
+        }
         log = self.log_of(index)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:  # its own session: a Ctrl-C at the terminal reaches the launcher alone, which passes it on
+        with (
+            log.open("ab") as output
+        ):  # its own session: a Ctrl-C at the terminal reaches the launcher alone, which passes it on
             self._running[index] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
             )
         if self._asked_to_stop:  # between the look above and here
             self._running[index].terminate()
@@ -208,7 +249,9 @@ class Launcher:
             del self._running[index]
             if code == 0 or self._asked_to_stop:
                 continue
-            if code == MemoryShortError.exit_code and self._on(self._devices[index]):  # the others go on
+            if code == MemoryShortError.exit_code and self._on(
+                self._devices[index]
+            ):  # the others go on
                 if sharing := self._sharing.get(self._devices[index]):
                     sharing.out_of_memory()
                 continue
@@ -235,7 +278,9 @@ class Launcher:
         return lines[-1] if lines else "no output"
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        at_once = self._asked_to_stop and number == signal.SIGINT  # a scheduler's second signal only repeats the first
+        at_once = (
+            self._asked_to_stop and number == signal.SIGINT
+        )  # a scheduler's second signal only repeats the first
         self._asked_to_stop += 1
         self._stop_workers(signal.SIGKILL if at_once else signal.SIGTERM)
 

@@ -42,18 +42,32 @@ class Notifier:
         value = best.value if best else None
         failed = [record for record in records if record.state == "failed"]
         if self._failed is not None:
-            if best and value is not None and (self._best is None or metric.better(value, self._best)):
+            if (
+                best
+                and value is not None
+                and (self._best is None or metric.better(value, self._best))
+            ):
                 text = f"new best {metric.name} {metric.text(value)} (trial {best.number})"
                 self.tell("best", text, trial=best.number, value=value)
             for record in failed:
                 if record.number not in self._failed:
-                    self.tell("trouble", f"trial {record.number} failed: {record.reason}", trial=record.number, reason=record.reason)
+                    self.tell(
+                        "trouble",
+                        f"trial {record.number} failed: {record.reason}",
+                        trial=record.number,
+                        reason=record.reason,
+                    )
         self._best = value
         self._failed = {record.number for record in failed}
 
     def tell(self, event: str, text: str, **facts: Any) -> None:
         """event: best, trouble or end."""
-        message = {"text": f"hpo {self._study}: {text}", "study": self._study, "event": event, **facts}
+        message = {
+            "text": f"hpo {self._study}: {text}",
+            "study": self._study,
+            "event": event,
+            **facts,
+        }
         self._queue.put(named(message, self._metric))
 
     def close(self) -> None:
@@ -71,7 +85,9 @@ class Notifier:
 
 
 @contextmanager
-def notifying(url: str | None, study: Study, say: Callable[[str], None]) -> Iterator[Callable[[list[Record]], None]]:
+def notifying(
+    url: str | None, study: Study, say: Callable[[str], None]
+) -> Iterator[Callable[[list[Record]], None]]:
     """What the block calls with the records, as often as it likes. Its end is told, and an error that ends it."""
     if url is None:
         yield lambda records: None
@@ -85,7 +101,11 @@ def notifying(url: str | None, study: Study, say: Callable[[str], None]) -> Iter
         values = [record.value for record in records if record.value is not None]
         best = metric.best(values) if values else None
         states = dict(Counter(record.state for record in records))
-        shown = f"best {metric.name} {metric.text(best)}" if best is not None else "no trial is complete"
+        shown = (
+            f"best {metric.name} {metric.text(best)}"
+            if best is not None
+            else "no trial is complete"
+        )
         text = f"the workers left: {shown}, {study.why_over() or 'work is left'}"
         notifier.tell("end", text, value=best, trials=states)
     except HpoError as error:
@@ -97,7 +117,10 @@ def notifying(url: str | None, study: Study, say: Callable[[str], None]) -> Iter
 
 def send(url: str, message: dict[str, Any]) -> str | None:
     """Returns what was wrong; None: it arrived."""
-    request = urllib.request.Request(url, json.dumps(message).encode(), {"Content-Type": "application/json"})  # noqa: S310  (checked)
+    body = json.dumps(message).encode()
+    headers = {"Content-Type": "application/json"}
+    # The scheme was checked.
+    request = urllib.request.Request(url, body, headers)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=SEND_SECONDS):  # noqa: S310
             return None
@@ -111,9 +134,17 @@ def check_url(url: str) -> str:
     """Raises CallerError; it does not show the URL."""
     try:
         parsed = urlsplit(url)
-        valid = parsed.scheme in ("http", "https") and bool(parsed.hostname) and (parsed.port or 1) > 0 and url.isascii() and " " not in url
+        valid = (
+            parsed.scheme in ("http", "https")
+            and bool(parsed.hostname)
+            and (parsed.port or 1) > 0
+            and url.isascii()
+            and " " not in url
+        )
     except ValueError:
         valid = False
     if not valid:
-        raise CallerError("--notify: not a URL that takes a POST. Valid: https://HOST/PATH, such as an incoming webhook of Slack")
+        raise CallerError(
+            "--notify: not a URL that takes a POST. Valid: https://HOST/PATH, such as an incoming webhook of Slack"
+        )
     return url

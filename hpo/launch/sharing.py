@@ -36,7 +36,9 @@ class Sharing:
             if running >= self.count:
                 self._since = now, steps
             return 0
-        begin, before = self._since  # a trial that ends meanwhile, and the claim of the next one, are part of the pace
+        begin, before = (
+            self._since
+        )  # a trial that ends meanwhile, and the claim of the next one, are part of the pace
         if steps < before:  # one began again at an earlier step
             return self.restart()
         if now - begin < WINDOW_SECONDS:

@@ -41,8 +41,12 @@ def leave_at() -> float | None:
     now, end = time.time(), os.environ.get("SLURM_JOB_END_TIME")
     if end is None:  # before SLURM 23
         try:
-            left = seconds_of(call_slurm(["squeue", "--noheader", f"--job={element}", "--format=%L"]).strip())
-        except SlurmError as error:  # in a container, say: a worker is worth more than its last minutes
+            left = seconds_of(
+                call_slurm(["squeue", "--noheader", f"--job={element}", "--format=%L"]).strip()
+            )
+        except (
+            SlurmError
+        ) as error:  # in a container, say: a worker is worth more than its last minutes
             log.warning("the wall limit is not known: %s", error)
             return None
         if left is None:
@@ -52,8 +56,12 @@ def leave_at() -> float | None:
     given = os.environ.get(MARGIN_VARIABLE)
     if given is None:
         return float(end) - min(MARGIN_SECONDS, length / 10)
-    if not re.fullmatch(r"\d+(\.\d+)?", given) or float(given) >= length:  # who leaves at once would be requeued for ever
-        raise CallerError(f"{MARGIN_VARIABLE}={given}: valid is a number of seconds, less than the job's {length:.0f}")
+    if (
+        not re.fullmatch(r"\d+(\.\d+)?", given) or float(given) >= length
+    ):  # who leaves at once would be requeued for ever
+        raise CallerError(
+            f"{MARGIN_VARIABLE}={given}: valid is a number of seconds, less than the job's {length:.0f}"
+        )
     return float(end) - float(given)
 
 
@@ -68,7 +76,14 @@ def seconds_of(left: str) -> int | None:
     return 86400 * int(days or 0) + seconds
 
 
-def run_node(study: Study, database: Database, plan: Plan, data: Path | None, stop: StopFlag, allow_different_code: bool) -> bool:
+def run_node(
+    study: Study,
+    database: Database,
+    plan: Plan,
+    data: Path | None,
+    stop: StopFlag,
+    allow_different_code: bool,
+) -> bool:
     """Run the workers of this machine until they leave. Returns whether they left early: for a signal or the wall limit, with
     work left to do.
     """
@@ -85,7 +100,9 @@ def run_node(study: Study, database: Database, plan: Plan, data: Path | None, st
         return False
     try:
         return study.why_over() is None
-    except DatabaseError as error:  # an element that is not requeued is lost to the study; one that is asks again
+    except (
+        DatabaseError
+    ) as error:  # an element that is not requeued is lost to the study; one that is asks again
         log.warning("whether work is left is not known: %s", error)
         return True
 

@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, PatientPruner, SuccessiveHalvingPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    PatientPruner,
+    SuccessiveHalvingPruner,
+)
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from pydantic import BaseModel
@@ -30,9 +36,29 @@ FIRST = 0.03  # of the longest plan: no rank before that. 300 of neural_seq_deco
 FACTOR = 3  # between rungs
 PATIENCE = 5
 BAD_MARGIN, LEARNED = 0.05, 0.9
-ORDER = "rank rules judge each run as if it came last, when all the others had trained to their ends"
-SWEEP: dict[str, tuple[float, ...]] = {  # tried for each constant of own-past, the others at their defaults
-    "margin": (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3),
+ORDER = (
+    "rank rules judge each run as if it came last, when all the others had trained to their ends"
+)
+SWEEP: dict[
+    str, tuple[float, ...]
+] = {  # tried for each constant of own-past, the others at their defaults
+    "margin": (
+        0.005,
+        0.01,
+        0.015,
+        0.02,
+        0.025,
+        0.03,
+        0.04,
+        0.05,
+        0.06,
+        0.08,
+        0.1,
+        0.12,
+        0.15,
+        0.2,
+        0.3,
+    ),
     "patience": (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20),
     "loss_factor": (1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7, 10),
     "loss_patience": (1, 2, 3, 4, 5, 6, 8, 10, 15),
@@ -168,9 +194,12 @@ def bad_end(metric: Metric) -> str:
     """What ending badly means, in words."""
     if not metric.bounded:
         return "not finite at its end"
-    above, below, sign = ("above", "below", "+") if metric.direction == "minimize" else ("below", "above", "-")
+    above, below, sign = (
+        ("above", "below", "+") if metric.direction == "minimize" else ("below", "above", "-")
+    )
     return (
-        f"not finite at its end, its last {metric.name} {above} its best {sign} {BAD_MARGIN}, or no {metric.name} {below} {learned(metric)}"
+        f"not finite at its end, its last {metric.name} {above} its best {sign} {BAD_MARGIN}, "
+        f"or no {metric.name} {below} {learned(metric)}"
     )
 
 
@@ -181,14 +210,27 @@ def best_value(points: Sequence[Point], metric: Metric) -> float | None:
 
 def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], dict[str, str]]:
     """(curves, the runs that cannot be replayed and why)."""
-    left_out = {run.name: run.no_error_rate or "no evaluation is recorded" for run in runs if run.no_error_rate or not run.curve}
+    left_out = {
+        run.name: run.no_error_rate or "no evaluation is recorded"
+        for run in runs
+        if run.no_error_rate or not run.curve
+    }
     curves = []
     for run in runs:
         if run.curve and not run.no_error_rate:
             seconds = [point.seconds for point in run.curve if point.seconds is not None]
             timed = tuple(seconds) if len(seconds) == len(run.curve) else None
             remark = f"scored on {run.split}" if run.split not in (None, "test") else ""
-            curves.append(Curve(run.name, tuple(run.points), metric, timed, run.steps or run.curve[-1].step, remark))
+            curves.append(
+                Curve(
+                    run.name,
+                    tuple(run.points),
+                    metric,
+                    timed,
+                    run.steps or run.curve[-1].step,
+                    remark,
+                )
+            )
     return curves, left_out
 
 
@@ -200,7 +242,9 @@ def study_curves(study: StudyReader) -> tuple[list[Curve], dict[str, str]]:
     for record in records:
         points, name = found[record.number], f"trial {record.number}"
         if record.state not in DONE or not points:
-            left_out[name] = record.state if points else f"{record.state}, no evaluation is recorded"
+            left_out[name] = (
+                record.state if points else f"{record.state}, no evaluation is recorded"
+            )
             continue
         pace = record.gpu_seconds / record.step if record.step else 0.0
         remark = ""
@@ -211,7 +255,9 @@ def study_curves(study: StudyReader) -> tuple[list[Curve], dict[str, str]]:
     return curves, left_out
 
 
-def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_past: OwnPast | None = None) -> Backtest:
+def backtest(
+    curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_past: OwnPast | None = None
+) -> Backtest:
     """What each rule would have done.
 
     Raises SpecError for a rule that is not there or for no curves at all.
@@ -224,7 +270,10 @@ def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_
             "no run has a curve, so there is nothing to replay. Valid: runs with evaluations; hpo import RUNS_DIR shows what is there"
         )
     metric = curves[0].metric
-    best = min(curves, key=lambda curve: math.inf if curve.best_value is None else metric.sign * curve.best_value)
+    best = min(
+        curves,
+        key=lambda curve: math.inf if curve.best_value is None else metric.sign * curve.best_value,
+    )
     first = first_rung(curves)
     longest = max(first, *(curve.steps for curve in curves))
     return Backtest(
@@ -232,7 +281,10 @@ def backtest(curves: Sequence[Curve], rules: Sequence[str] = DEFAULT_RULES, own_
         best_run=best.name,
         bad=bad_end(metric),
         order=ORDER,
-        rules=tuple(_rule(rule, curves, best, own_past or OwnPast().of(metric), first, longest) for rule in rules),
+        rules=tuple(
+            _rule(rule, curves, best, own_past or OwnPast().of(metric), first, longest)
+            for rule in rules
+        ),
     )
 
 
@@ -254,10 +306,20 @@ def _facts(curve: Curve) -> RunFacts:
     )
 
 
-def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int) -> RuleOutcome:
+def _rule(
+    rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int
+) -> RuleOutcome:
     constants = ", ".join(f"{name} {value:g}" for name, value in own_past if value is not None)
-    what = f"the rule that runs live ({constants})" if rule == OWN_PAST else RULES[rule].format(first=first, longest=longest)
-    stops = own_past_stops(curves, own_past) if rule == OWN_PAST else _rank_stops(rule, curves, first, longest)
+    what = (
+        f"the rule that runs live ({constants})"
+        if rule == OWN_PAST
+        else RULES[rule].format(first=first, longest=longest)
+    )
+    stops = (
+        own_past_stops(curves, own_past)
+        if rule == OWN_PAST
+        else _rank_stops(rule, curves, first, longest)
+    )
     outcomes = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
     runs = tuple(run for run, _ in outcomes)
     left = [value for _, value in outcomes if value is not None]
@@ -267,8 +329,16 @@ def _rule(rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, fi
         runs=runs,
         gpu_hours_saved=sum(run.gpu_seconds_saved or 0 for run in runs) / 3600,
         gpu_hours_total=sum(curve.seconds[-1] for curve in curves if curve.seconds) / 3600,
-        healthy_stopped=tuple(curve.name for curve, stop in zip(curves, stops, strict=True) if stop and not curve.ended_badly),
-        bad_missed=tuple(curve.name for curve, stop in zip(curves, stops, strict=True) if not stop and curve.ended_badly),
+        healthy_stopped=tuple(
+            curve.name
+            for curve, stop in zip(curves, stops, strict=True)
+            if stop and not curve.ended_badly
+        ),
+        bad_missed=tuple(
+            curve.name
+            for curve, stop in zip(curves, stops, strict=True)
+            if not stop and curve.ended_badly
+        ),
         best_run_stopped_at=next(run.stopped_at for run in runs if run.run == best.name),
         best_value_left=best.metric.best(left) if left else None,
     )
@@ -287,20 +357,31 @@ def _outcome(curve: Curve, stop: tuple[int, str] | None) -> tuple[RunOutcome, fl
         stopped_at=None if at is None else curve.points[at].step,
         reason=stop[1] if stop else "",
         best_value=best,
-        value_forgone=None if best is None or before is None else curve.metric.sign * (before - best),
-        gpu_seconds_saved=None if not curve.seconds else 0.0 if at is None else curve.seconds[-1] - curve.seconds[at],
+        value_forgone=None
+        if best is None or before is None
+        else curve.metric.sign * (before - best),
+        gpu_seconds_saved=None
+        if not curve.seconds
+        else 0.0
+        if at is None
+        else curve.seconds[-1] - curve.seconds[at],
     )
     return outcome, before
 
 
-Stops = list[tuple[int, str] | None]  # of each curve: index of the evaluation at which it ends, and why
+Stops = list[
+    tuple[int, str] | None
+]  # of each curve: index of the evaluation at which it ends, and why
 
 
 def own_past_stops(curves: Sequence[Curve], rule: OwnPast) -> Stops:
     """As it goes live: the rule sees each prefix of the run's own curve."""
     stops: Stops = []
     for curve in curves:
-        judged = ((at, rule.judge(curve.points[: at + 1], curve.metric)) for at in range(len(curve.points)))
+        judged = (
+            (at, rule.judge(curve.points[: at + 1], curve.metric))
+            for at in range(len(curve.points))
+        )
         stops.append(next(((at, stop.reason) for at, stop in judged if stop), None))
     return stops
 
@@ -328,12 +409,16 @@ def _pruner(rule: str, first: int, longest: int) -> BasePruner:
 
 def _study(pruner: BasePruner, metric: Metric) -> optuna.Study:
     """In memory, and always of one name: Hyperband draws brackets from it."""
-    return optuna.create_study(study_name="backtest", sampler=RandomSampler(), pruner=pruner, direction=metric.direction)
+    return optuna.create_study(
+        study_name="backtest", sampler=RandomSampler(), pruner=pruner, direction=metric.direction
+    )
 
 
 def _rank_stops(rule: str, curves: Sequence[Curve], first: int, longest: int) -> Stops:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's that some pruners are experimental, and that a study of theirs is
+        warnings.simplefilter(
+            "ignore"
+        )  # Optuna's that some pruners are experimental, and that a study of theirs is
         metric = curves[0].metric
         finished = _study(_pruner(rule, first, longest), metric)
         for curve in curves:
@@ -384,9 +469,21 @@ def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> tuple[Safe
         tried = []
         for value in sorted({*values, here}):
             rule = default.model_copy(update={constant: type(here)(value)})
-            stopped = {curve.name for curve, stop in zip(curves, own_past_stops(curves, rule), strict=True) if stop}
-            tried.append(Tried(value=value, bad_missed=tuple(sorted(bad - stopped)), healthy_stopped=tuple(sorted(stopped - bad))))
-        safe = _around([row.value for row in tried if not row.errs], [row.value for row in tried], here)
+            stopped = {
+                curve.name
+                for curve, stop in zip(curves, own_past_stops(curves, rule), strict=True)
+                if stop
+            }
+            tried.append(
+                Tried(
+                    value=value,
+                    bad_missed=tuple(sorted(bad - stopped)),
+                    healthy_stopped=tuple(sorted(stopped - bad)),
+                )
+            )
+        safe = _around(
+            [row.value for row in tried if not row.errs], [row.value for row in tried], here
+        )
         found.append(SafeRange(constant=constant, default=here, safe=safe, tried=tuple(tried)))
     return tuple(found)
 

@@ -34,7 +34,9 @@ def place(spec: StudySpec, known: Mapping[str, Any]) -> tuple[dict[str, Any], li
         if not spec.active(name, values):
             continue
         if name not in known:
-            raise StudyError(f"{name} is searched and not known of the run; --set {name}=VALUE says it")
+            raise StudyError(
+                f"{name} is searched and not known of the run; --set {name}=VALUE says it"
+            )
         if not parameter.contains(known[name]):
             raise StudyError(f"{name} = {known[name]!r} is outside the space ({parameter})")
         values[name] = known[name]
@@ -53,10 +55,19 @@ def trials_by_key(study: Study) -> dict[str, int]:
     return {trial.user_attrs[KEY]: trial.number for trial in trials if KEY in trial.user_attrs}
 
 
-def add_trial(study: Study, key: str, name: str, values: Mapping[str, Any], curve: Sequence[Point], stop: Stop | None) -> int:
+def add_trial(
+    study: Study,
+    key: str,
+    name: str,
+    values: Mapping[str, Any],
+    curve: Sequence[Point],
+    stop: Stop | None,
+) -> int:
     """The number of the trial, which is there already if the key is. curve: without the points after `stop`; not empty."""
     config = study.spec.config(values).flat()
-    attributes = {IMPORTED: name, KEY: key} | ({"rule": stop.rule, "cause": stop.cause, "reason": stop.reason} if stop else {})
+    attributes = {IMPORTED: name, KEY: key} | (
+        {"rule": stop.rule, "cause": stop.cause, "reason": stop.reason} if stop else {}
+    )
     every = -(-len(curve) // THIN_CURVE)
     thin = {point.step: point.value for point in [*curve[::every], curve[-1]]}
     with locks.locked(study.engine, study.id) as connection:

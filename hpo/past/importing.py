@@ -19,7 +19,11 @@ NEVER = 10**9  # evaluations in a row
 
 def stated(run: PastRun, values: Mapping[str, Any]) -> PastRun:
     """With what a person says of fields that the run does not record."""
-    new = {name: value for name, value in CONFIG().with_values(values, "--set ").flat().items() if name in values}
+    new = {
+        name: value
+        for name, value in CONFIG().with_values(values, "--set ").flat().items()
+        if name in values
+    }
     new = {name: value for name, value in new.items() if name not in run.config}
     said = tuple(f"{name} = {value} is stated by hand" for name, value in new.items())
     return replace(run, config=new | run.config, doubts=run.doubts + said)
@@ -40,16 +44,36 @@ def runs_of(other: Study, study: Study) -> list[PastRun]:
             f"validation {there[1]}, {here[1]}), so its {metric.name} does not compare"
         )
     if other.spec.metric != metric:
-        raise StudyError(f"study {other.name} is judged by {other.spec.metric.name}, study {study.name} by {metric.name}")
-    records = [record for record in other.records() if record.state in ("complete", "stopped") and record.rule != BY_HAND]
+        raise StudyError(
+            f"study {other.name} is judged by {other.spec.metric.name}, study {study.name} by {metric.name}"
+        )
+    records = [
+        record
+        for record in other.records()
+        if record.state in ("complete", "stopped") and record.rule != BY_HAND
+    ]
     curves = other.curves(records)
-    return [replace(_past(other.name, record, curves.get(record.number, [])), metric=metric) for record in records]
+    return [
+        replace(_past(other.name, record, curves.get(record.number, [])), metric=metric)
+        for record in records
+    ]
 
 
 def _past(name: str, record: Record, curve: Sequence[Point]) -> PastRun:
     pace = record.gpu_seconds / record.step if record.step else 0.0
-    points = [PastPoint(point.step, point.value, point.validation_loss, pace * point.step, point.metrics.get("lr")) for point in curve]
-    return PastRun(f"{name}:{record.number}", "", record.config, tuple(points), record.steps, "validation")
+    points = [
+        PastPoint(
+            point.step,
+            point.value,
+            point.validation_loss,
+            pace * point.step,
+            point.metrics.get("lr"),
+        )
+        for point in curve
+    ]
+    return PastRun(
+        f"{name}:{record.number}", "", record.config, tuple(points), record.steps, "validation"
+    )
 
 
 def import_runs(study: Study, runs: Sequence[PastRun], same_data: bool) -> list[dict[str, Any]]:
@@ -92,7 +116,9 @@ def facts(run: PastRun) -> dict[str, Any]:
     }
 
 
-def _comparable(study: Study, run: PastRun, same_data: bool) -> tuple[PastRun, dict[str, Any], list[Point], Stop | None]:
+def _comparable(
+    study: Study, run: PastRun, same_data: bool
+) -> tuple[PastRun, dict[str, Any], list[Point], Stop | None]:
     """Raises StudyError with the reason why it is not."""
     if not run.curve:
         raise StudyError("no evaluation is recorded")
@@ -101,7 +127,9 @@ def _comparable(study: Study, run: PastRun, same_data: bool) -> tuple[PastRun, d
     if run.split == "test":
         raise StudyError("scored on test, which the search never sees")
     if not same_data:
-        raise StudyError("no run says which data it is of; --same-data says that it is the study's, scored on its validation part")
+        raise StudyError(
+            "no run says which data it is of; --same-data says that it is the study's, scored on its validation part"
+        )
     for name, here, there in (
         ("channels", study.data.get("n_features"), run.n_features),
         ("days", study.data.get("n_days"), run.n_days),
@@ -117,7 +145,11 @@ def _comparable(study: Study, run: PastRun, same_data: bool) -> tuple[PastRun, d
     end, stop = next(((end, stop) for end, stop in judged if stop), (len(points), None))
     if stop is None and not run.reached_its_plan:
         planned = "an unknown number" if run.steps is None else run.steps
-        raise StudyError(f"ended at step {run.curve[-1].step} of {planned}, so what a whole training would reach is not known")
+        raise StudyError(
+            f"ended at step {run.curve[-1].step} of {planned}, so what a whole training would reach is not known"
+        )
     if assumed:
-        run = replace(run, doubts=(*run.doubts, f"not recorded, taken as the study's: {some(assumed)}"))
+        run = replace(
+            run, doubts=(*run.doubts, f"not recorded, taken as the study's: {some(assumed)}")
+        )
     return run, values, points[:end], stop

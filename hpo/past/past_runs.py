@@ -28,7 +28,9 @@ FILES = ("args", "metrics.jsonl", "trainingStats")
 REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
 DAY = 86400.0  # seconds; no batch takes so long
 LISTED = 5  # of a longer list of steps or fields, in a doubt
-Row = dict[str, float]  # one evaluation as read: step, per, and where they are recorded loss, seconds (since the start), lr
+Row = dict[
+    str, float
+]  # one evaluation as read: step, per, and where they are recorded loss, seconds (since the start), lr
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class PastRun:
     steps: int | None  # planned
     split: str | None  # that it was scored on: test, validation or another name; None: not recorded
     doubts: tuple[str, ...] = ()
-    foreign: tuple[str, ...] = ()  # what of it our configuration cannot say; such a run lies in no space
+    foreign: tuple[
+        str, ...
+    ] = ()  # what of it our configuration cannot say; such a run lies in no space
     n_features: int | None = None
     n_days: int | None = None
     metric: Metric = PER
@@ -67,7 +71,14 @@ class PastRun:
     def key(self) -> str:
         """Of name and content, wherever the run lies and whatever is stated of it by hand."""
         points = [
-            {"step": point.step, "per": point.value, "loss": point.loss, "seconds": point.seconds, "lr": point.lr} for point in self.curve
+            {
+                "step": point.step,
+                "per": point.value,
+                "loss": point.loss,
+                "seconds": point.seconds,
+                "lr": point.lr,
+            }
+            for point in self.curve
         ]
         content = [self.name, points, self.steps, self.split]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -80,7 +91,10 @@ class PastRun:
     @property
     def points(self) -> list[Point]:
         """For a stopping rule: where no loss is recorded only the PER can stop the run. The training loss is not known."""
-        return [_point(before, point) for before, point in zip((None, *self.curve), self.curve, strict=False)]
+        return [
+            _point(before, point)
+            for before, point in zip((None, *self.curve), self.curve, strict=False)
+        ]
 
     @property
     def interval(self) -> int:
@@ -93,12 +107,20 @@ class PastRun:
             return ""
         if negative := [point.step for point in self.curve if point.value < 0]:
             return f"negative PER at step {some(negative)}: no error rate"
-        return f"no PER at or below 1, the lowest is {self.best_value:.4g}: percent?" if (self.best_value or 0) > 1 else ""
+        return (
+            f"no PER at or below 1, the lowest is {self.best_value:.4g}: percent?"
+            if (self.best_value or 0) > 1
+            else ""
+        )
 
     @property
     def reached_its_plan(self) -> bool:
         """neural_seq_decoder evaluates for the last time one interval before its end."""
-        return bool(self.curve) and self.steps is not None and self.curve[-1].step + 1.5 * self.interval >= self.steps
+        return (
+            bool(self.curve)
+            and self.steps is not None
+            and self.curve[-1].step + 1.5 * self.interval >= self.steps
+        )
 
 
 def is_run(folder: Path) -> bool:
@@ -124,9 +146,14 @@ def read_lab_run(folder: Path) -> PastRun:
         interval = int(arguments.get("eval_every") or REFERENCE_INTERVAL)
         check_step(accumulation)
         check_step(interval)
-        data = [None if arguments.get(name) is None else int(arguments[name]) for name in ("nInputFeatures", "nDays")]
+        data = [
+            None if arguments.get(name) is None else int(arguments[name])
+            for name in ("nInputFeatures", "nDays")
+        ]
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise DataError(f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the trainer was given") from None
+        raise DataError(
+            f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the trainer was given"
+        ) from None
     config = checked_config(config, doubts)
     doubts += foreign
     _doubt_arguments(arguments, folder.name, config, bool(foreign), doubts)
@@ -136,17 +163,23 @@ def read_lab_run(folder: Path) -> PastRun:
     if rows:
         _compare(rows, stats, doubts)
     elif stats:
-        doubts.append(f"no metrics.jsonl: the curve is trainingStats's, its steps are not recorded and counted as every {interval} batches")
+        doubts.append(
+            f"no metrics.jsonl: the curve is trainingStats's, its steps are not recorded and counted as every {interval} batches"
+        )
         rows = [{"step": interval * number, **row} for number, row in enumerate(stats)]
         split = "test"
     else:
         doubts.append("never started: no evaluation is recorded")
     if accumulation > 1:
-        doubts.append(f"gradient accumulation {accumulation}: steps are recorded in batches, here divided by {accumulation} to updates")
+        doubts.append(
+            f"gradient accumulation {accumulation}: steps are recorded in batches, here divided by {accumulation} to updates"
+        )
         rows = [row | {"step": row["step"] // accumulation} for row in rows]
     n_features, n_days = data
     steps = config.get("steps")
-    read = PastRun(folder.name, str(folder), config, (), steps, split, (), tuple(foreign), n_features, n_days)
+    read = PastRun(
+        folder.name, str(folder), config, (), steps, split, (), tuple(foreign), n_features, n_days
+    )
     run = finished(read, rows, doubts)
     return _with_lr_checked(run) if rows else run
 
@@ -172,19 +205,31 @@ def checked_config(config: Mapping[str, Any], doubts: list[str]) -> dict[str, An
     return valid
 
 
-def _doubt_arguments(arguments: Mapping[str, Any], name: str, config: Mapping[str, Any], foreign: bool, doubts: list[str]) -> None:
+def _doubt_arguments(
+    arguments: Mapping[str, Any],
+    name: str,
+    config: Mapping[str, Any],
+    foreign: bool,
+    doubts: list[str],
+) -> None:
     if not arguments:
         return
     if (called := arguments.get("run_name", name)) != name:
         doubts.append(f"args call the run {called}: they may be another's")
     if "optimizer.eps" not in config and config.get("optimizer.name") != "sgd":
-        doubts.append("args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. It is left out")
+        doubts.append(
+            "args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. It is left out"
+        )
     groups = ("optimizer.name", "optimizer.lr", "optimizer.grad_clip_norm", "schedule.name", "model.layer_norm", "model.input_dropout",
               "augment.time_masks", "augment.feature_masks", "augment.white_noise_sd")  # fmt: skip
-    if missing := [name for name in groups if name not in config and not (foreign and name == "schedule.name")]:
+    if missing := [
+        name for name in groups if name not in config and not (foreign and name == "schedule.name")
+    ]:
         doubts.append(f"args do not record {', '.join(missing)}: left out")
     if config.get("optimizer.ema_decay"):
-        doubts.append(f"evaluated with averaged weights (EMA {config['optimizer.ema_decay']}), which look worst early")
+        doubts.append(
+            f"evaluated with averaged weights (EMA {config['optimizer.ema_decay']}), which look worst early"
+        )
 
 
 def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
@@ -202,13 +247,25 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
         try:
             entry = json.loads(line)
             old_name = old_name or ("per" not in entry and "cer" in entry)
-            row = {"step": float(entry["step"]), "per": float(entry["cer" if "per" not in entry else "per"])}
+            row = {
+                "step": float(entry["step"]),
+                "per": float(entry["cer" if "per" not in entry else "per"]),
+            }
             check_step(row["step"])
             row |= {ours: float(entry[theirs]) for ours, theirs in (("loss", "ctc_loss"), ("lr", "lr"), ("time", "time_per_batch"))
                     if entry.get(theirs) is not None}  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:  # a JSON error is a ValueError
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:  # a JSON error is a ValueError
             cut = number == len(lines) and isinstance(error, json.JSONDecodeError)
-            unread[number] = "cut off in mid-line" if cut else f"no evaluation ({type(error).__name__}: {error})"
+            unread[number] = (
+                "cut off in mid-line" if cut else f"no evaluation ({type(error).__name__}: {error})"
+            )
             continue
         for name, value in entry.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -218,11 +275,15 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
         entries.append(row)
     doubt_lines("metrics.jsonl line", unread, doubts)
     for name, steps in tokens.items():
-        doubts.append(f"{name} is NaN or Infinity at step {some(steps)}, tokens that JSON does not have")
+        doubts.append(
+            f"{name} is NaN or Infinity at step {some(steps)}, tokens that JSON does not have"
+        )
     if old_name:
         doubts.append("`cer` in place of `per`: taken as the phoneme error rate")
     if skipped:
-        doubts.append(f"the trainer skipped {skipped} updates, whose gradients were not finite; its steps count them")
+        doubts.append(
+            f"the trainer skipped {skipped} updates, whose gradients were not finite; its steps count them"
+        )
     _times(entries, doubts)
     return entries, _split([str(split or "test") for split in splits], doubts)
 
@@ -241,21 +302,31 @@ def _split(splits: list[str], doubts: list[str]) -> str | None:
         return None
     split = "validation" if splits[-1] in ("valid", "validation", "val") else splits[-1]
     if split != "test":
-        doubts.append(f"scored on the split {split}, not on test: its PER is not comparable with that of runs scored on test")
+        doubts.append(
+            f"scored on the split {split}, not on test: its PER is not comparable with that of runs scored on test"
+        )
     if len(set(splits)) > 1:
-        doubts.append(f"scored on several splits: {', '.join(sorted(set(splits)))}; the last counts")
+        doubts.append(
+            f"scored on several splits: {', '.join(sorted(set(splits)))}; the last counts"
+        )
     return split
 
 
 def _times(rows: list[Row], doubts: list[str]) -> None:
     """`time` (seconds a batch, evaluation included) becomes `seconds` since the start."""
     if not all(0 <= row.get("time", math.nan) < DAY for row in rows):
-        doubts.append("seconds are not recorded for every evaluation, or are no seconds: GPU time is unknown")
+        doubts.append(
+            "seconds are not recorded for every evaluation, or are no seconds: GPU time is unknown"
+        )
         return
     before, total = 0.0, 0.0
     for number, row in enumerate(rows):
-        if number == 0 or row["step"] <= before:  # a start; after a fall back the batches in between are not known
-            doubts += ["the first row's time_per_batch is of one batch and an evaluation, not of what it says: not counted"] * (number == 0)
+        if (
+            number == 0 or row["step"] <= before
+        ):  # a start; after a fall back the batches in between are not known
+            doubts += [
+                "the first row's time_per_batch is of one batch and an evaluation, not of what it says: not counted"
+            ] * (number == 0)
             total = 0.0 if row["step"] <= rows[0]["step"] else total
         else:
             total += row["time"] * (row["step"] - before)
@@ -291,53 +362,98 @@ def _stats(path: Path, doubts: list[str]) -> list[Row]:
     if not path.is_file():
         return []
     found = LAB.read(path)
-    arrays = {name: found.get(name) for name in ("testPER", "testCER", "testLoss")} if isinstance(found, dict) else {}
-    numbers = {name: array for name, given in arrays.items() if (array := np.asarray(given)).dtype.kind in "biuf"}
+    arrays = (
+        {name: found.get(name) for name in ("testPER", "testCER", "testLoss")}
+        if isinstance(found, dict)
+        else {}
+    )
+    numbers = {
+        name: array
+        for name, given in arrays.items()
+        if (array := np.asarray(given)).dtype.kind in "biuf"
+    }
     per, loss = numbers.get("testPER", numbers.get("testCER")), numbers.get("testLoss")
     if per is None or per.ndim != 1 or (loss is not None and loss.shape != per.shape):
-        doubts.append("trainingStats holds no testPER (or testCER) with a testLoss of its length: not used")
+        doubts.append(
+            "trainingStats holds no testPER (or testCER) with a testLoss of its length: not used"
+        )
         return []
     if "testPER" not in numbers:
-        doubts.append("`testCER` in place of `testPER` in trainingStats: taken as the phoneme error rate")
-    return [{"per": float(per[n])} | ({} if loss is None else {"loss": float(loss[n])}) for n in range(len(per))]
+        doubts.append(
+            "`testCER` in place of `testPER` in trainingStats: taken as the phoneme error rate"
+        )
+    return [
+        {"per": float(per[n])} | ({} if loss is None else {"loss": float(loss[n])})
+        for n in range(len(per))
+    ]
 
 
 def _compare(rows: Sequence[Row], stats: Sequence[Row], doubts: list[str]) -> None:
     if not stats:
         return
     if len(stats) != len(rows):
-        doubts.append(f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: metrics.jsonl counts")
+        doubts.append(
+            f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: metrics.jsonl counts"
+        )
     for name in ("per", "loss"):
-        pairs = [(row[name], other[name]) for row, other in zip(rows, stats, strict=False) if name in row and name in other]
-        if differing := [n for n, (a, b) in enumerate(pairs) if not np.isclose(a, b, rtol=1e-6, equal_nan=True)]:
+        pairs = [
+            (row[name], other[name])
+            for row, other in zip(rows, stats, strict=False)
+            if name in row and name in other
+        ]
+        if differing := [
+            n for n, (a, b) in enumerate(pairs) if not np.isclose(a, b, rtol=1e-6, equal_nan=True)
+        ]:
             where = some([f"{rows[n]['step']:g}" for n in differing])
-            doubts.append(f"trainingStats has another {name} than metrics.jsonl at step {where}: metrics.jsonl counts")
+            doubts.append(
+                f"trainingStats has another {name} than metrics.jsonl at step {where}: metrics.jsonl counts"
+            )
 
 
 def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
     """The run with its curve, and the doubts that a curve can raise whatever it was read from."""
-    curve = tuple(PastPoint(int(row["step"]), row["per"], row.get("loss"), row.get("seconds"), row.get("lr")) for row in rows)
+    curve = tuple(
+        PastPoint(int(row["step"]), row["per"], row.get("loss"), row.get("seconds"), row.get("lr"))
+        for row in rows
+    )
     if curve and any(point.seconds is None for point in curve):
         curve = tuple(replace(point, seconds=None) for point in curve)
     run = replace(run, curve=curve)
     if any(point.loss is None for point in curve):
-        doubts.append("no loss is recorded for some evaluations: a rule that looks at it does not see these")
-    if strange := [point.step for point in curve if not (math.isfinite(point.value) and math.isfinite(point.loss or 0))]:
+        doubts.append(
+            "no loss is recorded for some evaluations: a rule that looks at it does not see these"
+        )
+    if strange := [
+        point.step
+        for point in curve
+        if not (math.isfinite(point.value) and math.isfinite(point.loss or 0))
+    ]:
         doubts.append(f"PER or loss is not finite at step {some(strange)}")
     if high := [point for point in curve if point.value > 1]:
         most = max(point.value for point in high)
-        doubts.append(f"PER above 1 at step {some([point.step for point in high])}, highest {most:.4g}: insertions, or percent")
+        doubts.append(
+            f"PER above 1 at step {some([point.step for point in high])}, highest {most:.4g}: insertions, or percent"
+        )
     if run.no_error_rate:
         doubts.append(run.no_error_rate)
     steps = [point.step for point in curve]
-    if lost := [step for a, b in pairwise(steps) for step in range(a + run.interval, b, run.interval)]:
+    if lost := [
+        step for a, b in pairwise(steps) for step in range(a + run.interval, b, run.interval)
+    ]:
         doubts.append(f"no evaluation at step {some(lost)}, every {run.interval} updates elsewhere")
     if curve and run.steps is None:
         doubts.append("its planned length is not recorded")
     elif curve and not run.reached_its_plan:
-        doubts.append(f"ended at step {steps[-1]} of {run.steps} planned, by hand or dead: its last PER is not a whole training's")
+        doubts.append(
+            f"ended at step {steps[-1]} of {run.steps} planned, by hand or dead: its last PER is not a whole training's"
+        )
     split = None if run.split is None else printable(run.split)
-    return replace(run, split=split, doubts=tuple(map(printable, doubts)), foreign=tuple(map(printable, run.foreign)))
+    return replace(
+        run,
+        split=split,
+        doubts=tuple(map(printable, doubts)),
+        foreign=tuple(map(printable, run.foreign)),
+    )
 
 
 def printable(text: str) -> str:
@@ -356,16 +472,28 @@ def _with_lr_checked(run: PastRun) -> PastRun:
     lr, name = run.config.get("optimizer.lr"), run.config.get("schedule.name")
     if lr is None or name in (None, "plateau"):
         return run
-    fields = {field: value for field, value in run.config.items() if field.startswith("schedule.") or field == "steps"}
+    fields = {
+        field: value
+        for field, value in run.config.items()
+        if field.startswith("schedule.") or field == "steps"
+    }
     config = CONFIG().with_values(fields)
     for point in run.curve:
         planned = lr * LAB.lr_factor(config, point.step)
         if point.lr is not None and abs(point.lr - planned) > 0.05 * lr:
             what = f"learning rate {point.lr:.3g} at step {point.step}, where args's {name} schedule has {planned:.3g}: schedule left out"
-            known = {field: value for field, value in run.config.items() if not field.startswith("schedule.")}
-            return replace(run, config=known, doubts=(*run.doubts, what), foreign=(*run.foreign, what))
+            known = {
+                field: value
+                for field, value in run.config.items()
+                if not field.startswith("schedule.")
+            }
+            return replace(
+                run, config=known, doubts=(*run.doubts, what), foreign=(*run.foreign, what)
+            )
     return run
 
 
 def some(items: Sequence[Any]) -> str:
-    return ", ".join(map(str, items[:LISTED])) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")
+    return ", ".join(map(str, items[:LISTED])) + (
+        f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    )

@@ -22,7 +22,9 @@ matplotlib.rcParams["svg.hashsalt"] = "hpo"  # the same picture is the same file
 def check_plot(path: Path) -> None:
     """Raises CallerError, before anything is computed."""
     if path.suffix.lower() not in FORMATS:
-        raise CallerError(f"--plot {path}: not a picture that can be drawn. Valid: a name that ends with {' or '.join(FORMATS)}")
+        raise CallerError(
+            f"--plot {path}: not a picture that can be drawn. Valid: a name that ends with {' or '.join(FORMATS)}"
+        )
 
 
 def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
@@ -30,7 +32,9 @@ def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
     check_plot(path)
     maps = found["interactions"]
     if not maps:
-        raise CallerError(f"--plot {path}: no two parameters have enough trials in common for a heat map. Run more trials")
+        raise CallerError(
+            f"--plot {path}: no two parameters have enough trials in common for a heat map. Run more trials"
+        )
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.9 * rows), layout="constrained")
@@ -42,7 +46,9 @@ def draw(found: Mapping[str, Any], path: Path, metric: Metric) -> None:
         panel.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    figure.savefig(
+        path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None
+    )
 
 
 def paint_heat_map(axes: Axes, found: Mapping[str, Any], metric: Metric, ink: str) -> None:
@@ -58,10 +64,15 @@ def paint_heat_map(axes: Axes, found: Mapping[str, Any], metric: Metric, ink: st
 
     places: dict[str, dict[str, int]] = {}
     edges: dict[str, Sequence[float]] = {}
-    for side, axis, set_scale in (("x", axes.xaxis, axes.set_xscale), ("y", axes.yaxis, axes.set_yscale)):
+    for side, axis, set_scale in (
+        ("x", axes.xaxis, axes.set_xscale),
+        ("y", axes.yaxis, axes.set_yscale),
+    ):
         values = found[f"{side}_values"]
         axis.set_label_text(found[side])
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        numbers = all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        )
         if numbers and not found.get(f"{side}_choices"):
             places[side], edges[side] = {}, _edges(values, found[f"{side}_log"])
             if found[f"{side}_log"]:
@@ -82,7 +93,9 @@ def paint_heat_map(axes: Axes, found: Mapping[str, Any], metric: Metric, ink: st
         xs, ys = ([_place(places[side], trial, side) for trial in trials] for side in "xy")
         if complete and trials:
             values = scaled((trial["value"] for trial in trials), metric)
-            axes.plot(xs, ys, marker, color="black", markersize=6.5, linestyle="")  # seen on bright cells, the white edge on dark ones
+            axes.plot(
+                xs, ys, marker, color="black", markersize=6.5, linestyle=""
+            )  # seen on bright cells, the white edge on dark ones
             axes.scatter(xs, ys, 22, values, edgecolors="white", linewidths=1, zorder=3, **scale)
             axes.plot([], [], marker, color=ink, fillstyle="none", linestyle="", label="trial")
         elif trials:
@@ -93,7 +106,10 @@ def paint_heat_map(axes: Axes, found: Mapping[str, Any], metric: Metric, ink: st
 
 def scaled(values: Iterable[float | None], metric: Metric) -> list[float]:
     """As they are drawn; what is not known or not finite is NaN."""
-    return [math.nan if value is None or not math.isfinite(value) else metric.scale * value for value in values]
+    return [
+        math.nan if value is None or not math.isfinite(value) else metric.scale * value
+        for value in values
+    ]
 
 
 def _edges(values: Sequence[float], log: bool) -> list[float]:
@@ -101,7 +117,9 @@ def _edges(values: Sequence[float], log: bool) -> list[float]:
     at = np.log(values) if log else np.array(values, dtype=float)
     middle = (at[1:] + at[:-1]) / 2
     half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
-    edges = np.array([at[0] - half, *middle, at[-1] + (at[-1] - middle[-1] if len(at) > 1 else half)])
+    edges = np.array(
+        [at[0] - half, *middle, at[-1] + (at[-1] - middle[-1] if len(at) > 1 else half)]
+    )
     return list(map(float, np.exp(edges) if log else edges))
 
 

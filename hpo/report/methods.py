@@ -51,18 +51,27 @@ def _rule(rule: OwnPast, metric: Metric) -> str:
     if rule.margin is not None:
         learned = ""
         if rule.learned is not None:
-            below, bound = ("below", rule.learned) if metric.direction == "minimize" else ("above", 1 - rule.learned)
+            below, bound = (
+                ("below", rule.learned)
+                if metric.direction == "minimize"
+                else ("above", 1 - rule.learned)
+            )
             learned = f", once {below} {bound:g},"
         exceeded = "exceeded" if metric.direction == "minimize" else "fell behind"
         conditions.append(
             f"when its {metric.name}{learned} {exceeded} its own best by more than {rule.margin:g} in {rule.patience} evaluations in a row"
         )
-    conditions.append(f"when its loss exceeded {rule.loss_factor:g} times its own best in {rule.loss_patience} in a row")
+    conditions.append(
+        f"when its loss exceeded {rule.loss_factor:g} times its own best in {rule.loss_patience} in a row"
+    )
     return f"A trial was stopped early {', '.join(conditions)}, or when a value was not finite."
 
 
 def _drawn(report: dict[str, Any], spec: StudySpec) -> str:
-    given, startup = ", ".join(report["starts"]) or "none", min(spec.sampler.startup_trials, sum(report["trials"].values()))
+    given, startup = (
+        ", ".join(report["starts"]) or "none",
+        min(spec.sampler.startup_trials, sum(report["trials"].values())),
+    )
     if spec.policy == Policy.RANDOM:
         how = f"at random or given ({given})"
     elif spec.policy == Policy.TPE:
@@ -83,7 +92,13 @@ def _modelled(metric: Metric) -> str:
 
 def _outcome(report: dict[str, Any], records: list[Record], metric: Metric) -> list[str]:
     trials, best = report["trials"], report["best"]
-    devices = sorted({re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", record.device) for record in records if record.device})
+    devices = sorted(
+        {
+            re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", record.device)
+            for record in records
+            if record.device
+        }
+    )
     hours = f"{report['gpu_seconds']['spent'] / 3600:.3g} {'worker' if devices == ['cpu'] else 'GPU'}-hours"
     counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early and {trials['failed']} failed"
     open_ones = trials["running"] + trials["waiting"]
@@ -116,7 +131,11 @@ def _confirm(report: dict[str, Any], metric: Metric) -> list[str]:
         f"{', '.join(measured)}."
     ]
     return lines + (
-        [f"Differences, paired over {metric.items}, p by permutation with Holm's correction: {'; '.join(pairs)}."] if pairs else []
+        [
+            f"Differences, paired over {metric.items}, p by permutation with Holm's correction: {'; '.join(pairs)}."
+        ]
+        if pairs
+        else []
     )
 
 
@@ -131,7 +150,14 @@ def _further(report: dict[str, Any], metric: Metric) -> list[str]:
     findings, lines = report["findings"], []
     if effects := findings.get("effects"):
         first = [row["name"] for row in effects["importance"][:3]]
-        clear = ", ".join(row["name"] for row in effects["importance"] if stands_out(row["trials"], row["p_holm"])) or "none"
+        clear = (
+            ", ".join(
+                row["name"]
+                for row in effects["importance"]
+                if stands_out(row["trials"], row["p_holm"])
+            )
+            or "none"
+        )
         lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first; {clear} stood out of the "
                   "noise."] if first else []  # fmt: skip
     if ablation := findings.get("ablation"):
@@ -157,4 +183,8 @@ def _largest(steps: list[dict[str, Any]], metric: Metric) -> str:
     if measured:
         most = max(measured, key=lambda step: abs(step["difference"]))
         return f"The largest decided one was {most['label']}: {_difference(most, 'difference_interval', metric)}."
-    return f"With {decided[0]['label']} {decided[0]['in_words']}." if decided else "None of them was decided."
+    return (
+        f"With {decided[0]['label']} {decided[0]['in_words']}."
+        if decided
+        else "None of them was decided."
+    )

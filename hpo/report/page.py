@@ -97,7 +97,9 @@ def _block(block: Block) -> str:
             return f"**{_plain(title)}: {_plain(number)}** {_plain(text)}"
         case Table(head, rows):
             lines = [head, ["---"] * len(head), *rows]
-            return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+            return "\n".join(
+                "| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines
+            )
         case Code(text, language):
             fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
             return f"{fence}{language}\n{text.rstrip()}\n{fence}"
@@ -108,5 +110,9 @@ def _block(block: Block) -> str:
 def _plain(text: str) -> str:
     """In one line, with what Markdown and HTML would take for markup escaped; not in `...`."""
     pieces = " ".join(text.split()).split("`")
-    pieces[::2] = [re.sub(r"([\\\[\]*<>|#])", r"\\\1", piece.replace("&", "&amp;")) for piece in pieces[::2]]
-    return "`".join(piece.replace("|", "\\|") if place % 2 else piece for place, piece in enumerate(pieces))
+    pieces[::2] = [
+        re.sub(r"([\\\[\]*<>|#])", r"\\\1", piece.replace("&", "&amp;")) for piece in pieces[::2]
+    ]
+    return "`".join(
+        piece.replace("|", "\\|") if place % 2 else piece for place, piece in enumerate(pieces)
+    )

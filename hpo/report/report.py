@@ -60,13 +60,26 @@ def build_report(study: StudyReader) -> dict[str, Any]:
 
 def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
     """95 %, for new sentences; of a complete trial."""
-    return None if record.value is None else score_interval([study.scores([record.id])[record.id]], study.spec.metric)
+    return (
+        None
+        if record.value is None
+        else score_interval([study.scores([record.id])[record.id]], study.spec.metric)
+    )
 
 
-def _start(study: StudyReader, records: list[Record], name: str, best: Record | None) -> dict[str, Any]:
+def _start(
+    study: StudyReader, records: list[Record], name: str, best: Record | None
+) -> dict[str, Any]:
     found = next((record for record in records if record.start == name), None)
     if found is None:
-        return {"trial": None, "value": None, "interval": None, "state": None, "reason": "", "points_above_best": None}
+        return {
+            "trial": None,
+            "value": None,
+            "interval": None,
+            "state": None,
+            "reason": "",
+            "points_above_best": None,
+        }
     metric, behind = study.spec.metric, None
     if found.value is not None and best is not None and best.value is not None:
         behind = metric.scale * (found.value - best.value)
@@ -87,10 +100,14 @@ def _saved(record: Record) -> float:
 
 def as_text(report: dict[str, Any], metric: Metric) -> str:
     """The report for a terminal, 100 columns."""
-    lines = [f"Study {report['study']}" + (f", profile {report['profile']}" if report["profile"] else "")]
+    lines = [
+        f"Study {report['study']}" + (f", profile {report['profile']}" if report["profile"] else "")
+    ]
     best = report["best"]
     if report["child_of"]:
-        lines.append(f"It retrains configurations of study {report['child_of']}, so none of its trials is best.")
+        lines.append(
+            f"It retrains configurations of study {report['child_of']}, so none of its trials is best."
+        )
     elif best is None:
         lines.append(f"No trial is complete yet, so there is no best {metric.name}.")
     else:
@@ -119,7 +136,14 @@ def confirmed(report: dict[str, Any]) -> dict[str, Any] | None:
     """What `hpo confirm` found for the trial that is best now; None if it has not looked at it, or no seed came to its end."""
     configs = report["findings"].get("confirm", {}).get("configs", [])
     return next(
-        (found for found in configs if report["best"] and found["trial"] == report["best"]["trial"] and found["value"] is not None), None
+        (
+            found
+            for found in configs
+            if report["best"]
+            and found["trial"] == report["best"]["trial"]
+            and found["value"] is not None
+        ),
+        None,
     )
 
 
@@ -128,18 +152,28 @@ def _confirmed_lines(report: dict[str, Any], metric: Metric) -> list[str]:
         return []
     confirm = report["findings"]["confirm"]
     where = f"95 % interval {metric.between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} {metric.items}"
-    return [f"Confirmed {metric.name} {metric.text(found['value'])} ({where}, {fresh_seeds(found)}): {found['name']}"]
+    return [
+        f"Confirmed {metric.name} {metric.text(found['value'])} ({where}, {fresh_seeds(found)}): {found['name']}"
+    ]
 
 
 def fresh_seeds(found: dict[str, Any]) -> str:
     """Of a configuration of the finding `confirm`: how many its value is the mean of, and of how many."""
     complete, asked = sum(seed["value"] is not None for seed in found["seeds"]), len(found["seeds"])
-    return f"{complete} of {asked} fresh seeds, the others did not come to their end" if complete < asked else plural(asked, "fresh seed")
+    return (
+        f"{complete} of {asked} fresh seeds, the others did not come to their end"
+        if complete < asked
+        else plural(asked, "fresh seed")
+    )
 
 
 def sources(confirm: dict[str, Any], metric: Metric) -> str:
     """What the intervals of the finding `confirm` are over: of one seed nothing is known."""
-    complete = [sum(seed["value"] is not None for seed in found["seeds"]) for found in confirm["configs"] if found["value"] is not None]
+    complete = [
+        sum(seed["value"] is not None for seed in found["seeds"])
+        for found in confirm["configs"]
+        if found["value"] is not None
+    ]
     if max(complete, default=0) < 2:
         return metric.items
     if min(complete) > 1:
@@ -152,10 +186,16 @@ def _start_line(name: str, start: dict[str, Any], metric: Metric) -> str:
     if start["state"] is None:
         return head + "not tried yet"
     if start["value"] is None:
-        return head + f"trial {start['trial']}, {start['state']}" + (f": {start['reason']}" if start["reason"] else "")
+        return (
+            head
+            + f"trial {start['trial']}, {start['state']}"
+            + (f": {start['reason']}" if start["reason"] else "")
+        )
     behind = metric.difference(start["points_above_best"] / metric.scale)
     value = f"{metric.name} {metric.text(start['value'])}"
-    return head + f"trial {start['trial']}, {value}, {behind} {metric.difference_unit} from the best"
+    return (
+        head + f"trial {start['trial']}, {value}, {behind} {metric.difference_unit} from the best"
+    )
 
 
 def _trials_line(report: dict[str, Any]) -> str:
@@ -170,7 +210,9 @@ def _trials_line(report: dict[str, Any]) -> str:
 
 def _compute_line(report: dict[str, Any]) -> str:
     spent, saved = report["gpu_seconds"]["spent"], report["gpu_seconds"]["saved"]
-    share = f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
+    share = (
+        f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
+    )
     return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}"
 
 
@@ -191,7 +233,11 @@ def export_text(study: StudyReader, trial: str) -> str:
     record = pick_trial(study, trial)
     metric, trainer = study.spec.metric, load_trainer(study.spec.trainer)
     config = study.spec.config(record.config)
-    ended = f"{metric.name} {metric.text(record.value)} ({PARTITION})" if record.value is not None else record.state
+    ended = (
+        f"{metric.name} {metric.text(record.value)} ({PARTITION})"
+        if record.value is not None
+        else record.state
+    )
     head = [
         f"# Study {study.name}, trial {record.number}: {ended}",
         f"# data fingerprint {record.data}, code {record.code_version}, {record.host}, {record.device}",

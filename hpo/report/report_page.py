@@ -58,7 +58,13 @@ class Facts:
 
 def facts_of(study: StudyReader) -> Facts:
     report, records = build_report(study), study.records()
-    return Facts(report, study.spec, records, study.curves(records), export_text(study, "best") if report["best"] else "")
+    return Facts(
+        report,
+        study.spec,
+        records,
+        study.curves(records),
+        export_text(study, "best") if report["best"] else "",
+    )
 
 
 def page_of(facts: Facts) -> tuple[str, list[Section]]:
@@ -72,7 +78,10 @@ def page_of(facts: Facts) -> tuple[str, list[Section]]:
         Section("Questions", _questions(facts)),
         Section("Ensemble", _ensemble(facts)),
         Section("Past runs", _past_runs(facts)),
-        Section("The best configuration", [Code(facts.best, "yaml")] if facts.best else [_nothing(facts)]),
+        Section(
+            "The best configuration",
+            [Code(facts.best, "yaml")] if facts.best else [_nothing(facts)],
+        ),
         Section("For a methods section", methods(facts.report, facts.spec, facts.records)),
         Section("Trials", _trials(facts)),
         Section("Provenance", _provenance(facts)),
@@ -85,11 +94,17 @@ def _missing(facts: Facts, kind: str, what: str) -> Text:
 
 
 def _nothing(facts: Facts) -> Text:
-    return Text(f"No trial is complete yet. See `hpo status --study {facts.report['study']}`", "missing")
+    return Text(
+        f"No trial is complete yet. See `hpo status --study {facts.report['study']}`", "missing"
+    )
 
 
 def _differences(interval: Sequence[float] | None, metric: Metric) -> str:
-    return "-" if interval is None else f"{metric.difference(interval[0])} to {metric.difference(interval[1])}"
+    return (
+        "-"
+        if interval is None
+        else f"{metric.difference(interval[0])} to {metric.difference(interval[1])}"
+    )
 
 
 def _value(value: float | None, metric: Metric) -> str:
@@ -114,7 +129,11 @@ def _headline(facts: Facts) -> list[Block]:
     report, metric, blocks = facts.report, facts.metric, list[Block]()
     if facts.spec.question:
         blocks.append(Text(facts.spec.question, "quote"))
-    if still := [f"{report['trials'][state]} {state}" for state in ("running", "waiting") if report["trials"][state]]:
+    if still := [
+        f"{report['trials'][state]} {state}"
+        for state in ("running", "waiting")
+        if report["trials"][state]
+    ]:
         blocks.append(Text(f"The study is not over: {', '.join(still)}.", "note"))
     best = report["best"]
     if best is None:
@@ -139,7 +158,9 @@ def _headline(facts: Facts) -> list[Block]:
         why = f"This {metric.name} is unconfirmed."
         if asked:
             why = f"`hpo confirm` has no {metric.name} of trial {best['trial']}, which is best now."
-        what = f"{why} Fresh seeds and {metric.items} that the search never saw tell what to expect."
+        what = (
+            f"{why} Fresh seeds and {metric.items} that the search never saw tell what to expect."
+        )
         blocks.append(_missing(facts, "confirm", what))
     return blocks
 
@@ -148,10 +169,14 @@ def _starts(facts: Facts) -> list[Block]:
     rows = []
     for name, start in facts.report["starts"].items():
         metric, above = facts.metric, start["points_above_best"]
-        ended = (start["state"] or "not tried yet") + (f": {start['reason']}" if start["reason"] else "")
+        ended = (start["state"] or "not tried yet") + (
+            f": {start['reason']}" if start["reason"] else ""
+        )
         cells = (_value(start["value"], metric), metric.between(start["interval"]))
         behind = metric.difference(None if above is None else above / metric.scale)
-        rows.append((name, "-" if start["trial"] is None else str(start["trial"]), *cells, behind, ended))
+        rows.append(
+            (name, "-" if start["trial"] is None else str(start["trial"]), *cells, behind, ended)
+        )
     above_best = f"{facts.metric.difference_unit} above best"
     head = ("start", "trial", f"search {facts.metric.name}", "95 % interval", above_best, "state")
     return [Table(head, rows, long=("state",))] if rows else []
@@ -163,7 +188,10 @@ def _confirmation(facts: Facts) -> list[Block]:
         return []  # the headline says so
     metric, rows = facts.metric, []
     for found in confirm["configs"]:
-        seeds = [seed["state"] if seed["value"] is None else metric.text(seed["value"]) for seed in found["seeds"]]
+        seeds = [
+            seed["state"] if seed["value"] is None else metric.text(seed["value"])
+            for seed in found["seeds"]
+        ]
         rows.append(
             (
                 found["name"],
@@ -194,12 +222,22 @@ def _confirmation(facts: Facts) -> list[Block]:
         ),
     ]
     if confirm["comparisons"]:
-        blocks.append(_comparisons([(f"{pair['a']} minus {pair['b']}", pair) for pair in confirm["comparisons"]], metric))
+        blocks.append(
+            _comparisons(
+                [(f"{pair['a']} minus {pair['b']}", pair) for pair in confirm["comparisons"]],
+                metric,
+            )
+        )
         if sum(found.get("top", found["start"] is None) for found in confirm["configs"]) > 1:
             separated = "The best one is separated from the other best ones."
             not_separated = "These data do not separate the best one from all other best ones."
             blocks.append(Text(separated if confirm["separated"] else not_separated))
-    blocks.append(Text(f"Trials: study {confirm['child']}; {duration(confirm['gpu_seconds'])} of worker time.", "note"))
+    blocks.append(
+        Text(
+            f"Trials: study {confirm['child']}; {duration(confirm['gpu_seconds'])} of worker time.",
+            "note",
+        )
+    )
     return blocks + _notes(confirm)
 
 
@@ -217,9 +255,20 @@ def _comparisons(pairs: Iterable[tuple[str, Mapping[str, Any]]], metric: Metric)
 
 def _curves(facts: Facts) -> list[Block]:
     best = facts.report["best"]
-    labels = {record.number: f"{record.start} (trial {record.number})" for record in facts.records if record.start}
+    labels = {
+        record.number: f"{record.start} (trial {record.number})"
+        for record in facts.records
+        if record.start
+    }
     if best:
-        start = next((f" ({name})" for name, start in facts.report["starts"].items() if start["trial"] == best["trial"]), "")
+        start = next(
+            (
+                f" ({name})"
+                for name, start in facts.report["starts"].items()
+                if start["trial"] == best["trial"]
+            ),
+            "",
+        )
         labels[best["trial"]] = f"trial {best['trial']}, best{start}"
     trials = [
         pictures.Curve([point.step for point in curve], [point.value for point in curve],
@@ -228,7 +277,12 @@ def _curves(facts: Facts) -> list[Block]:
         if (curve := [point for point in facts.curves[record.number] if np.isfinite(point.value)])
     ]  # fmt: skip
     if not trials:
-        return [Text(f"No trial was evaluated yet. See `hpo status --study {facts.report['study']}`", "missing")]
+        return [
+            Text(
+                f"No trial was evaluated yet. See `hpo status --study {facts.report['study']}`",
+                "missing",
+            )
+        ]
     blocks: list[Block] = [
         Picture(
             pictures.curves(trials, facts.metric),
@@ -239,15 +293,26 @@ def _curves(facts: Facts) -> list[Block]:
     if complete:
         spent = dict(
             zip(
-                (record.number for record in facts.records), np.cumsum([record.gpu_seconds for record in facts.records]) / 3600, strict=True
+                (record.number for record in facts.records),
+                np.cumsum([record.gpu_seconds for record in facts.records]) / 3600,
+                strict=True,
             )
         )
         starts = {record.start: place for place, record in enumerate(complete) if record.start}
         values = [record.value for record in complete if record.value is not None]
         caption = f"The {facts.metric.name} at the end of each complete trial, in the order of their numbers, and the best so far."
-        blocks.append(Picture(pictures.history([record.number for record in complete], values, starts, "trial", facts.metric), caption))
+        blocks.append(
+            Picture(
+                pictures.history(
+                    [record.number for record in complete], values, starts, "trial", facts.metric
+                ),
+                caption,
+            )
+        )
         hours = [float(spent[record.number]) for record in complete]
-        over_time = pictures.history(hours, values, starts, "GPU-hours of all workers", facts.metric)
+        over_time = pictures.history(
+            hours, values, starts, "GPU-hours of all workers", facts.metric
+        )
         blocks.append(Picture(over_time, f"{caption} On CPUs: worker-hours."))
     return blocks + [Text(line, "note") for line in _stopped(facts)]
 
@@ -255,29 +320,66 @@ def _curves(facts: Facts) -> list[Block]:
 def _stopped(facts: Facts) -> list[str]:
     report = facts.report
     saved = report["gpu_seconds"]["saved"]
-    causes = ", ".join(f"{count} {pictures.cause_text(cause, facts.metric)}" for cause, count in report["stopped_because"].items())
-    lines = (
-        [f"Stopped by a rule: {report['trials']['stopped']} ({causes}), which saved {duration(saved)} of worker time."] if causes else []
+    causes = ", ".join(
+        f"{count} {pictures.cause_text(cause, facts.metric)}"
+        for cause, count in report["stopped_because"].items()
     )
-    return lines + [f"Failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
+    lines = (
+        [
+            f"Stopped by a rule: {report['trials']['stopped']} ({causes}), which saved {duration(saved)} of worker time."
+        ]
+        if causes
+        else []
+    )
+    return lines + [
+        f"Failed: {count} x {reason}" for reason, count in report["failed_because"].items()
+    ]
 
 
 def _effects(facts: Facts) -> list[Block]:
     effects = facts.findings.get("effects")
     if effects is None:
-        return [_missing(facts, "effects", "How much each parameter matters, and which act together, was not computed.")]
+        return [
+            _missing(
+                facts,
+                "effects",
+                "How much each parameter matters, and which act together, was not computed.",
+            )
+        ]
     rows = effects["importance"]
-    blocks: list[Block] = [Text(f"{effects['trials']} trials, {effects['diverged']} of them stopped. Outcome: {effects['outcome']}")]
+    blocks: list[Block] = [
+        Text(
+            f"{effects['trials']} trials, {effects['diverged']} of them stopped. Outcome: {effects['outcome']}"
+        )
+    ]
     if rows:
-        picture = pictures.importance([(row["name"], row["ped_anova"], row["fanova"]) for row in rows])
-        blocks.append(Picture(picture, "Importance by two methods." + f" The {pictures.BARS} largest." * (len(rows) > pictures.BARS)))
+        picture = pictures.importance(
+            [(row["name"], row["ped_anova"], row["fanova"]) for row in rows]
+        )
+        blocks.append(
+            Picture(
+                picture,
+                "Importance by two methods."
+                + f" The {pictures.BARS} largest." * (len(rows) > pictures.BARS),
+            )
+        )
     for found in effects["interactions"][:MAPS]:
-        verdict = "stands out of the noise" if stands_out(len(found["trials"]), found["p_holm"]) else "no more than a hint"
+        verdict = (
+            "stands out of the noise"
+            if stands_out(len(found["trials"]), found["p_holm"])
+            else "no more than a hint"
+        )
         told = f"interaction strength {found['strength']:.2g}, p {_p(found['p_holm'])} (Holm): {verdict}."
-        blocks.append(Picture(pictures.heat_map(found, facts.metric), f"{found['x']} and {found['y']}: {told}"))
+        blocks.append(
+            Picture(
+                pictures.heat_map(found, facts.metric), f"{found['x']} and {found['y']}: {told}"
+            )
+        )
     shares = [(row["name"], _share(row["ped_anova"]), _share(row["fanova"]), str(row["trials"]), _p(row["p_holm"]),
                "stands out" if stands_out(row["trials"], row["p_holm"]) else "") for row in rows]  # fmt: skip
-    table = Table(("parameter", "PED-ANOVA", "fANOVA", "trials", "p (Holm)", ""), shares, long=("parameter",))
+    table = Table(
+        ("parameter", "PED-ANOVA", "fANOVA", "trials", "p (Holm)", ""), shares, long=("parameter",)
+    )
     return [*blocks, *([table] if shares else []), *_notes(effects)]
 
 
@@ -288,7 +390,13 @@ def _share(value: float | None) -> str:
 def _ablation(facts: Facts) -> list[Block]:
     found = facts.findings.get("ablation")
     if found is None:
-        return [_missing(facts, "ablation", "Which of the changes from a start to the best make the difference was not measured.")]
+        return [
+            _missing(
+                facts,
+                "ablation",
+                "Which of the changes from a start to the best make the difference was not measured.",
+            )
+        ]
     metric, rows = facts.metric, []
     for step in found["steps"]:
         rows.append(
@@ -303,7 +411,16 @@ def _ablation(facts: Facts) -> list[Block]:
                 str(step["diverged"] or ""),
             )
         )
-    head = ("change", metric.name, "95 % interval", metric.difference_unit, "interval of the difference", "p", "", "diverged seeds")
+    head = (
+        "change",
+        metric.name,
+        "95 % interval",
+        metric.difference_unit,
+        "interval of the difference",
+        "p",
+        "",
+        "diverged seeds",
+    )
     seeds = plural(found["seeds"], "seed")
     how = (f"From {found['from']} to {found['to']}, one change after the other, each on top of those before: {seeds} a step, "
            f"{found['partition']}, {found['sentences']} {metric.items} (study {found['child']}).")  # fmt: skip
@@ -324,7 +441,10 @@ def _questions(facts: Facts) -> list[Block]:
             blocks += [Text(evidence["in_words"], "note") for evidence in answer["evidence"]]
     return [
         *blocks,
-        Text(f"Measured on {found['partition']} with {plural(found['seeds'], 'seed')} a side (study {found['child']}).", "note"),
+        Text(
+            f"Measured on {found['partition']} with {plural(found['seeds'], 'seed')} a side (study {found['child']}).",
+            "note",
+        ),
         *_notes(found),
     ]
 
@@ -334,10 +454,19 @@ def _ensemble(facts: Facts) -> list[Block]:
     if found is None and "ensemble" not in load_trainer(facts.spec.trainer).offers:
         return []
     if found is None:
-        return [_missing(facts, "ensemble", "Whether several finished trials together do better was not measured.")]
+        return [
+            _missing(
+                facts,
+                "ensemble",
+                "Whether several finished trials together do better was not measured.",
+            )
+        ]
     single, several, cost = found["single"], found["ensemble"], found["cost"]
     metric = facts.metric
-    members = [f"trial {member['trial']}" + f" x {member['weight']}" * (member["weight"] != 1) for member in several["members"]]
+    members = [
+        f"trial {member['trial']}" + f" x {member['weight']}" * (member["weight"] != 1)
+        for member in several["members"]
+    ]
     how = f"{several['mean'].capitalize()} mean of {', '.join(members)}"
     takes = f"{cost['seconds_ensemble']:.3g} s instead of {cost['seconds_single']:.3g} s ({cost['ratio']:.3g} times)"
     rows = [
@@ -351,14 +480,38 @@ def _ensemble(facts: Facts) -> list[Block]:
         for name, part in ((f"trial {single['trial']}", single), ("ensemble", several))
     ]
     blocks: list[Block] = [
-        Text(f"{how}, selected on {found['partition_selected']} among {found['candidates']} trials."),
-        Table(("", f"validation {metric.name}", "validation interval", f"test {metric.name}", "test interval"), rows),
-        _comparisons([(f"ensemble minus single, {found['partition']}", found["comparison"])], metric),
+        Text(
+            f"{how}, selected on {found['partition_selected']} among {found['candidates']} trials."
+        ),
+        Table(
+            (
+                "",
+                f"validation {metric.name}",
+                "validation interval",
+                f"test {metric.name}",
+                "test interval",
+            ),
+            rows,
+        ),
+        _comparisons(
+            [(f"ensemble minus single, {found['partition']}", found["comparison"])], metric
+        ),
     ]
     if found["curve"]:
-        picture = pictures.ensemble(found["curve"], sum(member["weight"] for member in several["members"]), several["mean"], metric)
-        blocks.append(Picture(picture, f"{metric.name} by size; size and mean are chosen on validation."))
-    return [*blocks, Text(f"Decoding {cost['sentences']} {metric.items} takes {takes}.", "note"), *_notes(found)]
+        picture = pictures.ensemble(
+            found["curve"],
+            sum(member["weight"] for member in several["members"]),
+            several["mean"],
+            metric,
+        )
+        blocks.append(
+            Picture(picture, f"{metric.name} by size; size and mean are chosen on validation.")
+        )
+    return [
+        *blocks,
+        Text(f"Decoding {cost['sentences']} {metric.items} takes {takes}.", "note"),
+        *_notes(found),
+    ]
 
 
 def _past_runs(facts: Facts) -> list[Block]:
@@ -382,7 +535,14 @@ def _past_runs(facts: Facts) -> list[Block]:
 
 
 def _past_head(metric: Metric) -> tuple[str, ...]:
-    return ("run", "trial", f"{metric.lowest} {metric.name}", f"last {metric.name}", "scored on", "doubts")
+    return (
+        "run",
+        "trial",
+        f"{metric.lowest} {metric.name}",
+        f"last {metric.name}",
+        "scored on",
+        "doubts",
+    )
 
 
 # ---- tables at the end
@@ -397,7 +557,12 @@ def _trials(facts: Facts) -> list[Block]:
         (
             str(record.number) + ", best" * (best is not None and best["trial"] == record.number),
             record.start or "",
-            record.state + (f", {record.step} of {record.steps}" if record.state != "complete" and record.steps else ""),
+            record.state
+            + (
+                f", {record.step} of {record.steps}"
+                if record.state != "complete" and record.steps
+                else ""
+            ),
             "" if record.value is None else metric.text(record.value),
             record.reason,
             ", ".join(f"{name} {value_text(value)}" for name, value in record.params.items()),
@@ -409,7 +574,10 @@ def _trials(facts: Facts) -> list[Block]:
     head = ("trial", "start", "state", metric.name, "reason", "parameters", "ran on", "time")
     cut = f"The starts and the best of {len(facts.records)} trials. All: `hpo status --study {facts.report['study']} --json`"
     return (
-        [*([Text(cut, "note")] if len(facts.records) > ROWS else []), Table(head, rows, long=("reason", "parameters", "ran on"))]
+        [
+            *([Text(cut, "note")] if len(facts.records) > ROWS else []),
+            Table(head, rows, long=("reason", "parameters", "ran on")),
+        ]
         if rows
         else []
     )
@@ -425,7 +593,11 @@ def _provenance(facts: Facts) -> list[Block]:
     report, spec = facts.report, facts.spec
     data, seconds = report["data"], report["gpu_seconds"]
     ran = [record for record in facts.records if record.device]
-    budget = [f"{name.replace('_', ' ')} {value}" for name, value in report["budget"].items() if value is not None]
+    budget = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in report["budget"].items()
+        if value is not None
+    ]
     rows = [
         ("data", f"{_source(facts)}, fingerprint {data['fingerprint']}"),
         ("validation", f"{100 * spec.validation.fraction:g} % of {load_trainer(spec.trainer).cut}"),
@@ -442,7 +614,9 @@ def _provenance(facts: Facts) -> list[Block]:
     machines = []
     for host, device in places:
         here = [record for record in ran if (record.host, record.device) == (host, device)]
-        machines.append((host, device, str(len(here)), duration(sum(record.gpu_seconds for record in here))))
+        machines.append(
+            (host, device, str(len(here)), duration(sum(record.gpu_seconds for record in here)))
+        )
     space = [
         (name, _values(parameter.choices) if parameter.choices else str(parameter),
          "; ".join(f"{parent} is {_values(allowed, ' or ')}" for parent, allowed in parameter.when.items()))
@@ -451,7 +625,10 @@ def _provenance(facts: Facts) -> list[Block]:
     blocks: list[Block] = [Table(("what", "value"), rows, long=("value",))]
     if machines:
         blocks.append(Table(("host", "device", "trials", "worker time"), machines))
-    return [*blocks, Table(("searched parameter", "values", "only if"), space, long=("values", "only if"))]
+    return [
+        *blocks,
+        Table(("searched parameter", "values", "only if"), space, long=("values", "only if")),
+    ]
 
 
 def _source(facts: Facts) -> str:

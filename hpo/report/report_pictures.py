@@ -25,7 +25,9 @@ from hpo.trainer import Metric
 INK, FAINT, GREY = "#010101", "#020202", "#030303"  # text; grid and frame; what is not highlighted
 HIGHLIGHTS = tuple(f"#0401{number:02x}" for number in range(1, 9))
 WORSE, BETTER = HIGHLIGHTS[1], HIGHLIGHTS[2]
-VARIABLES = {INK: "ink", FAINT: "faint", GREY: "grey"} | {color: f"c{number}" for number, color in enumerate(HIGHLIGHTS, 1)}
+VARIABLES = {INK: "ink", FAINT: "faint", GREY: "grey"} | {
+    color: f"c{number}" for number, color in enumerate(HIGHLIGHTS, 1)
+}
 LINES = ("-", "--", "-.", ":")
 POINTS = 25  # of a curve that are drawn
 BARS = 20  # parameters
@@ -69,27 +71,46 @@ def _picture(description: str, paint: Callable[[Axes], None], height: float = 3.
         axes = figure.add_subplot()
         paint(axes)
         if handles := axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=1 if len(handles) == 1 else 2)  # below the axes: it covers no data
+            figure.legend(
+                loc="outside lower center", ncols=1 if len(handles) == 1 else 2
+            )  # below the axes: it covers no data
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, dpi=144)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")  # in HTML the element needs no namespace
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # several pictures a page: no ids but those that are referred to
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', f'<svg role="img" aria-label="{description}" \\1>', svg, count=1)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace(
+        "xlink:href", "href"
+    )  # in HTML the element needs no namespace
+    svg = re.sub(
+        r'<g id="[^"]*">', "<g>", svg
+    )  # several pictures a page: no ids but those that are referred to
+    svg = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
+        f'<svg role="img" aria-label="{description}" \\1>',
+        svg,
+        count=1,
+    )
     return re.sub(r"\s*\n\s*", " ", re.sub(r"<[^>]+>", lambda tag: _for_the_page(tag[0]), svg))
 
 
 def _for_the_page(tag: str) -> str:
     """A tag with the page's colours and font, and numbers to a hundredth of a point."""
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"font-family: [^;]*; ", "", tag))
-    return re.sub(r"#0[0-9a-f]{5}", lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0], tag)
+    return re.sub(
+        r"#0[0-9a-f]{5}",
+        lambda color: f"var(--{VARIABLES[color[0]]})" if color[0] in VARIABLES else color[0],
+        tag,
+    )
 
 
 def _thin(values: Sequence[float]) -> list[float]:
     """POINTS of them at most, evenly, the first and the last among them."""
-    chosen = np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int)) if len(values) > POINTS else range(len(values))
+    chosen = (
+        np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))
+        if len(values) > POINTS
+        else range(len(values))
+    )
     return [values[index] for index in chosen]
 
 
@@ -97,7 +118,12 @@ def _metric_axis(axes: Axes, values: Sequence[float], metric: Metric) -> None:
     """The metric upwards; one that is to be low is logarithmic if it spans much: near the floor is where trials differ."""
     finite = [value for value in values if math.isfinite(value)]
     axes.set_ylabel(metric.label)
-    if metric.direction == "minimize" and finite and min(finite) > 0 and max(finite) > 3 * min(finite):
+    if (
+        metric.direction == "minimize"
+        and finite
+        and min(finite) > 0
+        and max(finite) > 3 * min(finite)
+    ):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -106,7 +132,10 @@ def _metric_axis(axes: Axes, values: Sequence[float], metric: Metric) -> None:
 
 def curves(trials: Sequence[Curve], metric: Metric) -> str:
     """The metric over steps: highlighted trials over grey ones, and a mark where one was stopped."""
-    trials = [Curve(_thin(trial.steps), _thin(scaled(trial.values, metric)), trial.stopped, trial.label) for trial in trials]
+    trials = [
+        Curve(_thin(trial.steps), _thin(scaled(trial.values, metric)), trial.stopped, trial.label)
+        for trial in trials
+    ]
     grey = [trial for trial in trials if not trial.label]
     marked = [trial for trial in trials if trial.label][: len(HIGHLIGHTS)]
 
@@ -119,7 +148,9 @@ def curves(trials: Sequence[Curve], metric: Metric) -> str:
             axes.plot(trial.steps, trial.values, LINES[number % len(LINES)], color=HIGHLIGHTS[number], label=trial.label,
                       linewidth=2 if number == 0 else 1.4, zorder=3)  # fmt: skip
         for cause in sorted({trial.stopped for trial in trials} - {""}):
-            ends = [(trial.steps[-1], trial.values[-1]) for trial in trials if trial.stopped == cause]
+            ends = [
+                (trial.steps[-1], trial.values[-1]) for trial in trials if trial.stopped == cause
+            ]
             axes.plot(*zip(*ends, strict=True), linestyle="", marker=_marker(cause, metric), color=INK, fillstyle="none", zorder=4,
                       label=f"stopped: {cause_text(cause, metric)} ({len(ends)})")  # fmt: skip
         _metric_axis(axes, [value for trial in trials for value in trial.values], metric)
@@ -128,7 +159,13 @@ def curves(trials: Sequence[Curve], metric: Metric) -> str:
     return _picture(f"{metric.name} of each trial over its steps", paint, 3.6)
 
 
-def history(xs: Sequence[float], values: Sequence[float], starts: Mapping[str, int], x_label: str, metric: Metric) -> str:
+def history(
+    xs: Sequence[float],
+    values: Sequence[float],
+    starts: Mapping[str, int],
+    x_label: str,
+    metric: Metric,
+) -> str:
     """Final value of the complete trials in order, and the best so far. starts: which of them, by name."""
     ys = scaled(values, metric)
     best = np.minimum if metric.direction == "minimize" else np.maximum
@@ -156,7 +193,13 @@ def importance(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
             (0.19, HIGHLIGHTS[1], "fANOVA", [row[2] for row in rows]),
         ):
             if any(value is not None for value in values):
-                axes.barh(places + offset, [value or 0.0 for value in values], 0.36, color=color, label=label)
+                axes.barh(
+                    places + offset,
+                    [value or 0.0 for value in values],
+                    0.36,
+                    color=color,
+                    label=label,
+                )
         axes.set_yticks(places, [row[0] for row in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -167,20 +210,33 @@ def importance(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
 
 def heat_map(found: Mapping[str, Any], metric: Metric) -> str:
     """The metric over two parameters, with the trials on it. found: an entry of `interactions` of the finding `effects`."""
-    return _picture(f"{metric.name} over two parameters", lambda axes: paint_heat_map(axes, found, metric, INK))
+    return _picture(
+        f"{metric.name} over two parameters", lambda axes: paint_heat_map(axes, found, metric, INK)
+    )
 
 
 def waterfall(steps: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     """The metric from one configuration to another, a change a row. steps: of the finding `ablation`."""
     values = scaled((step["value"] for step in steps), metric)
-    labels = ["\n".join(textwrap.wrap(step["label"], 66, max_lines=3, placeholder=" ...", break_on_hyphens=False)) for step in steps]
-    places = np.cumsum([2 + label.count("\n") for label in labels])  # in lines of text: a label is above its bar
+    labels = [
+        "\n".join(
+            textwrap.wrap(
+                step["label"], 66, max_lines=3, placeholder=" ...", break_on_hyphens=False
+            )
+        )
+        for step in steps
+    ]
+    places = np.cumsum(
+        [2 + label.count("\n") for label in labels]
+    )  # in lines of text: a label is above its bar
 
     def paint(axes: Axes) -> None:
         before, above = math.nan, 0
         for step, value, label, place in zip(steps, values, labels, places, strict=True):
             note = "" if math.isfinite(value) else ": diverged"
-            axes.annotate(label + note, (0, place - 0.5), xycoords=("axes fraction", "data"), va="bottom")
+            axes.annotate(
+                label + note, (0, place - 0.5), xycoords=("axes fraction", "data"), va="bottom"
+            )
             if note:
                 continue
             if math.isfinite(before):
@@ -188,7 +244,13 @@ def waterfall(steps: Sequence[Mapping[str, Any]], metric: Metric) -> str:
                 axes.barh(place, value - before, 0.6, before, color=WORSE if worse else BETTER)
                 axes.plot([before, before], [above, place], color=GREY, linewidth=0.7)
             if step["interval"]:
-                axes.plot(scaled(step["interval"], metric), [place, place], color=INK, linewidth=1, zorder=3)
+                axes.plot(
+                    scaled(step["interval"], metric),
+                    [place, place],
+                    color=INK,
+                    linewidth=1,
+                    zorder=3,
+                )
             axes.plot(value, place, "o", color=INK, zorder=3)
             before, above = value, place
         axes.set_yticks([])
@@ -210,7 +272,9 @@ def ensemble(points: Sequence[Mapping[str, Any]], chosen: int, mean: str, metric
             along = [point for point in points if point["mean"] == other]
             if any(point.get(f"{partition}_value") is not None for point in along):
                 ys = scaled((point.get(f"{partition}_value") for point in along), metric)
-                style: dict[str, Any] = {"marker": "o"} if other == mean else {"linewidth": 1, "alpha": 0.6}
+                style: dict[str, Any] = (
+                    {"marker": "o"} if other == mean else {"linewidth": 1, "alpha": 0.6}
+                )
                 axes.plot([point["size"] for point in along], ys, LINES[number], color=HIGHLIGHTS[number],
                           label=f"{partition}, {other}", **style)  # fmt: skip
         axes.axvline(chosen, color=GREY, linewidth=1, label=f"taken: {chosen}, {mean}")

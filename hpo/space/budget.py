@@ -25,7 +25,9 @@ def _with_zone(moment: datetime) -> datetime:
 class Budget(Settings):
     trials: Whole = Field(default=100, ge=0)  # completed or stopped by a rule
     failures: Whole = Field(default=10, ge=0)  # failed trials are replaced, at most this many
-    gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # of all workers; trainings that share a GPU share its hours
+    gpu_hours: Annotated[Real, Field(gt=0)] | None = (
+        None  # of all workers; trainings that share a GPU share its hours
+    )
     deadline: Annotated[datetime, AfterValidator(_with_zone)] | None = None
 
     def covers(self, other: "Budget") -> bool:
@@ -74,7 +76,9 @@ class Spent:
     typical: float | None  # GPU-seconds of a complete trial, on average; None: there is none yet
 
     def __str__(self) -> str:
-        typical = f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
+        typical = (
+            f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
+        )
         return f"{self.ended} trials, {self.running} more run; {self.gpu_seconds / HOUR:.3g} GPU-hours{typical}"
 
 
@@ -96,10 +100,14 @@ def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
     if reason := over(budget, spent):
         return reason
     cost = max(0.0, spent.typical - done) if spent.typical is not None else 0.0
-    if budget.gpu_hours is not None and spent.gpu_seconds + spent.promised + cost > budget.gpu_hours * HOUR:
+    if (
+        budget.gpu_hours is not None
+        and spent.gpu_seconds + spent.promised + cost > budget.gpu_hours * HOUR
+    ):
         left = budget.gpu_hours * HOUR - spent.gpu_seconds - spent.promised
         return (
-            f"of {budget.gpu_hours:g} GPU-hours {max(0.0, left) / HOUR:.3g} are not spent or promised, and a trial takes {cost / HOUR:.3g}"
+            f"of {budget.gpu_hours:g} GPU-hours {max(0.0, left) / HOUR:.3g} are not spent or promised, "
+            f"and a trial takes {cost / HOUR:.3g}"
         )
     if budget.deadline is not None and spent.now + timedelta(seconds=cost) > budget.deadline:
         return f"a trial takes {cost / HOUR:.3g} hours and would not end before the deadline {local(budget.deadline)}"
@@ -127,7 +135,12 @@ def seconds_left(budget: Budget, pace: Pace, now: datetime) -> float | None:
     to_come = max(0, budget.trials - pace.begun) * typical + pace.to_come
     left = [to_come * pace.seconds / pace.steps / pace.running]
     if budget.gpu_hours is not None and pace.gpu_seconds:
-        left.append((budget.gpu_hours * HOUR - pace.gpu_seconds) * pace.seconds / pace.gpu_seconds / pace.running)
+        left.append(
+            (budget.gpu_hours * HOUR - pace.gpu_seconds)
+            * pace.seconds
+            / pace.gpu_seconds
+            / pace.running
+        )
     if budget.deadline is not None:
         left.append((budget.deadline - now).total_seconds())
     return max(0.0, min(left))

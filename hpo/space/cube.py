@@ -28,8 +28,12 @@ class Cube:
         self._parameters = list(spec.parameters.values())
         self._base = base = spec.base
         self._feature = load_trainer(spec.trainer).feature
-        self._whole = [isinstance(base[name], int) and not isinstance(base[name], bool) for name in self.names]
-        self.ranges_P: NDArray[np.bool_] = np.array([parameter.choices is None for parameter in self._parameters])
+        self._whole = [
+            isinstance(base[name], int) and not isinstance(base[name], bool) for name in self.names
+        ]
+        self.ranges_P: NDArray[np.bool_] = np.array(
+            [parameter.choices is None for parameter in self._parameters]
+        )
 
     def point(self, values: Mapping[str, Any]) -> Array:
         """The middle of a choice's share; of what is not among `values`, or outside the space, the nearest."""
@@ -38,7 +42,9 @@ class Cube:
             if name not in values:
                 continue
             if parameter.choices is not None:
-                point_P[index] = (parameter.choices.index(values[name]) + 0.5) / len(parameter.choices)
+                point_P[index] = (parameter.choices.index(values[name]) + 0.5) / len(
+                    parameter.choices
+                )
             else:
                 low, high = _ends(parameter)
                 place = math.log(values[name]) if parameter.log else values[name]
@@ -48,7 +54,9 @@ class Cube:
     def values(self, point_P: Array) -> dict[str, Any]:
         """The configuration at a point: every parameter that exists there."""
         values: dict[str, Any] = {}
-        for name, parameter, share, whole in zip(self.names, self._parameters, point_P, self._whole, strict=True):
+        for name, parameter, share, whole in zip(
+            self.names, self._parameters, point_P, self._whole, strict=True
+        ):
             if self.spec.active(name, values):
                 values[name] = _value(parameter, float(share), whole)
         return values
@@ -64,7 +72,10 @@ class Cube:
             if len(parameter.choices) == 2:
                 columns.append(np.where(exists_N, chosen_N, MIDDLE))
             else:
-                columns += [APART * (exists_N & (chosen_N == choice)) for choice in range(len(parameter.choices))]
+                columns += [
+                    APART * (exists_N & (chosen_N == choice))
+                    for choice in range(len(parameter.choices))
+                ]
         if self._feature is not None:
             fields = {name: self._of(points_NP, name) for name in self._feature.fields}
             columns.append(self._feature.compute(fields))
@@ -89,13 +100,19 @@ class Cube:
                 choices = self._parameters[column].choices
                 assert choices is not None
                 fitting = [choices.index(value) for value in allowed]
-                exists_NP[:, index] &= exists_NP[:, column] & np.isin(_chosen(points_NP[:, column], len(choices)), fitting)
+                exists_NP[:, index] &= exists_NP[:, column] & np.isin(
+                    _chosen(points_NP[:, column], len(choices)), fitting
+                )
         return exists_NP
 
 
 def _ends(parameter: Parameter) -> tuple[float, float]:
     assert parameter.low is not None and parameter.high is not None
-    return (math.log(parameter.low), math.log(parameter.high)) if parameter.log else (parameter.low, parameter.high)
+    return (
+        (math.log(parameter.low), math.log(parameter.high))
+        if parameter.log
+        else (parameter.low, parameter.high)
+    )
 
 
 def _chosen(share_N: Array, count: int) -> NDArray[np.int64]:
@@ -105,7 +122,9 @@ def _chosen(share_N: Array, count: int) -> NDArray[np.int64]:
 def _value(parameter: Parameter, share: float, whole: bool) -> Any:
     """whole: each whole number has the same share."""
     if parameter.choices is not None:
-        return parameter.choices[min(int(share * len(parameter.choices)), len(parameter.choices) - 1)]
+        return parameter.choices[
+            min(int(share * len(parameter.choices)), len(parameter.choices) - 1)
+        ]
     low, high = _ends(parameter)
     assert parameter.low is not None and parameter.high is not None
     if whole and not parameter.log:

@@ -119,7 +119,10 @@ class Model:
         metric = cube.spec.metric
         self._logarithmic = metric.bounded
         ended = [trial for trial in seen if trial.ended]
-        ranked = sorted(zip(costs(ended, metric), ended, strict=True), key=lambda pair: (pair[0], pair[1].number))
+        ranked = sorted(
+            zip(costs(ended, metric), ended, strict=True),
+            key=lambda pair: (pair[0], pair[1].number),
+        )
         if len(ranked) > KNOWN:  # the best half of them, and evenly what is left
             rest = ranked[KNOWN // 2 :]
             ranked = ranked[: KNOWN // 2] + rest[:: -(-len(rest) // (KNOWN // 2))]
@@ -138,7 +141,9 @@ class Model:
         self._process = _process(kernel, x_NF, y_N)
         self.noise = float(kernel.k2.noise_level)
         self._lowest = float(np.min(self._process.predict(x_NF)))
-        if running := sorted((trial for trial in seen if not trial.ended), key=lambda trial: trial.number):
+        if running := sorted(
+            (trial for trial in seen if not trial.ended), key=lambda trial: trial.number
+        ):
             new_NF = cube.features(np.array([cube.point(trial.values) for trial in running]))
             believed_N = np.concatenate([y_N, self._process.predict(new_NF)])
             self._process = _process(kernel, np.concatenate([x_NF, new_NF]), believed_N)
@@ -146,7 +151,9 @@ class Model:
     def candidates(self, count: int, generator: np.random.Generator) -> Array:
         """Points that may be good: anywhere, and near the best trials."""
         anywhere_NP = generator.random((count // 2, len(self.cube.names)))
-        return np.concatenate([anywhere_NP, self.near(self._points_NP[:BEST], count - count // 2, generator)])
+        return np.concatenate(
+            [anywhere_NP, self.near(self._points_NP[:BEST], count - count // 2, generator)]
+        )
 
     def near(self, points_NP: Array, count: int, generator: np.random.Generator) -> Array:
         """Points near these, each in turn."""
@@ -154,8 +161,14 @@ class Model:
         near_NP = points_NP[index_N % len(points_NP)]
         spread_N1 = np.array(SPREADS)[index_N // BEST % len(SPREADS)][:, None]
         moves_NP = (generator.random(near_NP.shape) < 0.5) & self.cube.ranges_P
-        near_NP = np.clip(np.where(moves_NP, near_NP + spread_N1 * generator.normal(size=near_NP.shape), near_NP), 0, 1)
-        jumps_NP: Array = np.where(generator.random(near_NP.shape) < JUMP, generator.random(near_NP.shape), near_NP)
+        near_NP = np.clip(
+            np.where(moves_NP, near_NP + spread_N1 * generator.normal(size=near_NP.shape), near_NP),
+            0,
+            1,
+        )
+        jumps_NP: Array = np.where(
+            generator.random(near_NP.shape) < JUMP, generator.random(near_NP.shape), near_NP
+        )
         return jumps_NP
 
     def gains(self, points_NP: Array) -> Array:
@@ -163,14 +176,18 @@ class Model:
         from scipy.stats import norm
 
         mean_N, sd_N = self._process.predict(self.cube.features(points_NP), return_std=True)
-        sd_N = np.sqrt(np.maximum(sd_N**2 - self.noise, 1e-10))  # of the expected cost: a seed's luck is no improvement
+        sd_N = np.sqrt(
+            np.maximum(sd_N**2 - self.noise, 1e-10)
+        )  # of the expected cost: a seed's luck is no improvement
         below_N = (self._lowest - mean_N) / sd_N
         gains_N: Array = sd_N * (below_N * norm.cdf(below_N) + norm.pdf(below_N)) * self._scale
         return gains_N * self.lowest if self._logarithmic else gains_N
 
     def expected(self, points_NP: Array) -> Array:
         """The cost, its median."""
-        expected_N: Array = self._process.predict(self.cube.features(points_NP)) * self._scale + self._mean
+        expected_N: Array = (
+            self._process.predict(self.cube.features(points_NP)) * self._scale + self._mean
+        )
         return np.exp(np.minimum(expected_N, 0.0)) if self._logarithmic else expected_N
 
     @property
@@ -198,5 +215,12 @@ def _process(kernel: Any, x_NF: Array, y_N: Array) -> Any:
 def _optimize(objective: Any, theta: Array, bounds: Array) -> tuple[Array, float]:
     from scipy.optimize import minimize
 
-    found = minimize(objective, theta, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": ITERATIONS})
+    found = minimize(
+        objective,
+        theta,
+        method="L-BFGS-B",
+        jac=True,
+        bounds=bounds,
+        options={"maxiter": ITERATIONS},
+    )
     return found.x, found.fun

@@ -23,10 +23,21 @@ from hpo.space.upgrade import REMOVED_POLICIES
 from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
 # Places of a spec that no default of ours can fill.
-ALWAYS_WRITTEN = ("space", "profile", "parameters.", "starts.", "child", "metric.direction", "metric.bounded")
+ALWAYS_WRITTEN = (
+    "space",
+    "profile",
+    "parameters.",
+    "starts.",
+    "child",
+    "metric.direction",
+    "metric.bounded",
+)
 DEMO_PROFILE = "demo"  # taken when no data are given
 _package = Path(__file__).parents[1]
-BUNDLED = next((d for d in (_package / "search_spaces", _package.parent / "search_spaces") if d.is_dir()), _package / "search_spaces")
+BUNDLED = next(
+    (d for d in (_package / "search_spaces", _package.parent / "search_spaces") if d.is_dir()),
+    _package / "search_spaces",
+)
 
 
 class Parameter(Settings):
@@ -45,9 +56,13 @@ class Parameter(Settings):
     def _range_or_choices(self) -> Self:
         if self.choices is not None:
             if (self.low, self.high, self.log) != (None, None, False):
-                raise ValueError("has choices and a range. Valid: {choices: [...]} or {low: .., high: .., log: true}")
+                raise ValueError(
+                    "has choices and a range. Valid: {choices: [...]} or {low: .., high: .., log: true}"
+                )
             if len(self.choices) < 2:
-                raise ValueError(f"needs 2 choices or more, has {self.choices}. To fix a value put it into base")
+                raise ValueError(
+                    f"needs 2 choices or more, has {self.choices}. To fix a value put it into base"
+                )
             return self
         if self.low is None or self.high is None:
             raise ValueError("needs low and high, or choices")
@@ -61,14 +76,27 @@ class Parameter(Settings):
         if self.choices is not None:
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         assert self.low is not None and self.high is not None
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
 
     def covers(self, other: "Parameter") -> bool:
         """Whether every value of `other` is one of this, so that a study may be extended from it to this."""
         if self.choices is not None or other.choices is not None:
             return self == other  # Optuna cannot change a study's choices
-        assert self.low is not None and self.high is not None and other.low is not None and other.high is not None
-        return self.low <= other.low and other.high <= self.high and (self.log, self.when) == (other.log, other.when)
+        assert (
+            self.low is not None
+            and self.high is not None
+            and other.low is not None
+            and other.high is not None
+        )
+        return (
+            self.low <= other.low
+            and other.high <= self.high
+            and (self.log, self.when) == (other.log, other.when)
+        )
 
     def __str__(self) -> str:
         if self.choices is not None:
@@ -77,9 +105,15 @@ class Parameter(Settings):
 
 
 class Attempts(Settings):
-    max_attempts: Count = 3  # ended by a lost worker, missing memory or an error; after that many the trial fails
-    lease_seconds: Annotated[Real, Field(gt=0)] = 600.0  # a worker that shows no step for so long has lost its trial
-    checkpoint_seconds: Annotated[Real, Field(ge=0)] = 30.0  # the most work that a killed worker loses, rounded up to an evaluation
+    max_attempts: Count = (
+        3  # ended by a lost worker, missing memory or an error; after that many the trial fails
+    )
+    lease_seconds: Annotated[Real, Field(gt=0)] = (
+        600.0  # a worker that shows no step for so long has lost its trial
+    )
+    checkpoint_seconds: Annotated[Real, Field(ge=0)] = (
+        30.0  # the most work that a killed worker loses, rounded up to an evaluation
+    )
 
 
 class Policy(StrEnum):
@@ -94,7 +128,9 @@ DEFAULT_POLICY = Policy.GP
 
 
 class SamplerSettings(Settings):
-    startup_trials: Count = 10  # spread over the space, starts included, before gp or tpe learn from them
+    startup_trials: Count = (
+        10  # spread over the space, starts included, before gp or tpe learn from them
+    )
     seed: Whole = Field(default=0, ge=0)
 
 
@@ -126,9 +162,14 @@ class Contrast(Settings):
 
     def sides(self, origin: Config, place: str = "") -> tuple[Config, Config]:
         """(before, after). Raises SpecError."""
-        pairs = {name: value if isinstance(value, list) and len(value) == 2 else [None, value] for name, value in self.change.items()}
+        pairs = {
+            name: value if isinstance(value, list) and len(value) == 2 else [None, value]
+            for name, value in self.change.items()
+        }
         given = {name for name, value in self.change.items() if isinstance(value, list)}
-        before = origin.with_values({name: pair[0] for name, pair in pairs.items() if name in given}, place)
+        before = origin.with_values(
+            {name: pair[0] for name, pair in pairs.items() if name in given}, place
+        )
         return before, before.with_values({name: pair[1] for name, pair in pairs.items()}, place)
 
 
@@ -167,7 +208,9 @@ class Child(Settings):
 
     parent: str
     unique: str  # the parent's
-    score: tuple[Literal["test"], ...] = ()  # what its complete trials are scored on beside validation
+    score: tuple[
+        Literal["test"], ...
+    ] = ()  # what its complete trials are scored on beside validation
 
 
 class StudySpec(Settings):
@@ -230,7 +273,10 @@ class StudySpec(Settings):
 
     def active(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether parameter `name` exists, given the values of those before it."""
-        return all(parent in values and values[parent] in allowed for parent, allowed in self.parameters[name].when.items())
+        return all(
+            parent in values and values[parent] in allowed
+            for parent, allowed in self.parameters[name].when.items()
+        )
 
     def start_values(self, start: str) -> dict[str, Any]:
         """A start as a value for every parameter that exists in it."""
@@ -254,17 +300,23 @@ class StudySpec(Settings):
         places = dict.fromkeys([*here, *there])
         if self.written is not None and other.written is not None:
             said = {*self.written, *other.written}
-            places = {place: None for place in places if place in said or place.startswith(ALWAYS_WRITTEN)}
+            places = {
+                place: None for place in places if place in said or place.startswith(ALWAYS_WRITTEN)
+            }
         return [place for place in places if here.get(place, _leaves) != there.get(place, _leaves)]
 
     def reopened(self, stored: "StudySpec") -> "StudySpec":
         """A study's spec when it is launched again with this one: what it has, with what may change."""
-        changed = {name: getattr(self, name) for name in ("question", "questions", "trainer", "written")}
+        changed = {
+            name: getattr(self, name) for name in ("question", "questions", "trainer", "written")
+        }
         return stored.model_copy(update=changed)
 
     def extended(self, stored: "StudySpec") -> "StudySpec":
         """A study's spec when it is extended to this one."""
-        return self.reopened(stored).model_copy(update={"budget": self.budget, "parameters": self.parameters})
+        return self.reopened(stored).model_copy(
+            update={"budget": self.budget, "parameters": self.parameters}
+        )
 
     def extends(self, other: "StudySpec") -> bool:
         """Whether only the budget or the ranges grew since `other`."""
@@ -318,17 +370,30 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
         return _spec_of(path, file, profile, settings or {}, trials, policy)
     except SpecError as error:
         if "trainer" not in file.model_fields_set and "there is no" in str(error):
-            raise SpecError(f"{error}. (The space names no trainer, so it is of the built-in decoder)") from None
+            raise SpecError(
+                f"{error}. (The space names no trainer, so it is of the built-in decoder)"
+            ) from None
         raise
 
 
 def _spec_of(
-    path: Path, file: SpaceFile, profile: str | None, settings: Mapping[str, Any], trials: int | None, policy: str | None
+    path: Path,
+    file: SpaceFile,
+    profile: str | None,
+    settings: Mapping[str, Any],
+    trials: int | None,
+    policy: str | None,
 ) -> StudySpec:
     overlay = Profile()
     if profile is not None:
         if profile not in file.profiles:
-            raise SpecError(unknown(profile, tuple(file.profiles) or ("(this space has none)",), f"{path}: --profile"))
+            raise SpecError(
+                unknown(
+                    profile,
+                    tuple(file.profiles) or ("(this space has none)",),
+                    f"{path}: --profile",
+                )
+            )
         overlay = file.profiles[profile]
     reference = _located(file.trainer, path)
     trainer = load_trainer(reference)
@@ -349,7 +414,12 @@ def _spec_of(
         base=base.flat(),
         parameters={name: _checked(path, file, base, name) for name in file.parameters},
         starts=file.starts | overlay.starts,
-        budget=_section(path, Budget, "budget", file.budget | overlay.budget | ({} if trials is None else {"trials": trials})),
+        budget=_section(
+            path,
+            Budget,
+            "budget",
+            file.budget | overlay.budget | ({} if trials is None else {"trials": trials}),
+        ),
         attempts=_section(path, Attempts, "attempts", file.attempts),
         policy=file.policy if policy is None else _policy(policy),
         sampler=_section(path, SamplerSettings, "sampler", file.sampler | overlay.sampler),
@@ -365,7 +435,13 @@ def _spec_of(
     return spec
 
 
-def _written(file: SpaceFile, overlay: Profile, settings: Mapping[str, Any], trials: int | None, policy: str | None) -> tuple[str, ...]:
+def _written(
+    file: SpaceFile,
+    overlay: Profile,
+    settings: Mapping[str, Any],
+    trials: int | None,
+    policy: str | None,
+) -> tuple[str, ...]:
     """The places of a spec that a person wrote: in the file, in its profile and on the command line."""
     places = {f"base.{name}" for name in (*file.base, *overlay.base, *settings)}
     for section in ("budget", "attempts", "sampler", "validation"):
@@ -379,7 +455,9 @@ def _written(file: SpaceFile, overlay: Profile, settings: Mapping[str, Any], tri
         places.add("trainer")
     if "stopping" in file.model_fields_set:
         rule = file.stopping
-        places |= {"stopping"} if rule is None else {f"stopping.{name}" for name in rule.model_fields_set}
+        places |= (
+            {"stopping"} if rule is None else {f"stopping.{name}" for name in rule.model_fields_set}
+        )
     return tuple(sorted(places))
 
 
@@ -395,9 +473,13 @@ def _check_contrast(place: str, spec: StudySpec, contrast: Contrast) -> None:
     """Raises SpecError for an origin or a field that does not exist, and for sides that are the same."""
     if contrast.origin not in (*spec.starts, "best"):
         raise SpecError(unknown(contrast.origin, (*spec.starts, "best"), f"{place}.from"))
-    before, after = contrast.sides(spec.config(spec.starts.get(contrast.origin, {})), f"{place}.change: ")
+    before, after = contrast.sides(
+        spec.config(spec.starts.get(contrast.origin, {})), f"{place}.change: "
+    )
     if before == after and contrast.origin != "best":
-        raise SpecError(f"{place}.change: {contrast.change} changes nothing, {contrast.origin} has these values. Valid: other ones")
+        raise SpecError(
+            f"{place}.change: {contrast.change} changes nothing, {contrast.origin} has these values. Valid: other ones"
+        )
 
 
 def _section(path: Path, model: type[Section], name: str, values: Mapping[str, Any]) -> Section:
@@ -439,7 +521,9 @@ def parse_settings(
         try:
             values[name] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):  # PyYAML raises ValueError for a date that is none
-            raise SpecError(f"{place}{setting}: {text!r} is no value. Valid: a number, true, false, null or a name") from None
+            raise SpecError(
+                f"{place}{setting}: {text!r} is no value. Valid: a number, true, false, null or a name"
+            ) from None
     return values
 
 
@@ -450,7 +534,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice!r} is there twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return, unused-ignore]
 
 
@@ -463,18 +549,34 @@ def _read(path: Path) -> SpaceFile:
     except UnicodeDecodeError:
         raise SpecError(f"{path}: not a text file in UTF-8") from None
     except ValidationError as error:
-        strange = next((found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"), None)
+        strange = next(
+            (found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"), None
+        )
         if strange:
             *above, key = (str(part) for part in strange)
             sections: dict[str, type[Settings]] = {"profiles": Profile, "questions": Question}
-            depths: dict[int, type[Settings]] = {0: SpaceFile, 2: sections.get(above[0] if above else "", Parameter), 4: Contrast}
+            depths: dict[int, type[Settings]] = {
+                0: SpaceFile,
+                2: sections.get(above[0] if above else "", Parameter),
+                4: Contrast,
+            }
             level = depths.get(len(above), OwnPast)
             valid = tuple(field.alias or name for name, field in level.model_fields.items())
-            raise SpecError(unknown(key, valid, f"{path}: {'.'.join(above)}".rstrip(": "))) from None
+            raise SpecError(
+                unknown(key, valid, f"{path}: {'.'.join(above)}".rstrip(": "))
+            ) from None
         raise SpecError(explain(error, f"{path}: ")) from None
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for a date that is none
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        raise SpecError(f"{path}: not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {problem}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # PyYAML raises ValueError for a date that is none
+        mark, problem = (
+            getattr(error, "problem_mark", None),
+            getattr(error, "problem", None) or error,
+        )
+        raise SpecError(
+            f"{path}: not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {problem}"
+        ) from None
 
 
 def _checked(path: Path, file: SpaceFile, base: Config, name: str) -> Parameter:
@@ -485,17 +587,30 @@ def _checked(path: Path, file: SpaceFile, base: Config, name: str) -> Parameter:
     declared = list(file.parameters)
     when: dict[str, list[Any]] = {}
     for parent, allowed in parameter.when.items():
-        earlier = {other: file.parameters[other].choices for other in declared[: declared.index(name)]}
+        earlier = {
+            other: file.parameters[other].choices for other in declared[: declared.index(name)]
+        }
         if earlier.get(parent) is None:
             with_choices = tuple(other for other, found in earlier.items() if found is not None)
-            raise SpecError(unknown(parent, with_choices, f"{place}.when (a parameter with choices, declared before)"))
+            raise SpecError(
+                unknown(
+                    parent,
+                    with_choices,
+                    f"{place}.when (a parameter with choices, declared before)",
+                )
+            )
         choices, when[parent] = (
-            [base.with_values({parent: value}, f"{place}.when: ").flat()[parent] for value in values]
+            [
+                base.with_values({parent: value}, f"{place}.when: ").flat()[parent]
+                for value in values
+            ]
             for values in (earlier[parent] or [], allowed)
         )
         strange = [value for value in when[parent] if value not in choices]
         if strange or not allowed:
-            raise SpecError(f"{place}.when.{parent}: {strange or allowed} among its choices? Valid: {choices}")
+            raise SpecError(
+                f"{place}.when.{parent}: {strange or allowed} among its choices? Valid: {choices}"
+            )
     parents = {parent: allowed[0] for parent, allowed in when.items()}
 
     def as_field(value: Any, what: str) -> Any:
@@ -517,11 +632,17 @@ def _checked_start(path: Path, spec: StudySpec, start: str) -> dict[str, Any]:
     values = spec.existing(config)
     for name in spec.starts[start]:
         if name not in values and config[name] != spec.base[name]:
-            why = "does not exist with the start's other values" if name in spec.parameters else "is not searched"
+            why = (
+                "does not exist with the start's other values"
+                if name in spec.parameters
+                else "is not searched"
+            )
             raise SpecError(
                 f"{place}.{name}: {config[name]!r}, but {name} {why}. Valid: the base's {spec.base[name]!r}, or put it under `parameters`"
             )
     for name, value in values.items():
         if not spec.parameters[name].contains(value):
-            raise SpecError(f"{place}: {name} = {value!r} is outside the space. Valid: {spec.parameters[name]}")
+            raise SpecError(
+                f"{place}: {name} = {value!r} is outside the space. Valid: {spec.parameters[name]}"
+            )
     return {name: config[name] for name in spec.starts[start]}

@@ -64,13 +64,19 @@ class OwnPast(Settings):
         """Whether the run that has this curve so far should stop now."""
         if not curve:
             return None
-        return not_finite(curve[-1], metric) or self._worse_metric(curve, metric) or self._worse_loss(curve)
+        return (
+            not_finite(curve[-1], metric)
+            or self._worse_metric(curve, metric)
+            or self._worse_loss(curve)
+        )
 
     def _worse_metric(self, curve: Sequence[Point], metric: Metric) -> Stop | None:
         margin = self.margin
         if margin is None:
             return None
-        best, worse = _worse_in_a_row([metric.sign * point.value for point in curve], lambda best: best + margin)
+        best, worse = _worse_in_a_row(
+            [metric.sign * point.value for point in curve], lambda best: best + margin
+        )
         if worse < self.patience or not self._has_learned(best, metric):
             return None
         last = curve[-1]
@@ -104,9 +110,13 @@ class OwnPast(Settings):
 
 def not_finite(point: Point, metric: Metric) -> Stop | None:
     """A training whose score or validation loss is no number has diverged, whatever the rule."""
-    if math.isfinite(point.value) and (point.validation_loss is None or math.isfinite(point.validation_loss)):
+    if math.isfinite(point.value) and (
+        point.validation_loss is None or math.isfinite(point.validation_loss)
+    ):
         return None
-    return non_finite(point.step, f"validation loss {point.validation_loss}, {metric.name} {point.value}")
+    return non_finite(
+        point.step, f"validation loss {point.validation_loss}, {metric.name} {point.value}"
+    )
 
 
 def non_finite(step: int, what: str) -> Stop:

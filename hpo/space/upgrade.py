@@ -46,7 +46,9 @@ def _point(stored: Mapping[str, Any]) -> Point:
     if "metrics" in stored:
         return Point(**stored)
     metrics = {name: stored[name] for name in OLD_METRICS}
-    return Point(int(stored["step"]), stored["per"], stored["loss"], stored["validation_loss"], metrics)
+    return Point(
+        int(stored["step"]), stored["per"], stored["loss"], stored["validation_loss"], metrics
+    )
 
 
 def what_changed(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,9 @@ from hpo.curve import Point
 from hpo.store.tables import curve_table, trial_table
 
 
-def add_points(connection: Connection, trial_id: int, attempt: int | None, points: list[Point]) -> None:
+def add_points(
+    connection: Connection, trial_id: int, attempt: int | None, points: list[Point]
+) -> None:
     """Those that are there are kept."""
     if not points:
         return
@@ -32,21 +34,31 @@ def add_points(connection: Connection, trial_id: int, attempt: int | None, point
     connection.execute(statement.on_conflict_do_nothing(index_elements=["trial_id", "step"]))
 
 
-def add_imported(connection: Connection, trial_id: int, config: dict[str, Any], points: list[Point]) -> None:
+def add_imported(
+    connection: Connection, trial_id: int, config: dict[str, Any], points: list[Point]
+) -> None:
     """What a trial that was trained outside has: no attempt, no time. Told twice it is written once."""
     row = {"trial_id": trial_id, "config": config, "step": points[-1].step}
-    connection.execute(insert(trial_table).values(row).on_conflict_do_nothing(index_elements=["trial_id"]))
+    connection.execute(
+        insert(trial_table).values(row).on_conflict_do_nothing(index_elements=["trial_id"])
+    )
     add_points(connection, trial_id, None, points)
 
 
 def forget_curve_after(connection: Connection, trial_id: int, step: int) -> None:
     """A trial that goes on from `step` writes what comes after it again."""
-    connection.execute(curve_table.delete().where((curve_table.c.trial_id == trial_id) & (curve_table.c.step > step)))
+    connection.execute(
+        curve_table.delete().where(
+            (curve_table.c.trial_id == trial_id) & (curve_table.c.step > step)
+        )
+    )
 
 
 def curves_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[Point]]:
     table = curve_table.c
-    statement = select(table.trial_id, table.step, table.value, table.loss, table.validation_loss, table.metrics)
+    statement = select(
+        table.trial_id, table.step, table.value, table.loss, table.validation_loss, table.metrics
+    )
     statement = statement.where(table.trial_id.in_(trial_ids)).order_by(table.step)
     curves: dict[int, list[Point]] = {trial_id: [] for trial_id in trial_ids}
     for trial_id, *values in connection.execute(statement):

@@ -10,7 +10,13 @@ import platformdirs
 import psycopg2
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import DatabaseAwayError, DatabaseError
@@ -18,7 +24,11 @@ from hpo.store.embedded import EmbeddedServer
 from hpo.store.url import CONNECT_ARGUMENTS, connection_problem, normal_url
 
 COMPLETION_SECONDS = 2
-AWAY = (OperationalError, InterfaceError, InternalError)  # lost, full or restarting; the driver's; a standby that is not yet the primary
+AWAY = (
+    OperationalError,
+    InterfaceError,
+    InternalError,
+)  # lost, full or restarting; the driver's; a standby that is not yet the primary
 TRANSLATED = (*AWAY, ProgrammingError)  # no right to do it
 
 
@@ -48,7 +58,9 @@ def translated_errors() -> Iterator[None]:
 def _database_error(error: DBAPIError) -> DatabaseError:
     first_line = (str(error.orig).strip() or "no reason given").splitlines()[0]
     kind = DatabaseAwayError if isinstance(error, AWAY) else DatabaseError
-    return kind(f"database: {first_line}. Nothing stored is lost: when it answers again, type the same line")
+    return kind(
+        f"database: {first_line}. Nothing stored is lost: when it answers again, type the same line"
+    )
 
 
 def open_engine(database: "Database") -> Engine:
@@ -73,7 +85,11 @@ class Database:
     def __str__(self) -> str:
         if self.embedded_in:
             return f"embedded Postgres in {self.where or self.embedded_in}"
-        return make_url(self.url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)  # sslpassword is in the query
+        return (
+            make_url(self.url)
+            .set(drivername="postgresql", query={})
+            .render_as_string(hide_password=True)
+        )  # sslpassword is in the query
 
 
 def home() -> Path:
@@ -87,7 +103,9 @@ def home() -> Path:
         (folder / ".writable").unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: ~NAME of nobody
         why = error.strerror if isinstance(error, OSError) else error
-        raise DatabaseError(f"HPO_HOME {wanted}: cannot be written ({why}). Set HPO_HOME to a folder that can") from None
+        raise DatabaseError(
+            f"HPO_HOME {wanted}: cannot be written ({why}). Set HPO_HOME to a folder that can"
+        ) from None
     return folder
 
 
@@ -96,14 +114,18 @@ def open_database(url: str | None = None) -> Database:
 
     Raises CallerError for a URL that is none of Postgres's, DatabaseError if no server answers.
     """
-    given, source = (url, "--database") if url else (os.environ.get("HPO_DATABASE_URL"), "HPO_DATABASE_URL")
+    given, source = (
+        (url, "--database") if url else (os.environ.get("HPO_DATABASE_URL"), "HPO_DATABASE_URL")
+    )
     if not given:
         server = EmbeddedServer(home())
         return Database(server.start(), server.data, server.where())
     database = Database(normal_url(given, source), None)
     problem = connection_problem(database.url)
     if problem:
-        raise DatabaseAwayError(f"{source} {database}: {problem}. Does the server run? Are host, port, user, database and sslmode right?")
+        raise DatabaseAwayError(
+            f"{source} {database}: {problem}. Does the server run? Are host, port, user, database and sslmode right?"
+        )
     return database
 
 
@@ -112,7 +134,14 @@ def study_names(url: str | None) -> list[str]:
     given = url or os.environ.get("HPO_DATABASE_URL") or EmbeddedServer(home()).url()
     if not given:
         return []
-    plain = make_url(normal_url(given)).set(drivername="postgresql").render_as_string(hide_password=False)
-    with closing(psycopg2.connect(plain, connect_timeout=COMPLETION_SECONDS)) as connection, connection.cursor() as cursor:
+    plain = (
+        make_url(normal_url(given))
+        .set(drivername="postgresql")
+        .render_as_string(hide_password=False)
+    )
+    with (
+        closing(psycopg2.connect(plain, connect_timeout=COMPLETION_SECONDS)) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("SELECT study_name FROM studies ORDER BY study_name")
         return [name for (name,) in cursor]

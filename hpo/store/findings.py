@@ -19,12 +19,19 @@ def put_scores(connection: Connection, trial_id: int, scores: Mapping[str, Score
     if not scores:
         return
     rows = [
-        {"trial_id": trial_id, "partition": name, "errors": list(score.errors), "lengths": list(score.lengths)}
+        {
+            "trial_id": trial_id,
+            "partition": name,
+            "errors": list(score.errors),
+            "lengths": list(score.lengths),
+        }
         for name, score in scores.items()
     ]
     statement = insert(score_table).values(rows)
     again = {"errors": statement.excluded.errors, "lengths": statement.excluded.lengths}
-    connection.execute(statement.on_conflict_do_update(index_elements=["trial_id", "partition"], set_=again))
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["trial_id", "partition"], set_=again)
+    )
 
 
 def scores_of(connection: Connection, trial_ids: list[int], partition: str) -> dict[int, Score]:
@@ -40,10 +47,15 @@ def put_result(connection: Connection, study_id: int, kind: str, content: dict[s
     """Instead of the one of this kind that is there."""
     statement = insert(result_table).values(study_id=study_id, kind=kind, content=content)
     again = {"content": statement.excluded.content, "made": func.now()}
-    connection.execute(statement.on_conflict_do_update(index_elements=["study_id", "kind"], set_=again))
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["study_id", "kind"], set_=again)
+    )
 
 
 def results_of(connection: Connection, study_id: int) -> dict[str, dict[str, Any]]:
     """By kind, each with `made`."""
     rows = connection.execute(select(result_table).where(result_table.c.study_id == study_id))
-    return {row.kind: {**row.content, "made": row.made.astimezone(UTC).isoformat(timespec="seconds")} for row in rows}
+    return {
+        row.kind: {**row.content, "made": row.made.astimezone(UTC).isoformat(timespec="seconds")}
+        for row in rows
+    }

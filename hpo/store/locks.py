@@ -6,8 +6,12 @@ from contextlib import contextmanager
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.engine import Connection
 
-LOCK_CLASS = 0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
-MIGRATION_IDLE = "2h"  # the same, around what makes or changes tables: a large curve takes long to rewrite
+LOCK_CLASS = (
+    0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
+)
+MIGRATION_IDLE = (
+    "2h"  # the same, around what makes or changes tables: a large curve takes long to rewrite
+)
 LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
 
 

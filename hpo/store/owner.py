@@ -93,7 +93,9 @@ def write_owner(path: Path, before: Owner | None) -> None:
         with path.open("x") as file:
             file.write(contents)
     except FileExistsError:
-        raise DatabaseError(f"{path}: another machine has just begun here. Type the same line again") from None
+        raise DatabaseError(
+            f"{path}: another machine has just begun here. Type the same line again"
+        ) from None
     except OSError:
         path.unlink(missing_ok=True)
         raise

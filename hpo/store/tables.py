@@ -34,7 +34,9 @@ optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_user_
                           Column("trial_id", Integer), Column("key", String), Column("value_json", String))  # fmt: skip
 IMPORTED = "imported"  # the user attribute of a trial that was trained outside; its value is the run's name
 
-optuna_studies = Table("studies", metadata, Column("study_id", Integer, primary_key=True), Column("study_name", String))
+optuna_studies = Table(
+    "studies", metadata, Column("study_id", Integer, primary_key=True), Column("study_name", String)
+)
 optuna_study_attributes = Table(
     "study_user_attributes",
     metadata,
@@ -90,10 +92,19 @@ trial_table = Table(
     Column("step", Integer, nullable=False, server_default="0"),
     Column("seconds", Double, nullable=False, server_default="0"),  # over all attempts
     Column("seconds_before", Double, nullable=False, server_default="0"),  # this attempt
-    Column("gpu_seconds", Double, nullable=False, server_default="0"),  # seconds / trainings on the GPU, summed up
-    Column("memory", BigInteger),  # bytes that the holder's process has taken so far at most, on its GPU or of the machine
+    Column(
+        "gpu_seconds", Double, nullable=False, server_default="0"
+    ),  # seconds / trainings on the GPU, summed up
+    Column(
+        "memory", BigInteger
+    ),  # bytes that the holder's process has taken so far at most, on its GPU or of the machine
 )
-Index("hpo_trial_held", trial_table.c.host, trial_table.c.device, postgresql_where=trial_table.c.lease.is_not(None))
+Index(
+    "hpo_trial_held",
+    trial_table.c.host,
+    trial_table.c.device,
+    postgresql_where=trial_table.c.lease.is_not(None),
+)
 attempt_table = Table(
     "hpo_attempt",
     metadata,
@@ -132,7 +143,9 @@ score_table = Table(
 result_table = Table(
     "hpo_result",
     metadata,
-    Column("study_id", Integer, ForeignKey("studies.study_id", ondelete="CASCADE"), primary_key=True),
+    Column(
+        "study_id", Integer, ForeignKey("studies.study_id", ondelete="CASCADE"), primary_key=True
+    ),
     Column("kind", String, primary_key=True),
     Column("made", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("content", JSON, nullable=False),
@@ -140,14 +153,17 @@ result_table = Table(
 
 
 # Joins a trial with the attempt that was made at it last.
-LAST_ATTEMPT = (attempt_table.c.trial_id == trial_table.c.trial_id) & (attempt_table.c.attempt == trial_table.c.attempts)
+LAST_ATTEMPT = (attempt_table.c.trial_id == trial_table.c.trial_id) & (
+    attempt_table.c.attempt == trial_table.c.attempts
+)
 
 
 def version_of(connection: Connection) -> str | None:
     """Of the tables in this database; None: they have none yet, or there are none."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+    statement = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
+    found: str | None = connection.execute(statement).scalar()
     return found
 
 

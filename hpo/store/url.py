@@ -33,12 +33,16 @@ def normal_url(url: str, source: str = "--database") -> str:
     except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise CallerError(f"{source}: not a URL. Valid: {URL_FORM}") from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
-        raise CallerError(f"{source}: {parsed.get_backend_name()} is not supported. Valid: {URL_FORM}")
+        raise CallerError(
+            f"{source}: {parsed.get_backend_name()} is not supported. Valid: {URL_FORM}"
+        )
     if url.count("@") > 1 or "%00" in url:
         raise CallerError(f"{source}: {'more than one @' if '%00' not in url else '%00'}. Valid: {URL_FORM}; in a password write "
                           f"@ as %40, / as %2F, : as %3A, ? as %3F, # as %23, % as %25")  # fmt: skip
     if "password" in parsed.query:  # where libpq takes it too, but where it would be shown
-        parsed = parsed.set(password=str(parsed.query["password"])).difference_update_query(["password"])
+        parsed = parsed.set(password=str(parsed.query["password"])).difference_update_query(
+            ["password"]
+        )
     return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
@@ -54,7 +58,9 @@ def has_password(url: str) -> bool:
 def connection_problem(url: str) -> str | None:
     """Why the server at `url` does not let us in; None if it does. Raises CallerError for an option that libpq does not know."""
     parsed = make_url(url)
-    _, arguments = parsed.get_dialect()().create_connect_args(parsed)  # in pieces: some of libpq's messages quote a whole URL
+    _, arguments = parsed.get_dialect()().create_connect_args(
+        parsed
+    )  # in pieces: some of libpq's messages quote a whole URL
     try:
         connection = psycopg2.connect(**{**arguments, **CONNECT_ARGUMENTS})
         connection.close()
@@ -62,7 +68,9 @@ def connection_problem(url: str) -> str | None:
         lines = str(error).strip().splitlines()
         line = lines[0].rstrip(".") if lines else type(error).__name__
         if isinstance(error, psycopg2.ProgrammingError):
-            raise CallerError(f"database URL: {line}. Valid after the '?': libpq's options, such as sslmode=verify-full") from None
+            raise CallerError(
+                f"database URL: {line}. Valid after the '?': libpq's options, such as sslmode=verify-full"
+            ) from None
         return line
     check_version(connection.server_version)
     return None
@@ -72,5 +80,7 @@ def check_version(number: int) -> str:
     """number: as server_version_num, 140002 for 14.2. Returns it for people; raises DatabaseError if it is too old."""
     shown = f"Postgres {number // 10000}.{number % 10000}"
     if number < 10000 * OLDEST_POSTGRES:
-        raise DatabaseError(f"{shown}: {OLDEST_POSTGRES} or later is required. Give the URL of a newer server")
+        raise DatabaseError(
+            f"{shown}: {OLDEST_POSTGRES} or later is required. Give the URL of a newer server"
+        )
     return shown

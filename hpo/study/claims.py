@@ -26,7 +26,17 @@ from hpo.store.process import Process
 from hpo.study import choice
 from hpo.study.reader import StudyReader
 from hpo.study.record import in_thin_curve
-from hpo.study.trial import BY_HAND, Cause, Completed, Failed, Outcome, Stopped, Trial, in_words, is_over
+from hpo.study.trial import (
+    BY_HAND,
+    Cause,
+    Completed,
+    Failed,
+    Outcome,
+    Stopped,
+    Trial,
+    in_words,
+    is_over,
+)
 from hpo.trainer import Score
 
 BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
@@ -40,7 +50,9 @@ class Claims(StudyReader):
         self.optuna = optuna_study
         self.storage = optuna_study._storage  # the same database behind Optuna's cache
 
-    def claim(self, process: Process, record: Mapping[str, str], idle: bool = False) -> Trial | None:
+    def claim(
+        self, process: Process, record: Mapping[str, str], idle: bool = False
+    ) -> Trial | None:
         """Take a trial that waits, or a new one if the budget allows; None if there is nothing to do.
 
         record: device, code_version and data of the worker. idle: what `process` seems to hold is of
@@ -56,7 +68,9 @@ class Claims(StudyReader):
                 trial_id = None if self.halt else self._take(connection, process.host)
                 if trial_id is None:
                     return None
-                attempt = leases.take_lease(connection, trial_id, lease, process, dict(record), self._lease_seconds)
+                attempt = leases.take_lease(
+                    connection, trial_id, lease, process, dict(record), self._lease_seconds
+                )
             number = self.storage.get_trial_number_from_id(trial_id)
             try:
                 with leases.fenced(trial_id, lease):
@@ -68,7 +82,9 @@ class Claims(StudyReader):
                 self.finish(trial, Failed(str(error), Cause.BAD_CONFIGURATION))
                 continue
             with self.engine.begin() as connection:
-                if leases.renew_lease(connection, trial_id, lease, self._lease_seconds, config=config.flat()):
+                if leases.renew_lease(
+                    connection, trial_id, lease, self._lease_seconds, config=config.flat()
+                ):
                     return Trial(trial_id, number, config, lease, start, attempt)
 
     def configure(self, trial_id: int) -> tuple[Config, str | None]:
@@ -76,7 +92,9 @@ class Claims(StudyReader):
         trial = self.storage.get_trial(trial_id)
 
         def asked_of(sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
-            self.storage.get_all_trials(self.id, deepcopy=False)  # Optuna's cache takes parameters of trials that it has seen only
+            self.storage.get_all_trials(
+                self.id, deepcopy=False
+            )  # Optuna's cache takes parameters of trials that it has seen only
             return self.optuna_trial(trial_id, sampler)
 
         return choice.configure(self.spec, trial, self.all_records, asked_of)
@@ -108,13 +126,22 @@ class Claims(StudyReader):
     def resume(self, trial: Trial, step: int, curve: list[Point]) -> bool:
         """The trial goes on after `step` with the points of `curve` behind it; others are forgotten. False: it is another's now."""
         with self.engine.begin() as connection:
-            if not leases.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, step=step):
+            if not leases.renew_lease(
+                connection, trial.id, trial.lease, self._lease_seconds, step=step
+            ):
                 return False
             leases.begin_attempt(connection, trial.id, trial.attempt, step)
             curves.forget_curve_after(connection, trial.id, step)
         return self.deliver(trial, curve, step, 0.0)
 
-    def deliver(self, trial: Trial, points: list[Point], step: int, seconds: float, memory: int | None = None) -> bool:
+    def deliver(
+        self,
+        trial: Trial,
+        points: list[Point],
+        step: int,
+        seconds: float,
+        memory: int | None = None,
+    ) -> bool:
         """Renew the lease after `seconds` of this attempt, and add points to the curve. Told twice it is written once.
 
         False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
@@ -123,7 +150,9 @@ class Claims(StudyReader):
             if leases.ended_by_hand(connection, trial.id, trial.lease):
                 return False
             lease = trial.lease, self._lease_seconds
-            if not leases.renew_lease(connection, trial.id, *lease, worked=seconds, step=step, memory=memory):
+            if not leases.renew_lease(
+                connection, trial.id, *lease, worked=seconds, step=step, memory=memory
+            ):
                 return False
             curves.add_points(connection, trial.id, trial.attempt, points)
         try:
@@ -146,7 +175,9 @@ class Claims(StudyReader):
         with self.engine.begin() as connection:
             if leases.ended_by_hand(connection, trial.id, trial.lease):
                 return False
-            if not leases.renew_lease(connection, trial.id, trial.lease, self._lease_seconds, worked=seconds):
+            if not leases.renew_lease(
+                connection, trial.id, trial.lease, self._lease_seconds, worked=seconds
+            ):
                 return False
             findings.put_scores(connection, trial.id, scores)
             leases.end_attempt(connection, trial.id, trial.attempt, word, reason)
@@ -157,10 +188,17 @@ class Claims(StudyReader):
         held = True
         try:
             with leases.fenced(trial.id, trial.lease):
-                if self.storage.get_trial(trial.id).state != state:  # else an attempt to write it did, and was not told so
+                if (
+                    self.storage.get_trial(trial.id).state != state
+                ):  # else an attempt to write it did, and was not told so
                     if isinstance(outcome, Stopped):
                         self.optuna_trial(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
-                    self.end_trial(trial.id, state, attributes, [outcome.score.value] if isinstance(outcome, Completed) else None)
+                    self.end_trial(
+                        trial.id,
+                        state,
+                        attributes,
+                        [outcome.score.value] if isinstance(outcome, Completed) else None,
+                    )
         except LeaseLostError:
             return False
         except UpdateFinishedTrialError:
@@ -184,9 +222,19 @@ class Claims(StudyReader):
         """WAITING, or FAIL if the attempts at the trial were too many."""
         attempts = trials.attempts_of(connection, [trial_id])[trial_id]
         causes = [Cause(row.outcome) for row in attempts if row.outcome in set(Cause)]
-        return TrialState.FAIL if is_over(causes, self.spec.attempts.max_attempts) else TrialState.WAITING
+        return (
+            TrialState.FAIL
+            if is_over(causes, self.spec.attempts.max_attempts)
+            else TrialState.WAITING
+        )
 
-    def end_trial(self, trial_id: int, state: TrialState, attributes: Mapping[str, str], values: list[float] | None = None) -> None:
+    def end_trial(
+        self,
+        trial_id: int,
+        state: TrialState,
+        attributes: Mapping[str, str],
+        values: list[float] | None = None,
+    ) -> None:
         for key, value in attributes.items():
             self.storage.set_trial_user_attr(trial_id, key, value)
         self.storage.set_trial_state_values(trial_id, state, values)
@@ -202,13 +250,25 @@ class Claims(StudyReader):
         for trial_id, lease, until, alive in leases.orphans(connection, self.id, idle):
             if lease is None:
                 self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
-            elif attempt := leases.drop_lease(connection, trial_id, lease, until):  # else its holder was only late
+            elif attempt := leases.drop_lease(
+                connection, trial_id, lease, until
+            ):  # else its holder was only late
                 if self.storage.get_trial(trial_id).state != TrialState.RUNNING:
                     continue  # its holder's last word arrived before the lease was dropped; now no other can
-                reason = "its worker lost the database" if alive else "its worker died or fell silent"
-                leases.end_attempt(connection, trial_id, attempt, Cause.INTERRUPTED if alive else Cause.LOST, reason)
+                reason = (
+                    "its worker lost the database" if alive else "its worker died or fell silent"
+                )
+                leases.end_attempt(
+                    connection,
+                    trial_id,
+                    attempt,
+                    Cause.INTERRUPTED if alive else Cause.LOST,
+                    reason,
+                )
                 state = self._after_trouble(connection, trial_id)
-                self.end_trial(trial_id, state, {"reason": reason} if state == TrialState.FAIL else {})
+                self.end_trial(
+                    trial_id, state, {"reason": reason} if state == TrialState.FAIL else {}
+                )
 
     def sweep(self) -> None:
         with locks.locked(self.engine, self.id) as connection:
@@ -223,7 +283,14 @@ class Claims(StudyReader):
         """Why a person has stopped the trial under its worker; None: nobody has."""
         with self.engine.begin() as connection:
             attempts = trials.attempts_of(connection, [trial.id])[trial.id]
-        return next((row.reason for row in attempts if (row.attempt, row.outcome) == (trial.attempt, BY_HAND)), None)
+        return next(
+            (
+                row.reason
+                for row in attempts
+                if (row.attempt, row.outcome) == (trial.attempt, BY_HAND)
+            ),
+            None,
+        )
 
     def shares_device(self, trial: Trial) -> bool:
         """Whether other trials of any study run on the trial's device."""
@@ -236,4 +303,8 @@ class Claims(StudyReader):
             here = standing.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
             others = standing.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
             elsewhere = standing.works_elsewhere(connection, self.id, host)
-        return elsewhere and here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS and bool({"complete", "stopped"} & set(others))
+        return (
+            elsewhere
+            and here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS
+            and bool({"complete", "stopped"} & set(others))
+        )

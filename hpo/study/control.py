@@ -64,12 +64,18 @@ def kill(study: Study, number: int, why: str = "") -> bool:
             if configured is None:
                 raise UpdateFinishedTrialError
             if not configured:
-                with suppress(SpecError, ValueError):  # a stopped trial without parameters would blind TPE to those of all others
+                with suppress(
+                    SpecError, ValueError
+                ):  # a stopped trial without parameters would blind TPE to those of all others
                     study.configure(trial_id)
-            study.end_trial(trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason})
+            study.end_trial(
+                trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason}
+            )
         except UpdateFinishedTrialError:
             state = STATES[storage.get_trial(trial_id).state.name]
-            raise StudyError(f"trial {number} of study {study.name} is over ({state}): nothing to kill. {_open(study)}") from None
+            raise StudyError(
+                f"trial {number} of study {study.name} is over ({state}): nothing to kill. {_open(study)}"
+            ) from None
     return before.state == TrialState.RUNNING
 
 
@@ -77,16 +83,22 @@ def _trial_id(study: Study, number: int) -> int:
     try:
         return study.storage.get_trial_id_from_study_id_trial_number(study.id, number)
     except KeyError:
-        raise StudyError(f"study {study.name}: there is no trial {number}. {_open(study)}") from None
+        raise StudyError(
+            f"study {study.name}: there is no trial {number}. {_open(study)}"
+        ) from None
 
 
 def _open(study: Study) -> str:
     """What may be killed."""
-    trials = study.storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    trials = study.storage.get_all_trials(
+        study.id, deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
+    )
     return f"Running or waiting: {', '.join(str(trial.number) for trial in trials) or 'none'}"
 
 
-def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def chosen_values(
+    spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     """A value for each parameter that is `given` or in `like`, and the names of those that the sampler is to choose.
 
     given: fields of the configuration. What one of them exists only with, and nothing names, is the base's if that fits.
@@ -96,22 +108,30 @@ def chosen_values(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, 
     for name in given:
         if name not in spec.parameters:
             fixed = spec.base[name]
-            raise SpecError(f"hpo enqueue: {name} is not searched, it is {fixed!r}. Valid: {', '.join(spec.parameters)}")
+            raise SpecError(
+                f"hpo enqueue: {name} is not searched, it is {fixed!r}. Valid: {', '.join(spec.parameters)}"
+            )
     values: dict[str, Any] = {}
     sampled: list[str] = []
     for name, parameter in spec.parameters.items():
         open_parents = [parent for parent in parameter.when if parent in sampled]
         if open_parents or not spec.active(name, values):
             if name in given:
-                needs = ", ".join(f"{parent}={allowed[0]}" for parent, allowed in parameter.when.items())
-                raise SpecError(f"hpo enqueue {name}={given[name]}: {name} exists only with {needs}. Give that too")
+                needs = ", ".join(
+                    f"{parent}={allowed[0]}" for parent, allowed in parameter.when.items()
+                )
+                raise SpecError(
+                    f"hpo enqueue {name}={given[name]}: {name} exists only with {needs}. Give that too"
+                )
             if open_parents:
                 sampled.append(name)
         elif name in given or name in like:
             value = (given if name in given else like)[name]
             value = spec.config({**values, name: value}, "hpo enqueue ").flat()[name]
             if not parameter.contains(value):
-                raise SpecError(f"hpo enqueue: {name} = {value!r} is outside the space. Valid: {parameter}")
+                raise SpecError(
+                    f"hpo enqueue: {name} = {value!r} is outside the space. Valid: {parameter}"
+                )
             values[name] = value
         else:
             sampled.append(name)
@@ -132,10 +152,14 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> int:
     """Let a trial with these values wait, before all others that do. Returns its number. Raises StudyError."""
     if child := study.spec.child:
         parent = child.parent
-        raise StudyError(f"study {study.name} retrains configurations of {parent}: nothing can be put in. Give --study {parent}")
+        raise StudyError(
+            f"study {study.name} retrains configurations of {parent}: nothing can be put in. Give --study {parent}"
+        )
     with locks.locked(study.engine, study.id):
         study.optuna.enqueue_trial(dict(values), user_attrs={standing.ENQUEUED: person()})
-        waiting = study.storage.get_all_trials(study.id, deepcopy=False, states=(TrialState.WAITING,))
+        waiting = study.storage.get_all_trials(
+            study.id, deepcopy=False, states=(TrialState.WAITING,)
+        )
         return max(trial.number for trial in waiting)
 
 
@@ -146,7 +170,11 @@ def note(study: Study, text: str, number: int | None = None) -> None:
     """
     from optuna_dashboard import get_note, save_note  # takes seconds
 
-    of = study.optuna if number is None else study.optuna_trial(_trial_id(study, number), RandomSampler())
+    of = (
+        study.optuna
+        if number is None
+        else study.optuna_trial(_trial_id(study, number), RandomSampler())
+    )
     before = get_note(of)
     said = f"{escape(text, quote=False)}\n\n*{person()}, {datetime.now():%Y-%m-%d %H:%M}*"
     save_note(of, f"{before}\n\n{said}" if before else said)

@@ -28,7 +28,11 @@ def logged(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
-        root.warning("%s: cannot be written (%s); what is logged of this attempt is in the worker's output", path, error.strerror)
+        root.warning(
+            "%s: cannot be written (%s); what is logged of this attempt is in the worker's output",
+            path,
+            error.strerror,
+        )
         yield
         return
     handler.setFormatter(logging.Formatter(FORMAT))
@@ -73,6 +77,9 @@ class TrialLog:
         if self.attempts >= record.attempts:
             return None
         with study.engine.begin() as connection:
-            hosts = [row.host.split(" ")[0] for row in trials.attempts_of(connection, [record.id])[record.id]]
+            hosts = [
+                row.host.split(" ")[0]
+                for row in trials.attempts_of(connection, [record.id])[record.id]
+            ]
         places = ", ".join(sorted({f"{host}:{self.path}" for host in hosts}))
         return f"{record.attempts - self.attempts} of {record.attempts} attempts are not in {self.path} here. Look in {places}"

@@ -16,7 +16,10 @@ def study_folder(study: StudyReader, artifacts: Path | None = None) -> Path:
     """
     shared = artifacts or study.artifacts
     if shared and not shared.is_dir():
-        log.warning("%s: not there on this machine. Checkpoints stay here, and trials that go on elsewhere begin again", shared)
+        log.warning(
+            "%s: not there on this machine. Checkpoints stay here, and trials that go on elsewhere begin again",
+            shared,
+        )
         shared = None
     return (shared or home() / "studies") / f"{study.name}-{study.unique}"
 

@@ -30,10 +30,16 @@ def pick_trial(study: StudyReader, trial: str) -> Record:
         best = best_of(records, study.spec.metric)
         if best is None:
             if study.spec.child:
-                raise StudyError(f"study {study.name} retrains configurations of {study.spec.child.parent}: none is best. Give a number")
-            raise StudyError(f"study {study.name}: no trial is complete yet, so there is no best one. See hpo status --study {study.name}")
+                raise StudyError(
+                    f"study {study.name} retrains configurations of {study.spec.child.parent}: none is best. Give a number"
+                )
+            raise StudyError(
+                f"study {study.name}: no trial is complete yet, so there is no best one. See hpo status --study {study.name}"
+            )
         return best
     numbers = {str(record.number): record for record in records if record.config}
     if trial not in numbers:
-        raise StudyError(f"study {study.name}: no trial {trial!r} that began. Valid: best, {', '.join(numbers) or 'none yet'}")
+        raise StudyError(
+            f"study {study.name}: no trial {trial!r} that began. Valid: best, {', '.join(numbers) or 'none yet'}"
+        )
     return numbers[trial]

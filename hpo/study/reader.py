@@ -38,7 +38,9 @@ class StudyReader:
         self.id = study_id
         self.name = name
         self._spec: StudySpec | None = None
-        self._settled: dict[int, Record] = {}  # of trials that do not change any more: a launch asks twice a second
+        self._settled: dict[
+            int, Record
+        ] = {}  # of trials that do not change any more: a launch asks twice a second
 
     def warn_of_removed(self, attributes: Mapping[str, Any]) -> None:
         for line in what_changed(attributes["spec"], attributes.get("budget") or {}):
@@ -53,7 +55,9 @@ class StudyReader:
             with self.engine.begin() as connection:
                 return optuna_rows.study_attributes(connection, self.id)
         except KeyError:
-            raise StudyError(f"study {self.name} was deleted. Type the launch line again for a new one") from None
+            raise StudyError(
+                f"study {self.name} was deleted. Type the launch line again for a new one"
+            ) from None
 
     def set_attribute(self, key: str, value: Any) -> None:
         """value: JSON-ready."""
@@ -73,7 +77,9 @@ class StudyReader:
                 self._spec = StudySpec.model_validate(upgraded_spec(self.attributes["spec"]))
             except (ValidationError, SpecError) as error:
                 fault = explain(error) if isinstance(error, ValidationError) else error
-                raise StudyError(f"study {self.name} was made by another version of hpo ({fault}). Take --name for a new one") from None
+                raise StudyError(
+                    f"study {self.name} was made by another version of hpo ({fault}). Take --name for a new one"
+                ) from None
         return self._spec
 
     def refresh(self) -> None:
@@ -134,7 +140,15 @@ class StudyReader:
         count = Counter(standing.counts(connection, self.id))
         spent, promised, typical = standing.gpu_time(connection, self.id)
         ended = count["COMPLETE"] + count["PRUNED"]
-        return Spent(standing.now(connection), ended, count["RUNNING"], count["FAIL"], spent, promised, typical)
+        return Spent(
+            standing.now(connection),
+            ended,
+            count["RUNNING"],
+            count["FAIL"],
+            spent,
+            promised,
+            typical,
+        )
 
     def budget_spent(self) -> bool:
         """Whether the study is over as it should be: not because too many trials failed."""
@@ -154,7 +168,9 @@ class StudyReader:
         reason = refusal(budget, idle)
         if reason and spent.failed > self.budget.failures:
             return f"{reason}. Mend the cause, which hpo report names, and take --name"
-        return f"{reason}. To go on, raise it with hpo budget --study {self.name}" if reason else None
+        return (
+            f"{reason}. To go on, raise it with hpo budget --study {self.name}" if reason else None
+        )
 
     def over(self, budget_too: bool = True) -> str | None:
         """Why trials that run should be handed back: a person wants it, the GPU-hours are spent, or the deadline has passed.
@@ -163,7 +179,9 @@ class StudyReader:
         """
         if halt := self.halt:
             return str(halt)
-        if not budget_too or ((budget := self.budget).gpu_hours is None and budget.deadline is None):
+        if not budget_too or (
+            (budget := self.budget).gpu_hours is None and budget.deadline is None
+        ):
             return None
         with self.engine.begin() as connection:
             return over(budget, self.spent_in(connection))
@@ -193,10 +211,17 @@ class StudyReader:
         if not states:
             self.attributes  # noqa: B018  (raises if the study was deleted)
         metric = self.spec.metric
-        new = {trial_id: record_of(trial, rows.get(trial_id), metric) for trial_id, trial in trials.items()}
+        new = {
+            trial_id: record_of(trial, rows.get(trial_id), metric)
+            for trial_id, trial in trials.items()
+        }
         found = self._settled | new
         held = {trial_id for trial_id, row in rows.items() if row.lease is not None}
-        self._settled |= {trial_id: record for trial_id, record in new.items() if states[trial_id] in FINISHED and trial_id not in held}
+        self._settled |= {
+            trial_id: record
+            for trial_id, record in new.items()
+            if states[trial_id] in FINISHED and trial_id not in held
+        }
         return [found[trial_id] for trial_id in states if trial_id in found]
 
     def curves(self, records: Iterable[Record]) -> dict[int, list[Point]]:
@@ -206,7 +231,9 @@ class StudyReader:
             found = curves.curves_of(connection, list(ids))
         return {ids[trial_id]: curve for trial_id, curve in found.items()}
 
-    def scores(self, trial_ids: Sequence[int], partition: str = findings.VALIDATION) -> dict[int, Score]:
+    def scores(
+        self, trial_ids: Sequence[int], partition: str = findings.VALIDATION
+    ) -> dict[int, Score]:
         """Errors and lengths per item at the end of the training, by trial id, of the trials that have them."""
         with self.engine.begin() as connection:
             return findings.scores_of(connection, list(trial_ids), partition)
@@ -231,7 +258,9 @@ def open_reader(database: Database, name: str) -> StudyReader:
         names = [] if study_id is not None else optuna_rows.study_names(connection)
     if study_id is None:
         listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
-        raise StudyError(f"no study {name!r} in {database}.{guess(name, names)} There are: {listed or 'none; hpo launch makes one'}")
+        raise StudyError(
+            f"no study {name!r} in {database}.{guess(name, names)} There are: {listed or 'none; hpo launch makes one'}"
+        )
     found = StudyReader(engine, study_id, name)
     attributes = found.attributes
     if "spec" not in attributes:

@@ -26,9 +26,13 @@ def record_of(trial: TrialRow, row: Row[Any] | None, metric: Metric) -> Record:
     attributes = trial.attributes
     curve = dict(trial.curve)
     if trial.state == "COMPLETE" and trial.value is not None and row is not None and row.scored:
-        curve.setdefault(row.step, trial.value)  # of a training that ended before its last step it is not in the thin curve
+        curve.setdefault(
+            row.step, trial.value
+        )  # of a training that ended before its last step it is not in the thin curve
     best_step = min(curve, key=lambda step: metric.sign * curve[step]) if curve else None
-    unscored = trial.state == "COMPLETE" and (row is None or (row.attempts and not row.scored))  # by hand
+    unscored = trial.state == "COMPLETE" and (
+        row is None or (row.attempts and not row.scored)
+    )  # by hand
     troubled = row is not None and (unscored or trial.state in ("WAITING", "FAIL"))
     return Record(
         id=trial.id,
@@ -61,4 +65,6 @@ def in_thin_curve(step: int, config: Config) -> bool:
     """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
     evaluations = -(-config.steps // config.evaluate_every)
     every = -(-evaluations // THIN_CURVE)
-    return step == config.steps or (step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0)
+    return step == config.steps or (
+        step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0
+    )

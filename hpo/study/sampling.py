@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -20,7 +25,9 @@ class Proposed(BaseSampler):
     def __init__(self, values: Mapping[str, Any]):
         self._values = values
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return {}
 
     def sample_relative(
@@ -28,7 +35,13 @@ class Proposed(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         return {}
 
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
         return self._values[param_name]
 
 
@@ -52,10 +65,16 @@ def seed_of(seed: int, number: int) -> int:
 def fixed_trial(spec: StudySpec, config: Config, label: str) -> FrozenTrial:
     """A waiting trial of a given configuration, in or outside the space; it shows those of its parameters that the space has."""
     flat = config.flat()
-    values = {name: value for name, value in spec.existing(flat).items() if spec.parameters[name].contains(value)}
+    values = {
+        name: value
+        for name, value in spec.existing(flat).items()
+        if spec.parameters[name].contains(value)
+    }
     distributions = {name: distribution(spec, name) for name in values}
     attributes = {"fixed": flat, "label": label}
-    return create_trial(state=TrialState.WAITING, params=values, distributions=distributions, user_attrs=attributes)
+    return create_trial(
+        state=TrialState.WAITING, params=values, distributions=distributions, user_attrs=attributes
+    )
 
 
 def distribution(spec: StudySpec, name: str) -> BaseDistribution:

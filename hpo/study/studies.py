@@ -11,7 +11,9 @@ from hpo.study.study import Study
 def refuse_if_running(study: Study) -> None:
     """Raises StudyError while workers hold trials of it."""
     if study.runs_elsewhere():
-        raise StudyError(f"study {study.name}: {study.standing().running} trials run. First hpo stop --study {study.name}, or take --force")
+        raise StudyError(
+            f"study {study.name}: {study.standing().running} trials run. First hpo stop --study {study.name}, or take --force"
+        )
 
 
 def remove(study: Study, folder: Path) -> None:

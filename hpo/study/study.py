@@ -31,7 +31,14 @@ class Study(Claims):
     """Made with its starts waiting, and reopened by whoever names it."""
 
     @classmethod
-    def create_or_open(cls, database: Database, name: str, spec: StudySpec, data: Mapping[str, Any], extend: bool = False) -> "Study":
+    def create_or_open(
+        cls,
+        database: Database,
+        name: str,
+        spec: StudySpec,
+        data: Mapping[str, Any],
+        extend: bool = False,
+    ) -> "Study":
         """Make the study with its starts waiting, or reopen it if spec and data are the same.
 
         data: `path` (None: the trainer's own), `fingerprint`, and what the trainer tells of them.
@@ -42,10 +49,14 @@ class Study(Claims):
         storage = open_storage(database)
         with locks.locked(storage.engine, 0):
             direction = spec.metric.direction
-            made = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction=direction)
+            made = optuna.create_study(
+                storage=storage, study_name=name, load_if_exists=True, direction=direction
+            )
             if made.direction.name.lower() != direction:
                 there = made.direction.name.lower()
-                raise StudyError(f"study {name} is there already, to {there}, not to {direction}. Take --name for a new one")
+                raise StudyError(
+                    f"study {name} is there already, to {there}, not to {direction}. Take --name for a new one"
+                )
             study = cls(made, storage)
             if "spec" not in study.attributes:  # new, or its maker died before it was whole
                 study._make(spec, data)
@@ -72,7 +83,9 @@ class Study(Claims):
     def _make(self, spec: StudySpec, data: Mapping[str, Any]) -> None:
         there = [trial.user_attrs.get("start") for trial in self.optuna.get_trials(deepcopy=False)]
         if None in there:
-            raise StudyError(f"study {self.name} is there already and was not made by hpo. Take --name for a new one")
+            raise StudyError(
+                f"study {self.name} is there already and was not made by hpo. Take --name for a new one"
+            )
         self.set_attribute("unique", uuid4().hex[:8])
         for start in spec.starts:
             if start not in there:
@@ -98,7 +111,9 @@ class Study(Claims):
         if not extend:
             raise StudyError(f"study {self.name} exists with a smaller spec (grown: {places}). Take --extend to go on with it, or --name "
                              f"for a new study")  # fmt: skip
-        budget = {name: value for name, value in spec.budget if value != getattr(self.spec.budget, name)}
+        budget = {
+            name: value for name, value in spec.budget if value != getattr(self.spec.budget, name)
+        }
         live = self.budget.model_copy(update=budget)  # what `hpo budget` has changed since stays so
         self._store(spec.extended(self.spec), data)
         self.set_attribute("budget", live.model_dump(mode="json"))
@@ -116,12 +131,21 @@ class Study(Claims):
         Returns their ids in this order: one that has the same configuration, seed included, and did not fail is taken again.
         """
         with locks.locked(self.engine, self.id):
-            trials = [trial for trial in self.storage.get_all_trials(self.id, deepcopy=False) if trial.state != TrialState.FAIL]
+            trials = [
+                trial
+                for trial in self.storage.get_all_trials(self.id, deepcopy=False)
+                if trial.state != TrialState.FAIL
+            ]
             there = {fixed_key(trial.user_attrs["fixed"]): trial._trial_id for trial in trials}
             for config, label in wanted:
                 if (key := fixed_key(config.flat())) not in there:
-                    there[key] = self.storage.create_new_trial(self.id, fixed_trial(self.spec, config, label))
-            self.set_attribute("budget", self.budget.model_copy(update={"trials": len(there)}).model_dump(mode="json"))
+                    there[key] = self.storage.create_new_trial(
+                        self.id, fixed_trial(self.spec, config, label)
+                    )
+            self.set_attribute(
+                "budget",
+                self.budget.model_copy(update={"trials": len(there)}).model_dump(mode="json"),
+            )
         return [there[fixed_key(config.flat())] for config, _ in wanted]
 
 

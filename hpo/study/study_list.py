@@ -53,9 +53,15 @@ def all_studies(database: Database) -> list[Line]:
             .group_by(trials.study_id, state)
         ):
             counts[row.study_id][row.state] = row.n
-        values = select(trials.study_id, func.min(optuna_values.c.value), func.max(optuna_values.c.value))
-        values = values.join(optuna_values, optuna_values.c.trial_id == trials.trial_id).where(state == "COMPLETE", standing.not_imported())
-        ends = {row[0]: (row[1], row[2]) for row in connection.execute(values.group_by(trials.study_id))}
+        values = select(
+            trials.study_id, func.min(optuna_values.c.value), func.max(optuna_values.c.value)
+        )
+        values = values.join(optuna_values, optuna_values.c.trial_id == trials.trial_id).where(
+            state == "COMPLETE", standing.not_imported()
+        )
+        ends = {
+            row[0]: (row[1], row[2]) for row in connection.execute(values.group_by(trials.study_id))
+        }
         moment = func.max(func.coalesce(attempt_table.c.ended, attempt_table.c.begun))
         last = _pairs(connection, select(trials.study_id, moment).join(attempt_table, attempt_table.c.trial_id == trials.trial_id)
                       .group_by(trials.study_id))  # fmt: skip
@@ -63,10 +69,18 @@ def all_studies(database: Database) -> list[Line]:
         shown = optuna_study_attributes.c.key.in_(["budget", "halt", "metric"])
         for row in connection.execute(select(optuna_study_attributes).where(shown)):
             attributes[row.study_id][row.key] = json.loads(row.value_json)
-        lease = select(trials.study_id, func.count()).join(trial_table, trial_table.c.trial_id == trials.trial_id)
-        lease = lease.where(trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now())
+        lease = select(trials.study_id, func.count()).join(
+            trial_table, trial_table.c.trial_id == trials.trial_id
+        )
+        lease = lease.where(
+            trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now()
+        )
         held, now = _pairs(connection, lease.group_by(trials.study_id)), standing.now(connection)
-        names = connection.execute(select(optuna_studies.c.study_id, optuna_studies.c.study_name).order_by(optuna_studies.c.study_name))
+        names = connection.execute(
+            select(optuna_studies.c.study_id, optuna_studies.c.study_name).order_by(
+                optuna_studies.c.study_name
+            )
+        )
         return [_line(row.study_name, counts[row.study_id], attributes[row.study_id], ends.get(row.study_id), held.get(row.study_id, 0),
                       now if held.get(row.study_id) else last.get(row.study_id)) for row in names]  # fmt: skip
 
@@ -85,12 +99,24 @@ def _line(
 ) -> Line:
     budget, halt = attributes.get("budget"), attributes.get("halt")
     ended = count["COMPLETE"] + count["PRUNED"]
-    state = "foreign" if budget is None else halt["state"] if halt else "running" if held else "idle"
+    state = (
+        "foreign" if budget is None else halt["state"] if halt else "running" if held else "idle"
+    )
     if state == "idle" and budget and ended >= budget["trials"]:
         state = "done"
     metric = metric_of(attributes) if budget else None
     best = metric.best(ends) if metric and ends else None
-    return Line(name, state, ended, budget["trials"] if budget else None, held, count["FAIL"], metric, best, last)
+    return Line(
+        name,
+        state,
+        ended,
+        budget["trials"] if budget else None,
+        held,
+        count["FAIL"],
+        metric,
+        best,
+        last,
+    )
 
 
 def children(database: Database, name: str) -> list[str]:

@@ -11,7 +11,10 @@ from hpo.space.stopping import Stop
 from hpo.trainer import Score
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
-DONE: tuple[State, ...] = ("complete", "stopped")  # what a budget of trials counts, besides those that run
+DONE: tuple[State, ...] = (
+    "complete",
+    "stopped",
+)  # what a budget of trials counts, besides those that run
 BY_HAND = "by hand"  # the rule of a trial that a person has stopped
 
 
@@ -25,7 +28,10 @@ class Cause(StrEnum):
     BAD_CONFIGURATION = "bad configuration"  # it would be as bad again
 
 
-ALLOWED = {Cause.CODE_ERROR: 2, Cause.BAD_CONFIGURATION: 1}  # attempts that may end so; the others: the study's max_attempts
+ALLOWED = {
+    Cause.CODE_ERROR: 2,
+    Cause.BAD_CONFIGURATION: 1,
+}  # attempts that may end so; the others: the study's max_attempts
 
 
 def is_over(causes: Sequence[Cause], max_attempts: int) -> bool:
@@ -33,7 +39,9 @@ def is_over(causes: Sequence[Cause], max_attempts: int) -> bool:
     counted = [cause for cause in causes if cause != Cause.INTERRUPTED]
     if not counted or causes[-1] == Cause.INTERRUPTED:
         return False
-    return len(counted) >= max_attempts or counted.count(counted[-1]) >= ALLOWED.get(counted[-1], max_attempts)
+    return len(counted) >= max_attempts or counted.count(counted[-1]) >= ALLOWED.get(
+        counted[-1], max_attempts
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,9 @@ class Completed:
     """Trained to its last step. The trial's value is the metric there, not the best along the curve."""
 
     score: Score
-    held_out: Mapping[str, Score] = field(default_factory=dict)  # by partition; of children that score one only
+    held_out: Mapping[str, Score] = field(
+        default_factory=dict
+    )  # by partition; of children that score one only
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,9 @@ class Halt:
 
     def __str__(self) -> str:
         since = datetime.fromisoformat(self.since).astimezone()
-        return f"{self.state} by {self.by} at {since:%Y-%m-%d %H:%M:%S}" + (f" ({self.why})" if self.why else "")
+        return f"{self.state} by {self.by} at {since:%Y-%m-%d %H:%M:%S}" + (
+            f" ({self.why})" if self.why else ""
+        )
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def check_code(study: Study, allow_different: bool) -> None:
     here = code_version(study.spec.trainer)
     if study.code == "" or allow_different or same_results(here, study.code):
         return
-    raise StudyError(f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code")
+    raise StudyError(
+        f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code"
+    )
 
 
 def same_results(version: str, earlier: str) -> bool:
@@ -87,4 +89,8 @@ def _has_docstring(node: ast.AST) -> bool:
     if not isinstance(node, may_have_one) or not node.body:
         return False
     first = node.body[0]
-    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    return (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )

@@ -24,14 +24,24 @@ def data_picture(facts: Mapping[str, Any]) -> Group:
         "bins (min / mean / max)": [_spread(part["bins"]) for part in parts.values()],
         "labels": [part["labels"]["count"] for part in parts.values()],
         "labels a sentence": [_spread(part["labels"]) for part in parts.values()],
-        "too short for CTC": [f"{part['too_short']} ({percent(part['too_short'] / part['sentences'])})" for part in parts.values()],
+        "too short for CTC": [
+            f"{part['too_short']} ({percent(part['too_short'] / part['sentences'])})"
+            for part in parts.values()
+        ],
     }
     for title, cells in rows.items():
         table.add_row(title, *map(str, cells))
     notes = Table.grid(padding=(0, 2))
     for title, text in _data_notes(facts, parts):
         notes.add_row(title, Text(text))
-    return Group(Text(f"{facts['path'] or facts['source']}\n"), table, Text(), _day_table(parts), Text(), notes)
+    return Group(
+        Text(f"{facts['path'] or facts['source']}\n"),
+        table,
+        Text(),
+        _day_table(parts),
+        Text(),
+        notes,
+    )
 
 
 def _day_table(parts: Mapping[str, Any]) -> Table:
@@ -39,8 +49,15 @@ def _day_table(parts: Mapping[str, Any]) -> Table:
     for title in (*parts, "hours", "constant channels", "NaN or inf"):
         table.add_column(title, justify="right")
     for days in zip(*(part["days"] for part in parts.values()), strict=True):
-        faulty = [len({channel for day in days for channel in day[kind]}) for kind in ("constant_channels", "not_finite_channels")]
-        cells = [*(day["sentences"] for day in days), f"{sum(day['hours'] for day in days):.2f}", *faulty]
+        faulty = [
+            len({channel for day in days for channel in day[kind]})
+            for kind in ("constant_channels", "not_finite_channels")
+        ]
+        cells = [
+            *(day["sentences"] for day in days),
+            f"{sum(day['hours'] for day in days):.2f}",
+            *faulty,
+        ]
         table.add_row(days[0]["name"].removeprefix("day "), *map(str, cells))
     return table
 
@@ -50,26 +67,58 @@ def _data_notes(facts: Mapping[str, Any], parts: Mapping[str, Any]) -> list[tupl
                            "CTC learns nothing there")]  # fmt: skip
     if train := parts.get("train"):
         ranked = sorted(train["classes"].items(), key=lambda item: -item[1])
-        notes.append(("labels", "train has " + ", ".join(f"{_class(int(label))} {count}" for label, count in ranked)))
+        notes.append(
+            (
+                "labels",
+                "train has "
+                + ", ".join(f"{_class(int(label))} {count}" for label, count in ranked),
+            )
+        )
         if train["missing_classes"]:
             notes.append(("", "train lacks " + ", ".join(map(_class, train["missing_classes"]))))
     for kind, title in (("constant_channels", "constant"), ("not_finite_channels", "NaN or inf")):
-        if channels := sorted({channel for part in parts.values() for day in part["days"] for channel in day[kind]}):
-            notes.append((title, f"channels {_ranges(channels)}, counted from 0, on one day at least"))
+        if channels := sorted(
+            {channel for part in parts.values() for day in part["days"] for channel in day[kind]}
+        ):
+            notes.append(
+                (title, f"channels {_ranges(channels)}, counted from 0, on one day at least")
+            )
     same = facts["duplicates"]
     if same:
         others = [name for name in parts if name != "train"]
         shared = [f"{same[f'{name}_in_train']} of {name} are in train too" for name in others]
-        notes.append(("duplicates", "; ".join([f"{same['train']} of train are there twice", *shared]) + " (identical features)"))
+        notes.append(
+            (
+                "duplicates",
+                "; ".join([f"{same['train']} of train are there twice", *shared])
+                + " (identical features)",
+            )
+        )
         labels = [f"{same[f'{name}_labels_in_train']} of {name}" for name in others]
         if labels:
-            notes.append(("same text", f"{', '.join(labels)} have the labels of a sentence of train: no fault, but good to know"))
+            notes.append(
+                (
+                    "same text",
+                    f"{', '.join(labels)} have the labels of a sentence of train: no fault, but good to know",
+                )
+            )
     if words := facts["guessed_words"]:
         ranked = sorted(words.items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{word} {count}" for word, count in ranked[:WORDS_SHOWN]) + ", ..." * (len(words) > WORDS_SHOWN)
-        notes.append(("words", f"{len(words)} are in no dictionary, their phonemes guessed from their letters: {shown}"))
+        shown = ", ".join(f"{word} {count}" for word, count in ranked[:WORDS_SHOWN]) + ", ..." * (
+            len(words) > WORDS_SHOWN
+        )
+        notes.append(
+            (
+                "words",
+                f"{len(words)} are in no dictionary, their phonemes guessed from their letters: {shown}",
+            )
+        )
     notes += [("left out", f"{name}: {reason}") for name, reason in facts["absent"].items()]
-    return notes + [("fault", part["fault"]) for name, part in facts["partitions"].items() if part["fault"] and name != "train"]
+    return notes + [
+        ("fault", part["fault"])
+        for name, part in facts["partitions"].items()
+        if part["fault"] and name != "train"
+    ]
 
 
 def _spread(numbers: Mapping[str, float]) -> str:

@@ -12,10 +12,20 @@ from hpo.terminal.status import shown_value
 from hpo.trainer import Metric
 
 
-def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str], metric: Metric) -> Group:
+def past_picture(
+    runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str], metric: Metric
+) -> Group:
     """What `hpo import` shows: a row a run, then every doubt with the runs that it is about."""
     table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
-    for title in ("evals", "step", "of", f"best {metric.name}", f"last {metric.name}", "split", "GPU-h"):
+    for title in (
+        "evals",
+        "step",
+        "of",
+        f"best {metric.name}",
+        f"last {metric.name}",
+        "split",
+        "GPU-h",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     with_study = any("trial" in run for run in runs)
     if with_study:
@@ -24,17 +34,27 @@ def past_picture(runs: Sequence[Mapping[str, Any]], refused: Mapping[str, str], 
     for run in runs:
         hours = "" if run["gpu_seconds"] is None else f"{run['gpu_seconds'] / 3600:.2f}"
         numbers = [run["evaluations"], _or_blank(run["last_step"]), _or_blank(run["steps"])]
-        cells = [*numbers, shown_value(run["best_value"], metric), shown_value(run["last_value"], metric), run["split"] or "", hours]
+        cells = [
+            *numbers,
+            shown_value(run["best_value"], metric),
+            shown_value(run["last_value"], metric),
+            run["split"] or "",
+            hours,
+        ]
         if with_study:
             cells.append("-" if run["trial"] is None else run["trial"])
         table.add_row(Text(run["name"]), *(Text(str(cell)) for cell in cells))
         for doubt in run["doubts"]:
             doubts.setdefault(doubt, []).append(run["name"])
     lines = [Text(f"refused {name}: {reason}", style="red") for name, reason in refused.items()]
-    lines += [Text(f"not added {run['name']}: {run['why_not']}") for run in runs if run.get("why_not")]
+    lines += [
+        Text(f"not added {run['name']}: {run['why_not']}") for run in runs if run.get("why_not")
+    ]
     lines += [Text("\nDoubts")] if doubts else []
     for doubt, names in sorted(doubts.items(), key=lambda item: -len(item[1])):
-        lines.append(Text(f"  {'all' if len(names) == len(runs) > 1 else ', '.join(names)}: {doubt}"))
+        lines.append(
+            Text(f"  {'all' if len(names) == len(runs) > 1 else ', '.join(names)}: {doubt}")
+        )
     return Group(table, *lines)
 
 
@@ -42,7 +62,9 @@ def _or_blank(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def backtest_picture(found: Backtest, ranges: Sequence[SafeRange], not_replayable: Mapping[str, str], metric: Metric) -> Group:
+def backtest_picture(
+    found: Backtest, ranges: Sequence[SafeRange], not_replayable: Mapping[str, str], metric: Metric
+) -> Group:
     """What `hpo backtest` shows: a row a run and a column a rule, the totals of each rule, and why own-past stopped what."""
     table = Table(Column("run", overflow="fold"), box=None, pad_edge=False)
     table.add_column(f"best {metric.name}", justify="right", no_wrap=True)
@@ -58,11 +80,18 @@ def backtest_picture(found: Backtest, ranges: Sequence[SafeRange], not_replayabl
     bad = sum(bool(run.ended_badly) for run in found.runs)
     totals: dict[str, list[str]] = {
         "GPU-hours saved": [
-            f"{rule.gpu_hours_saved:.2g} of {rule.gpu_hours_total:.2g}" if rule.gpu_hours_total else "not recorded" for rule in found.rules
+            f"{rule.gpu_hours_saved:.2g} of {rule.gpu_hours_total:.2g}"
+            if rule.gpu_hours_total
+            else "not recorded"
+            for rule in found.rules
         ],
-        "stopped, though well": [f"{len(rule.healthy_stopped)} of {len(found.runs) - bad}" for rule in found.rules],
+        "stopped, though well": [
+            f"{len(rule.healthy_stopped)} of {len(found.runs) - bad}" for rule in found.rules
+        ],
         "missed, though bad": [f"{len(rule.bad_missed)} of {bad}" for rule in found.rules],
-        f"best {metric.name} left": [shown_value(rule.best_value_left, metric) for rule in found.rules],
+        f"best {metric.name} left": [
+            shown_value(rule.best_value_left, metric) for rule in found.rules
+        ],
     }
     for title, cells in totals.items():
         table.add_row(title, "", "", *cells)
@@ -72,7 +101,13 @@ def backtest_picture(found: Backtest, ranges: Sequence[SafeRange], not_replayabl
         f"{found.order[0].upper()}{found.order[1:]}.",
         *(f"{rule.rule}: {rule.what}" for rule in found.rules),
     ]
-    notes += [f"  {run.run}: {run.reason}" for rule in found.rules if rule.rule == "own-past" for run in rule.runs if run.reason]
+    notes += [
+        f"  {run.run}: {run.reason}"
+        for rule in found.rules
+        if rule.rule == "own-past"
+        for run in rule.runs
+        if run.reason
+    ]
     notes += [f"{run.run}: {run.remark}" for run in found.runs if run.remark]
     notes += [f"not replayed: {name}: {why}" for name, why in not_replayable.items()]
     return Group(table, Text(), *(Text(note) for note in notes), *_sweep(ranges))
@@ -83,14 +118,18 @@ def _fate(run: RunOutcome, bad: bool, metric: Metric) -> Text:
         return Text("missed" if bad else "-", style="red" if bad else "dim")
     lost = metric.scale * (run.value_forgone or 0)
     shown = f"{lost:.1f}" if metric.unit == "percent" else f"{lost:.3g}"
-    return Text(f"{run.stopped_at}" + (f", -{shown}" if lost else ""), style="green" if bad else "red")
+    return Text(
+        f"{run.stopped_at}" + (f", -{shown}" if lost else ""), style="green" if bad else "red"
+    )
 
 
 def _sweep(rows: Sequence[SafeRange]) -> list[Text | Table]:
     """How far each constant of own-past may move, the others at their defaults."""
     if not rows:
         return []
-    table = Table("own-past's", "default", "safe from", "to", "below", "above", box=None, pad_edge=False)
+    table = Table(
+        "own-past's", "default", "safe from", "to", "below", "above", box=None, pad_edge=False
+    )
     for row in rows:
         tried = {entry.value: entry for entry in row.tried}
         values = list(tried)
@@ -101,7 +140,12 @@ def _sweep(rows: Sequence[SafeRange]) -> list[Text | Table]:
         ]
         table.add_row(row.constant, f"{row.default:g}", *([f"{low:g}", f"{high:g}"] if row.safe else ["-", "-"]),
                       *("none tried" if edge is None else _errs(tried[edge]) for edge in edges))  # fmt: skip
-    return [Text("\nSafe: stops every run that ended badly and no other; one constant at a time, among the values tried"), table]
+    return [
+        Text(
+            "\nSafe: stops every run that ended badly and no other; one constant at a time, among the values tried"
+        ),
+        table,
+    ]
 
 
 def _errs(entry: Tried) -> str:

@@ -13,7 +13,13 @@ from sqlalchemy.engine import Connection
 
 from hpo.space.budget import Budget, Pace, Spent, seconds_left
 from hpo.store.standing import own_trials
-from hpo.store.tables import curve_table, optuna_attributes, optuna_trials, optuna_values, trial_table
+from hpo.store.tables import (
+    curve_table,
+    optuna_attributes,
+    optuna_trials,
+    optuna_values,
+    trial_table,
+)
 from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
 from hpo.study.trial import Halt, State
@@ -66,11 +72,15 @@ def snapshot(study: StudyReader) -> Snapshot:
         spent = study.spent_in(connection)
         running = _running(connection, study)
         waiting = select(func.count()).where(_of(study), _state() == "WAITING")
-        joined = optuna_trials.join(optuna_values, optuna_values.c.trial_id == optuna_trials.c.trial_id)
+        joined = optuna_trials.join(
+            optuna_values, optuna_values.c.trial_id == optuna_trials.c.trial_id
+        )
         value = select(optuna_trials.c.number, optuna_values.c.value).select_from(joined)
         complete = value.where(_of(study), _state() == "COMPLETE")
         best_first = study.spec.metric.sign * optuna_values.c.value
-        best = connection.execute(complete.order_by(best_first, optuna_trials.c.number).limit(1)).first()
+        best = connection.execute(
+            complete.order_by(best_first, optuna_trials.c.number).limit(1)
+        ).first()
         return Snapshot(
             name=study.name,
             metric=study.spec.metric,
@@ -98,14 +108,24 @@ def _running(connection: Connection, study: StudyReader) -> tuple[Running, ...]:
     table = trial_table.c
     age = study.spec.attempts.lease_seconds - func.extract("epoch", table.lease_until - func.now())
     statement = select(
-        optuna_trials.c.trial_id, optuna_trials.c.number, table.host, table.device, table.step, table.memory, age.label("age")
+        optuna_trials.c.trial_id,
+        optuna_trials.c.number,
+        table.host,
+        table.device,
+        table.step,
+        table.memory,
+        age.label("age"),
     )
     statement = statement.add_columns(table.config["steps"].as_integer().label("steps"))
-    statement = statement.join(trial_table, table.trial_id == optuna_trials.c.trial_id).where(_of(study), _state() == "RUNNING")
+    statement = statement.join(trial_table, table.trial_id == optuna_trials.c.trial_id).where(
+        _of(study), _state() == "RUNNING"
+    )
     rows = list(connection.execute(statement.order_by(optuna_trials.c.number)))
     pace = curve_table.c.metrics["step_seconds"].as_float().label("step_seconds")
     points = select(curve_table.c.trial_id, curve_table.c.value, pace)
-    points = points.where(curve_table.c.trial_id.in_([row.trial_id for row in rows])).order_by(curve_table.c.step)
+    points = points.where(curve_table.c.trial_id.in_([row.trial_id for row in rows])).order_by(
+        curve_table.c.step
+    )
     curves: dict[int, list[Any]] = {row.trial_id: [] for row in rows}
     for point in connection.execute(points):
         curves[point.trial_id].append(point)
@@ -120,14 +140,22 @@ def _running(connection: Connection, study: StudyReader) -> tuple[Running, ...]:
     return tuple(one(row) for row in rows)
 
 
-def _outcomes(connection: Connection, study: StudyReader, starts: bool = False) -> list[tuple[str, Ended]]:
+def _outcomes(
+    connection: Connection, study: StudyReader, starts: bool = False
+) -> list[tuple[str, Ended]]:
     """The last that ended; or all the starts, each with its name."""
     reason, start, label = (optuna_attributes.alias() for _ in range(3))
     trials = optuna_trials.c
     joined = optuna_trials.outerjoin(optuna_values, optuna_values.c.trial_id == trials.trial_id)
-    joined = joined.outerjoin(reason, and_(reason.c.trial_id == trials.trial_id, reason.c.key == "reason"))
-    joined = joined.outerjoin(label, and_(label.c.trial_id == trials.trial_id, label.c.key == "label"))
-    joined = joined.join(start, and_(start.c.trial_id == trials.trial_id, start.c.key == "start"), isouter=not starts)
+    joined = joined.outerjoin(
+        reason, and_(reason.c.trial_id == trials.trial_id, reason.c.key == "reason")
+    )
+    joined = joined.outerjoin(
+        label, and_(label.c.trial_id == trials.trial_id, label.c.key == "label")
+    )
+    joined = joined.join(
+        start, and_(start.c.trial_id == trials.trial_id, start.c.key == "start"), isouter=not starts
+    )
     statement = select(
         trials.number,
         _state().label("state"),
@@ -140,22 +168,38 @@ def _outcomes(connection: Connection, study: StudyReader, starts: bool = False) 
     if starts:
         statement = statement.order_by(trials.number)
     else:
-        ended = statement.where(trials.datetime_complete.is_not(None), _state().in_(["COMPLETE", "PRUNED", "FAIL"]))
+        ended = statement.where(
+            trials.datetime_complete.is_not(None), _state().in_(["COMPLETE", "PRUNED", "FAIL"])
+        )
         statement = ended.order_by(trials.datetime_complete.desc()).limit(OUTCOMES)
 
     def one(row: Any) -> Ended:
         value = row.value if row.state == "COMPLETE" else None
-        name, reason = (json.loads(text or '""') for text in (row.start or row.label, row.value_json))
+        name, reason = (
+            json.loads(text or '""') for text in (row.start or row.label, row.value_json)
+        )
         return Ended(row.number, name, STATES[row.state], value, reason)
 
     return [(json.loads(row.start or '""'), one(row)) for row in connection.execute(statement)]
 
 
-def _seconds_left(connection: Connection, study: StudyReader, budget: Budget, spent: Spent, running: tuple[Running, ...]) -> float | None:
+def _seconds_left(
+    connection: Connection,
+    study: StudyReader,
+    budget: Budget,
+    spent: Spent,
+    running: tuple[Running, ...],
+) -> float | None:
     table = trial_table.c
     ended = func.avg(table.step).filter(_state().in_(["COMPLETE", "PRUNED"]))
-    statement = select(func.sum(table.step).label("steps"), func.sum(table.seconds).label("seconds"), ended.label("typical"))
-    row = connection.execute(statement.join(optuna_trials, optuna_trials.c.trial_id == table.trial_id).where(_of(study))).one()
+    statement = select(
+        func.sum(table.step).label("steps"),
+        func.sum(table.seconds).label("seconds"),
+        ended.label("typical"),
+    )
+    row = connection.execute(
+        statement.join(optuna_trials, optuna_trials.c.trial_id == table.trial_id).where(_of(study))
+    ).one()
     pace = Pace(
         steps=row.steps or 0,
         seconds=float(row.seconds or 0),

@@ -13,14 +13,22 @@ from hpo.text import duration
 from hpo.trainer import Metric
 
 ROWS = 18  # trials shown: those that run, and the last of the others
-STYLES = {"running": "bold", "complete": "green", "stopped": "yellow", "failed": "red", "waiting": "dim"}
+STYLES = {
+    "running": "bold",
+    "complete": "green",
+    "stopped": "yellow",
+    "failed": "red",
+    "waiting": "dim",
+}
 
 
 def trial_table(records: list[Record], budget: Budget, metric: Metric) -> Group:
     """A picture of the study: one row a trial, and a line of totals."""
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "state", "step", metric.name, "best", ""):
-        table.add_column(title, justify="left" if title in ("state", "") else "right", no_wrap=title != "")
+        table.add_column(
+            title, justify="left" if title in ("state", "") else "right", no_wrap=title != ""
+        )
     for record in _shown(records):
         table.add_row(
             str(record.number),
@@ -75,4 +83,8 @@ def shown_value(value: float | None, metric: Metric) -> str:
 
 
 def _remark(record: Record) -> str:
-    return ": ".join(part for part in (f"start {record.start}" if record.start else "", record.label, record.reason) if part)
+    return ": ".join(
+        part
+        for part in (f"start {record.start}" if record.start else "", record.label, record.reason)
+        if part
+    )

@@ -16,7 +16,16 @@ from hpo.space.stopping import Stop, non_finite, not_finite
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted, Outcome, Stopped, Trial
 from hpo.trainer import Progress, Training, as_score, load_trainer
-from hpo.worker.checkpoint import TORCH_WEIGHTS, Writer, begin, check_state, checkpoints, remove_drafts, save_checkpoint, written
+from hpo.worker.checkpoint import (
+    TORCH_WEIGHTS,
+    Writer,
+    begin,
+    check_state,
+    checkpoints,
+    remove_drafts,
+    save_checkpoint,
+    written,
+)
 from hpo.worker.device import CPU, first_line, taken_memory
 from hpo.worker.reporter import Reporter, persistently
 from hpo.worker.trackers import FOLDER, Subject, Tracker, Trackers, chosen
@@ -34,7 +43,9 @@ class Place:
     record: dict[str, str]  # device, code_version, data
     stop: Callable[[], bool] = lambda: False
     device: torch.device = CPU
-    held_out: Mapping[str, Any] = field(default_factory=dict)  # partitions that complete trials are scored on too
+    held_out: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # partitions that complete trials are scored on too
 
 
 class Attempt:
@@ -50,14 +61,18 @@ class Attempt:
         self.weights = self.trainer.weights or TORCH_WEIGHTS
         self.trial, self.folder = trial, folder
         self.writer = Writer(self._write_fault)
-        self.reporter = Reporter(place.study, trial, partial(taken_memory, place.device), log.warning)
+        self.reporter = Reporter(
+            place.study, trial, partial(taken_memory, place.device), log.warning
+        )
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
         self.short_of_memory = False
 
     def to_its_end(self) -> Outcome | None:
-        begun = begin(partial(self.trainer.start, self.trial.config, self.place.dataset), self.folder)
+        begun = begin(
+            partial(self.trainer.start, self.trial.config, self.place.dataset), self.folder
+        )
         training = begun.training
         for fault in begun.faults:
             log.warning("trial %d: a checkpoint cannot be used: %s", self.trial.number, fault)
@@ -65,7 +80,10 @@ class Attempt:
             self.curve = begun.curve
             log.info("trial %d: goes on after step %d", self.trial.number, training.step)
         elif self.trial.attempt > 1:
-            log.info("trial %d: no checkpoint of its earlier attempt is here; it begins again at step 0", self.trial.number)
+            log.info(
+                "trial %d: no checkpoint of its earlier attempt is here; it begins again at step 0",
+                self.trial.number,
+            )
         check_state(training.state_dict())
         resume = partial(self.study.resume, self.trial, training.step, self.curve)
         if not persistently(resume, self.place.stop, log.warning):
@@ -74,7 +92,10 @@ class Attempt:
         remove_drafts(self.folder)
         outcome = self._steps(training)
         if isinstance(outcome, Completed):
-            held_out = {name: as_score(training.evaluate(data)) for name, data in self.place.held_out.items()}
+            held_out = {
+                name: as_score(training.evaluate(data))
+                for name, data in self.place.held_out.items()
+            }
             outcome = replace(outcome, held_out=held_out)
             self._keep(training, "last", outcome.score.value)
         if isinstance(outcome, (Completed, Interrupted)):
@@ -86,7 +107,13 @@ class Attempt:
         names, unique = persistently(partial(chosen, self.study), self.place.stop, log.warning)
         trial, folder = self.trial, self.place.folder / FOLDER
         subject = Subject(
-            folder, self.study.name, trial.number, trial.attempt, f"{unique}-{trial.number}", trial.config.flat(), self.metric.key
+            folder,
+            self.study.name,
+            trial.number,
+            trial.attempt,
+            f"{unique}-{trial.number}",
+            trial.config.flat(),
+            self.metric.key,
         )
         threads = [Tracker(name, subject, self.reporter.may_write, log.warning) for name in names]
         self.trackers = Trackers(threads, self.curve)
@@ -106,7 +133,9 @@ class Attempt:
         steps = self.trial.config.steps
         for progress in training.train():
             if not isinstance(progress, Progress):
-                raise TypeError(f"train() gave a {type(progress).__name__}. Valid: hpo.Progress(step, loss, ...)")
+                raise TypeError(
+                    f"train() gave a {type(progress).__name__}. Valid: hpo.Progress(step, loss, ...)"
+                )
             if reason := progress.reason_to_end:
                 self.reporter.at(progress.step)
                 return Stopped(non_finite(progress.step, reason))
@@ -121,7 +150,10 @@ class Attempt:
                 if stop := self._judged(finished):
                     return Stopped(stop)
                 # Asked before the best weights are written, which may be at every evaluation.
-                due = time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
+                due = (
+                    time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds
+                    and not self.writer.busy
+                )
                 # Before the checkpoint: who goes on from that does not score this again.
                 self._keep_if_best(training, point)
                 if due and not finished:
@@ -133,11 +165,17 @@ class Attempt:
                 return None
             if (why := "a signal" if self.place.stop() else self.reporter.spent) and not finished:
                 return Interrupted(why)
-        if score is None or since:  # no steps at all, resumed at the last one, or ended after steps without a score
+        if (
+            score is None or since
+        ):  # no steps at all, resumed at the last one, or ended after steps without a score
             score = as_score(training.evaluate(self.place.dataset))
             point = Point(training.step, score.value, 0.0)
             if since:
-                point = point_of([*since[:-1], replace(since[-1], score=score)], last_step, time.monotonic() - begin_seconds)
+                point = point_of(
+                    [*since[:-1], replace(since[-1], score=score)],
+                    last_step,
+                    time.monotonic() - begin_seconds,
+                )
             if stop := not_finite(point, self.metric):
                 return Stopped(stop)
             if since:
@@ -161,7 +199,15 @@ class Attempt:
         state = training.state_dict()
         check_state(state)
         what = f"the checkpoint at step {training.step}"
-        self.writer.submit(what, save_checkpoint, training.step, state, list(self.curve), self.folder, self.reporter.may_write)
+        self.writer.submit(
+            what,
+            save_checkpoint,
+            training.step,
+            state,
+            list(self.curve),
+            self.folder,
+            self.reporter.may_write,
+        )
 
     def _keep(self, training: Training, which: str, value: float) -> None:
         """The weights that were scored, `best` along the curve or `last`."""
@@ -175,7 +221,9 @@ class Attempt:
             **self.place.record,
         }
         collected = self.weights.collect(training)
-        self.writer.submit(f"the {which} weights", self._write_weights, which, collected, self.trial.config, facts)
+        self.writer.submit(
+            f"the {which} weights", self._write_weights, which, collected, self.trial.config, facts
+        )
 
     def _keep_if_best(self, training: Training, point: Point) -> None:
         if point.value == self.metric.best([point.value for point in self.curve]):
@@ -184,7 +232,9 @@ class Attempt:
     def _weights_path(self, which: str) -> Path:
         return self.folder / f"{which}{self.weights.suffix}"
 
-    def _write_weights(self, which: str, collected: dict[str, Any], config: Config, facts: dict[str, Any]) -> None:
+    def _write_weights(
+        self, which: str, collected: dict[str, Any], config: Config, facts: dict[str, Any]
+    ) -> None:
         """Other than a checkpoint, which any attempt can go on from, they take the place of those of a next holder: where it is not
         known whether there is one, they wait.
         """
@@ -205,4 +255,6 @@ class Attempt:
 
     def _write_fault(self, what: str, error: Exception) -> None:
         """A disk that is full costs the file, not the training."""
-        log.warning("trial %d: %s could not be written: %s", self.trial.number, what, first_line(error))
+        log.warning(
+            "trial %d: %s could not be written: %s", self.trial.number, what, first_line(error)
+        )

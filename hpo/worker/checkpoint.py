@@ -95,7 +95,9 @@ def _state_of(training: Training) -> dict[str, Any]:
     return training.state_dict()
 
 
-def _write_state(path: Path, collected: dict[str, Any], config: Config, facts: dict[str, Any]) -> None:
+def _write_state(
+    path: Path, collected: dict[str, Any], config: Config, facts: dict[str, Any]
+) -> None:
     torch.save({"state": collected, "config": config.flat(), "facts": facts}, path)
 
 
@@ -134,16 +136,22 @@ def save_checkpoint(
     Written under a temporary name, then renamed if `still` it should be; older ones but one are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"checkpoint.{uuid4().hex}.tmp"  # process ids repeat: in containers, on other hosts
+    draft = (
+        folder / f"checkpoint.{uuid4().hex}.tmp"
+    )  # process ids repeat: in containers, on other hosts
     try:
-        torch.save({"step": step, "state": state, "curve": [asdict(point) for point in curve]}, draft)
+        torch.save(
+            {"step": step, "state": state, "curve": [asdict(point) for point in curve]}, draft
+        )
         if not still():
             return
         draft.replace(folder / f"checkpoint-{step:08d}-{_digest(draft)}.pt")
     finally:
         draft.unlink(missing_ok=True)
     by_age = sorted(checkpoints(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for old in by_age[KEPT:]:  # not by step: one that this version cannot use may be of a later step
+    for old in by_age[
+        KEPT:
+    ]:  # not by step: one that this version cannot use may be of a later step
         old.unlink(missing_ok=True)
 
 
@@ -171,10 +179,14 @@ def begin(start: Callable[[], Training], folder: Path) -> Begun:
     for path in checkpoints(folder):
         try:
             if _digest(path) != path.stem.rpartition("-")[2]:
-                faults.append(f"{path.name}: {path.stat().st_size:,} bytes that are not those that were written")
+                faults.append(
+                    f"{path.name}: {path.stat().st_size:,} bytes that are not those that were written"
+                )
                 path.unlink()
                 continue
-            saved = torch.load(path, map_location="cpu", weights_only=True)  # generators want their states there
+            saved = torch.load(
+                path, map_location="cpu", weights_only=True
+            )  # generators want their states there
         except OSError as error:
             faults.append(f"{path.name}: cannot be read ({error.strerror})")
             continue

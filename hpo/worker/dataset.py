@@ -60,19 +60,25 @@ def _titled(title: str, lines: list[str]) -> list[str]:
     return [f"{title if number == 0 else '':11}{line}" for number, line in enumerate(lines)]
 
 
-def load_dataset(spec: StudySpec, path: Path | None, device: str, partition: str = "train") -> Dataset:
+def load_dataset(
+    spec: StudySpec, path: Path | None, device: str, partition: str = "train"
+) -> Dataset:
     """One partition, ready for trainings on the device. path: None takes the trainer's own.
 
     Raises DataError, MemoryShortError.
     """
     trainer = load_trainer(spec.trainer)
     validation = spec.validation
-    request = DataRequest(path, spec.config(), device, validation.fraction, validation.seed, partition)
+    request = DataRequest(
+        path, spec.config(), device, validation.fraction, validation.seed, partition
+    )
     try:
         dataset: Dataset = asked(spec, "load_data", partial(trainer.load_data, request))
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
-            raise MemoryShortError(f"{path or trainer.bundled}: no room on {device} for it. Take fewer workers there") from None
+            raise MemoryShortError(
+                f"{path or trainer.bundled}: no room on {device} for it. Take fewer workers there"
+            ) from None
         raise
     _check_dataset(spec, dataset)
     return dataset
@@ -83,13 +89,19 @@ def _check_dataset(spec: StudySpec, dataset: Dataset) -> None:
     kind = f"trainer {spec.trainer}: load_data gives a {type(dataset).__name__}"
     for name in ("fingerprint", "facts", "describe"):
         if not hasattr(dataset, name):
-            raise DataError(f"{kind} without {name}. Valid: what has fingerprint, facts and describe(config), see hpo.trainer.Dataset")
+            raise DataError(
+                f"{kind} without {name}. Valid: what has fingerprint, facts and describe(config), see hpo.trainer.Dataset"
+            )
     if not isinstance(dataset.fingerprint, str):
-        raise DataError(f"{kind} whose fingerprint is a {type(dataset.fingerprint).__name__}. Valid: a text, equal for equal data")
+        raise DataError(
+            f"{kind} whose fingerprint is a {type(dataset.fingerprint).__name__}. Valid: a text, equal for equal data"
+        )
     try:
         json.dumps(dict(dataset.facts), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{kind} whose facts cannot be stored ({error}). Valid: a dict of numbers, text, lists and dicts") from None
+        raise DataError(
+            f"{kind} whose facts cannot be stored ({error}). Valid: a dict of numbers, text, lists and dicts"
+        ) from None
 
 
 def load_study_data(study: Study, path: Path | None, device: str) -> Dataset:

@@ -9,7 +9,12 @@ import torch
 from hpo.errors import CallerError, MachineError
 
 CPU = torch.device("cpu")
-MEMORY_SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+MEMORY_SHORT = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def choose_device(wanted: str | None) -> torch.device:
@@ -18,11 +23,17 @@ def choose_device(wanted: str | None) -> torch.device:
     try:
         device = torch.device(wanted or ("cuda" if gpus else "cpu"))
     except RuntimeError:
-        raise CallerError(f"--device {wanted}: not a device. Valid: cpu, cuda, cuda:0, cuda:1, ...") from None
+        raise CallerError(
+            f"--device {wanted}: not a device. Valid: cpu, cuda, cuda:0, cuda:1, ..."
+        ) from None
     if device.type not in ("cpu", "cuda"):
-        raise CallerError(f"--device {wanted}: not supported. Valid: cpu, cuda, cuda:0, cuda:1, ...")
+        raise CallerError(
+            f"--device {wanted}: not supported. Valid: cpu, cuda, cuda:0, cuda:1, ..."
+        )
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise MachineError(f"--device {wanted}: this machine shows {gpus} CUDA devices to PyTorch {torch.__version__}. Take --device cpu")
+        raise MachineError(
+            f"--device {wanted}: this machine shows {gpus} CUDA devices to PyTorch {torch.__version__}. Take --device cpu"
+        )
     return device
 
 

@@ -16,10 +16,14 @@ from hpo.errors import DatabaseAwayError
 from hpo.study.study import Study
 from hpo.study.trial import Trial
 
-RENEW_SECONDS = 2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
+RENEW_SECONDS = (
+    2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
+)
 LOOK_SECONDS = 4.0  # how long a spent budget or a passed deadline may stay unnoticed
 ANSWER_SECONDS = 5.0  # so long a worker waits for an answer, even if it is to leave
-OUTAGE_SECONDS = 3600.0  # a worker waits so long for a database that is away, with nothing else to do
+OUTAGE_SECONDS = (
+    3600.0  # a worker waits so long for a database that is away, with nothing else to do
+)
 Found = TypeVar("Found")
 
 
@@ -35,7 +39,10 @@ class Backoff:
 
 
 def persistently(
-    ask: Callable[[], Found], given_up: Callable[[], bool], say: Callable[[str], None], limit: float = OUTAGE_SECONDS
+    ask: Callable[[], Found],
+    given_up: Callable[[], bool],
+    say: Callable[[str], None],
+    limit: float = OUTAGE_SECONDS,
 ) -> Found:
     """ask(), again and again while the database is away; raises DatabaseAwayError after `limit` seconds or when `given_up`."""
     backoff, begin, last = Backoff(), time.monotonic(), ""
@@ -81,7 +88,9 @@ def _joined(thread: threading.Thread, given_up: Callable[[], bool]) -> bool:
 class Reporter:
     """Of one attempt. The training says where it is; `lost` and `spent` tell it to end."""
 
-    def __init__(self, study: Study, trial: Trial, memory: Callable[[], int], say: Callable[[str], None]):
+    def __init__(
+        self, study: Study, trial: Trial, memory: Callable[[], int], say: Callable[[str], None]
+    ):
         self.study, self.trial = study, trial
         self.lost = False  # the trial is another's now
         self.spent = ""  # why the trial is to be handed back, once it is: the study is paused, stopped, or its budget spent

@@ -25,7 +25,11 @@ from hpo.study.trial import Completed, Failed, Interrupted, Outcome, Stopped, in
 
 FOLDER = "trackers"
 CLOSE_SECONDS = 10.0  # so long the end of an attempt waits for what is not written yet
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "wandb": "wandb"}  # a tracker and its module: what pip installs
+PACKAGES = {
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow-skinny",
+    "wandb": "wandb",
+}  # a tracker and its module: what pip installs
 DEFAULTS = {  # what a person has set in the environment stays
     "MLFLOW_ALLOW_FILE_STORE": "true",  # not SQLite, MLflow's own default: workers of several hosts write in one network folder
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,7 +41,12 @@ DEFAULTS = {  # what a person has set in the environment stays
     "WANDB__DISABLE_META": "true",  # among it the command line, which may hold a database's password
     "WANDB__DISABLE_STATS": "true",
 }
-MLFLOW_STATUS = {Completed: "FINISHED", Stopped: "KILLED", Failed: "FAILED", Interrupted: "SCHEDULED"}
+MLFLOW_STATUS = {
+    Completed: "FINISHED",
+    Stopped: "KILLED",
+    Failed: "FAILED",
+    Interrupted: "SCHEDULED",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,10 @@ class _TensorBoard:
         writer: Any = SummaryWriter
         hyperparameters: Any = hparams
         self._writer = writer(str(subject.folder / "tensorboard" / subject.name), purge_step=0)
-        values = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in subject.config.items()}
+        values = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in subject.config.items()
+        }
         experiment, begin, self._success = hyperparameters(values, {subject.final: 0.0})
         for summary in (experiment, begin):
             self._writer.file_writer.add_summary(summary)
@@ -107,17 +119,41 @@ class _MLflow:
         from mlflow.entities import Metric, Param, RunTag
 
         self._metric, self._tag, self._final = Metric, RunTag, subject.final
-        with FileLock(subject.folder / "mlflow.lock", timeout=60):  # the first worker makes the store and the experiment
-            store = os.environ.get("MLFLOW_TRACKING_URI") or (subject.folder / "mlflow").absolute().as_uri()
+        with FileLock(
+            subject.folder / "mlflow.lock", timeout=60
+        ):  # the first worker makes the store and the experiment
+            store = (
+                os.environ.get("MLFLOW_TRACKING_URI")
+                or (subject.folder / "mlflow").absolute().as_uri()
+            )
             self._client: Any = MlflowClient(tracking_uri=store)
             experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or subject.study)
         mine = f"tags.`hpo.id` = '{subject.id}'"
-        there = self._client.search_runs([experiment], mine, max_results=1) if subject.attempt > 1 else []
-        run = there[0] if there else self._client.create_run(experiment, run_name=subject.name, tags={"hpo.id": subject.id})
+        there = (
+            self._client.search_runs([experiment], mine, max_results=1)
+            if subject.attempt > 1
+            else []
+        )
+        run = (
+            there[0]
+            if there
+            else self._client.create_run(
+                experiment, run_name=subject.name, tags={"hpo.id": subject.id}
+            )
+        )
         self._run = run.info.run_id
-        self._told = {metric.step for metric in self._client.get_metric_history(self._run, subject.metric)} if there else set()
+        self._told = (
+            {metric.step for metric in self._client.get_metric_history(self._run, subject.metric)}
+            if there
+            else set()
+        )
         self._client.update_run(self._run, status="RUNNING")
-        tags = {"hpo.study": subject.study, "hpo.trial": str(subject.number), "hpo.outcome": "running", "mlflow.note.content": subject.link}
+        tags = {
+            "hpo.study": subject.study,
+            "hpo.trial": str(subject.number),
+            "hpo.outcome": "running",
+            "mlflow.note.content": subject.link,
+        }
         self._client.log_batch(
             self._run,
             params=[Param(name, str(value)) for name, value in subject.config.items()],
@@ -138,13 +174,20 @@ class _MLflow:
     def point(self, step: int, values: dict[str, float]) -> None:
         now = int(1000 * time.time())
         if step not in self._told:
-            self._client.log_batch(self._run, metrics=[self._metric(name, value, now, step) for name, value in values.items()])
+            self._client.log_batch(
+                self._run,
+                metrics=[self._metric(name, value, now, step) for name, value in values.items()],
+            )
 
     def end(self, step: int, outcome: Outcome) -> None:
         if isinstance(outcome, Completed):
             self._client.log_metric(self._run, self._final, outcome.score.value, step=step)
         self._client.set_tag(self._run, "hpo.outcome", _text(outcome))
-        over = self._client.update_run if isinstance(outcome, Interrupted) else self._client.set_terminated
+        over = (
+            self._client.update_run
+            if isinstance(outcome, Interrupted)
+            else self._client.set_terminated
+        )
         over(self._run, status=MLFLOW_STATUS[type(outcome)])
 
     def close(self) -> None:
@@ -158,7 +201,9 @@ class _WandB:
         import wandb
 
         offline = os.environ["WANDB_MODE"] == "offline"
-        for old in (subject.folder / "wandb").glob(f"offline-run-*-{subject.id}") if offline else ():
+        for old in (
+            (subject.folder / "wandb").glob(f"offline-run-*-{subject.id}") if offline else ()
+        ):
             shutil.rmtree(old, ignore_errors=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or subject.study, group=subject.study, name=subject.name, id=subject.id,
@@ -180,7 +225,11 @@ class _WandB:
         self._run.finish(exit_code=self._code)
 
 
-WRITERS: dict[str, Callable[[Subject], Any]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WandB}
+WRITERS: dict[str, Callable[[Subject], Any]] = {
+    "tensorboard": _TensorBoard,
+    "mlflow": _MLflow,
+    "wandb": _WandB,
+}
 
 
 def _text(outcome: Outcome) -> str:
@@ -190,7 +239,9 @@ def _text(outcome: Outcome) -> str:
 class Tracker(threading.Thread):
     """One tracker of one attempt. Takes points, then perhaps the outcome, then None; nobody waits for it."""
 
-    def __init__(self, name: str, subject: Subject, still: Callable[[], bool], say: Callable[[str], None]):
+    def __init__(
+        self, name: str, subject: Subject, still: Callable[[], bool], say: Callable[[str], None]
+    ):
         """still: whether the trial is ours to write of; say: is told, in this thread, what went wrong."""
         super().__init__(name=name, daemon=True)
         self._subject, self._still, self._say = subject, still, say
@@ -206,7 +257,9 @@ class Tracker(threading.Thread):
             self._write()
         except BaseException as error:  # whatever a foreign package raises
             what = (str(error).strip() or "no message").splitlines()[0]
-            self._say(f"trial {number}: {self.name} gets no more of this attempt: {type(error).__name__}: {what}")
+            self._say(
+                f"trial {number}: {self.name} gets no more of this attempt: {type(error).__name__}: {what}"
+            )
 
     def _write(self) -> None:
         for variable in DEFAULTS:
@@ -257,7 +310,9 @@ class Trackers:
 def missing(name: str) -> str | None:
     """What to do about a package that is not installed here; None: it is."""
     found = find_spec(name)
-    if found is not None and found.origin is not None:  # else a folder of that name is in the working directory, as W&B makes one
+    if (
+        found is not None and found.origin is not None
+    ):  # else a folder of that name is in the working directory, as W&B makes one
         return None
     return f"{name} is not installed here (pip install {PACKAGES[name]})"
 
@@ -266,9 +321,13 @@ def check(names: Sequence[str]) -> list[str]:
     """What --track was given, each once; `none` is no tracker. Raises CallerError."""
     for name in names:
         if name not in PACKAGES and name != "none":
-            raise CallerError(f"--track {name}: no such tracker. Valid: {', '.join(PACKAGES)}, or none")
+            raise CallerError(
+                f"--track {name}: no such tracker. Valid: {', '.join(PACKAGES)}, or none"
+            )
     if "none" in names and len(set(names)) > 1:
-        raise CallerError(f"--track none with --track {next(name for name in names if name != 'none')}: give one of them")
+        raise CallerError(
+            f"--track none with --track {next(name for name in names if name != 'none')}: give one of them"
+        )
     found = [name for name in dict.fromkeys(names) if name != "none"]
     for name in found:
         if problem := missing(name):
@@ -284,4 +343,6 @@ def choose(study: Study, names: list[str]) -> None:
 def chosen(study: Study) -> tuple[list[str], str]:
     """The trackers of the study, and its unique part, in one query."""
     attributes = study.attributes
-    return [name for name in attributes.get("trackers") or () if name in PACKAGES], attributes["unique"]
+    return [name for name in attributes.get("trackers") or () if name in PACKAGES], attributes[
+        "unique"
+    ]

@@ -24,7 +24,17 @@ from hpo.store.process import Process
 from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
-from hpo.study.trial import BY_HAND, Cause, Completed, Failed, Halt, Interrupted, Outcome, Stopped, Trial
+from hpo.study.trial import (
+    BY_HAND,
+    Cause,
+    Completed,
+    Failed,
+    Halt,
+    Interrupted,
+    Outcome,
+    Stopped,
+    Trial,
+)
 from hpo.study.version import check_code, code_version
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
@@ -59,7 +69,9 @@ class Worker(Place):
 
     def _attempt(self, trial: Trial) -> Outcome | None:
         """run_trial, with its beginning and its end in the log."""
-        log.info("trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else "")
+        log.info(
+            "trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else ""
+        )
         outcome = self.run_trial(trial)
         if outcome is not None:
             why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
@@ -88,7 +100,11 @@ class Worker(Place):
     def _sit_out_pause(self) -> bool:
         """Wait, with the data loaded, while the study is paused and not over. Returns whether it was."""
         told = None
-        while not self.stop() and (halt := persistently(self._halt, self.stop, log.warning)) and halt.state == "paused":
+        while (
+            not self.stop()
+            and (halt := persistently(self._halt, self.stop, log.warning))
+            and halt.state == "paused"
+        ):
             if halt != told:
                 log.info("the study is %s; waiting for hpo resume", halt)
                 told = halt
@@ -106,7 +122,9 @@ class Worker(Place):
         outcome: Outcome | None
         try:
             outcome = run.to_its_end()
-        except DatabaseError as error:  # no outcome can be written; the lease runs out and the trial goes on elsewhere
+        except (
+            DatabaseError
+        ) as error:  # no outcome can be written; the lease runs out and the trial goes on elsewhere
             if not (self.stop() and isinstance(error, DatabaseAwayError)):
                 raise
             outcome = None
@@ -172,7 +190,11 @@ class Worker(Place):
         """Beside others it is no fault of the trial."""
         what = f"{self.device} ran out of memory"
         shared = persistently(lambda: self.study.shares_device(trial), self.stop, log.warning)
-        return Interrupted(f"{what} beside other trainings") if shared else Failed(what, Cause.OUT_OF_MEMORY)
+        return (
+            Interrupted(f"{what} beside other trainings")
+            if shared
+            else Failed(what, Cause.OUT_OF_MEMORY)
+        )
 
     def _check_device(self) -> None:
         """After some errors a process can use its GPU no more. It must end then, or it would fail trial after trial."""
@@ -180,7 +202,9 @@ class Worker(Place):
             try:
                 torch.cuda.synchronize(self.device)
             except RuntimeError as error:
-                raise WorkerError(f"{self.device} cannot be used any more ({first_line(error)})") from None
+                raise WorkerError(
+                    f"{self.device} cannot be used any more ({first_line(error)})"
+                ) from None
 
 
 def run_worker(

@@ -45,7 +45,9 @@ def upgrade() -> None:
     rows = connection.execute(text("SELECT study_id, kind, content FROM hpo_result")).all()
     for row in rows:
         connection.execute(
-            text("UPDATE hpo_result SET content = :content WHERE study_id = :study AND kind = :kind"),
+            text(
+                "UPDATE hpo_result SET content = :content WHERE study_id = :study AND kind = :kind"
+            ),
             {"content": json.dumps(renamed(row.content)), "study": row.study_id, "kind": row.kind},
         )
 
@@ -53,7 +55,10 @@ def upgrade() -> None:
 def renamed(finding: Any) -> Any:
     """The same with `value` in the place of `per` in every key: search_per becomes search_value."""
     if isinstance(finding, dict):
-        return {re.sub(r"(?<![a-z])per(?![a-z])", "value", key): renamed(item) for key, item in finding.items()}
+        return {
+            re.sub(r"(?<![a-z])per(?![a-z])", "value", key): renamed(item)
+            for key, item in finding.items()
+        }
     if isinstance(finding, list):
         return [renamed(item) for item in finding]
     return finding
