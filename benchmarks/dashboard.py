@@ -26,9 +26,9 @@ from uuid import uuid4
 
 from sqlalchemy import Engine, create_engine, text
 
+from hpo.process import Process
 from hpo.space.spec import find_space, load_spec
 from hpo.store.database import Database, open_database
-from hpo.store.process import Process
 from hpo.study.study import Study
 
 RUNNING = 16

@@ -24,9 +24,9 @@ from optuna.samplers import TPESampler
 from sqlalchemy import create_engine, text
 
 from hpo.curve import Point
+from hpo.process import Process
 from hpo.space.spec import StudySpec, find_space, load_spec
 from hpo.store.database import Database, open_database
-from hpo.store.process import Process
 from hpo.study import choice
 from hpo.study.sampling import distribution
 from hpo.study.study import Study

@@ -1,5 +1,6 @@
 """A point of a trial's fine curve: what is known of a training where it was evaluated."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,11 +28,23 @@ def point_of(since: Sequence[Progress], first: int, seconds: float) -> Point:
     """
     last = since[-1]
     assert last.score is not None
-    total = 0.0
-    before = first
-    for progress in since:
-        total += progress.loss * (progress.step - before)
-        before = progress.step
     steps = max(1, last.step - first)
     metrics = {"step_seconds": seconds / steps, **last.metrics}
-    return Point(last.step, last.score.value, total / steps, last.validation_loss, metrics)
+    return Point(
+        last.step, last.score.value, _mean_loss(since, first), last.validation_loss, metrics
+    )
+
+
+def _mean_loss(since: Sequence[Progress], first: int) -> float:
+    """Over the steps whose loss is known; NaN if none is."""
+    total = 0.0
+    known = 0
+    before = first
+    for progress in since:
+        if progress.loss is not None:
+            # A look at the step where the attempt began counts as one step.
+            steps = max(progress.step - before, 1 if progress.step == first else 0)
+            total += progress.loss * steps
+            known += steps
+        before = progress.step
+    return total / known if known else math.nan

@@ -7,14 +7,14 @@ in reports.
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hpo.errors import SpecError
 
 
-def _number_in_text(value: Any) -> Any:
+def number_in_text(value: Any) -> Any:
     """YAML 1.1 (PyYAML) reads `1e-4` as text, because it lacks a dot: take the number that a person means."""
     if isinstance(value, str):
         try:
@@ -25,11 +25,11 @@ def _number_in_text(value: Any) -> Any:
 
 
 def _whole_number(value: Any) -> Any:
-    value = _number_in_text(value)
+    value = number_in_text(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Real = Annotated[float, BeforeValidator(_number_in_text), Field(strict=True, allow_inf_nan=False)]
+Real = Annotated[float, BeforeValidator(number_in_text), Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_whole_number), Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
@@ -54,6 +54,9 @@ class Config(Settings):
     steps: Whole = Field(default=1000, ge=0, description="optimizer updates of a whole training")
     evaluate_every: Count = Field(default=100, description="updates between two evaluations")
     seed: Whole = Field(default=0, ge=0, description="of everything that is drawn at random")
+
+    evaluates_regularly: ClassVar[bool] = True
+    """False: nobody knows at which steps a training is evaluated, and `evaluate_every` means nothing."""
 
     def with_values(self, values: Mapping[str, Any], place: str = "") -> Self:
         """A copy with some fields replaced.

@@ -25,6 +25,8 @@ from hpo.errors import SpecError
 from hpo.settings import Config, Flag, Settings, explain
 
 DEFAULT_TRAINER = "hpo.decoder.trainer:gru_ctc"
+# Of studies whose file has a `script:` section.
+SCRIPT_TRAINER = "hpo.script.trainer:script"
 
 
 class Metric(Settings):
@@ -187,8 +189,8 @@ class Progress:
 
     step: int
     """Optimizer updates done."""
-    loss: float
-    """Of the training data, mean since the look before. Not finite: the training has diverged."""
+    loss: float | None
+    """Of the training data, mean since the look before. Not finite: the training has diverged. None: not known."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Learning rate, gradient norm, ...: drawn, never interpreted. Kept where there is a score."""
     score: Score | None = None
@@ -203,7 +205,8 @@ class Progress:
     def __post_init__(self) -> None:
         """Numbers of NumPy and of PyTorch become Python's, which the database takes, and a single number a score."""
         object.__setattr__(self, "step", int(self.step))
-        object.__setattr__(self, "loss", _plain(self.loss))
+        if self.loss is not None:
+            object.__setattr__(self, "loss", _plain(self.loss))
         object.__setattr__(
             self, "metrics", {str(name): _plain(value) for name, value in self.metrics.items()}
         )
@@ -215,9 +218,35 @@ class Progress:
     @property
     def reason_to_end(self) -> str:
         """Why it has diverged; empty: it has not."""
-        if self.diverged or math.isfinite(self.loss):
+        if self.diverged or self.loss is None or math.isfinite(self.loss):
             return self.diverged
         return f"training loss {self.loss:.3g}"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A look at a training that has nothing new to tell, but works: its lease is renewed.
+
+    For trainings that are silent for longer than a lease; others need not yield it.
+    """
+
+    goes_on_at: int | None = None
+    """Known now: the step of the next look. Points of the curve from there on are made again."""
+
+
+class TrainingFailedError(Exception):
+    """A training has ended by trouble of its own that has been put into words: no traceback is of use.
+
+    lost: something from outside ended it, such as a signal, so that it may well succeed next time.
+    """
+
+    def __init__(self, words: str, lost: bool = False):
+        super().__init__(words)
+        self.lost = lost
+
+
+class TrainingHangsError(TrainingFailedError):
+    """A training showed no sign of life for longer than it may."""
 
 
 class Training(Protocol):
@@ -227,8 +256,12 @@ class Training(Protocol):
     def step(self) -> int:
         """Optimizer updates done."""
 
-    def train(self) -> Iterator[Progress]:
-        """Advance to the last step, yielding on the way. Who asks may stop asking at any time."""
+    def train(self) -> Iterator[Progress | Waiting]:
+        """Advance to the last step, yielding on the way. Who asks may stop asking at any time.
+
+        A training that was resumed may begin earlier than at `step`: the points of the curve from
+        there on are replaced.
+        """
 
     def evaluate(self, data: Any) -> Score:
         """Score what the training has learned so far. data: made by the trainer's `load_data`."""
@@ -255,6 +288,25 @@ class DataRequest:
     """Of that cut."""
     partition: str = "train"
     """`train`: what trains, with the part that validates. Another one is only scored."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an attempt at a trial runs, for trainings that keep files of their own."""
+
+    folder: Path
+    """Of the trial, in which every attempt may keep files."""
+    log: Path
+    """Of the trial."""
+    study: str
+    trial: int
+    attempt: int
+    device: str
+    """cpu, cuda:0, or several as cuda:0,1"""
+    gpus: str = ""
+    """The same as CUDA_VISIBLE_DEVICES has them: their UUIDs; empty: none."""
+    secrets: tuple[str, ...] = ()
+    """What no process that the training starts may see: the database's URL and password."""
 
 
 class Dataset(Protocol):
@@ -344,8 +396,8 @@ class Trainer:
     config: type[Config]
     load_data: Callable[[DataRequest], Any]
     """Returns a Dataset. Raises DataError, MemoryError."""
-    start: Callable[[Any, Any], Any]
-    """(configuration, Dataset) -> Training at step 0."""
+    start: Callable[..., Any]
+    """(configuration, Dataset) -> Training at step 0; with a Site as the third argument if `needs_site`."""
     metric: Metric
     weights: Weights | None = None
     """None: `state_dict()` in a file of torch.save."""
@@ -371,18 +423,74 @@ class Trainer:
     """What a methods section says of a configuration, by the field that says it."""
     offers: Mapping[str, Any] = field(default_factory=dict)
     """What else it can do, by the name of a feature of hpo that asks for it; see `offered`."""
+    needs_site: bool = False
+    """Whether `start` takes a Site."""
+    keeps_files: bool = False
+    """Whether its trainings keep their results in their own files: the worker writes no weights."""
+    partition: str = "validation"
+    """What its scores are of. `test`: the search selects on it, and every report says so."""
+    cuts_validation: bool = True
+    """Whether `load_data` cuts the validation part, and can load `test` too."""
+    take: Literal["last", "best"] = "last"
+    """Which value of a curve is the trial's. `best` flatters, and every report says so."""
+    seeded: bool = True
+    """Whether the configuration's seed reaches the training."""
+    gpus: int = 1
+    """That a training takes."""
+    resume: str = "exact"
+    """`exact`, `within X`, `none`, or `not known`: what going on with an interrupted training gives."""
+    state_of_code: Callable[[], str] | None = None
+    """The state of code that lies outside of `code`, equal for equal code. Raises SpecError."""
 
 
-def offered(reference: str, name: str, what: str) -> Any:
+@dataclass(frozen=True)
+class SectionOfFile:
+    """The section of a study file that a trainer is made of, and what lies around it."""
+
+    path: Path
+    """Of the study file."""
+    section: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    """Name -> Parameter, as in the file."""
+    base: Mapping[str, Any]
+    """Dotted name -> value, as in the file."""
+    starts: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainerMaker:
+    """Makes the trainer of a study out of a section of its file."""
+
+    resolve: Callable[[SectionOfFile], dict[str, Any]]
+    """The section made complete: JSON-ready values that a worker on another host can use. Raises SpecError."""
+    make: Callable[[Mapping[str, Any]], Trainer]
+    """Of a complete section."""
+
+
+def load_maker(reference: str) -> TrainerMaker:
+    """reference: `module:name` of one of ours."""
+    place, _, name = reference.rpartition(":")
+    maker: TrainerMaker = getattr(importlib.import_module(place), name)
+    return maker
+
+
+@cache
+def make_trainer(reference: str, section: str) -> Trainer:
+    """The trainer of a complete section, given as JSON."""
+    return load_maker(reference).make(json.loads(section))
+
+
+def offered(trainer: Trainer, reference: str, name: str, what: str) -> Any:
     """What a trainer offers beyond training.
 
-    name: `export`, `ensemble`, `evaluate` or `past_runs`. what: for the message.
+    name: `export`, `ensemble`, `evaluate` or `past_runs`. reference, what: for the message.
     Raises SpecError, one line, if this trainer does not.
     """
-    trainer = load_trainer(reference)
-    if name not in trainer.offers:
-        raise SpecError(f"trainer {reference}: it offers no {what}")
-    return trainer.offers[name]
+    if name in trainer.offers:
+        return trainer.offers[name]
+    if reference == SCRIPT_TRAINER:
+        raise SpecError(f"a script trains this study, and {what} needs the built-in decoder")
+    raise SpecError(f"trainer {reference}: it offers no {what}")
 
 
 @cache
@@ -442,10 +550,9 @@ def _check_config(reference: str, config: Any) -> None:
         ) from None
 
 
-def trainer_files(reference: str) -> list[Path]:
+def trainer_files(trainer: Trainer, reference: str) -> list[Path]:
     """The files whose code shapes the results of trainings: those that the trainer names, else its own."""
     place = reference.rpartition(":")[0]
-    trainer = load_trainer(reference)
     own = (
         Path(place) if place.endswith(".py") else Path(str(importlib.import_module(place).__file__))
     )

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from test_study import RECORD, claim, completed
 
 from hpo.errors import SpecError, StudyError
+from hpo.process import Process
 from hpo.space.budget import Budget, Pace, Spent, over, refusal, seconds_left
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
-from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Interrupted
 

@@ -17,9 +17,9 @@ from hpo.cli import main
 from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, DataError, StudyError
+from hpo.process import Process
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
-from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Record, State
 from hpo.trainer import Score

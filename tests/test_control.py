@@ -16,10 +16,10 @@ from test_study import RECORD, claim, completed, report
 from hpo.analysis.child import open_child
 from hpo.cli import main
 from hpo.errors import SpecError, StudyError
+from hpo.process import Process
 from hpo.space.spec import StudySpec, parse_settings
 from hpo.store import trials
 from hpo.store.database import Database
-from hpo.store.process import Process
 from hpo.study import control
 from hpo.study.paths import study_folder
 from hpo.study.study import Study

@@ -28,11 +28,11 @@ from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts, Guard
 from hpo.dashboard.pages import OURS, Pages
 from hpo.dashboard.server import bind, serve
 from hpo.errors import CallerError, HpoError, StudyError
+from hpo.process import Process
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
-from hpo.store.process import Process
 from hpo.store.storage import open_storage
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Failed, Outcome, Stopped, Trial

@@ -17,7 +17,7 @@ from hpo.store.database import Database
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record
-from hpo.study.version import code_version
+from hpo.study.version import version_of
 from hpo.trainer import load_trainer
 from hpo.worker.checkpoint import checkpoints
 from hpo.worker.dataset import load_dataset, look_at_data
@@ -439,13 +439,13 @@ def test_other_code_of_the_trainer_is_another_version(database: Database, tmp_pa
     assert asked("launch", "--study", space).returncode == 0
     path.write_text(path.read_text().replace("[:64]", "[:32]"))
     load_trainer.cache_clear()
-    code_version.cache_clear()
+    version_of.cache_clear()
     one_line(asked("launch", "--study", space), 2, "was made with hpo", "--allow-different-code")
     moved = tmp_path / "moved"
     moved.mkdir()
     path.write_text(path.read_text().replace("[:32]", "[:64]"))
     path.rename(moved / "mine.py")
     load_trainer.cache_clear()
-    code_version.cache_clear()
+    version_of.cache_clear()
     again = space_of(tmp_path, trainer=f"{moved}/mine.py:digits", budget={"trials": 0})
     assert asked("launch", "--study", again).returncode == 0, "where it lies does not matter"

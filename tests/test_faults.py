@@ -23,10 +23,10 @@ from hpo.decoder.training import GruTraining, Recordings
 from hpo.errors import BadNodeError, StudyError, WorkerError
 from hpo.launch.launcher import Launcher, Plan
 from hpo.launch.slurm_element import run_node
+from hpo.process import Process
 from hpo.space.spec import load_spec
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
-from hpo.store.process import Process
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted

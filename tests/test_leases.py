@@ -9,9 +9,9 @@ from sqlalchemy.engine import Connection
 from test_study import claim, completed, report
 
 from hpo.errors import DatabaseAwayError, StudyError
+from hpo.process import Process
 from hpo.space.spec import StudySpec
 from hpo.store import leases, trials
-from hpo.store.process import Process
 from hpo.study.control import kill
 from hpo.study.study import Study
 from hpo.study.trial import Trial

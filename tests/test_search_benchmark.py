@@ -20,9 +20,9 @@ from methods import Ours, Own, tpe  # noqa: E402
 from simulate import Curves, Rules, Search, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
 
 from hpo.curve import Point  # noqa: E402
+from hpo.process import Process  # noqa: E402
 from hpo.space.spec import Policy  # noqa: E402
 from hpo.space.stopping import OwnPast, Stop  # noqa: E402
-from hpo.store.process import Process  # noqa: E402
 from hpo.study.study import Study  # noqa: E402
 from hpo.study.trial import Completed, Stopped, Trial  # noqa: E402
 from hpo.trainer import Score  # noqa: E402

@@ -17,14 +17,15 @@ from optuna.trial import TrialState
 from sqlalchemy import select, text
 from sqlalchemy.engine import Connection, Row
 
+from hpo import process
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import DatabaseAwayError, StudyError
+from hpo.process import Process
 from hpo.report.report import build_report
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
-from hpo.store import leases, process, trials
+from hpo.store import leases, trials
 from hpo.store.database import Database
-from hpo.store.process import Process
 from hpo.store.tables import curve_table
 from hpo.study.pick import best_of
 from hpo.study.record import in_thin_curve
@@ -509,7 +510,11 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     assert found["stopped_by"] == {"own-past": 1}
     assert found["starts"]["baseline"]["points_above_best"] == 0
     assert (found["starts"]["slow"]["value"], found["starts"]["slow"]["state"]) == (None, "stopped")
-    assert found["gpu_seconds"] == {"spent": 3.5, "saved": 2.0}  # 2 of 6 steps took 1 s
+    assert found["gpu_seconds"] == {
+        "spent": 3.5,
+        "saved": 2.0,
+        "lost": 0.0,
+    }  # 2 of 6 steps took 1 s
     assert study.scores([done.id])[done.id] == Score((2, 3), (5, 5))
     best = best_of(study.records(), study.spec.metric)
     assert best is not None

@@ -19,8 +19,8 @@ from sqlalchemy import event
 from test_study import DIVERGED, HERE, claim, completed, report
 
 from hpo.cli import main
+from hpo.process import this_host
 from hpo.space.spec import StudySpec
-from hpo.store.process import this_host
 from hpo.study import control
 from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder

@@ -28,10 +28,11 @@ from hpo.analysis.retrain import (
 from hpo.analysis.stats import Comparison, compare, holm, seeds_to_separate
 from hpo.errors import CallerError, StudyError
 from hpo.settings import Config
+from hpo.store.findings import VALIDATION
 from hpo.study.pick import best_first
 from hpo.study.study import Study
 from hpo.text import plural
-from hpo.trainer import Metric, Score
+from hpo.trainer import Metric, Score, Trainer
 
 PARTITION = "test"
 ALPHA = 1 - LEVEL
@@ -167,12 +168,14 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> C
         fresh_seeds(study, "confirm", seeds),
         train,
     )
-    results = outcomes(child, ids, PARTITION)
+    trainer = study.spec.load_trainer()
+    has_test = trainer.cuts_validation
+    results = outcomes(child, ids, PARTITION if has_test else VALIDATION)
     validation = child.scores([trial_id for row in ids for trial_id in row])
     comparisons = _comparisons(chosen, results)
     finding = Confirmation(
         child=child.name,
-        partition=PARTITION,
+        partition=PARTITION if has_test else trainer.partition,
         sentences=items_scored(results),
         level=LEVEL,
         gpu_seconds=sum(record.gpu_seconds for result in results for record in result.records),
@@ -271,10 +274,10 @@ def _notes(
     seeds: int,
 ) -> list[str]:
     metric = study.spec.metric
-    notes = []
+    notes = cautions(study.spec.load_trainer(), seeds)
     if study.why_over() is None:
         notes.append("The search is not over: another configuration may become its best.")
-    if seeds == 1:
+    if seeds == 1 and items_scored(results) > 1:
         notes.append(
             f"One seed: the intervals are over {metric.items} alone. They know nothing of how much seeds matter; take --seeds 2 or more."
         )
@@ -302,6 +305,24 @@ def _notes(
     return notes
 
 
+def cautions(trainer: Trainer, seeds: int) -> list[str]:
+    """What a reader of retrainings must know of a trainer that scores one part alone, or takes no seed."""
+    notes = []
+    if not trainer.cuts_validation:
+        notes.append(
+            f"The script scores its {trainer.partition} part alone, which the search saw: fresh seeds take out what choosing "
+            f"the best of noisy numbers flattered, not what fitting that part did."
+        )
+    if not trainer.seeded:
+        notes.append(
+            "The script takes no seed (script: seed: FIELD), so these trainings are repeats: they differ by what the script draws by "
+            "itself. If it draws the same each time, they say nothing of other seeds."
+        )
+    if trainer.take == "best":
+        notes.append("Each value is the best of its curve (take: best), which flatters.")
+    return notes
+
+
 def _lost(result: Retrained) -> str:
     return " and ".join(
         word for word, count in (("diverged", result.diverged), ("failed", result.failed)) if count
@@ -325,9 +346,13 @@ def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
     """The finding for a terminal, 100 columns."""
     configs, seeds = finding.configs, len(finding.configs[0].seeds)
     width = max(len(config.name) for config in configs)
+    where = f"scored on {finding.partition}{_items(finding, metric)}"
     lines = [
-        f"Study {study}: {len(configs)} configurations retrained with {plural(seeds, 'fresh seed')} each, "
-        f"scored on {finding.partition} ({finding.sentences} {metric.items})",
+        f"Study {study}: {len(configs)} configurations retrained with {plural(seeds, 'fresh seed')} each, {where}"
+    ]
+    if finding.partition != PARTITION:
+        return "\n".join(lines + _without_test(finding, metric, width) + wrapped(finding.notes))
+    lines += [
         f"  {'':{width}} {'search':>9} {'fresh seeds':>12} {f'test {metric.name}':>9}  {'95 % interval':19} seeds",
     ]
     for config in configs:
@@ -340,7 +365,7 @@ def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
         f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} on the same {metric.items}; the others are on test)"
     )
     if finding.comparisons:
-        lines += _comparison_lines(finding.comparisons, metric)
+        lines += _comparison_lines(finding, metric)
     worse = "higher" if metric.direction == "minimize" else "lower"
     lines.append(
         f"How much {worse} the {metric.name} on test is than the search said, in {metric.difference_unit}"
@@ -360,9 +385,32 @@ def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
     return "\n".join(lines + wrapped(finding.notes))
 
 
-def _comparison_lines(comparisons: Sequence[ConfigComparison], metric: Metric) -> list[str]:
+def _items(finding: Confirmation, metric: Metric) -> str:
+    """How many there are; of single numbers nothing."""
+    return f" ({finding.sentences} {metric.items})" if finding.sentences > 1 else ""
+
+
+def _without_test(finding: Confirmation, metric: Metric, width: int) -> list[str]:
+    """Where the trainings score one part alone."""
+    lines = [f"  {'':{width}} {'search':>9} {'fresh seeds':>12}  {'95 % interval':19} seeds"]
+    for config in finding.configs:
+        lines.append(
+            f"  {config.name:{width}} {_value(config.search_value, metric):>9} {_value(config.value, metric):>12}  "
+            f"{_interval(config.interval, metric):19} {config.counts}"
+        )
+    lines.append(
+        f"  (search: {metric.name} of the search's one training; fresh seeds: the mean of the others)"
+    )
+    return lines + (_comparison_lines(finding, metric) if finding.comparisons else [])
+
+
+def _comparison_lines(finding: Confirmation, metric: Metric) -> list[str]:
+    comparisons = finding.comparisons
+    test = (
+        f"permutation over {metric.items}" if finding.sentences > 1 else "Welch's t test over seeds"
+    )
     lines = [
-        f"Differences on test in {metric.difference_unit}; p: permutation over {metric.items}, Holm over {len(comparisons)}"
+        f"Differences on {finding.partition} in {metric.difference_unit}; p: {test}, Holm over {len(comparisons)}"
     ]
     pairs = [f"{comparison.a} - {comparison.b}" for comparison in comparisons]
     wide = max(map(len, pairs))

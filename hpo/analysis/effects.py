@@ -32,7 +32,7 @@ from hpo.study.reader import StudyReader
 from hpo.study.sampling import distribution
 from hpo.study.trial import Record
 from hpo.text import value_text
-from hpo.trainer import Metric, load_trainer
+from hpo.trainer import Metric
 
 OTHERS = 3  # pairs shown beside those
 FEWEST = 5  # trials
@@ -139,7 +139,7 @@ def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> Eff
         raise StudyError(
             f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain"
         )
-    pairs = [set(pair) for pair in load_trainer(spec.trainer).pairs]
+    pairs = [set(pair) for pair in spec.load_trainer().pairs]
     interactions = _interactions(spec, records, pairs)
     return Effects(
         trials=len(records),

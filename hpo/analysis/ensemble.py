@@ -18,7 +18,7 @@ from hpo.errors import StudyError
 from hpo.study.pick import best_first
 from hpo.study.study import Study
 from hpo.study.trial import Record
-from hpo.trainer import Ensembles, Metric, Score, offered
+from hpo.trainer import Ensembles, Metric, Score
 from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import choose_device
 
@@ -106,7 +106,7 @@ def build_ensemble(study: Study, trials: Sequence[int] | None = None, max_size: 
     trials: numbers of complete trials to choose from; None: the best ones whose weights are here. data_path: where the
     study's data are on this machine, if not where they were. Raises StudyError, DataError.
     """
-    offer: Ensembles = offered(study.spec.trainer, "ensemble", "ensembles")
+    offer: Ensembles = study.spec.offered("ensemble", "ensembles")
     pool, notes = (
         _asked_for(study, trials, offer.matching) if trials else _the_best(study, offer.matching)
     )

@@ -95,7 +95,7 @@ def retrain(
 
 def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list[Retrained]:
     records = {record.id: record for record in child.records()}
-    scores = child.scores([trial_id for row in ids for trial_id in row], partition)
+    scores = _comparable(child.scores([trial_id for row in ids for trial_id in row], partition))
     found = []
     for row in ids:
         complete = [
@@ -106,6 +106,13 @@ def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list
         of_row = {trial_id: scores[trial_id] for trial_id in complete}
         found.append(Retrained([records[trial_id] for trial_id in row], of_row, child.spec.metric))
     return found
+
+
+def _comparable(scores: dict[int, Score]) -> dict[int, Score]:
+    """Scores of the same items; where they are of different ones, as of a script's, single numbers."""
+    if len({score.lengths for score in scores.values()}) <= 1:
+        return scores
+    return {trial_id: Score.of(score.value) for trial_id, score in scores.items()}
 
 
 def items_scored(results: Sequence[Retrained]) -> int:

@@ -75,6 +75,7 @@ def compare(
     as well be of the other side, so the signs of the differences are flipped at random (FLIPS times; add-one, Phipson &
     Smyth 2010). It says whether THESE trained decoders differ on sentences like these. It does not know that
     other seeds would give other decoders: where seeds matter it is too small, and the interval is to be believed.
+    Of one item, as where only a single number is known of a training, p is of Welch's t test over seeds.
     """
     errors_a, lengths_N = _matrix(a)
     errors_b, lengths_b = _matrix(b)
@@ -83,11 +84,32 @@ def compare(
     apart_N = errors_a.mean(axis=0) - errors_b.mean(axis=0)
     difference = float(apart_N.sum() / lengths_N.sum())
     low, high = _interval(apart_N, [errors_a, errors_b], lengths_N, level, seed)
+    if len(lengths_N) == 1:
+        return Comparison(
+            difference,
+            (difference + low, difference + high),
+            _welch(errors_a[:, 0], errors_b[:, 0]),
+        )
     whole_N = len(b) * errors_a.sum(axis=0) - len(a) * errors_b.sum(
         axis=0
     )  # of integers sums are exact and ties are ties
     p = (1 + _as_far_apart(whole_N, seed)) / (1 + FLIPS)
     return Comparison(difference, (difference + low, difference + high), p)
+
+
+def _welch(values_a: Array, values_b: Array) -> float:
+    """p of Welch's t test, two-sided; 1 where a side has one seed, of which nothing is known."""
+    if min(len(values_a), len(values_b)) < 2:
+        return 1.0
+    difference = abs(float(values_a.mean() - values_b.mean()))
+    variances = [float(np.var(values, ddof=1)) / len(values) for values in (values_a, values_b)]
+    if sum(variances) == 0:
+        return 0.0 if difference else 1.0
+    squares = sum(
+        variance**2 / (len(values) - 1)
+        for variance, values in zip(variances, (values_a, values_b), strict=True)
+    )
+    return 2 * float(t.sf(difference / math.sqrt(sum(variances)), sum(variances) ** 2 / squares))
 
 
 def _as_far_apart(apart_N: Array, seed: int) -> int:
@@ -124,6 +146,8 @@ def seeds_to_separate(a: Sequence[Score], b: Sequence[Score], level: float = 0.9
         float(np.var(errors.sum(axis=1) / lengths_N.sum(), ddof=1))
         for errors in (errors_a, errors_b)
     )
+    if len(lengths_N) == 1:
+        return _seeds_for(difference, of_seeds, 0.0, level)
     residuals_N = (apart_N - difference * lengths_N) / lengths_N.mean()
     noise_N = sum(
         float(np.var(errors - errors.mean(axis=0), axis=0, ddof=1).mean()) / len(errors)
@@ -132,6 +156,10 @@ def seeds_to_separate(a: Sequence[Score], b: Sequence[Score], level: float = 0.9
     of_sentences = max(
         0.0, float(np.var(residuals_N, ddof=1)) - noise_N / lengths_N.mean() ** 2
     ) / len(lengths_N)
+    return _seeds_for(difference, of_seeds, of_sentences, level)
+
+
+def _seeds_for(difference: float, of_seeds: float, of_sentences: float, level: float) -> int | None:
     left = (difference / norm.ppf((1 + level) / 2)) ** 2 - of_sentences
     return None if left <= 0 else max(2, math.ceil(of_seeds / left))
 

@@ -6,7 +6,6 @@ from hpo.errors import StudyError
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.pick import pick_trial
 from hpo.study.reader import StudyReader
-from hpo.trainer import load_trainer
 from hpo.worker.checkpoint import TORCH_WEIGHTS
 
 
@@ -16,7 +15,7 @@ def weights_of(study: StudyReader, trial: str, which: str) -> Path:
     Raises StudyError if the trial kept none, or kept them on another machine.
     """
     record = pick_trial(study, trial)
-    weights = load_trainer(study.spec.trainer).weights or TORCH_WEIGHTS
+    weights = study.spec.load_trainer().weights or TORCH_WEIGHTS
     path = trial_folder(study_folder(study), record.number) / f"{which}{weights.suffix}"
     if record.state != "complete":
         raise StudyError(

@@ -13,7 +13,7 @@ from hpo.study.pick import best_of
 from hpo.study.study import Study
 from hpo.study.trial import DONE, Record
 from hpo.text import duration, value_text
-from hpo.trainer import Metric, load_trainer
+from hpo.trainer import Metric
 
 LOG_LINES = 200
 FILES = {
@@ -103,7 +103,7 @@ def study_note(study: Study, records: Sequence[Record], where: str, address: str
             lines.append(
                 f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}"
             )
-    source = str(study.data["path"] or load_trainer(spec.trainer).bundled)
+    source = str(study.data["path"] or spec.load_trainer().bundled)
     lines.append(f"- **Data**: {plain(source)}, fingerprint {study.data['fingerprint']}")
     lines.append(
         f"- **Budget**: {plain(str(study.budget))}; {done} done"

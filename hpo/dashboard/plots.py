@@ -11,7 +11,7 @@ from typing import Any
 from hpo.space.spec import StudySpec
 from hpo.study.pick import best_of
 from hpo.study.trial import Record
-from hpo.trainer import Metric, load_trainer
+from hpo.trainer import Metric
 
 CURVES = 40  # grey ones, the last
 MAP_POINTS = 500  # the last
@@ -104,7 +104,7 @@ def _map(records: Sequence[Record], spec: StudySpec) -> dict[str, Any] | None:
     """The metric over the first pair of numbers that the trainer names, else over the first two that are searched."""
     metric = spec.metric
     numbers = [name for name, parameter in spec.parameters.items() if parameter.choices is None]
-    pairs = [list(pair) for pair in load_trainer(spec.trainer).pairs if set(pair) <= set(numbers)]
+    pairs = [list(pair) for pair in spec.load_trainer().pairs if set(pair) <= set(numbers)]
     names = pairs[0] if pairs else numbers[:2]
     if len(names) < 2:
         return None

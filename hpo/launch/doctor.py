@@ -19,13 +19,12 @@ import torch
 from sqlalchemy import Connection, text
 
 from hpo.errors import HpoError
+from hpo.process import this_host
 from hpo.store.database import Database, home, open_database, open_engine
-from hpo.store.process import this_host
 from hpo.store.url import check_version, has_password
 from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.study.version import code_version, same_results
-from hpo.trainer import load_trainer
 from hpo.worker.dataset import load_dataset
 
 SKEW_WARN, SKEW_FAIL = 2.0, 60.0  # seconds between the clock here and the database's
@@ -313,12 +312,9 @@ def members(database: Database, name: str, data: Path | None) -> list[Finding]:
         )
     else:
         found = judge_data(
-            str(path or load_trainer(study.spec.trainer).bundled),
-            here,
-            study.data["fingerprint"],
-            records,
+            str(path or study.spec.load_trainer().bundled), here, study.data["fingerprint"], records
         )
-    return [judge_code(code_version(study.spec.trainer), study.code, records), found]
+    return [judge_code(code_version(study.spec), study.code, records), found]
 
 
 def judge_data(shown: str, here: str, wanted: str, records: list[Record]) -> Finding:

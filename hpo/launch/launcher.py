@@ -27,12 +27,12 @@ from hpo.errors import (
     WorkerError,
 )
 from hpo.launch.sharing import Sharing
+from hpo.process import this_host
 from hpo.store.database import Database
-from hpo.store.process import this_host
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record
-from hpo.worker.device import choose_device, free_memory
+from hpo.worker.device import check_gpus, choose_device, free_memory
 from hpo.worker.signals import STOP_SIGNALS
 
 POLL_SECONDS = 0.5
@@ -55,11 +55,14 @@ class Plan:
                 f"{', more where that pays' * self.grow}")  # fmt: skip
 
 
-def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = None) -> Plan:
+def plan_workers(
+    workers: int | None, device: str | None, per_gpu: str | None = None, gpus: int = 1
+) -> Plan:
     """Default: one worker per GPU; without one, a worker per two CPU cores (two workers on two cores).
 
     per_gpu: a number of workers for each GPU (or for the CPU), or `auto`: begin with one each and add more while that pays.
-    The CPU cores are divided between the workers. Raises CallerError, MachineError.
+    gpus: that a training takes: with several a worker holds as many. The CPU cores are divided between the workers.
+    Raises CallerError, MachineError.
     """
     if workers is not None and workers < 1:
         raise CallerError(
@@ -72,8 +75,9 @@ def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = 
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     on_cpu = choose_device(device).type == "cpu"
-    homes = ["cpu"] if on_cpu else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    homes = ["cpu"] if on_cpu else gpu_groups(torch.cuda.device_count(), gpus)
     if device and ":" in device:
+        check_gpus(device, choose_device(device), gpus)
         homes = [device]
     if per_gpu == "auto":
         return Plan(tuple(homes), 1 if on_cpu else max(1, cores // (4 * len(homes))), grow=True)
@@ -82,16 +86,29 @@ def plan_workers(workers: int | None, device: str | None, per_gpu: str | None = 
     return Plan(tuple(homes[index % len(homes)] for index in range(count)), max(1, cores // count))
 
 
-def plan_node(device: str | None, per_gpu: str | None) -> Plan:
+def gpu_groups(count: int, size: int) -> list[str]:
+    """`count` GPUs in groups of `size`, as `--device` takes them: cuda:0,1. GPUs that make no whole group stay free.
+
+    Raises MachineError if there is no whole group.
+    """
+    size = max(1, size)
+    if count < size:
+        raise MachineError(f"a training of this study takes {size} GPUs, and this machine shows {count} to PyTorch. Take --device cpu "
+                           f"or another machine, or lower script.gpus")  # fmt: skip
+    groups = [range(first, first + size) for first in range(0, count - size + 1, size)]
+    return [f"cuda:{','.join(map(str, group))}" for group in groups]
+
+
+def plan_node(device: str | None, per_gpu: str | None, gpus: int = 1) -> Plan:
     """A worker for every GPU of this machine, or `per_gpu`. A node whose GPUs are not there must not train on its CPU unasked.
 
-    Raises CallerError, MachineError.
+    gpus: as for `plan_workers`. Raises CallerError, MachineError.
     """
     check_whole_node(device)
     if choose_device(device).type == "cpu" and device is None:
         raise MachineError(f"--all-gpus: this machine shows no CUDA device to PyTorch {torch.__version__}. See nvidia-smi, or take "
                            f"--device cpu")  # fmt: skip
-    return plan_workers(None, device, per_gpu)
+    return plan_workers(None, device, per_gpu, gpus)
 
 
 def check_whole_node(device: str | None) -> None:

@@ -73,6 +73,14 @@ class Job:
         for option in self.options:
             _check_option(option)
 
+    def check_gpus(self, needed: int) -> None:
+        """Raises CallerError for a node that has too few GPUs for one training of a study."""
+        count = int(self.gpus_per_node.rpartition(":")[2])
+        if 0 < count < needed:
+            raise CallerError(
+                f"--gpus-per-node {self.gpus_per_node}: a training of this study takes {needed} GPUs. Give {needed} or more"
+            )
+
     def __str__(self) -> str:
         where = f" of partition {self.partition}" if self.partition else ""
         limit = f", {self.time} each" if self.time else ""

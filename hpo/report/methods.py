@@ -11,7 +11,7 @@ from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast
 from hpo.study.trial import Record
 from hpo.text import plural
-from hpo.trainer import Metric, load_trainer
+from hpo.trainer import Metric
 
 
 def methods(report: dict[str, Any], spec: StudySpec, records: list[Record]) -> list[Block]:
@@ -30,20 +30,45 @@ def methods(report: dict[str, Any], spec: StudySpec, records: list[Record]) -> l
 
 def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
     searched, metric, rule = spec.parameters, spec.metric, spec.stopping
-    trainer = load_trainer(spec.trainer)
+    trainer = spec.load_trainer()
     sizes = trainer.sizes(spec.config())
     criterion = metric.description.rstrip(".") or metric.name
     fixed = ", ".join(text for name, text in sizes.items() if name not in searched)
     lines = [
         f"We searched {len(searched)} hyperparameters of {trainer.what} ({fixed}): {', '.join(searched)}.",
         _drawn(report, spec),
-        f"The criterion was {criterion} at the end of training on {report['best']['sentences']} "
-        f"validation {metric.items}, {100 * spec.validation.fraction:g} % of {trainer.cut} drawn with seed "
-        f"{spec.validation.seed}; the search did not use the test partition.",
+        _criterion(report, spec, criterion),
     ]
     if rule:
         lines.append(_rule(rule, metric))
     return lines
+
+
+def _scored_on(finding: dict[str, Any], metric: Metric) -> str:
+    """880 test sentences; or the part alone, where only one number is known of a training."""
+    if finding["sentences"] <= 1:
+        return f"the {finding['partition']} partition"
+    return f"{finding['sentences']} {finding['partition']} {metric.items}"
+
+
+def _criterion(report: dict[str, Any], spec: StudySpec, criterion: str) -> str:
+    trainer, metric = spec.load_trainer(), spec.metric
+    when = (
+        "at the end of training"
+        if trainer.take == "last"
+        else "at the best evaluation of a training"
+    )
+    sentences = report["best"]["sentences"]
+    if trainer.cuts_validation:
+        return (
+            f"The criterion was {criterion} {when} on {sentences} "
+            f"validation {metric.items}, {100 * spec.validation.fraction:g} % of {trainer.cut} drawn with seed "
+            f"{spec.validation.seed}; the search did not use the test partition."
+        )
+    items = f" ({sentences} {metric.items})" if sentences > 1 else ""
+    if trainer.partition == "test":
+        return f"The criterion was {criterion} {when} on the test partition{items}, on which the search therefore selected."
+    return f"The criterion was {criterion} {when} on the validation partition of the training script{items}."
 
 
 def _rule(rule: OwnPast, metric: Metric) -> str:
@@ -105,13 +130,23 @@ def _outcome(report: dict[str, Any], records: list[Record], metric: Metric) -> l
     over = f"; {open_ones} were not over" if open_ones else ""
     lines = [
         f"Of {sum(trials.values())} trials {counts}{over} ({hours} on {', '.join(devices)}).",
-        f"The {metric.lowest} validation {metric.name} was {metric.text(best['value'])} (95 % bootstrap interval over "
-        f"{metric.items} {metric.between(best['interval'])}; trial {best['trial']}); as the {metric.lowest} of "
+        f"The {metric.lowest} {best['partition']} {metric.name} was {metric.text(best['value'])} "
+        f"({_interval(best['interval'], metric)}trial {best['trial']}); as the {metric.lowest} of "
         f"{trials['complete']} it is optimistic.",
     ]
-    others = [f"{name} {metric.text(start['value'])} ({metric.between(start['interval'])})" for name, start in report["starts"].items()
-              if start["value"] is not None and start["trial"] != best["trial"]]  # fmt: skip
+    others = []
+    for name, start in report["starts"].items():
+        if start["value"] is not None and start["trial"] != best["trial"]:
+            interval = f" ({metric.between(start['interval'])})" if start["interval"] else ""
+            others.append(f"{name} {metric.text(start['value'])}{interval}")
     return lines + ([f"For comparison: {', '.join(others)}."] if others else [])
+
+
+def _interval(interval: tuple[float, float] | None, metric: Metric) -> str:
+    """Nothing where only one number is known of a training."""
+    if interval is None:
+        return ""
+    return f"95 % bootstrap interval over {metric.items} {metric.between(interval)}; "
 
 
 def _confirm(report: dict[str, Any], metric: Metric) -> list[str]:
@@ -126,7 +161,7 @@ def _confirm(report: dict[str, Any], metric: Metric) -> list[str]:
         p = f", p = {pair['p_holm']:.2g}{undecided}"
         pairs.append(f"{pair['a']} minus {pair['b']} {_difference(pair, 'interval', metric, p)}")
     lines = [
-        f"Trained anew with fresh seeds and scored on {confirm['sentences']} {confirm['partition']} {metric.items}, mean "
+        f"Trained anew with fresh seeds and scored on {_scored_on(confirm, metric)}, mean "
         f"{metric.name}s were (with {100 * confirm['level']:g} % intervals over {sources(confirm, metric)}): "
         f"{', '.join(measured)}."
     ]
@@ -163,7 +198,7 @@ def _further(report: dict[str, Any], metric: Metric) -> list[str]:
     if ablation := findings.get("ablation"):
         lines.append(
             f"The changes from {ablation['from']} to {ablation['to']} were measured one after the other with "
-            f"{plural(ablation['seeds'], 'seed')} each on {ablation['sentences']} {ablation['partition']} {metric.items}."
+            f"{plural(ablation['seeds'], 'seed')} each on {_scored_on(ablation, metric)}."
         )
         lines.append(_largest(ablation["steps"], metric))
     if ensemble := findings.get("ensemble"):

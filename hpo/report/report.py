@@ -5,6 +5,8 @@ The same as a page is in report_page.py.
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,9 +16,7 @@ from hpo.study.pick import best_of, pick_trial
 from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
-from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
-
-PARTITION = "validation"
+from hpo.trainer import DEFAULT_TRAINER, SCRIPT_TRAINER, Metric, Trainer
 
 
 def build_report(study: StudyReader) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def build_report(study: StudyReader) -> dict[str, Any]:
             "trial": best.number,
             "value": best.value,
             "interval": _interval(study, best),
-            "partition": PARTITION,
+            "partition": study.spec.load_trainer().partition,
             "sentences": len(study.scores([best.id])[best.id].errors),
             "params": best.params,
             "config": best.config,
@@ -53,9 +53,23 @@ def build_report(study: StudyReader) -> dict[str, Any]:
         "gpu_seconds": {
             "spent": sum(record.gpu_seconds for record in records),
             "saved": sum(_saved(record) for record in records if record.state == "stopped"),
+            "lost": sum(record.lost_seconds for record in records),
         },
+        "cautions": cautions(study.spec.load_trainer()),
         "findings": study.results(),
     }  # fmt: skip
+
+
+def cautions(trainer: Trainer) -> list[str]:
+    """What a reader of the figures must know of where they come from."""
+    lines = []
+    if trainer.partition == "test":
+        lines.append(
+            "These figures are of test: the search selected on it, so none of them is of unseen items."
+        )
+    if trainer.take == "best":
+        lines.append("Each trial's value is the best of its curve, not its end: that flatters.")
+    return lines
 
 
 def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
@@ -112,7 +126,7 @@ def as_text(report: dict[str, Any], metric: Metric) -> str:
         lines.append(f"No trial is complete yet, so there is no best {metric.name}.")
     else:
         complete = report["trials"]["complete"]
-        where = f"95 % interval {metric.between(best['interval'])}, {best['partition']}, {best['sentences']} {metric.items}"
+        where = f"{interval_text(best, metric)}, {best['partition']}{items_text(best, metric)}"
         lines += [
             *_confirmed_lines(report, metric),
             f"Best {metric.name} {metric.text(best['value'])} ({where}): trial {best['trial']}",
@@ -121,6 +135,7 @@ def as_text(report: dict[str, Any], metric: Metric) -> str:
             f"  expect a little {'more' if metric.direction == 'minimize' else 'less'} on new {metric.items}.",
             *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
         ]
+    lines += report["cautions"]
     if not report["child_of"]:
         lines.append("Starts" if report["starts"] else "No starts")
     lines += [_start_line(name, start, metric) for name, start in report["starts"].items()]
@@ -130,6 +145,18 @@ def as_text(report: dict[str, Any], metric: Metric) -> str:
         lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
     lines += [f"  failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
     return "\n".join(lines)
+
+
+def interval_text(best: dict[str, Any], metric: Metric) -> str:
+    """Of a value, over the items that it is of."""
+    if best["interval"] is None:
+        return f"one number, so no interval over {metric.items}"
+    return f"95 % interval {metric.between(best['interval'])}"
+
+
+def items_text(best: dict[str, Any], metric: Metric) -> str:
+    """How many items a value is of; nothing where only one number is known."""
+    return f", {best['sentences']} {metric.items}" if best["sentences"] > 1 else ""
 
 
 def confirmed(report: dict[str, Any]) -> dict[str, Any] | None:
@@ -213,7 +240,9 @@ def _compute_line(report: dict[str, Any]) -> str:
     share = (
         f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
     )
-    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}"
+    lost = report["gpu_seconds"]["lost"]
+    again = f", {duration(lost)} lost by trials that began again" if lost else ""
+    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}{again}"
 
 
 def next_command(report: dict[str, Any], database: str | None) -> str:
@@ -226,15 +255,36 @@ def next_command(report: dict[str, Any], database: str | None) -> str:
     return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
 
 
+def export_script(study: StudyReader, trial: str, out: Path) -> list[str]:
+    """Write what the script of a trial gets into a folder: its configuration, and the command as `command.sh`.
+
+    Returns lines for people. Raises StudyError, SpecError, OSError.
+    """
+    record = pick_trial(study, trial)
+    launched = study.spec.offered("launched", "export of a script's files")
+    config = study.spec.config(record.config)
+    started = launched(config, out.absolute(), study.name, record.number, study.data["path"])
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [f"#!/bin/sh\n# Study {study.name}, trial {record.number}.", started.shell_line()]
+    files = {**started.files, "command.sh": "\n".join(lines) + "\n"}
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
+    return [
+        f"wrote {', '.join(str(out / name) for name in files)}",
+        f"sh {out / 'command.sh'} trains it again",
+    ]
+
+
 def export_text(study: StudyReader, trial: str) -> str:
     """One trial's configuration as YAML: `base`, to be put into a study file, and `args` in the lab's names if the trainer
     has such.
     """
     record = pick_trial(study, trial)
-    metric, trainer = study.spec.metric, load_trainer(study.spec.trainer)
+    metric, trainer = study.spec.metric, study.spec.load_trainer()
     config = study.spec.config(record.config)
     ended = (
-        f"{metric.name} {metric.text(record.value)} ({PARTITION})"
+        f"{metric.name} {metric.text(record.value)} ({trainer.partition})"
         if record.value is not None
         else record.state
     )
@@ -243,11 +293,32 @@ def export_text(study: StudyReader, trial: str) -> str:
         f"# data fingerprint {record.data}, code {record.code_version}, {record.host}, {record.device}",
     ]
     content: dict[str, Any] = {"base": config.flat()}
-    if study.spec.trainer != DEFAULT_TRAINER:
+    if study.spec.trainer not in (DEFAULT_TRAINER, SCRIPT_TRAINER):
         content = {"trainer": study.spec.trainer, **content}
+    if launched := trainer.offers.get("launched"):
+        started = launched(config, Path("ATTEMPT"), study.name, record.number, study.data["path"])
+        content |= {"command": started.shell_line(), "files": _for_people(started.files)}
     if arguments := trainer.offers.get("arguments"):
         head += [f"# {line}" for line in arguments.about]
         content["args"] = arguments.of(config, study.data)
     else:
         head.append("# base: goes into a study file.")
-    return "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False)
+    return "\n".join(head) + "\n" + yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def _for_people(files: Mapping[str, str]) -> dict[str, str]:
+    """The file that the script reads; the one of hpo_report only where there is no other."""
+    own = {name: text for name, text in files.items() if name != "hpo-config.json"}
+    return own or dict(files)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines as it is."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

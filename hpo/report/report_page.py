@@ -16,12 +16,20 @@ from hpo.curve import Point
 from hpo.report import report_pictures as pictures
 from hpo.report.methods import methods
 from hpo.report.page import Block, Code, Number, Picture, Section, Table, Text
-from hpo.report.report import build_report, confirmed, export_text, fresh_seeds, sources
+from hpo.report.report import (
+    build_report,
+    confirmed,
+    export_text,
+    fresh_seeds,
+    interval_text,
+    items_text,
+    sources,
+)
 from hpo.space.spec import StudySpec
 from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
-from hpo.trainer import Metric, load_trainer
+from hpo.trainer import Metric
 
 ROWS = 200  # trials in the table
 MAPS = 6  # heat maps
@@ -141,26 +149,32 @@ def _headline(facts: Facts) -> list[Block]:
     found = confirmed(report)
     if found is not None:
         confirm = report["findings"]["confirm"]
+        items = f"{confirm['sentences']} {metric.items} that the search never saw"
+        if not facts.spec.load_trainer().cuts_validation:
+            items = "which the search saw"
         text = (
-            f"95 % interval {metric.between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} "
-            f"{metric.items} that the search never saw: {found['name']}, trained anew with {fresh_seeds(found)}"
+            f"{interval_text(found, metric)}, {confirm['partition']}, {items}: "
+            f"{found['name']}, trained anew with {fresh_seeds(found)}"
         )
         blocks.append(Number(f"Confirmed {metric.name}", metric.text(found["value"]), text))
     text = (
-        f"trial {best['trial']}, 95 % interval {metric.between(best['interval'])}, {best['partition']}, "
-        f"{best['sentences']} {metric.items}. Selected as the {metric.lowest} of {report['trials']['complete']} on these, "
+        f"trial {best['trial']}, {interval_text(best, metric)}, {best['partition']}"
+        f"{items_text(best, metric)}. Selected as the {metric.lowest} of {report['trials']['complete']} on these, "
         f"so optimistic; that is not in the interval"
     )
     title = f"Search {metric.name}" if found else f"Best {metric.name} (search)"
     blocks.append(Number(title, metric.text(best["value"]), text))
+    blocks += [Text(caution, "note") for caution in report["cautions"]]
     if found is None:
         asked = "confirm" in facts.findings
         why = f"This {metric.name} is unconfirmed."
         if asked:
             why = f"`hpo confirm` has no {metric.name} of trial {best['trial']}, which is best now."
-        what = (
-            f"{why} Fresh seeds and {metric.items} that the search never saw tell what to expect."
+        more = (
+            f" and {metric.items} that the search never saw"
+            * facts.spec.load_trainer().cuts_validation
         )
+        what = f"{why} Fresh seeds{more} tell what to expect."
         blocks.append(_missing(facts, "confirm", what))
     return blocks
 
@@ -203,9 +217,10 @@ def _confirmation(facts: Facts) -> list[Block]:
             )
         )
     partition = confirm["partition"]
+    items = f" ({confirm['sentences']} {metric.items})" if confirm["sentences"] > 1 else ""
     blocks: list[Block] = [
         Text(
-            f"{metric.name} on {partition} ({confirm['sentences']} {metric.items}), the mean over seeds, with "
+            f"{metric.name} on {partition}{items}, the mean over seeds, with "
             f"{100 * confirm['level']:g} % intervals over {sources(confirm, metric)}. Nothing was selected by it."
         ),
         Table(
@@ -431,6 +446,8 @@ def _ablation(facts: Facts) -> list[Block]:
 
 def _questions(facts: Facts) -> list[Block]:
     found = facts.findings.get("questions")
+    if found is None and not facts.spec.questions:
+        return []
     if found is None:
         return [_missing(facts, "questions", "Its questions were not measured.")]
     blocks: list[Block] = []
@@ -451,7 +468,7 @@ def _questions(facts: Facts) -> list[Block]:
 
 def _ensemble(facts: Facts) -> list[Block]:
     found = facts.findings.get("ensemble")
-    if found is None and "ensemble" not in load_trainer(facts.spec.trainer).offers:
+    if found is None and "ensemble" not in facts.spec.load_trainer().offers:
         return []
     if found is None:
         return [
@@ -600,10 +617,11 @@ def _provenance(facts: Facts) -> list[Block]:
     ]
     rows = [
         ("data", f"{_source(facts)}, fingerprint {data['fingerprint']}"),
-        ("validation", f"{100 * spec.validation.fraction:g} % of {load_trainer(spec.trainer).cut}"),
+        _figures_of(spec),
         ("space", spec.space + (f", profile {spec.profile}" if spec.profile else "") + f", digest {report['digest']}"),
         ("seeds", f"training {spec.base['seed']} + number of the trial, sampler {spec.sampler.seed}, validation {spec.validation.seed}"),
         ("code", ", ".join(sorted({record.code_version for record in ran})) or "-"),
+        *_script(facts),
         ("policy", str(spec.policy)),
         ("budget", ", ".join(budget)),
         ("worker time", f"{duration(seconds['spent'])} ({seconds['spent'] / 3600:.3g} GPU-hours; on CPUs worker-hours), about "
@@ -631,9 +649,28 @@ def _provenance(facts: Facts) -> list[Block]:
     ]
 
 
+def _figures_of(spec: StudySpec) -> tuple[str, str]:
+    """What the figures are of."""
+    trainer = spec.load_trainer()
+    if trainer.cuts_validation:
+        return "validation", f"{100 * spec.validation.fraction:g} % of {trainer.cut}"
+    return "figures", f"of {trainer.partition}, as the script reports them"
+
+
+def _script(facts: Facts) -> list[tuple[str, str]]:
+    """Of a study of a script: its code, and what going on with an interrupted training gives."""
+    script = facts.report["data"].get("script")
+    if script is None:
+        return []
+    commit = script["commit"] or f"state {script['digest']}, no git"
+    changed = ", with changes that are not committed" if script["changed"] else ""
+    resume = facts.spec.load_trainer().resume
+    return [("script", f"{script['folder']}, {commit}{changed}"), ("resumes", resume)]
+
+
 def _source(facts: Facts) -> str:
     path = facts.report["data"]["path"]
-    return Path(path).name if path else load_trainer(facts.spec.trainer).bundled
+    return Path(path).name if path else facts.spec.load_trainer().bundled
 
 
 def _values(values: Iterable[Any], between: str = ", ") -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpo.space.spec import Parameter, StudySpec
-from hpo.trainer import load_trainer
 
 Array = NDArray[np.float64]
 MIDDLE = 0.5  # the coordinate of what does not exist
@@ -27,7 +26,7 @@ class Cube:
         self.spec, self.names = spec, list(spec.parameters)
         self._parameters = list(spec.parameters.values())
         self._base = base = spec.base
-        self._feature = load_trainer(spec.trainer).feature
+        self._feature = spec.load_trainer().feature
         self._whole = [
             isinstance(base[name], int) and not isinstance(base[name], bool) for name in self.names
         ]

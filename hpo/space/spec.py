@@ -20,7 +20,17 @@ from hpo.settings import Config, Count, Flag, Real, Settings, Whole, explain, un
 from hpo.space.budget import Budget
 from hpo.space.stopping import OwnPast
 from hpo.space.upgrade import REMOVED_POLICIES
-from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
+from hpo.trainer import (
+    DEFAULT_TRAINER,
+    SCRIPT_TRAINER,
+    Metric,
+    SectionOfFile,
+    Trainer,
+    load_maker,
+    load_trainer,
+    make_trainer,
+    offered,
+)
 
 # Places of a spec that no default of ours can fill.
 ALWAYS_WRITTEN = (
@@ -31,7 +41,11 @@ ALWAYS_WRITTEN = (
     "child",
     "metric.direction",
     "metric.bounded",
+    "script.",
 )
+# What may change in the section of a script while its study goes on: none of it changes what a training gives. The
+# state of the code has a version of its own.
+FREE_OF_SCRIPTS = ("code", "resume", "grace_seconds", "silence_seconds", "log_megabytes")
 DEMO_PROFILE = "demo"  # taken when no data are given
 _package = Path(__file__).parents[1]
 BUNDLED = next(
@@ -51,6 +65,10 @@ class Parameter(Settings):
     log: Flag = False
     choices: list[Any] | None = None
     when: dict[str, list[Any]] = {}
+    writes: list[str] | None = Field(
+        default=None,
+        description="the fields of a script that take the value, if not the one of this name",
+    )
 
     @model_validator(mode="after")
     def _range_or_choices(self) -> Self:
@@ -182,6 +200,7 @@ class Question(Settings):
 
 class SpaceFile(Settings):
     trainer: str = DEFAULT_TRAINER
+    script: dict[str, Any] | None = None
     question: str = ""
     questions: list[Question] = []
     base: dict[str, Any] = {}
@@ -194,6 +213,20 @@ class SpaceFile(Settings):
     validation: dict[str, Any] = {}
     stopping: OwnPast | None = OwnPast()  # null: only what is not finite stops
     profiles: dict[str, Profile] = {}
+
+    @model_validator(mode="after")
+    def _has_one_trainer(self) -> Self:
+        if self.script is None:
+            return self
+        if "trainer" in self.model_fields_set:
+            raise ValueError(
+                "has both script: and trainer:. Valid: one of them; a script needs no trainer"
+            )
+        if "validation" in self.model_fields_set:
+            raise ValueError(
+                "has both script: and validation:. A script cuts its own validation part: take validation: out"
+            )
+        return self
 
     @field_validator("policy", mode="before")
     @classmethod
@@ -216,13 +249,16 @@ class Child(Settings):
 class StudySpec(Settings):
     """One study, complete: base configuration, parameters, starts, budget and the rest.
 
-    trainer: as `load_trainer` takes it; a file with its whole path. metric: the trainer's, so that whoever only reads the
-    study need not load the trainer. base: dotted name -> value, every field. written: the places of what a person wrote, beside
-    ALWAYS_WRITTEN; None: not known.
+    trainer: as `load_trainer` takes it; a file with its whole path.
+    script: the complete section that the trainer is made of, where the study's file has one.
+    metric: the trainer's, so that whoever only reads the study need not load the trainer.
+    base: dotted name -> value, every field.
+    written: the places of what a person wrote, beside ALWAYS_WRITTEN; None: not known.
     """
 
     space: str
     trainer: str = DEFAULT_TRAINER
+    script: dict[str, Any] | None = None
     metric: Metric
     profile: str | None = None
     question: str = ""
@@ -239,12 +275,20 @@ class StudySpec(Settings):
     child: Child | None = None
     written: tuple[str, ...] | None = None
 
+    def load_trainer(self) -> Trainer:
+        """Raises SpecError."""
+        return _trainer_of(self.trainer, self.script)
+
+    def offered(self, name: str, what: str) -> Any:
+        """What its trainer offers beyond training; see `hpo.trainer.offered`. Raises SpecError."""
+        return offered(self.load_trainer(), self.trainer, name, what)
+
     def config(self, values: Mapping[str, Any] | None = None, place: str = "") -> Config:
         """The base with some fields replaced, as a configuration of its trainer, which it loads.
 
         values: dotted name -> value. place: where they come from, for the message. Raises SpecError.
         """
-        base = load_trainer(self.trainer).config().with_values(self.base)
+        base = self.load_trainer().config().with_values(self.base)
         return base.with_values(values or {}, place)
 
     def digest(self) -> str:
@@ -256,6 +300,10 @@ class StudySpec(Settings):
         """What two specs of one study have in common. A trainer's file may have moved: its code has a version of its own."""
         values = self.model_dump(mode="json", exclude={"question", "questions", "written"})
         values["trainer"] = self.trainer.rpartition("/")[2]
+        if self.script is not None:
+            values["script"] = {
+                key: value for key, value in self.script.items() if key not in FREE_OF_SCRIPTS
+            }
         return values
 
     def extremes(self) -> list[Config]:
@@ -308,7 +356,8 @@ class StudySpec(Settings):
     def reopened(self, stored: "StudySpec") -> "StudySpec":
         """A study's spec when it is launched again with this one: what it has, with what may change."""
         changed = {
-            name: getattr(self, name) for name in ("question", "questions", "trainer", "written")
+            name: getattr(self, name)
+            for name in ("question", "questions", "trainer", "script", "written")
         }
         return stored.model_copy(update=changed)
 
@@ -369,7 +418,8 @@ def load_spec(path: Path, profile: str | None = None, settings: Mapping[str, Any
     try:
         return _spec_of(path, file, profile, settings or {}, trials, policy)
     except SpecError as error:
-        if "trainer" not in file.model_fields_set and "there is no" in str(error):
+        names_no_trainer = file.script is None and "trainer" not in file.model_fields_set
+        if names_no_trainer and "there is no" in str(error):
             raise SpecError(
                 f"{error}. (The space names no trainer, so it is of the built-in decoder)"
             ) from None
@@ -395,8 +445,8 @@ def _spec_of(
                 )
             )
         overlay = file.profiles[profile]
-    reference = _located(file.trainer, path)
-    trainer = load_trainer(reference)
+    reference, script = _trainer_in(path, file)
+    trainer = _trainer_of(reference, script)
     base = trainer.config().with_values(file.base, f"{path}: base.")
     base = base.with_values(overlay.base, f"{path}: profiles.{profile}.base.")
     for name in settings:
@@ -407,6 +457,7 @@ def _spec_of(
     spec = StudySpec(
         space=path.stem,
         trainer=reference,
+        script=script,
         metric=trainer.metric,
         profile=profile,
         question=file.question.strip(),
@@ -459,6 +510,26 @@ def _written(
             {"stopping"} if rule is None else {f"stopping.{name}" for name in rule.model_fields_set}
         )
     return tuple(sorted(places))
+
+
+def _trainer_in(path: Path, file: SpaceFile) -> tuple[str, dict[str, Any] | None]:
+    """The reference of the trainer that a study file names, and the complete section that it is made of, if there is one."""
+    if file.script is None:
+        for name, parameter in file.parameters.items():
+            if parameter.writes is not None:
+                raise SpecError(
+                    f"{path}: parameters.{name}.writes: it is for studies of a script, and this file has no script:"
+                )
+        return _located(file.trainer, path), None
+    maker = load_maker(SCRIPT_TRAINER)
+    section = SectionOfFile(path.absolute(), file.script, file.parameters, file.base, file.starts)
+    return SCRIPT_TRAINER, maker.resolve(section)
+
+
+def _trainer_of(reference: str, script: Mapping[str, Any] | None) -> Trainer:
+    if script is None:
+        return load_trainer(reference)
+    return make_trainer(reference, json.dumps(script))
 
 
 def _located(reference: str, space: Path) -> str:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, String, case, cast, event, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection, Row
 
-from hpo.store.process import Process, known_dead
+from hpo.process import Process, known_dead
 from hpo.store.tables import LAST_ATTEMPT, attempt_table, optuna_trials, trial_table
 from hpo.store.trials import rows_of
 
@@ -101,7 +101,8 @@ def renew_lease(
 ) -> bool:
     """Renew for `seconds`, and write `values` with it. False: the trial is another's by now, nothing was written.
 
-    worked: seconds of this attempt so far. Told again they count once; trainings that share a GPU share its time.
+    worked: seconds of this attempt so far. Told again they count once; trainings that share a GPU share its time, and one that
+    holds several (device `cuda:0,1`) takes that of each.
     """
     table = trial_table.c
     if worked is not None:
@@ -109,10 +110,12 @@ def renew_lease(
         beside = select(func.count()).where(other.c.host == table.host, other.c.device == table.device, other.c.lease.is_not(None),
                                             other.c.lease_until > func.now()).scalar_subquery()  # fmt: skip
         share = case((table.device.like("cuda%"), func.greatest(1, beside)), else_=1)
+        indices = func.split_part(table.device, " ", 1)
+        gpus = 1 + func.length(indices) - func.length(func.replace(indices, ",", ""))
         total = func.greatest(table.seconds, table.seconds_before + worked)
         values |= {
             "seconds": total,
-            "gpu_seconds": table.gpu_seconds + (total - table.seconds) / share,
+            "gpu_seconds": table.gpu_seconds + (total - table.seconds) * gpus / share,
         }
     statement = (
         update(trial_table)

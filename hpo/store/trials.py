@@ -11,14 +11,20 @@ from hpo.store.tables import LAST_ATTEMPT, attempt_table, optuna_trials, score_t
 
 
 def rows_of(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
-    """Of hpo_trial, with outcome and reason of the last attempt, and `scored`: whether it has a final score."""
+    """Of hpo_trial, with outcome, reason and first step of the last attempt, and `scored`: whether it has a final score."""
     score = score_table.c
     scored = (
         exists()
         .where(score.trial_id == trial_table.c.trial_id, score.partition == VALIDATION)
         .label("scored")
     )
-    statement = select(*trial_table.c, scored, attempt_table.c.outcome, attempt_table.c.reason)
+    statement = select(
+        *trial_table.c,
+        scored,
+        attempt_table.c.outcome,
+        attempt_table.c.reason,
+        attempt_table.c.first_step,
+    )
     statement = statement.select_from(trial_table.outerjoin(attempt_table, LAST_ATTEMPT))
     rows: Iterable[Row[Any]] = connection.execute(
         statement.where(trial_table.c.trial_id.in_(trial_ids))

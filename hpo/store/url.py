@@ -55,6 +55,17 @@ def has_password(url: str) -> bool:
     return bool(parsed.password or {"password", "sslpassword"} & set(parsed.query))
 
 
+def secrets_of(url: str) -> tuple[str, ...]:
+    """What of a URL no other program may see: the URL itself and its password. Nothing of an empty one."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return (url,) if url else ()
+    password = parsed.password or parsed.query.get("password")
+    spellings = (url, parsed.render_as_string(hide_password=False), password)
+    return tuple(str(secret) for secret in spellings if secret)
+
+
 def connection_problem(url: str) -> str | None:
     """Why the server at `url` does not let us in; None if it does. Raises CallerError for an option that libpq does not know."""
     parsed = make_url(url)

@@ -8,6 +8,7 @@ is fenced by its lease.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from uuid import uuid4
 
 import optuna
@@ -18,11 +19,11 @@ from sqlalchemy.engine import Connection
 
 from hpo.curve import Point
 from hpo.errors import SpecError
+from hpo.process import Process
 from hpo.settings import Config
 from hpo.space.budget import refusal
 from hpo.store import curves, findings, leases, locks, standing, trials
 from hpo.store.leases import LeaseLostError
-from hpo.store.process import Process
 from hpo.study import choice
 from hpo.study.reader import StudyReader
 from hpo.study.record import in_thin_curve
@@ -48,6 +49,7 @@ class Claims(StudyReader):
     def __init__(self, optuna_study: optuna.Study, storage: optuna.storages.RDBStorage):
         super().__init__(storage.engine, optuna_study._study_id, optuna_study.study_name)
         self.optuna = optuna_study
+        self._thin: dict[int, set[int]] = {}
         self.storage = optuna_study._storage  # the same database behind Optuna's cache
 
     def claim(
@@ -158,13 +160,20 @@ class Claims(StudyReader):
         try:
             with leases.fenced(trial.id, trial.lease):
                 for point in points:
-                    if in_thin_curve(point.step, trial.config):
+                    if in_thin_curve(point.step, trial.config, partial(self._thin_steps, trial.id)):
+                        self._thin.get(trial.id, set()).add(point.step)
                         self.storage.set_trial_intermediate_value(trial.id, point.step, point.value)
         except LeaseLostError:
             return False
         except UpdateFinishedTrialError:
             return self.deliver(trial, [], step, seconds, memory)  # which sees it
         return True
+
+    def _thin_steps(self, trial_id: int) -> set[int]:
+        """The steps of the points that Optuna has of a trial; asked for once, because only its holder adds some."""
+        if trial_id not in self._thin:
+            self._thin = {trial_id: set(self.storage.get_trial(trial_id).intermediate_values)}
+        return self._thin[trial_id]
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
         """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""

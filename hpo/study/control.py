@@ -17,9 +17,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from hpo import process
 from hpo.errors import SpecError, StudyError
 from hpo.space.spec import StudySpec
-from hpo.store import leases, locks, process, standing
+from hpo.store import leases, locks, standing
 from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
 from hpo.study.study import Study

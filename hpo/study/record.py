@@ -1,5 +1,6 @@
 """A trial as Optuna's tables and ours have it, in one value."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy.engine import Row
@@ -58,13 +59,25 @@ def record_of(trial: TrialRow, row: Row[Any] | None, metric: Metric) -> Record:
         code_version=(row.code_version if row else "") or "",
         data=(row.data if row else "") or "",
         imported=attributes.get(IMPORTED, ""),
+        lost_seconds=row.seconds_before
+        if row and row.attempts > 1 and row.first_step == 0
+        else 0.0,
     )
 
 
-def in_thin_curve(step: int, config: Config) -> bool:
-    """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always."""
+def in_thin_curve(step: int, config: Config, existing: Callable[[], Iterable[int]] = tuple) -> bool:
+    """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always.
+
+    existing: the steps of those that it has, asked for where evaluations come at any steps.
+    """
+    if step == config.steps:
+        return True
+    if not config.evaluates_regularly:
+        share = step * THIN_CURVE // max(1, config.steps)
+        return all(
+            other * THIN_CURVE // max(1, config.steps) != share or other == step
+            for other in existing()
+        )
     evaluations = -(-config.steps // config.evaluate_every)
     every = -(-evaluations // THIN_CURVE)
-    return step == config.steps or (
-        step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0
-    )
+    return step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0

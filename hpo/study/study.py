@@ -22,7 +22,6 @@ from hpo.study.claims import Claims
 from hpo.study.names import check_name
 from hpo.study.reader import open_reader
 from hpo.study.sampling import fixed_key, fixed_trial
-from hpo.trainer import load_trainer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -61,7 +60,7 @@ class Study(Claims):
             if "spec" not in study.attributes:  # new, or its maker died before it was whole
                 study._make(spec, data)
             elif study.data["fingerprint"] != data["fingerprint"]:
-                source = study.data["path"] or load_trainer(spec.trainer).bundled
+                source = study.data["path"] or spec.load_trainer().bundled
                 raise StudyError(
                     f"study {name} was made on other data ({source}, fingerprint {study.data['fingerprint']}; "
                     f"given {data['fingerprint']}). Take --name for a new study"

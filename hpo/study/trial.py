@@ -24,11 +24,13 @@ class Cause(StrEnum):
     INTERRUPTED = "interrupted"  # a signal, pre-emption, the end of an allocation: it goes on, as often as that happens
     LOST = "lost"  # its worker died, or showed no step for the length of a lease
     OUT_OF_MEMORY = "out of memory"  # it waits for a worker with a larger share of a device
+    HUNG = "hung"  # it showed no sign of life and was ended: tried once more
     CODE_ERROR = "code error"  # an exception: tried once more
     BAD_CONFIGURATION = "bad configuration"  # it would be as bad again
 
 
 ALLOWED = {
+    Cause.HUNG: 2,
     Cause.CODE_ERROR: 2,
     Cause.BAD_CONFIGURATION: 1,
 }  # attempts that may end so; the others: the study's max_attempts
@@ -152,6 +154,7 @@ class Record:
     code_version: str
     data: str  # fingerprint
     imported: str = ""  # name of the past run that it is; empty: a trial of the study
+    lost_seconds: float = 0.0  # of attempts after which the training began again at step 0
 
     @property
     def steps(self) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 
 from hpo import __version__
 from hpo.errors import StudyError
+from hpo.space.spec import StudySpec
 from hpo.study.study import Study
-from hpo.trainer import DEFAULT_TRAINER, trainer_files
+from hpo.trainer import DEFAULT_TRAINER, load_trainer, trainer_files
 
 PACKAGE = Path(__file__).parents[1]
 # What changes the draw of a sampler or where a rule stops a training. What changes the result of a training
@@ -40,9 +41,14 @@ IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_params")
 
 def check_code(study: Study, allow_different: bool) -> None:
     """Raises StudyError if the study was made with other code, whose results may not compare with this one's."""
-    here = code_version(study.spec.trainer)
+    here = code_version(study.spec)
     if study.code == "" or allow_different or same_results(here, study.code):
         return
+    if here.partition(" script ")[0] == study.code.partition(" script ")[0]:
+        raise StudyError(
+            f"study {study.name} was made with another state of the script's code ({study.code}; here is {here}). Go back to "
+            f"that, take --name for a new study, or --allow-different-code"
+        )
     raise StudyError(
         f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code"
     )
@@ -50,17 +56,29 @@ def check_code(study: Study, allow_different: bool) -> None:
 
 def same_results(version: str, earlier: str) -> bool:
     """Whether trials of the one version compare with trials of the other."""
-    return earlier == version or earlier in SAME_RESULTS.get(version, ())
+    ours, _, script = version.partition(" script ")
+    before, _, script_before = earlier.partition(" script ")
+    return script == script_before and (before == ours or before in SAME_RESULTS.get(ours, ()))
+
+
+def code_version(spec: StudySpec | None = None) -> str:
+    """The package's version, and a digest of the code that shapes the results of this spec's trainer; None: of the built-in one.
+
+    A script's own code follows: `0.1.0 5769ca51 script 1c2d3e4f`. Comments, docstrings and the layout of the lines of Python
+    files of ours and of trainers do not change it. Raises SpecError for a trainer or code that is not there.
+    """
+    if spec is None:
+        return version_of(tuple(trainer_files(load_trainer(DEFAULT_TRAINER), DEFAULT_TRAINER)))
+    trainer = spec.load_trainer()
+    version = version_of(tuple(trainer_files(trainer, spec.trainer)))
+    return f"{version} script {trainer.state_of_code()}" if trainer.state_of_code else version
 
 
 @cache
-def code_version(trainer: str = DEFAULT_TRAINER) -> str:
-    """The package's version, and a digest of the code that shapes the results of this trainer's studies.
-
-    Comments, docstrings and the layout of the lines do not change it. Raises SpecError for a trainer that is not there.
-    """
+def version_of(files: tuple[Path, ...]) -> str:
+    """files: of a trainer."""
     digest = hashlib.sha256()
-    for path in [*(PACKAGE / name for name in SHAPES_RESULTS), *trainer_files(trainer)]:
+    for path in [*(PACKAGE / name for name in SHAPES_RESULTS), *files]:
         digest.update(json.dumps([path.name, meaning(path.read_text())]).encode())
     return f"{__version__} {digest.hexdigest()[:8]}"
 

@@ -1,8 +1,9 @@
 """An attempt at a trial: train, report, ask the stopping rule, checkpoint, keep the weights."""
 
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from hpo.curve import Point, point_of
 from hpo.settings import Config
 from hpo.space.stopping import Stop, non_finite, not_finite
+from hpo.store.url import secrets_of
+from hpo.study.logs import log_path
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted, Outcome, Stopped, Trial
-from hpo.trainer import Progress, Training, as_score, load_trainer
+from hpo.trainer import Progress, Score, Site, Training, Waiting, as_score
 from hpo.worker.checkpoint import (
     TORCH_WEIGHTS,
     Writer,
@@ -26,7 +29,7 @@ from hpo.worker.checkpoint import (
     save_checkpoint,
     written,
 )
-from hpo.worker.device import CPU, first_line, taken_memory
+from hpo.worker.device import CPU, first_line, taken_memory, visible_devices
 from hpo.worker.reporter import Reporter, persistently
 from hpo.worker.trackers import FOLDER, Subject, Tracker, Trackers, chosen
 
@@ -43,6 +46,7 @@ class Place:
     record: dict[str, str]  # device, code_version, data
     stop: Callable[[], bool] = lambda: False
     device: torch.device = CPU
+    gpus: tuple[int, ...] = ()  # of the worker
     held_out: Mapping[str, Any] = field(
         default_factory=dict
     )  # partitions that complete trials are scored on too
@@ -56,7 +60,7 @@ class Attempt:
 
     def __init__(self, place: Place, trial: Trial, folder: Path):
         self.place, self.study = place, place.study
-        self.trainer = load_trainer(place.study.spec.trainer)
+        self.trainer = place.study.spec.load_trainer()
         self.metric = place.study.spec.metric
         self.weights = self.trainer.weights or TORCH_WEIGHTS
         self.trial, self.folder = trial, folder
@@ -67,12 +71,35 @@ class Attempt:
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
+        self._scores: dict[
+            float, Score
+        ] = {}  # by their values, where the best of the curve is taken
         self.short_of_memory = False
 
-    def to_its_end(self) -> Outcome | None:
-        begun = begin(
-            partial(self.trainer.start, self.trial.config, self.place.dataset), self.folder
+    def _start(self) -> Training:
+        """A training at step 0."""
+        arguments: list[Any] = [self.trial.config, self.place.dataset]
+        if self.trainer.needs_site:
+            arguments.append(self._site())
+        training: Training = self.trainer.start(*arguments)
+        return training
+
+    def _site(self) -> Site:
+        url = self.study.engine.url.render_as_string(hide_password=False)
+        given = os.environ.get("HPO_DATABASE_URL", "")
+        return Site(
+            folder=self.folder,
+            log=log_path(self.place.folder, self.trial.number),
+            study=self.study.name,
+            trial=self.trial.number,
+            attempt=self.trial.attempt,
+            device=self.place.record["device"].split(" ")[0],
+            gpus=visible_devices(self.place.gpus),
+            secrets=(*secrets_of(url), *secrets_of(given)),
         )
+
+    def to_its_end(self) -> Outcome | None:
+        begun = begin(self._start, self.folder)
         training = begun.training
         for fault in begun.faults:
             log.warning("trial %d: a checkpoint cannot be used: %s", self.trial.number, fault)
@@ -90,7 +117,13 @@ class Attempt:
             return None
         self._track()
         remove_drafts(self.folder)
-        outcome = self._steps(training)
+        looks = training.train()
+        try:
+            outcome = self._steps(training, looks)
+        finally:
+            # Whatever the training still does, it ends here.
+            if close := getattr(looks, "close", None):
+                close()
         if isinstance(outcome, Completed):
             held_out = {
                 name: as_score(training.evaluate(data))
@@ -120,18 +153,28 @@ class Attempt:
 
     def tidy(self) -> None:
         """After the outcome is stored: no checkpoint is needed any more, unless the weights could not be written."""
-        if self._weights_path("last").exists():
+        if self.trainer.keeps_files or self._weights_path("last").exists():
             for path in checkpoints(self.folder):
                 path.unlink(missing_ok=True)
 
-    def _steps(self, training: Training) -> Outcome | None:
+    def _steps(self, training: Training, looks: Iterator[Progress | Waiting]) -> Outcome | None:
         since: list[Progress] = []
         last_step = training.step
         begin_seconds = time.monotonic()
         saved = time.monotonic()
         score = None
         steps = self.trial.config.steps
-        for progress in training.train():
+        for progress in looks:
+            if isinstance(progress, Waiting):
+                self.reporter.alive()
+                if progress.goes_on_at is not None:
+                    last_step = self._go_back(progress.goes_on_at)
+                    since = []
+                if outcome := self._called_off(False):
+                    return outcome
+                if self.reporter.lost:
+                    return None
+                continue
             if not isinstance(progress, Progress):
                 raise TypeError(
                     f"train() gave a {type(progress).__name__}. Valid: hpo.Progress(step, loss, ...)"
@@ -139,6 +182,9 @@ class Attempt:
             if reason := progress.reason_to_end:
                 self.reporter.at(progress.step)
                 return Stopped(non_finite(progress.step, reason))
+            if self.curve and progress.step <= self.curve[-1].step:
+                last_step = self._go_back(progress.step)
+                since = []
             since.append(progress)
             finished = progress.step >= steps
             if progress.score is None:
@@ -146,6 +192,9 @@ class Attempt:
             else:
                 score = progress.score
                 point = point_of(since, last_step, time.monotonic() - begin_seconds)
+                self._scores = (
+                    {point.value: score, **self._scores} if self.trainer.take == "best" else {}
+                )
                 self._evaluated(point)
                 if stop := self._judged(finished):
                     return Stopped(stop)
@@ -163,8 +212,8 @@ class Attempt:
                 begin_seconds = time.monotonic()
             if self.reporter.lost:
                 return None
-            if (why := "a signal" if self.place.stop() else self.reporter.spent) and not finished:
-                return Interrupted(why)
+            if outcome := self._called_off(finished):
+                return outcome
         if (
             score is None or since
         ):  # no steps at all, resumed at the last one, or ended after steps without a score
@@ -181,7 +230,29 @@ class Attempt:
             if since:
                 self._evaluated(point)
                 self._keep_if_best(training, point)
-        return Completed(score)
+        return Completed(self._taken(score))
+
+    def _called_off(self, finished: bool) -> Interrupted | None:
+        """The trial is handed back, because the worker is to leave or the study has halted."""
+        why = "a signal" if self.place.stop() else self.reporter.spent
+        return Interrupted(why) if why and not finished else None
+
+    def _go_back(self, step: int) -> int:
+        """The training goes on earlier than its curve ends: from `step` on the curve is made again.
+
+        Returns the step of the last point that is left.
+        """
+        self.curve = [point for point in self.curve if point.step < step]
+        last = self.curve[-1].step if self.curve else 0
+        self.reporter.go_back(last)
+        return last
+
+    def _taken(self, score: Score) -> Score:
+        """The trial's score: the last, or where the trainer says so the best of the curve."""
+        if self.trainer.take == "last" or not self.curve:
+            return score
+        best = self.metric.best([point.value for point in self.curve])
+        return self._scores.get(best) or Score.of(best)
 
     def _judged(self, finished: bool) -> Stop | None:
         """What is no number ends a training in any case; the rule ends one that has steps left."""
@@ -211,6 +282,8 @@ class Attempt:
 
     def _keep(self, training: Training, which: str, value: float) -> None:
         """The weights that were scored, `best` along the curve or `last`."""
+        if self.trainer.keeps_files:
+            return
         facts = {
             "study": self.study.name,
             "trial": self.trial.number,

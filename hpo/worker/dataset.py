@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hpo.errors import DataError, HpoError, MemoryShortError
 from hpo.space.spec import DEMO_PROFILE, StudySpec
 from hpo.study.study import Study
-from hpo.trainer import DataRequest, Dataset, load_trainer
+from hpo.trainer import DataRequest, Dataset
 from hpo.worker.device import first_line, is_memory_short
 
 Made = TypeVar("Made")
@@ -29,7 +29,7 @@ class Looked:
 
 def look_at_data(path: Path | None, spec: StudySpec) -> Looked:
     """Check once that every trial of the space could train on them. Raises DataError."""
-    trainer = load_trainer(spec.trainer)
+    trainer = spec.load_trainer()
     dataset = load_dataset(spec, path, "cpu")
     base, *extremes = spec.extremes()
     described = asked(spec, "describe", partial(dataset.describe, base))
@@ -67,7 +67,7 @@ def load_dataset(
 
     Raises DataError, MemoryShortError.
     """
-    trainer = load_trainer(spec.trainer)
+    trainer = spec.load_trainer()
     validation = spec.validation
     request = DataRequest(
         path, spec.config(), device, validation.fraction, validation.seed, partition
@@ -118,7 +118,7 @@ def load_study_data(study: Study, path: Path | None, device: str) -> Dataset:
 def check_fingerprint(study: Study, path: Path | None, fingerprint: str) -> None:
     """Raises DataError if data at `path` are not those that the study was made on."""
     if fingerprint != study.data["fingerprint"]:
-        source = path or load_trainer(study.spec.trainer).bundled
+        source = path or study.spec.load_trainer().bundled
         raise DataError(
             f"{source}: fingerprint {fingerprint}, but study {study.name} was made on "
             f"{study.data['fingerprint']}. Give --data with the study's data"

@@ -1,7 +1,7 @@
 """A trial's progress on its way to the database, in a thread of its own, so that a database that is slow or away costs no step.
 
 What could not be delivered is owed: kept, and delivered when the database answers again. The lease is renewed only when
-steps have advanced, so a worker whose GPU hangs loses its trial.
+steps have advanced or the training says that it is alive, so a worker whose GPU hangs loses its trial.
 """
 
 import random
@@ -19,6 +19,7 @@ from hpo.study.trial import Trial
 RENEW_SECONDS = (
     2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
 )
+TOGETHER_SECONDS = 1.5  # points that come within this are delivered together
 LOOK_SECONDS = 4.0  # how long a spent budget or a passed deadline may stay unnoticed
 ANSWER_SECONDS = 5.0  # so long a worker waits for an answer, even if it is to leave
 OUTAGE_SECONDS = (
@@ -97,6 +98,9 @@ class Reporter:
         self._memory, self._say = memory, say  # bytes that the training takes
         self._owed: list[Point] = []
         self._step = self._told = 0
+        self._alive = False  # since it was told last
+        self._back: int | None = None  # points after this step are not of the curve any more
+        self._lock = threading.Lock()  # of what is owed
         self._begin = time.monotonic()
         self._seconds = 0.0
         self._confirmed = time.monotonic()  # the lease is ours for its length from here
@@ -104,18 +108,32 @@ class Reporter:
         self._lease_seconds = study.spec.attempts.lease_seconds
         self._looked = time.monotonic()  # at the budget
         self._fault: Exception | None = None
-        self._wake, self._end = threading.Event(), False
+        self._wake, self._over, self._end = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
         self._thread.start()
 
     def at(self, step: int, point: Point | None = None) -> None:
         """A step is done, and with it perhaps an evaluation. Raises what ended the thread, if something did."""
+        self.alive()
+        self._step = step
+        if point is not None:
+            with self._lock:
+                self._owed.append(point)
+            self._wake.set()
+
+    def alive(self) -> None:
+        """No step is done, but the training works. Raises what ended the thread, if something did."""
         if self._fault:
             raise self._fault
-        self._step, self._seconds = step, time.monotonic() - self._begin
-        if point is not None:
-            self._owed.append(point)
-            self._wake.set()
+        self._seconds = time.monotonic() - self._begin
+        self._alive = True
+
+    def go_back(self, step: int) -> None:
+        """The training goes on after `step`: later points are forgotten, before new ones are delivered."""
+        with self._lock:
+            self._back = step if self._back is None else min(step, self._back)
+            self._owed = [point for point in self._owed if point.step <= step]
+            self._step = step
 
     def holds(self) -> bool:
         """Whether the trial is surely ours. A process that was halted or cut off for longer than its lease must ask first."""
@@ -128,21 +146,36 @@ class Reporter:
     def close(self, given_up: Callable[[], bool] = lambda: False) -> float:
         """End the thread, which may leave points owed. Returns the seconds of this attempt."""
         self._end = True
+        self._over.set()
         self._wake.set()
         _joined(self._thread, given_up)
         return time.monotonic() - self._begin
 
     def deliver(self) -> None:
         """Once, now; raises DatabaseAwayError with everything still owed."""
-        step, points, asked = self._step, list(self._owed), time.monotonic()
-        held = self.study.deliver(self.trial, points, step, self._seconds, self._memory())
+        with self._lock:
+            step, points, back = self._step, list(self._owed), self._back
+            self._alive = False
+        asked = time.monotonic()
+        held = back is None or self.study.resume(self.trial, back, [])
+        held = held and self.study.deliver(self.trial, points, step, self._seconds, self._memory())
         self._confirmed, self._told, self._away = asked, step, False
-        del self._owed[: len(points)]
+        with self._lock:
+            self._owed = [
+                point for point in self._owed if not any(point is told for told in points)
+            ]
+            self._back = None if self._back == back else self._back
         self.lost = self.lost or not held
         if held:
             budget_too = asked - self._looked > LOOK_SECONDS
             self._looked = asked if budget_too else self._looked
             self.spent = self.study.over(budget_too) or self.spent
+
+    def _pause(self, seconds: float) -> None:
+        """Unless the attempt ends before."""
+        until = time.monotonic() + seconds
+        while not self._end and (left := until - time.monotonic()) > 0:
+            self._over.wait(left)
 
     def _work(self) -> None:
         backoff = Backoff()
@@ -150,10 +183,12 @@ class Reporter:
         while not self._end and not self.lost:
             self._wake.wait(pause)
             self._wake.clear()
-            if self._end or not (self._owed or self._step != self._told):
+            if self._end or not (self._owed or self._alive or self._step != self._told):
                 continue
             try:
                 self.deliver()
+                # What comes soon after is delivered together.
+                self._pause(TOGETHER_SECONDS)
                 backoff, pause = Backoff(), RENEW_SECONDS
             except DatabaseAwayError as error:
                 if not self._away:

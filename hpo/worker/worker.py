@@ -17,10 +17,11 @@ from hpo.errors import (
     DatabaseAwayError,
     DatabaseError,
     MemoryShortError,
+    StudyError,
     WorkerError,
 )
+from hpo.process import Process
 from hpo.space.stopping import Stop
-from hpo.store.process import Process
 from hpo.study.logs import log_path, logged
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
@@ -36,6 +37,7 @@ from hpo.study.trial import (
     Trial,
 )
 from hpo.study.version import check_code, code_version
+from hpo.trainer import TrainingFailedError, TrainingHangsError
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import device_name, first_line, is_memory_short, place_of
@@ -122,6 +124,13 @@ class Worker(Place):
         outcome: Outcome | None
         try:
             outcome = run.to_its_end()
+        except TrainingFailedError as error:
+            log.warning("trial %d: %s", trial.number, error)
+            outcome = Failed(str(error), _cause_of(error))
+        except StudyError as error:
+            # A person has to mend something first. The trial goes on then.
+            self._hand_back(run, error)
+            raise
         except (
             DatabaseError
         ) as error:  # no outcome can be written; the lease runs out and the trial goes on elsewhere
@@ -151,6 +160,10 @@ class Worker(Place):
         if isinstance(outcome, Stopped):
             shutil.rmtree(run.folder, ignore_errors=True)
         return outcome
+
+    def _hand_back(self, run: Attempt, error: StudyError) -> None:
+        run.writer.close()
+        self._finish(run, Interrupted(str(error)), run.reporter.close(self.stop))
 
     def _let_go(self, run: Attempt) -> None:
         """The trial is not ours any more. If a person has stopped it nobody needs its files."""
@@ -207,6 +220,12 @@ class Worker(Place):
                 ) from None
 
 
+def _cause_of(error: TrainingFailedError) -> Cause:
+    if isinstance(error, TrainingHangsError):
+        return Cause.HUNG
+    return Cause.LOST if error.lost else Cause.CODE_ERROR
+
+
 def run_worker(
     study: Study,
     data_path: Path | None,
@@ -215,11 +234,14 @@ def run_worker(
     stop: Callable[[], bool],
     artifacts: Path | None = None,
     allow_different_code: bool = False,
+    gpus: tuple[int, ...] = (),
 ) -> int:
     """Join a study: load its data, check that they and the code are the study's, run trials. Returns how many ended here.
 
     data_path: where the data are on this machine; None takes the path that the study was made with. artifacts: the same
-    for the study's shared folder. Raises DataError, StudyError if data or code differ from the study's.
+    for the study's shared folder. gpus: the indices of the GPUs that this worker holds; empty: that of `device`.
+
+    Raises DataError, StudyError if data or code differ from the study's.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -232,8 +254,10 @@ def run_worker(
     }
     folder = study_folder(study, artifacts)
     record = {
-        "device": device_name(device),
-        "code_version": code_version(spec.trainer),
+        "device": device_name(device, gpus),
+        "code_version": code_version(spec),
         "data": dataset.fingerprint,
     }
-    return Worker(study, dataset, folder, record, stop, device=device, held_out=held_out).run()
+    return Worker(
+        study, dataset, folder, record, stop, device=device, gpus=gpus, held_out=held_out
+    ).run()
