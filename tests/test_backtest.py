@@ -14,9 +14,9 @@ from hpo.cli import main
 from hpo.curve import Point
 from hpo.decoder.trainer import PER
 from hpo.past.backtest import RULES, SWEEP, Curve, backtest, own_past_stops, sweep
+from hpo.process import Process
 from hpo.space.spec import StudySpec
 from hpo.space.stopping import OwnPast, Stop
-from hpo.store.process import Process
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted, Outcome, Stopped
 from hpo.trainer import Score
@@ -216,8 +216,8 @@ def test_a_sweep_names_what_breaks() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "parts"), [
-    ((), ("RUNS_DIR or --study",)),
-    (("{runs}", "--study", "s"), ("one of them",)),
+    ((), ("RUNS_DIR, --study NAME or both",)),
+    (("--study", "s"), ("Add RUNS_DIR",)),
     (("{runs}", "--rule", "medien"), ("there is no 'medien'", "Did you mean median?", "own-past")),
     (("{runs}", "--plot", "a.gif"), ("a.gif", ".svg, .png, .pdf")),
     (("{runs}/none",), ("no such file or folder",)),

@@ -21,9 +21,9 @@ from hpo.decoder.trainer import PER
 from hpo.errors import DataError
 from hpo.past.past_runs import PastRun, read_lab_run
 from hpo.past.read import read_runs
+from hpo.process import Process
 from hpo.report.report import as_text, build_report
 from hpo.space.spec import StudySpec, load_spec
-from hpo.store.process import Process
 from hpo.study.pick import best_of, pick_trial
 from hpo.study.study import Study
 from hpo.study.trial import Completed
@@ -418,7 +418,7 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     assert pick_trial(study, "best").value == 0.5  # not the imported 0.25
     report = build_report(study)
     assert report["trials"]["complete"] == spec.budget.trials
-    assert report["gpu_seconds"] == {"spent": 28.0, "saved": 0}
+    assert report["gpu_seconds"] == {"spent": 28.0, "saved": 0, "lost": 0.0}
     assert {past["run"] for past in report["imported"]} == {"good", "risen"}
     assert "Imported, for the sampler alone" in as_text(report, PER)
     status = hpo("status", "--study", "s").stdout

@@ -1,28 +1,199 @@
 """Runs that were trained elsewhere: import, backtest."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpo.commands.shared import database_option, json_option, open_study
-from hpo.errors import CallerError
+from hpo.errors import CallerError, SpecError
 
 if TYPE_CHECKING:
     from hpo.past.past_runs import PastRun
+    from hpo.past.script_runs import Fields, ScriptRuns
+    from hpo.script.section import CompleteScript
+    from hpo.script.settings import CurveSettings, ScriptSettings
+    from hpo.study.study import Study
+    from hpo.trainer import Metric, Trainer
+
+# What the Brain-to-Text '25 trainer writes into training_log, per-session lines left aside.
+BRAIN_TO_TEXT_25 = (
+    r"Val batch (?P<step>\d+): PER \(avg\): (?P<value>\S+) "
+    r"CTC Loss \(avg\): (?P<validation_loss>\S+)",
+    r"Train batch (?P<step>\d+): loss: (?P<loss>\S+)",
+)
 
 path_argument = click.Path(path_type=Path)
-map_option = click.option("--map", "maps", multiple=True, metavar="COLUMN=FIELD",
-                          help="What a column of a CSV, TSV or JSONL table is: name, split, step (updates), per, loss, seconds (since the "
-                               "start), lr, or a field such as optimizer.lr. Columns of these names need none.")  # fmt: skip
+map_option = click.option(
+    "--map",
+    "maps",
+    multiple=True,
+    metavar="COLUMN=FIELD",
+    help="What a column of a CSV, TSV or JSONL table is: name, split, step (updates), per, loss, "
+    "seconds (since the "
+    "start), lr, or a field such as optimizer.lr. Columns of these names need none.",
+)
+curve_option = click.option(
+    "--curve",
+    "study_file",
+    type=path_argument,
+    metavar="STUDYFILE.yaml",
+    help="Read the runs as the script: section of this study file says: its curve, metric and "
+    "config.",
+)
 
 
-def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, str]]":
+# ---- how runs are read
+
+
+def _scripts_of_study(settings: "CompleteScript", study: "Study") -> "ScriptRuns":
+    """The runs of a study's script."""
+    from hpo.past.script_runs import Fields
+
+    names = study.spec.load_trainer().config.names()
+    fields = Fields(
+        targets={name: settings.targets(name) for name in names},
+        fixed=_fixed(settings),
+        config=study.spec.load_trainer().config,
+        steps=settings.steps,
+    )
+    return _scripts(settings, fields, study.spec.metric)
+
+
+def _scripts_of_file(path: Path) -> "ScriptRuns":
+    """The runs of the script of a study file, whose code need not be here. Raises SpecError."""
+    from hpo.past.script_runs import Fields
+    from hpo.script.files import read_base
+    from hpo.script.section import read_section
+
+    if not path.is_file():
+        raise SpecError(f"--curve {path}: no such file. Give a study file with a script: section")
+    tree = read_base(path).tree
+    if not isinstance(tree.get("script"), dict):
+        raise SpecError(f"--curve {path}: has no script: section. Give a study file that has one")
+    settings = read_section(tree["script"], f"{path.name}: script")
+    targets = {name: [field] for name, field in _own_fields(settings).items()}
+    fields = Fields(targets | _writes(tree), _fixed(settings), None, settings.steps)
+    return _scripts(settings, fields, settings.metric)
+
+
+def _own_fields(settings: "ScriptSettings") -> dict[str, str]:
+    """steps and seed, where they are fields."""
+    own = {"steps": settings.steps, "seed": settings.seed}
+    return {name: field for name, field in own.items() if isinstance(field, str)}
+
+
+def _writes(tree: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """Of a study file: the parameters that write other fields than the one of their name."""
+    parameters = tree.get("parameters")
+    if not isinstance(parameters, dict):
+        return {}
+    return {
+        str(name): [str(field) for field in parameter["writes"]]
+        for name, parameter in parameters.items()
+        if isinstance(parameter, dict) and isinstance(parameter.get("writes"), list)
+    }
+
+
+def _fixed(settings: "ScriptSettings") -> frozenset[str]:
+    return frozenset(field.lstrip("+") for field in settings.fixed)
+
+
+def _scripts(settings: "ScriptSettings", fields: "Fields", metric: "Metric") -> "ScriptRuns":
+    from hpo.past.script_runs import CONFIG_FILES, ScriptRuns
+    from hpo.script.files import read_base
+
+    given = settings.config
+    names = (given.file, given.origin and Path(given.origin).name) if given else ()
+    return ScriptRuns(
+        curve_file=settings.curve.file,
+        form=_form(settings.curve),
+        has_pattern=bool(settings.curve.pattern),
+        read_config=lambda path: read_base(path).values(),
+        config_files=tuple(dict.fromkeys([*filter(None, names), *CONFIG_FILES])),
+        fields=fields,
+        metric=metric,
+        split=settings.partition,
+    )
+
+
+def _brain_to_text_25() -> "ScriptRuns":
+    """The runs of that trainer, which are known without a study."""
+    from hpo.past.script_runs import Fields, ScriptRuns
+    from hpo.script.files import read_base
+    from hpo.script.settings import CurveSettings
+
+    return ScriptRuns(
+        curve_file="training_log",
+        form=_form(CurveSettings(file="training_log", pattern=list(BRAIN_TO_TEXT_25))),
+        has_pattern=True,
+        read_config=lambda path: read_base(path).values(),
+        config_files=("args.yaml",),
+        fields=Fields(steps="num_training_batches"),
+        # It evaluates at its last batch, which it counts from 0.
+        steps_missing=1,
+        foreign="a run of the Brain-to-Text '25 trainer, which the study does not train",
+    )
+
+
+def _form(curve: "CurveSettings") -> "Any":
+    from hpo.past.logs import Form
+    from hpo.script.rows import Rows
+
+    ending = "" if curve.pattern else Path(curve.file).suffix.lower()
+    return Form(
+        follow=lambda path: Rows(curve, path),
+        delimiter={".csv": ",", ".tsv": "\t"}.get(ending, ""),
+        whole=ending == ".json",
+    )
+
+
+def _scripts_for(
+    study: "Study | None", study_file: Path | None, maps: tuple[str, ...]
+) -> "ScriptRuns | None":
+    """How the runs of a script are read, as its study or a study file says.
+
+    None: nobody says that. Raises SpecError.
+    """
+    of_script = study is not None and study.spec.script is not None
+    if study_file and study:
+        raise CallerError(
+            "--curve and --study: the study says itself how runs are read. Give one of them"
+        )
+    if maps and (of_script or study_file):
+        raise CallerError(
+            "--map is for tables, and the curve: of the script says how its runs are read. Leave "
+            "--map out"
+        )
+    if study_file:
+        return _scripts_of_file(study_file)
+    if study is None or not of_script:
+        return None
+    return _scripts_of_study(study.spec.offered("script", "reading of past runs"), study)
+
+
+def _trainer(study: "Study | None") -> "Trainer":
+    from hpo.trainer import DEFAULT_TRAINER, load_trainer
+
+    return study.spec.load_trainer() if study else load_trainer(DEFAULT_TRAINER)
+
+
+def _read(
+    path: Path, maps: tuple[str, ...], scripts: "ScriptRuns | None", study: "Study | None"
+) -> "tuple[list[PastRun], dict[str, str]]":
     from hpo.past.past_tables import parse_maps
-    from hpo.past.read import read_runs
+    from hpo.past.read import read_runs, read_study_runs
 
-    return read_runs(path, parse_maps(maps))
+    if scripts:
+        return read_study_runs(path, scripts)
+    if study:
+        study.spec.offered("past_runs", "reading of past runs")
+    return read_runs(path, parse_maps(maps), _brain_to_text_25())
+
+
+# ---- the commands
 
 
 @click.command("import")
@@ -36,19 +207,40 @@ def _read(path: Path, maps: tuple[str, ...]) -> "tuple[list[PastRun], dict[str, 
     metavar="NAME",
     help="Take the trials of this study instead of RUNS_DIR: a warm start.",
 )
-@click.option("--same-data", is_flag=True,
-              help="I say that they were trained on the study's data and scored on its validation part: no run records that.")  # fmt: skip
+@click.option(
+    "--same-data",
+    is_flag=True,
+    help="I say that they were trained on the study's data and scored on its validation part: no "
+    "run records that.",
+)
+@curve_option
 @map_option
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
-              help="What a field was in the runs that do not record it, such as optimizer.eps=1e-8.")  # fmt: skip
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="What a field was in the runs that do not record it, such as optimizer.eps=1e-8.",
+)
 @database_option
 @json_option
-def import_(runs_dir: Path | None, study: str | None, other: str | None, same_data: bool, maps: tuple[str, ...],
-            settings: tuple[str, ...], database: str | None, as_json: bool) -> None:  # fmt: skip
-    """Show past runs and what is doubtful about them; with --study, let its sampler learn from them.
+def import_(
+    runs_dir: Path | None,
+    study: str | None,
+    other: str | None,
+    same_data: bool,
+    study_file: Path | None,
+    maps: tuple[str, ...],
+    settings: tuple[str, ...],
+    database: str | None,
+    as_json: bool,
+) -> None:
+    """Show past runs and what is doubtful about them; with --study, its sampler learns from them.
 
-    RUNS_DIR is a run folder of neural_seq_decoder or a descendant (args, metrics.jsonl, trainingStats), a folder of such, or a
-    table; --from-study takes another study's trials on the same data. Imported runs are never best and count in no budget.
+    RUNS_DIR is a run folder of neural_seq_decoder or a descendant (args, metrics.jsonl,
+    trainingStats) or of the Brain-to-Text '25 trainer (training_log), a folder of such, or a table.
+    With the --study of a script, or with --curve, it holds runs of that script. --from-study takes
+    another study's trials on the same data. Imported runs are never best and count in no budget.
     The same import twice adds nothing.
     """
     from rich.console import Console
@@ -56,26 +248,29 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
     from hpo.past.importing import facts, import_runs, runs_of, stated
     from hpo.space.spec import parse_settings
     from hpo.terminal.past import past_picture
-    from hpo.trainer import DEFAULT_TRAINER, load_trainer, named, offered
+    from hpo.trainer import named
 
     if same_data and not study:
         raise CallerError(
-            "--same-data without --study: it says which study's data the runs are of. Add --study NAME"
+            "--same-data without --study: it says which study's data the runs are of. Add "
+            "--study NAME"
         )
     if (runs_dir is None) == (other is None):
         raise CallerError("give RUNS_DIR or --from-study NAME, one of them")
     if other and not study:
         raise CallerError(
-            f"--from-study {other} without --study: it says whose sampler is to learn. Add --study NAME"
+            f"--from-study {other} without --study: it says whose sampler is to learn. Add "
+            "--study NAME"
         )
     found = open_study(study, database) if study else None
-    reference = found.spec.trainer if found else DEFAULT_TRAINER
-    metric = load_trainer(reference).metric
+    scripts = _scripts_for(found, study_file, maps)
+    trainer = _trainer(found)
+    metric = scripts.metric if scripts else trainer.metric
     if runs_dir is not None:
-        offered(reference, "past_runs", "reading of past runs")
-        runs, refused = _read(runs_dir, maps)
-        values = parse_settings(settings, names=load_trainer(reference).config.names())
-        runs = [stated(run, values) for run in runs]
+        runs, refused = _read(runs_dir, maps, scripts, found)
+        config = None if study_file else trainer.config
+        values = parse_settings(settings, names=config.names() if config else None)
+        runs = [stated(run, values, config) for run in runs]
     else:
         assert found and other
         runs, refused, same_data = runs_of(open_study(other, database), found), {}, True
@@ -89,10 +284,19 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
 @click.command()
 @click.argument("runs_dir", type=path_argument, required=False)
 @click.option(
-    "--study", metavar="NAME", help="Replay the trials of this study instead of past runs."
+    "--study",
+    metavar="NAME",
+    help="Replay the trials of this study; with RUNS_DIR, past runs as this study reads and "
+    "judges them.",
 )
-@click.option("--rule", "rules", multiple=True, metavar="RULE",
-              help="own-past, median, asha, hyperband or patient; several times for several. Default: own-past, median, asha.")  # fmt: skip
+@click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="RULE",
+    help="own-past, median, asha, hyperband or patient; several times for several. Default: "
+    "own-past, median, asha.",
+)
 @click.option(
     "--sweep",
     "with_sweep",
@@ -105,34 +309,46 @@ def import_(runs_dir: Path | None, study: str | None, other: str | None, same_da
     metavar="FILE",
     help="Draw the curves and where each rule stops them: .svg, .png or .pdf.",
 )
+@curve_option
 @map_option
 @database_option
 @json_option
-def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], with_sweep: bool, plot: Path | None, maps: tuple[str, ...],
-             database: str | None, as_json: bool) -> None:  # fmt: skip
+def backtest(
+    runs_dir: Path | None,
+    study: str | None,
+    rules: tuple[str, ...],
+    with_sweep: bool,
+    plot: Path | None,
+    study_file: Path | None,
+    maps: tuple[str, ...],
+    database: str | None,
+    as_json: bool,
+) -> None:
     """Replay stopping rules on past runs: what each would have stopped, saved and thrown away.
 
-    RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has it); the others are Optuna's
-    pruners.
+    RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has
+    it); the others are Optuna's pruners.
     """
     from hpo.past.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
     from hpo.past.backtest import backtest as replay
-    from hpo.trainer import DEFAULT_TRAINER, load_trainer, named
+    from hpo.trainer import named
 
-    if (runs_dir is None) == (study is None):
-        raise CallerError(
-            "hpo backtest takes RUNS_DIR or --study NAME, one of them: what to replay"
-        )
+    if runs_dir is None and study is None:
+        raise CallerError("hpo backtest takes RUNS_DIR, --study NAME or both: what to replay")
+    if runs_dir is None and (study_file or maps):
+        raise CallerError("--curve and --map say how RUNS_DIR is read. Add RUNS_DIR")
     opened = open_study(study, database) if study else None
-    metric = opened.spec.metric if opened else load_trainer(DEFAULT_TRAINER).metric
     own_past = opened.spec.stopping if opened else None
     refused: dict[str, str] = {}
-    if opened:
-        curves, left_out = study_curves(opened)
-    else:
-        assert runs_dir is not None
-        runs, refused = _read(runs_dir, maps)
+    if runs_dir is not None:
+        scripts = _scripts_for(opened, study_file, maps)
+        metric = scripts.metric if scripts else _trainer(opened).metric
+        runs, refused = _read(runs_dir, maps, scripts, opened)
         curves, left_out = past_curves(runs, metric)
+    else:
+        assert opened
+        metric = opened.spec.metric
+        curves, left_out = study_curves(opened)
     found = replay(curves, rules or DEFAULT_RULES, own_past)
     not_replayable = left_out | refused
     ranges = sweep(curves, own_past) if with_sweep else ()
@@ -142,7 +358,7 @@ def backtest(runs_dir: Path | None, study: str | None, rules: tuple[str, ...], w
         backtest_picture(found, curves, plot)
     facts = found.model_dump(mode="json") | {"not_replayable": not_replayable}
     swept = {"sweep": [row.model_dump(mode="json") for row in ranges]} if with_sweep else {}
-    if opened:
+    if opened and runs_dir is None:
         opened.keep_result("backtest", facts | swept)
     if as_json:
         click.echo(json.dumps(named(facts, metric) | swept, indent=2))

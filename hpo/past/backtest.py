@@ -1,8 +1,10 @@
-"""Replays stopping rules on recorded curves: where would each have ended which run, and what would that have cost.
+"""Replays stopping rules on recorded curves: where would each have ended which run, and what would
+that have cost.
 
-`own-past` is the code that runs live. The rank rules are Optuna's own pruners; a run is replayed as if it came last, after all
-the others had trained to their ends (each keeps its number). That needs no order of the runs, which nobody knows, and is kind to
-the rank rules: live, the runs that they stop early would be missing among the others.
+`own-past` is the code that runs live. The rank rules are Optuna's own pruners; a run is replayed as
+if it came last, after all the others had trained to their ends (each keeps its number). That needs
+no order of the runs, which nobody knows, and is kind to the rank rules: live, the runs that they
+stop early would be missing among the others.
 """
 
 import math
@@ -91,13 +93,16 @@ class Curve:
             return ""
         rose = "rose" if metric.direction == "minimize" else "fell"
         if metric.sign * (last.value - best) > BAD_MARGIN:
-            return f"{metric.name} {rose} from {metric.short(best).removesuffix(' %')} to {metric.short(last.value)}"
+            lowest = metric.short(best).removesuffix(" %")
+            return f"{metric.name} {rose} from {lowest} to {metric.short(last.value)}"
         nothing = metric.sign * best >= metric.sign * learned(metric)
         return f"learned nothing ({metric.name} {metric.short(best)})" if nothing else ""
 
 
 class RunFacts(BaseModel, frozen=True):
-    """What is known of a run, whatever the rule. Values in the metric's unit (a fraction of 1 where it is percent)."""
+    """What is known of a run, whatever the rule. Values in the metric's unit (a fraction of 1 where
+    it is percent).
+    """
 
     run: str
     evaluations: int
@@ -122,7 +127,8 @@ class RunOutcome(BaseModel, frozen=True):
     reason: str
     # Of the whole run, in the metric's unit.
     best_value: float | None
-    # In the metric's unit, how much worse the best before the stop is; None where either is not known.
+    # In the metric's unit, how much worse the best before the stop is; None where either is not
+    # known.
     value_forgone: float | None
     # None where they are not recorded.
     gpu_seconds_saved: float | None
@@ -146,6 +152,15 @@ class RuleOutcome(BaseModel, frozen=True):
     best_run_stopped_at: int | None
     # Of all runs up to their stops, in the metric's unit.
     best_value_left: float | None
+
+    @property
+    def saved(self) -> str:
+        """GPU-hours, for people: 7.5 of 143"""
+        return f"{_hours(self.gpu_hours_saved)} of {_hours(self.gpu_hours_total)}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"
 
 
 class Backtest(BaseModel, frozen=True):
@@ -208,6 +223,10 @@ def best_value(points: Sequence[Point], metric: Metric) -> float | None:
     return metric.best(values) if values else None
 
 
+# Its words about every study that it makes would stand among the results.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
 def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], dict[str, str]]:
     """(curves, the runs that cannot be replayed and why)."""
     left_out = {
@@ -216,11 +235,13 @@ def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], d
         if run.no_error_rate or not run.curve
     }
     curves = []
+    differ = len({run.split for run in runs if run.name not in left_out}) > 1
     for run in runs:
         if run.curve and not run.no_error_rate:
             seconds = [point.seconds for point in run.curve if point.seconds is not None]
             timed = tuple(seconds) if len(seconds) == len(run.curve) else None
-            remark = f"scored on {run.split}" if run.split not in (None, "test") else ""
+            is_told = differ and run.split not in (None, "test")
+            remark = f"scored on {run.split}" if is_told else ""
             curves.append(
                 Curve(
                     run.name,
@@ -267,7 +288,8 @@ def backtest(
             raise SpecError(unknown(rule, tuple(RULES), "--rule"))
     if not curves:
         raise SpecError(
-            "no run has a curve, so there is nothing to replay. Valid: runs with evaluations; hpo import RUNS_DIR shows what is there"
+            "no run has a curve, so there is nothing to replay. Valid: runs with evaluations; "
+            "hpo import RUNS_DIR shows what is there"
         )
     metric = curves[0].metric
     best = min(
@@ -393,7 +415,10 @@ RULES = {
     "median": "Optuna's MedianPruner, from step {first}",
     "asha": f"Optuna's SuccessiveHalvingPruner, rungs at {{first}} x {FACTOR}^n",
     "hyperband": f"Optuna's HyperbandPruner, rungs at {{first}} x {FACTOR}^n up to {{longest}}",
-    "patient": f"Optuna's PatientPruner, when {PATIENCE + 1} evaluations in a row are worse than one before",
+    "patient": (
+        f"Optuna's PatientPruner, when {PATIENCE + 1} evaluations in a row are worse than "
+        f"one before"
+    ),
 }
 
 
@@ -444,7 +469,9 @@ def _in_words(rule: str, curve: Curve, at: int) -> str:
 
 
 def _report(trial: optuna.Trial, curve: Curve, to_the_end: bool = False) -> int | None:
-    """Index of the evaluation at which the pruner ends the trial. The pruner is asked at each, for it keeps notes on the trial."""
+    """Index of the evaluation at which the pruner ends the trial. The pruner is asked at each, for
+    it keeps notes on the trial.
+    """
     for at, point in enumerate(curve.points):
         trial.report(point.value, point.step)
         if trial.should_prune() and not to_the_end:
@@ -456,8 +483,8 @@ def _report(trial: optuna.Trial, curve: Curve, to_the_end: bool = False) -> int 
 
 
 def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> tuple[SafeRange, ...]:
-    """For each constant of own-past, the others at their defaults: the values tried, and the safe ones around the default, which
-    stop every run that ended badly and no other one.
+    """For each constant of own-past, the others at their defaults: the values tried, and the safe
+    ones around the default, which stop every run that ended badly and no other one.
     """
     default = default or OwnPast().of(curves[0].metric)
     bad = {curve.name for curve in curves if curve.ended_badly}

@@ -1,4 +1,6 @@
-"""Brings past runs into a study: as finished trials where they are comparable, else as a finding with the reason."""
+"""Brings past runs into a study: as finished trials where they are comparable, else as a finding
+with the reason.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +10,8 @@ from typing import Any
 from hpo.curve import Point
 from hpo.errors import StudyError
 from hpo.past.imported import add_trial, place, trials_by_key
-from hpo.past.past_runs import CONFIG, PastPoint, PastRun, some
+from hpo.past.past_runs import PastPoint, PastRun, some
+from hpo.settings import Config
 from hpo.space.stopping import OwnPast, Stop
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Record
@@ -17,20 +20,19 @@ KIND = "past_runs"
 NEVER = 10**9  # evaluations in a row
 
 
-def stated(run: PastRun, values: Mapping[str, Any]) -> PastRun:
-    """With what a person says of fields that the run does not record."""
-    new = {
-        name: value
-        for name, value in CONFIG().with_values(values, "--set ").flat().items()
-        if name in values
-    }
-    new = {name: value for name, value in new.items() if name not in run.config}
+def stated(run: PastRun, values: Mapping[str, Any], config: type[Config] | None) -> PastRun:
+    """With what a person says of fields that the run does not record. config: of the trainer; None:
+    any field.
+    """
+    typed = config().with_values(values, "--set ").flat() if config else values
+    new = {name: typed[name] for name in values if name not in run.config}
     said = tuple(f"{name} = {value} is stated by hand" for name, value in new.items())
     return replace(run, config=new | run.config, doubts=run.doubts + said)
 
 
 def runs_of(other: Study, study: Study) -> list[PastRun]:
-    """The trials of another study that are complete or were stopped by its rule, as past runs for `study`.
+    """The trials of another study that are complete or were stopped by its rule, as past runs for
+    `study`.
 
     Raises StudyError if they were not trained and scored on the sentences of `study`.
     """
@@ -40,12 +42,14 @@ def runs_of(other: Study, study: Study) -> list[PastRun]:
     metric = study.spec.metric
     if here != there:
         raise StudyError(
-            f"study {other.name} was trained on other {metric.items} than study {study.name} (data {there[0]}, {here[0]}; "
+            f"study {other.name} was trained on other {metric.items} than study {study.name} "
+            f"(data {there[0]}, {here[0]}; "
             f"validation {there[1]}, {here[1]}), so its {metric.name} does not compare"
         )
     if other.spec.metric != metric:
         raise StudyError(
-            f"study {other.name} is judged by {other.spec.metric.name}, study {study.name} by {metric.name}"
+            f"study {other.name} is judged by {other.spec.metric.name}, study {study.name} by "
+            f"{metric.name}"
         )
     records = [
         record
@@ -77,9 +81,11 @@ def _past(name: str, record: Record, curve: Sequence[Point]) -> PastRun:
 
 
 def import_runs(study: Study, runs: Sequence[PastRun], same_data: bool) -> list[dict[str, Any]]:
-    """Add what is comparable, and keep all of it as the study's finding `past_runs`. Told twice it is there once.
+    """Add what is comparable, and keep all of it as the study's finding `past_runs`. Told twice it
+    is there once.
 
-    same_data: a person says that they were trained on the study's data and scored on its validation part; no run records that.
+    same_data: a person says that they were trained on the study's data and scored on its validation
+    part; no run records that.
     """
     kept = {row["key"]: row for row in study.results().get(KIND, {"runs": []})["runs"]}
     there = trials_by_key(study)
@@ -124,11 +130,12 @@ def _comparable(
         raise StudyError("no evaluation is recorded")
     if run.no_error_rate:
         raise StudyError(run.no_error_rate)
-    if run.split == "test":
+    if run.split == "test" and study.spec.load_trainer().partition != "test":
         raise StudyError("scored on test, which the search never sees")
     if not same_data:
         raise StudyError(
-            "no run says which data it is of; --same-data says that it is the study's, scored on its validation part"
+            "no run says which data it is of; --same-data says that it is the study's, scored on "
+            "its validation part"
         )
     for name, here, there in (
         ("channels", study.data.get("n_features"), run.n_features),
@@ -146,7 +153,8 @@ def _comparable(
     if stop is None and not run.reached_its_plan:
         planned = "an unknown number" if run.steps is None else run.steps
         raise StudyError(
-            f"ended at step {run.curve[-1].step} of {planned}, so what a whole training would reach is not known"
+            f"ended at step {run.curve[-1].step} of {planned}, so what a whole training would "
+            "reach is not known"
         )
     if assumed:
         run = replace(

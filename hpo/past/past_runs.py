@@ -1,7 +1,9 @@
-"""Runs that were trained outside, read from the folders of neural_seq_decoder and its descendants (tables: past_tables.py).
+"""Runs that were trained outside, read from the folders of neural_seq_decoder and its descendants
+(tables: past_tables.py).
 
-What such files say is often not what happened. Nothing is repaired silently: everything that was noticed is a doubt, in
-words, kept with the run. A step is an optimizer update here too, so steps that count batches are converted.
+What such files say is often not what happened. Nothing is repaired silently: everything that was
+noticed is a doubt, in words, kept with the run. A step is an optimizer update here too, so steps
+that count batches are converted.
 """
 
 import hashlib
@@ -21,25 +23,30 @@ from hpo.errors import DataError, SpecError
 from hpo.trainer import DEFAULT_TRAINER, Metric, PastRuns, load_trainer, offered
 
 # Such folders are of the built-in decoder's kin, which says what their arguments mean.
-CONFIG = load_trainer(DEFAULT_TRAINER).config
-PER: Metric = load_trainer(DEFAULT_TRAINER).metric
-LAB: PastRuns = offered(DEFAULT_TRAINER, "past_runs", "reading of past runs")
+BUILT_IN = load_trainer(DEFAULT_TRAINER)
+CONFIG = BUILT_IN.config
+PER: Metric = BUILT_IN.metric
+LAB: PastRuns = offered(BUILT_IN, DEFAULT_TRAINER, "past_runs", "reading of past runs")
 FILES = ("args", "metrics.jsonl", "trainingStats")
+VALID = f"a folder with {', '.join(FILES)} (one of them at least), or with a training_log"
+# Above it a value that should be a fraction of 1 is surely percent.
+SURELY_PERCENT = 20.0
 REFERENCE_INTERVAL = 100  # batches between evaluations of neural_seq_decoder
 DAY = 86400.0  # seconds; no batch takes so long
 LISTED = 5  # of a longer list of steps or fields, in a doubt
-Row = dict[
-    str, float
-]  # one evaluation as read: step, per, and where they are recorded loss, seconds (since the start), lr
+# One evaluation as read: step, per (the value of the metric), and where they are recorded loss,
+# train_loss, seconds (since the start), lr.
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
 class PastPoint:
     step: int  # optimizer updates
-    value: float  # PER
-    loss: float | None  # on the same sentences
+    value: float  # of the metric
+    loss: float | None  # on the same items
     seconds: float | None  # since the start of the run
     lr: float | None
+    train_loss: float | None = None  # mean since the evaluation before
 
 
 def _point(before: PastPoint | None, point: PastPoint) -> Point:
@@ -48,7 +55,8 @@ def _point(before: PastPoint | None, point: PastPoint) -> Point:
         metrics["lr"] = point.lr
     if before is not None and before.seconds is not None and point.seconds is not None:
         metrics["step_seconds"] = (point.seconds - before.seconds) / (point.step - before.step)
-    return Point(point.step, point.value, math.nan, point.loss, metrics)
+    train_loss = math.nan if point.train_loss is None else point.train_loss
+    return Point(point.step, point.value, train_loss, point.loss, metrics)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class PastRun:
     n_features: int | None = None
     n_days: int | None = None
     metric: Metric = PER
+    # Whether values above 1 are known to be fractions all the same: an error rate counts insertions
+    # too.
+    tells_fractions: bool = False
+    # How many steps before its plan the last evaluation of a whole run may lie; None: one and a
+    # half intervals.
+    steps_missing: int | None = None
 
     @property
     def key(self) -> str:
@@ -90,7 +104,9 @@ class PastRun:
 
     @property
     def points(self) -> list[Point]:
-        """For a stopping rule: where no loss is recorded only the PER can stop the run. The training loss is not known."""
+        """For a stopping rule: where no loss is recorded only the PER can stop the run. The
+        training loss is not known.
+        """
         return [
             _point(before, point)
             for before, point in zip((None, *self.curve), self.curve, strict=False)
@@ -102,25 +118,53 @@ class PastRun:
 
     @property
     def no_error_rate(self) -> str:
-        """Why its PERs cannot be taken for error rates; empty: they can. Such a run informs no sampler and judges no rule."""
-        if self.metric != PER:
+        """Why its values cannot be the metric's; empty: they can. Such a run informs no sampler and
+        judges no rule.
+        """
+        metric = self.metric
+        if not metric.bounded:
             return ""
+        if metric.direction == "maximize":
+            outside = [point.step for point in self.curve if not 0 <= point.value <= 1]
+            outside = [step for step in outside if step not in self._not_finite]
+            return f"{metric.name} outside of 0 to 1 at step {some(outside)}" if outside else ""
         if negative := [point.step for point in self.curve if point.value < 0]:
-            return f"negative PER at step {some(negative)}: no error rate"
-        return (
-            f"no PER at or below 1, the lowest is {self.best_value:.4g}: percent?"
-            if (self.best_value or 0) > 1
-            else ""
-        )
+            return f"negative {metric.name} at step {some(negative)}: no error rate"
+        best = self.best_value or 0
+        if best > (SURELY_PERCENT if self.tells_fractions else 1):
+            return f"no {metric.name} at or below 1, the lowest is {best:.4g}: percent?"
+        high = [point for point in self.curve if SURELY_PERCENT < point.value < math.inf]
+        if high and self.tells_fractions:
+            value, step = high[0].value, high[0].step
+            return f"{metric.name} {value:.4g} at step {step} is no fraction of 1: percent?"
+        return ""
+
+    @property
+    def _not_finite(self) -> set[int]:
+        return {point.step for point in self.curve if not math.isfinite(point.value)}
+
+    @property
+    def high_points(self) -> list[PastPoint]:
+        """Those above 1 that want a word. Where fractions are known it is usual for a training to
+        begin above 1.
+        """
+        if not self.metric.bounded or self.metric.direction == "maximize":
+            return []
+        begun = [point for point in self.curve if not point.value > 1]
+        if self.tells_fractions and not begun:
+            return []
+        first = begun[0].step if self.tells_fractions else 0
+        return [point for point in self.curve if point.value > 1 and point.step >= first]
 
     @property
     def reached_its_plan(self) -> bool:
         """neural_seq_decoder evaluates for the last time one interval before its end."""
-        return (
-            bool(self.curve)
-            and self.steps is not None
-            and self.curve[-1].step + 1.5 * self.interval >= self.steps
-        )
+        if not self.curve or self.steps is None:
+            return False
+        missing = self.steps - self.curve[-1].step
+        if self.steps_missing is None:
+            return missing <= 1.5 * self.interval
+        return missing <= self.steps_missing
 
 
 def is_run(folder: Path) -> bool:
@@ -131,11 +175,13 @@ def no_run(folder: Path) -> str:
     """What is wrong with a folder that is no run."""
     there = sorted(entry.name for entry in folder.iterdir())
     shown = ", ".join(there[:3]) + ", ..." * (len(there) > 3)
-    return f"no run: it has {shown or 'nothing'}. Valid: a folder with {', '.join(FILES)} (one of them at least)"
+    return f"no run: it has {shown or 'nothing'}. Valid: {VALID}"
 
 
 def read_lab_run(folder: Path) -> PastRun:
-    """Raises DataError for a folder that is no run, a pickle with anything but plain values and arrays, or values of no sense."""
+    """Raises DataError for a folder that is no run, a pickle with anything but plain values and
+    arrays, or values of no sense.
+    """
     if not is_run(folder):
         raise DataError(f"{folder}: {no_run(folder)}")
     doubts: list[str] = []
@@ -152,7 +198,8 @@ def read_lab_run(folder: Path) -> PastRun:
         ]
     except (TypeError, ValueError, ArithmeticError) as error:
         raise DataError(
-            f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the trainer was given"
+            f"{folder / 'args'}: a value of no sense ({error}). Valid: the numbers that the "
+            "trainer was given"
         ) from None
     config = checked_config(config, doubts)
     doubts += foreign
@@ -164,7 +211,8 @@ def read_lab_run(folder: Path) -> PastRun:
         _compare(rows, stats, doubts)
     elif stats:
         doubts.append(
-            f"no metrics.jsonl: the curve is trainingStats's, its steps are not recorded and counted as every {interval} batches"
+            "no metrics.jsonl: the curve is trainingStats's, its steps are not recorded and "
+            f"counted as every {interval} batches"
         )
         rows = [{"step": interval * number, **row} for number, row in enumerate(stats)]
         split = "test"
@@ -172,7 +220,8 @@ def read_lab_run(folder: Path) -> PastRun:
         doubts.append("never started: no evaluation is recorded")
     if accumulation > 1:
         doubts.append(
-            f"gradient accumulation {accumulation}: steps are recorded in batches, here divided by {accumulation} to updates"
+            f"gradient accumulation {accumulation}: steps are recorded in batches, here divided "
+            f"by {accumulation} to updates"
         )
         rows = [row | {"step": row["step"] // accumulation} for row in rows]
     n_features, n_days = data
@@ -218,17 +267,28 @@ def _doubt_arguments(
         doubts.append(f"args call the run {called}: they may be another's")
     if "optimizer.eps" not in config and config.get("optimizer.name") != "sgd":
         doubts.append(
-            "args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. It is left out"
+            "args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. "
+            "It is left out"
         )
-    groups = ("optimizer.name", "optimizer.lr", "optimizer.grad_clip_norm", "schedule.name", "model.layer_norm", "model.input_dropout",
-              "augment.time_masks", "augment.feature_masks", "augment.white_noise_sd")  # fmt: skip
+    groups = (
+        "optimizer.name",
+        "optimizer.lr",
+        "optimizer.grad_clip_norm",
+        "schedule.name",
+        "model.layer_norm",
+        "model.input_dropout",
+        "augment.time_masks",
+        "augment.feature_masks",
+        "augment.white_noise_sd",
+    )
     if missing := [
         name for name in groups if name not in config and not (foreign and name == "schedule.name")
     ]:
         doubts.append(f"args do not record {', '.join(missing)}: left out")
     if config.get("optimizer.ema_decay"):
         doubts.append(
-            f"evaluated with averaged weights (EMA {config['optimizer.ema_decay']}), which look worst early"
+            f"evaluated with averaged weights (EMA {config['optimizer.ema_decay']}), which look "
+            "worst early"
         )
 
 
@@ -252,8 +312,11 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
                 "per": float(entry["cer" if "per" not in entry else "per"]),
             }
             check_step(row["step"])
-            row |= {ours: float(entry[theirs]) for ours, theirs in (("loss", "ctc_loss"), ("lr", "lr"), ("time", "time_per_batch"))
-                    if entry.get(theirs) is not None}  # fmt: skip
+            row |= {
+                ours: float(entry[theirs])
+                for ours, theirs in (("loss", "ctc_loss"), ("lr", "lr"), ("time", "time_per_batch"))
+                if entry.get(theirs) is not None
+            }
         except (
             KeyError,
             TypeError,
@@ -282,7 +345,8 @@ def _metrics(path: Path, doubts: list[str]) -> tuple[list[Row], str | None]:
         doubts.append("`cer` in place of `per`: taken as the phoneme error rate")
     if skipped:
         doubts.append(
-            f"the trainer skipped {skipped} updates, whose gradients were not finite; its steps count them"
+            f"the trainer skipped {skipped} updates, whose gradients were not finite; its steps "
+            "count them"
         )
     _times(entries, doubts)
     return entries, _split([str(split or "test") for split in splits], doubts)
@@ -303,7 +367,8 @@ def _split(splits: list[str], doubts: list[str]) -> str | None:
     split = "validation" if splits[-1] in ("valid", "validation", "val") else splits[-1]
     if split != "test":
         doubts.append(
-            f"scored on the split {split}, not on test: its PER is not comparable with that of runs scored on test"
+            f"scored on the split {split}, not on test: its PER is not comparable with that of "
+            "runs scored on test"
         )
     if len(set(splits)) > 1:
         doubts.append(
@@ -325,7 +390,8 @@ def _times(rows: list[Row], doubts: list[str]) -> None:
             number == 0 or row["step"] <= before
         ):  # a start; after a fall back the batches in between are not known
             doubts += [
-                "the first row's time_per_batch is of one batch and an evaluation, not of what it says: not counted"
+                "the first row's time_per_batch is of one batch and an evaluation, not of what "
+                "it says: not counted"
             ] * (number == 0)
             total = 0.0 if row["step"] <= rows[0]["step"] else total
         else:
@@ -339,19 +405,25 @@ def check_step(step: float) -> None:
 
 
 def one_start(rows: list[Row], doubts: list[str]) -> list[Row]:
-    """The rows of the last start. Where the step falls back to a later one than the first, the run went on from a checkpoint,
-    and the rows after that step were written again.
+    """The rows of the last start. Where the step falls back to a later one than the first, the run
+    went on from a checkpoint, and the rows after that step were written again.
     """
     kept: list[Row] = []
     for row in rows:
         if kept and row["step"] <= kept[-1]["step"]:
             behind = [old for old in kept if old["step"] >= row["step"]]
             if row["step"] <= kept[0]["step"]:
-                doubts.append(f"two runs in one file: the step falls back from {kept[-1]['step']:g} to {row['step']:g}. Kept is the last "
-                              f"start alone, not the {len(kept)} evaluations before it; args may be of either")  # fmt: skip
+                doubts.append(
+                    f"two runs in one file: the step falls back from {kept[-1]['step']:g} to "
+                    f"{row['step']:g}. Kept is the last "
+                    f"start alone, not the {len(kept)} evaluations before it; args may be of either"
+                )
             else:
-                doubts.append(f"the step goes backwards from {kept[-1]['step']:g} to {row['step']:g}: the {len(behind)} evaluations "
-                              f"from there on are replaced by the later ones")  # fmt: skip
+                doubts.append(
+                    f"the step goes backwards from {kept[-1]['step']:g} to {row['step']:g}: the "
+                    f"{len(behind)} evaluations "
+                    f"from there on are replaced by the later ones"
+                )
             kept = [old for old in kept if old["step"] < row["step"]]
         kept.append(row)
     return kept
@@ -393,7 +465,8 @@ def _compare(rows: Sequence[Row], stats: Sequence[Row], doubts: list[str]) -> No
         return
     if len(stats) != len(rows):
         doubts.append(
-            f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: metrics.jsonl counts"
+            f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: metrics.jsonl "
+            "counts"
         )
     for name in ("per", "loss"):
         pairs = [
@@ -406,16 +479,25 @@ def _compare(rows: Sequence[Row], stats: Sequence[Row], doubts: list[str]) -> No
         ]:
             where = some([f"{rows[n]['step']:g}" for n in differing])
             doubts.append(
-                f"trainingStats has another {name} than metrics.jsonl at step {where}: metrics.jsonl counts"
+                f"trainingStats has another {name} than metrics.jsonl at step {where}: "
+                "metrics.jsonl counts"
             )
 
 
 def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
     """The run with its curve, and the doubts that a curve can raise whatever it was read from."""
     curve = tuple(
-        PastPoint(int(row["step"]), row["per"], row.get("loss"), row.get("seconds"), row.get("lr"))
+        PastPoint(
+            int(row["step"]),
+            row["per"],
+            row.get("loss"),
+            row.get("seconds"),
+            row.get("lr"),
+            row.get("train_loss"),
+        )
         for row in rows
     )
+    name = run.metric.name
     if curve and any(point.seconds is None for point in curve):
         curve = tuple(replace(point, seconds=None) for point in curve)
     run = replace(run, curve=curve)
@@ -428,14 +510,17 @@ def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
         for point in curve
         if not (math.isfinite(point.value) and math.isfinite(point.loss or 0))
     ]:
-        doubts.append(f"PER or loss is not finite at step {some(strange)}")
-    if high := [point for point in curve if point.value > 1]:
+        doubts.append(f"{name} or loss is not finite at step {some(strange)}")
+    if high := run.high_points:
         most = max(point.value for point in high)
         doubts.append(
-            f"PER above 1 at step {some([point.step for point in high])}, highest {most:.4g}: insertions, or percent"
+            f"{name} above 1 at step {some([point.step for point in high])}, highest {most:.4g}: "
+            "insertions, or percent"
         )
     if run.no_error_rate:
         doubts.append(run.no_error_rate)
+    elif run.tells_fractions and run.metric.bounded and (run.best_value or 0) > 1:
+        doubts.append(f"no {name} at or below 1: it has learned nothing yet, or they are percent")
     steps = [point.step for point in curve]
     if lost := [
         step for a, b in pairwise(steps) for step in range(a + run.interval, b, run.interval)
@@ -445,7 +530,8 @@ def finished(run: PastRun, rows: Sequence[Row], doubts: list[str]) -> PastRun:
         doubts.append("its planned length is not recorded")
     elif curve and not run.reached_its_plan:
         doubts.append(
-            f"ended at step {steps[-1]} of {run.steps} planned, by hand or dead: its last PER is not a whole training's"
+            f"ended at step {steps[-1]} of {run.steps} planned, by hand or dead: its last {name} "
+            "is not a whole training's"
         )
     split = None if run.split is None else printable(run.split)
     return replace(
@@ -468,7 +554,9 @@ def _interval(steps: Sequence[int]) -> int:
 
 
 def _with_lr_checked(run: PastRun) -> PastRun:
-    """Whether the recorded learning rates are those of the schedule in args; if not, the schedule is not known."""
+    """Whether the recorded learning rates are those of the schedule in args; if not, the schedule
+    is not known.
+    """
     lr, name = run.config.get("optimizer.lr"), run.config.get("schedule.name")
     if lr is None or name in (None, "plateau"):
         return run
@@ -481,7 +569,10 @@ def _with_lr_checked(run: PastRun) -> PastRun:
     for point in run.curve:
         planned = lr * LAB.lr_factor(config, point.step)
         if point.lr is not None and abs(point.lr - planned) > 0.05 * lr:
-            what = f"learning rate {point.lr:.3g} at step {point.step}, where args's {name} schedule has {planned:.3g}: schedule left out"
+            what = (
+                f"learning rate {point.lr:.3g} at step {point.step}, where args's {name} schedule "
+                f"has {planned:.3g}: schedule left out"
+            )
             known = {
                 field: value
                 for field, value in run.config.items()

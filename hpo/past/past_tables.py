@@ -1,4 +1,5 @@
-"""Past runs from anybody's CSV or JSONL: a row an evaluation, its columns named by the person (`--map COLUMN=FIELD`).
+"""Past runs from anybody's CSV or JSONL: a row an evaluation, its columns named by the person
+(`--map COLUMN=FIELD`).
 
 One file may hold many runs, told apart by the column mapped to `name`; without one a file is a run.
 """
@@ -46,7 +47,8 @@ def parse_maps(maps: tuple[str, ...]) -> dict[str, str]:
         column, equals, field = text.rpartition("=")
         if not equals or not column:
             raise SpecError(
-                f"--map {text}: no field. Valid: --map COLUMN=FIELD, FIELD one of {', '.join(NAMES)}, or such as optimizer.lr"
+                f"--map {text}: no field. Valid: --map COLUMN=FIELD, FIELD one of "
+                f"{', '.join(NAMES)}, or such as optimizer.lr"
             )
         if field not in NAMES and field not in FIELDS:
             raise SpecError(unknown(field, (*NAMES, *FIELDS), f"--map {text}"))
@@ -59,7 +61,9 @@ def parse_maps(maps: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_tables(path: Path, maps: Mapping[str, str]) -> list[PastRun]:
-    """The runs of a table, or of every table of a folder. Columns that are named as our fields need no mapping. Raises DataError."""
+    """The runs of a table, or of every table of a folder. Columns that are named as our fields need
+    no mapping. Raises DataError.
+    """
     files = (
         [path]
         if path.is_file()
@@ -67,7 +71,8 @@ def read_tables(path: Path, maps: Mapping[str, str]) -> list[PastRun]:
     )
     if not files:
         raise DataError(
-            f"{path}: no table there. Valid: a file or a folder of files that end with {', '.join(ENDINGS)}"
+            f"{path}: no table there. Valid: a file or a folder of files that end with "
+            f"{', '.join(ENDINGS)}"
         )
     runs = [run for file in files for run in _runs(file, maps)]
     again = {
@@ -95,7 +100,8 @@ def _runs(file: Path, maps: Mapping[str, str]) -> list[PastRun]:
     for needed in ("step", "per"):
         if needed not in fields.values():
             raise DataError(
-                f"{file}: no column is {needed}. It has {', '.join(columns) or 'none'}; say which: --map COLUMN={needed}"
+                f"{file}: no column is {needed}. It has {', '.join(columns) or 'none'}; say "
+                f"which: --map COLUMN={needed}"
             )
     runs: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for line, entry in entries:
