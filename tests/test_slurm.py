@@ -24,9 +24,11 @@ from hpo.launch import slurm, slurm_element
 from hpo.launch.launcher import Launcher, Plan
 from hpo.launch.slurm import Element, Job, batch_script
 from hpo.store.database import Database
+from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.worker.signals import STOP_SIGNALS, StopFlag
+from scripts import scripts_running, study_file
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm.sh"
 ROOT = Path(__file__).parents[1]
@@ -357,6 +359,32 @@ def test_two_nodes_run_the_budget_and_leave(
         "SLURM none of this study's jobs waits or runs" in asked("status", "--study", "tiny").stdout
     )
     assert "Nothing is left to do" in launch(tiny_space, tiny_data, *line).stdout
+
+
+def test_a_script_is_trained_through_slurm(
+    slurm_here: Cluster, database: Database, tmp_path: Path
+) -> None:
+    """A cancelled element ends its script, and another one goes on with the trial."""
+    space = study_file(tmp_path, {"fixed": {"seconds": 0.1}, "gpus": 2}, budget={"trials": 4})
+    arguments = ("launch", "--study", space, "--name", "script", "--slurm", "--nodes", "2")
+    one_line(asked(*arguments), 2, "--gpus-per-node 1: a training of this study takes 2 GPUs")
+    line = (*arguments, "--gpus-per-node", "2", "--device", "cpu", "--per-gpu", "1", "--time", "10")
+    done = asked(*line)
+    assert done.returncode == 0, done.stderr
+    study = Study.open(database, "script")
+    until(lambda: any(record.step > 10 for record in study.records()), 90)
+    slurm_here.ask("scancel", "--user=root")
+    until(lambda: not slurm_here.queue(), 90)
+    assert not any(record.state == "running" for record in study.records())
+    assert scripts_running(study_folder(study)) == []
+    done = asked(*line)
+    assert done.returncode == 0, done.stderr
+    until(study.budget_spent, 120)
+    until(lambda: not slurm_here.queue(), 90)
+    records = study.records()
+    assert [record.state for record in records].count("complete") == 4
+    assert max(record.attempts for record in records) > 1
+    assert scripts_running(study_folder(study)) == []
 
 
 def test_preemption_the_wall_limit_and_cancelling(

@@ -81,7 +81,8 @@ def confirm(
 
     opened, parent = _opened(study, database)
     chosen = choose(parent, top)
-    train, workers = _ready(parent, opened, as_json, score_test=True, **how)
+    has_test = parent.spec.load_trainer().cuts_validation
+    train, workers = _ready(parent, opened, as_json, score_test=has_test, **how)
     child = _child(parent, opened, "confirm", workers, len(chosen) * seeds, as_json)
     finding = confirmed(parent, child, top, seeds, train)
     metric = parent.spec.metric
@@ -108,8 +109,9 @@ def _child(
     from hpo.study.version import code_version
     from hpo.worker.trackers import choose, chosen
 
-    child = open_child(opened, parent, kind, ("test",) if kind == "confirm" else ())
-    child.settle(parent.artifacts, code_version(parent.spec.trainer))
+    has_test = parent.spec.load_trainer().cuts_validation
+    child = open_child(opened, parent, kind, ("test",) if kind == "confirm" and has_test else ())
+    child.settle(parent.artifacts, code_version(parent.spec))
     choose(child, chosen(parent)[0])
     if not as_json:
         left = sum(record.state == "waiting" for record in child.records())
@@ -129,7 +131,7 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     from hpo.study.version import check_code
     from hpo.terminal.live import LiveView
 
-    plan = plan_workers(workers, device, per_gpu)
+    plan = plan_workers(workers, device, per_gpu, parent.spec.load_trainer().gpus)
     check_code(parent, allow_different_code)
     check_data(parent, data, score_test)
 

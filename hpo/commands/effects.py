@@ -74,13 +74,13 @@ def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, d
              as_json: bool) -> None:  # fmt: skip
     """Combine finished trials, chosen on validation, and score the combination on test beside the best single one."""
     from hpo.analysis.ensemble import build_ensemble, ensemble_text
-    from hpo.trainer import named, offered
+    from hpo.trainer import named
 
     numbers = [part.strip() for part in trials.split(",")] if trials is not None else []
     if not all(number.isdecimal() for number in numbers):
         raise CallerError(f"--trials {trials}: not trial numbers. Valid: such as 3,7,9")
     opened = open_study(study, database)
-    offered(opened.spec.trainer, "ensemble", "ensembles")
+    opened.spec.offered("ensemble", "ensembles")
     found = build_ensemble(opened, [int(number) for number in numbers], max_size, device, data)
     metric = opened.spec.metric
     click.echo(

@@ -66,8 +66,8 @@ def _write(option: str, path: Path, text: str) -> None:
 @click.command()
 @study_option
 @click.option("--trial", default="best", show_default=True, metavar="best|N", help="Which trial.")
-@click.option("--format", "kind", type=click.Choice(["yaml", "neural_seq_decoder"]), default="yaml", show_default=True,
-              help="The configuration, or the folder that the reference code's loadModel reads.")  # fmt: skip
+@click.option("--format", "kind", type=click.Choice(["yaml", "neural_seq_decoder", "script"]), default="yaml", show_default=True,
+              help="The configuration, the folder that the reference code's loadModel reads, or a script's files.")  # fmt: skip
 @weights_option
 @click.option(
     "--out",
@@ -81,12 +81,14 @@ def export(
     study: str, trial: str, kind: str, weights: str, out: Path, database: str | None
 ) -> None:
     """Write a trial's configuration as YAML, or its model for the lab's own code."""
-    from hpo.report.report import export_text
-    from hpo.trainer import offered
+    from hpo.report.report import export_script, export_text
 
     found = read_study(study, database)
+    if kind == "script":
+        click.echo("\n".join(export_script(found, trial, out)))
+        return
     if kind == "neural_seq_decoder":
-        offered(found.spec.trainer, "reference folder", "export to neural_seq_decoder")
+        found.spec.offered("reference folder", "export to neural_seq_decoder")
         from hpo.analysis.weights import weights_of
         from hpo.decoder.scoring import export_reference
 
@@ -121,13 +123,12 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
     """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
     from hpo.analysis.weights import weights_of
     from hpo.decoder.scoring import score, score_text
-    from hpo.trainer import offered
     from hpo.worker.device import choose_device, device_name
 
     path = Path(model)
     if study:
         trained = read_study(study, database)
-        offered(trained.spec.trainer, "evaluate", "scoring of its weights here")
+        trained.spec.offered("evaluate", "scoring of its weights here")
         path, data = weights_of(trained, model, weights), data or trained.data_path
     chosen = choose_device(device)
     found = score(path, data, partition, chosen, padding) | {"device": device_name(chosen)}

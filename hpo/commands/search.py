@@ -116,13 +116,15 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.study.version import check_code, code_version
     from hpo.worker.dataset import look_at_data
 
-    plan = _slurm_job(cluster, workers, device, per_gpu, database) or plan_workers(
-        workers, device, per_gpu
-    )
+    gpus = spec.load_trainer().gpus
+    job = _slurm_job(cluster, workers, device, per_gpu, database)
+    if job and device != "cpu":
+        job.check_gpus(gpus)
+    plan = job or plan_workers(workers, device, per_gpu, gpus)
     looked = look_at_data(data, spec)
     opened = open_database(database)
     study = Study.create_or_open(opened, name or path.stem, spec, looked.facts, extend)
-    study.settle(made(artifacts), code_version(spec.trainer))
+    study.settle(made(artifacts), code_version(spec))
     check_code(study, allow_different_code)
     tracked = _track(study, track)
     halted = study.halt
@@ -309,7 +311,7 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     from hpo.launch.launcher import plan_node
     from hpo.store.database import open_database
     from hpo.study.study import Study
-    from hpo.worker.device import choose_device
+    from hpo.worker.device import check_gpus, choose_device, held_gpus
     from hpo.worker.reporter import persistently
     from hpo.worker.signals import StopFlag
     from hpo.worker.worker import run_worker
@@ -325,11 +327,10 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     flag = StopFlag(slurm_element.leave_at())
     if all_gpus:
-        plan = plan_node(device, per_gpu)
         opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
-        early = slurm_element.run_node(
-            Study.open(opened, study), opened, plan, data, flag, allow_different_code
-        )
+        joined = Study.open(opened, study)
+        plan = plan_node(device, per_gpu, joined.spec.load_trainer().gpus)
+        early = slurm_element.run_node(joined, opened, plan, data, flag, allow_different_code)
         click.echo(f"The workers left{' before the study was done' if early else ''}")
         if early and requeue and (element := slurm_element.requeue()):
             click.echo(f"{element} goes back into SLURM's queue, unless it was cancelled")
@@ -338,8 +339,11 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     found = persistently(
         lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60
     )
+    chosen = choose_device(device)
+    check_gpus(device, chosen, found.spec.load_trainer().gpus)
+    held = held_gpus(device, chosen)
     done = run_worker(
-        found, data, choose_device(device), threads, flag, made(artifacts), allow_different_code
+        found, data, chosen, threads, flag, made(artifacts), allow_different_code, held
     )
     click.echo(f"{done} trials came to an end here; "
                f"{'stopped by a signal or the wall limit' if flag() else found.halt or 'nothing is left to do'}")  # fmt: skip

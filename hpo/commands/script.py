@@ -1,0 +1,101 @@
+"""Studies of a training script: try, script-helper."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpo.commands.shared import data_option, device_option
+from hpo.errors import CallerError, SpecError
+
+if TYPE_CHECKING:
+    from hpo.space.spec import StudySpec
+    from hpo.trainer import Site
+
+
+@click.command(name="try")
+@click.option(
+    "--study", "space", required=True, metavar="FILE", help="A study file with a script: section."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set a field of the base."
+)
+@data_option
+@device_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to write what was found. Default: FILE.try.json.",
+)
+def try_(
+    space: str, settings: tuple[str, ...], data: Path | None, device: str | None, out: Path | None
+) -> None:
+    """Run a script a few times, shortened: does it start, are its values found, can it go on where it was interrupted?
+
+    What is found is written beside the study file, where hpo launch looks for it.
+    """
+    from hpo.script.section import CompleteScript, try_file
+    from hpo.script.trying import Trial, written
+    from hpo.space.spec import find_space, load_spec, parse_settings
+    from hpo.text import duration
+    from hpo.worker.dataset import look_at_data
+
+    path = find_space(space)
+    spec = load_spec(path, None, parse_settings(settings))
+    if spec.script is None:
+        raise SpecError(
+            f"{path}: has no script: section, and hpo try is for scripts. hpo launch --study {space} runs it"
+        )
+    looked = look_at_data(data, spec)
+    click.echo("\n".join(looked.lines))
+    script = CompleteScript.model_validate(spec.script)
+    config: Any = spec.config()
+    trial = Trial(script, config, _loaded(spec, data), _site(path, spec, device), click.echo)
+    found = trial.find()
+    place = out or try_file(path)
+    click.echo(
+        f"takes      about {duration(found.seconds)} a training, as far as the short ones say"
+    )
+    try:
+        written(place, found, looked.facts["script"]["digest"])
+    except OSError as error:
+        raise CallerError(
+            f"{place}: cannot be written ({error.strerror}). Put `resume: {found.resume or 'none'}` into script: by hand"
+        ) from None
+    click.echo(f"wrote {place}: resume {found.resume or 'not known'}\nNext: hpo launch --study {space}")
+
+
+def _loaded(spec: "StudySpec", data: Path | None) -> Any:
+    from hpo.worker.dataset import load_dataset
+
+    return load_dataset(spec, data, "cpu")
+
+
+def _site(path: Path, spec: "StudySpec", device: str | None) -> "Site":
+    from hpo.launch.launcher import plan_workers
+    from hpo.store.database import home
+    from hpo.store.url import secrets_of
+    from hpo.trainer import Site
+    from hpo.worker.device import choose_device, held_gpus, visible_devices
+
+    first = plan_workers(1, device, None, spec.load_trainer().gpus).devices[0]
+    gpus = held_gpus(first, choose_device(first))
+    folder = home() / "tries" / path.stem
+    secrets = secrets_of(os.environ.get("HPO_DATABASE_URL", ""))
+    return Site(folder, folder / "log", path.stem, 0, 1, first, visible_devices(gpus), secrets)
+
+
+@click.command(name="script-helper")
+def script_helper() -> None:
+    """Print hpo_report.py: one file without dependencies that a script may use to report (Python 3.6 or later).
+
+    hpo script-helper > hpo_report.py
+    """
+    import hpo.script
+
+    click.echo(
+        (Path(str(hpo.script.__file__)).parent / "hpo_report.py").read_text(encoding="utf-8"),
+        nl=False,
+    )

@@ -1,0 +1,58 @@
+"""Studies of the stand-in scripts, for tests."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import hpo.script
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+HELPER = Path(str(hpo.script.__file__)).parent / "hpo_report.py"
+
+
+def study_file(folder: Path, section: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A study of `many_ways/train.py`, with keys of `script:` and of the file replaced. None takes a key out."""
+    code = folder / "code"
+    if not code.exists():
+        shutil.copytree(STAND_INS / "many_ways", code)
+        shutil.copy(HELPER, code)
+    script: dict[str, Any] = {
+        "code": "code",
+        "command": [sys.executable, "{code}/train.py"],
+        "config": {"from": "{code}/base.json", "file": "train.json"},
+        "metric": {"name": "PER", "unit": "percent"},
+        "steps": "steps",
+        "seed": "seed",
+        "grace_seconds": 5,
+        "silence_seconds": 60,
+    }
+    content: dict[str, Any] = {
+        "script": _changed(script, section or {}),
+        "parameters": {"lr": {"low": 0.005, "high": 0.05, "log": True}},
+        "starts": {"published": {"lr": 0.02}},
+        "budget": {"trials": 1},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(_changed(content, changes)))
+    return path
+
+
+def scripts_running(folder: Path) -> list[int]:
+    """The processes of scripts whose attempts lie in this folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().decode(errors="replace")
+            state = (entry / "stat").read_text().rpartition(") ")[2][0]
+        except OSError:
+            continue
+        if f"HPO_FOLDER={folder}" in environment and state not in "ZX":
+            found.append(int(entry.name))
+    return found
+
+
+def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (content | changes).items() if value is not None}

@@ -1,0 +1,654 @@
+"""Studies of a training script, from claim to outcome: real processes, a real database, a worker in this process or beside."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commands import asked, one_line, report_of, start, until
+
+from hpo.curve import Point
+from hpo.errors import MemoryShortError, SpecError
+from hpo.space.spec import load_spec
+from hpo.store.database import Database
+from hpo.study.logs import log_path
+from hpo.study.paths import study_folder, trial_folder
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.worker.dataset import look_at_data
+from hpo.worker.worker import run_worker
+from scripts import scripts_running, study_file
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+
+def made(database: Database, path: Path, name: str = "script") -> Study:
+    spec = load_spec(path)
+    return Study.create_or_open(database, name, spec, look_at_data(None, spec).facts)
+
+
+def trained(database: Database, path: Path, name: str = "script") -> Record:
+    """The first trial of a study, which a worker in this process has run."""
+    study = made(database, path, name)
+    run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    return study.records()[0]
+
+
+def curve_of(study: Study, record: Record) -> list[Point]:
+    return study.curves([record])[record.number]
+
+
+def values(points: list[Point]) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in points]
+
+
+def test_a_whole_trial(database: Database, tmp_path: Path) -> None:
+    record = trained(database, study_file(tmp_path))
+    study = Study.open(database, "script")
+    points = curve_of(study, record)
+    assert record.state == "complete"
+    assert [point.step for point in points] == list(range(5, 61, 5))
+    assert record.value == points[-1].value
+    assert points[0].loss == pytest.approx(2 * points[0].value)
+    assert points[0].metrics["lr"] == 0.02
+    assert (record.step, record.steps, record.config["lr"]) == (60, 60, 0.02)
+    # The seed of the base and the trial's number.
+    assert record.config["seed"] == 3
+    assert " script " in record.code_version
+
+
+def test_what_the_script_gets(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "a secret")
+    monkeypatch.setenv("A_COPY", database.url)
+    monkeypatch.setenv("KEPT", "as it is")
+    (tmp_path / "show.py").write_text(
+        "import json, os, sys\n"
+        "seen = {'words': sys.argv[1:], 'environment': dict(os.environ), 'cwd': os.getcwd()}\n"
+        "seen['stdin'] = os.readlink('/proc/self/fd/0')\n"
+        "seen['config'] = json.load(open(os.environ['HPO_CONFIG']))\n"
+        "seen['file'] = json.load(open('train.json'))\n"
+        "json.dump(seen, open('seen.json', 'w'))\n"
+        "open(os.environ['HPO_METRICS'], 'a').write('{\"step\": 60, \"value\": 0.5}\\n')\n"
+    )
+    path = study_file(
+        tmp_path,
+        {
+            "command": [
+                sys.executable,
+                str(tmp_path / "show.py"),
+                "{code}",
+                "{trial}",
+                "{checkpoints}",
+            ],
+            "flag": "--{name}={value}",
+            "fixed": {"way": "{study}/x"},
+            "environment": {"OWN": "{attempt}/out", "NUMBER": 5},
+        },
+    )
+    record = trained(database, path)
+    assert record.value == 0.5, record.reason
+    folder = trial_folder(study_folder(Study.open(database, "script")), 0) / "attempt-1"
+    seen = json.loads((folder / "seen.json").read_text())
+    assert seen["words"][:3] == [str(tmp_path / "code"), "0", str(folder / "checkpoints")]
+    assert "--way=script/x" in seen["words"]
+    assert (seen["cwd"], seen["stdin"]) == (str(folder), "/dev/null")
+    assert seen["config"] == seen["file"]
+    assert seen["config"]["lr"] == 0.02 and seen["config"]["way"] == "script/x"
+    environment = seen["environment"]
+    assert (environment["OWN"], environment["NUMBER"]) == (f"{folder}/out", "5")
+    assert (environment["HPO_TRIAL"], environment["HPO_ATTEMPT"], environment["HPO_SEED"]) == (
+        "0",
+        "1",
+        "3",
+    )
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["KEPT"]) == ("", "as it is")
+    assert not {"HPO_DATABASE_URL", "HPO_HOME", "PGPASSWORD", "A_COPY"} & set(environment)
+    assert not any(database.url in value for value in environment.values())
+
+
+ENDS = {
+    "a number that is none": ({"way": "nan"}, {}, "stopped", "PER nan at step 35"),
+    "a word that means divergence": (
+        {"way": "fails"},
+        {"diverged": "a fault of"},
+        "stopped",
+        "the script says 'ValueError: a fault of the script'",
+    ),
+    "an error": ({"way": "fails"}, {}, "failed", "exit code 1; it said last: "),
+    "memory": ({"way": "out-of-memory"}, {}, "failed", "ran out of memory"),
+    "memory in the lab's words": (
+        {"way": "fails"},
+        {"memory": "a fault of the script"},
+        "failed",
+        "ran out of memory",
+    ),
+    "a signal from outside": ({"way": "killed"}, {}, "failed", "was ended by SIGKILL"),
+    "silence": ({"way": "hangs"}, {"silence_seconds": 0.5}, "failed", "written nothing for 0.5 s"),
+    "no value": ({"way": "silent"}, {}, "failed", "metrics.jsonl has no row with a value"),
+    "steps that go back": ({"way": "backwards"}, {}, "failed", "backwards"),
+    "below the bounds": ({"way": "negative"}, {}, "failed", "outside of 0 to 1"),
+    "percent": ({"way": "percent"}, {}, "failed", "expression: value / 100"),
+}
+
+
+@pytest.mark.parametrize(("fixed", "section", "state", "words"), ENDS.values(), ids=ENDS)
+def test_how_a_script_may_end(
+    database: Database,
+    tmp_path: Path,
+    fixed: dict[str, Any],
+    section: dict[str, Any],
+    state: str,
+    words: str,
+) -> None:
+    path = study_file(
+        tmp_path,
+        {"fixed": fixed, **section},
+        budget={"trials": 1, "failures": 0},
+        attempts={"max_attempts": 1},
+    )
+    study = made(database, path)
+    trials = 0
+    # Too little memory makes the worker leave.
+    while trials < 3 and study.records()[0].state == "waiting":
+        trials += 1
+        with suppress(MemoryShortError):
+            run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    record = study.records()[0]
+    assert record.state == state
+    assert words in record.reason
+    assert "\n" not in record.reason
+    assert scripts_running(study_folder(study)) == []
+
+
+def test_a_failed_script_is_told_with_its_last_lines(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path, {"fixed": {"way": "fails"}}, budget={"trials": 1, "failures": 0})
+    record = trained(database, path)
+    assert "ValueError: a fault of the script" in record.reason
+    assert record.cause == "code error"
+    study = Study.open(database, "script")
+    log = log_path(study_folder(study), 0).read_text()
+    assert "Traceback" in log and "ValueError: a fault of the script" in log
+
+
+def test_a_pattern_that_never_matches_is_told(database: Database, tmp_path: Path) -> None:
+    curve = {"file": "log", "pattern": r"PER (?P<value>\d+) at (?P<step>\d+)"}
+    path = study_file(tmp_path, {"curve": curve}, budget={"trials": 1, "failures": 0})
+    record = trained(database, path)
+    assert "no line of its output matches" in record.reason and "PER (?P<value>" in record.reason
+
+
+@pytest.mark.parametrize("way", ["exact", "deaf", "leaves"])
+def test_nothing_is_left_of_a_trial_that_is_killed(
+    database: Database, tmp_path: Path, way: str
+) -> None:
+    path = study_file(tmp_path, {"fixed": {"way": way, "seconds": 0.2}, "grace_seconds": 0.5})
+    study = made(database, path)
+    folder = study_folder(study)
+    worker = start("worker", "--study", "script", "--device", "cpu")
+    try:
+        until(lambda: study.records()[0].step >= 5)
+        assert scripts_running(folder)
+        assert asked("kill", "--study", "script", "--trial", "0").returncode == 0
+        until(lambda: scripts_running(folder) == [])
+        assert worker.wait(120) == 0
+    finally:
+        worker.kill()
+        worker.communicate()
+    assert study.records()[0].state == "stopped"
+    assert not trial_folder(folder, 0).exists()
+
+
+def test_children_of_a_script_that_has_ended_are_ended(database: Database, tmp_path: Path) -> None:
+    record = trained(
+        database, study_file(tmp_path, {"fixed": {"way": "leaves"}, "grace_seconds": 1})
+    )
+    assert record.state == "complete"
+    assert scripts_running(study_folder(Study.open(database, "script"))) == []
+
+
+def test_the_log_is_capped(database: Database, tmp_path: Path) -> None:
+    fixed = {"way": "loud", "megabytes": 20, "every": 60}
+    record = trained(database, study_file(tmp_path, {"fixed": fixed, "log_megabytes": 1}))
+    assert record.state == "complete"
+    path = log_path(study_folder(Study.open(database, "script")), 0)
+    assert 1e6 < path.stat().st_size < 1.1e6
+    text = path.read_text()
+    assert "more than 1 MB" in text and "the end of a loud script" in text
+
+
+def test_a_binary_log_is_shown(database: Database, tmp_path: Path) -> None:
+    assert trained(database, study_file(tmp_path, {"fixed": {"way": "binary"}})).state == "complete"
+    shown = asked("logs", "--study", "script", "--trial", "0")
+    assert shown.returncode == 0 and "!\"#$%&'()" in shown.stdout
+
+
+def test_it_goes_on_exactly_after_five_interruptions(database: Database, tmp_path: Path) -> None:
+    """The curve is that of an undisturbed training, whoever was killed."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = trained(database, study_file(whole), "whole")
+    expected = values(curve_of(Study.open(database, "whole"), undisturbed))
+    path = study_file(
+        tmp_path,
+        {"fixed": {"seconds": 0.1}},
+        attempts={"max_attempts": 50, "lease_seconds": 600, "checkpoint_seconds": 0.1},
+    )
+    study = made(database, path)
+    folder = study_folder(study)
+    targets = ["TERM", "worker", "script", "keeper", "all"]
+    worker = start("worker", "--study", "script", "--device", "cpu")
+    try:
+        for number, target in enumerate(targets):
+            reached = 8 * (number + 1)
+            until(partial(_has_come_to, study, reached))
+            _end(target, worker, folder)
+            if target in ("TERM", "worker", "all"):
+                worker.wait(60)
+                worker.communicate()
+                worker = start("worker", "--study", "script", "--device", "cpu")
+        until(lambda: worker.poll() is not None)
+    finally:
+        worker.kill()
+        worker.communicate()
+    record = study.records()[0]
+    assert record.state == "complete", record.reason
+    assert record.attempts >= 5
+    assert values(curve_of(study, record)) == expected
+    assert record.value == undisturbed.value
+    assert scripts_running(folder) == []
+
+
+def _has_come_to(study: Study, step: int) -> bool:
+    return study.records()[0].step >= step
+
+
+def _end(target: str, worker: Any, folder: Path) -> None:
+    scripts = scripts_running(folder)
+    keepers = [_parent(pid) for pid in scripts]
+    if target == "TERM":
+        worker.terminate()
+    if target in ("worker", "all"):
+        worker.kill()
+    if target in ("keeper", "all"):
+        _kill(keepers)
+    if target in ("script", "all"):
+        _kill(scripts)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        if pid > 1:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_without_checkpoints_it_begins_again(database: Database, tmp_path: Path) -> None:
+    path = study_file(
+        tmp_path,
+        {"fixed": {"forgets": True, "seconds": 0.1}, "resume": "none"},
+        attempts={"checkpoint_seconds": 0},
+    )
+    study = made(database, path)
+    worker = start("worker", "--study", "script", "--device", "cpu")
+    until(lambda: study.records()[0].step >= 30)
+    worker.terminate()
+    worker.communicate()
+    assert study.records()[0].state == "waiting"
+    before = study.records()[0].seconds
+    run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    record = study.records()[0]
+    assert record.state == "complete"
+    assert [point.step for point in curve_of(study, record)] == list(range(5, 61, 5))
+    assert record.seconds > before
+    assert record.lost_seconds == pytest.approx(before, abs=0.5)
+    assert "lost by trials that began again" in asked("report", "--study", "script").stdout
+
+
+class Crew:
+    """Two workers; one that has ended is started again while there is work."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.workers = [self._start(), self._start()]
+        self.codes: set[int] = set()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        return start("worker", "--study", self.study.name, "--device", "cpu")
+
+    def at_work(self) -> bool:
+        for index, worker in enumerate(self.workers):
+            code = worker.poll()
+            if code is not None and not self.study.budget_spent():
+                worker.communicate()
+                self.codes.add(code)
+                self.workers[index] = self._start()
+        return True
+
+
+def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path) -> None:
+    """Two workers, eight trials; worker, script, keeper or all of them are killed at ten random moments."""
+    path = study_file(
+        tmp_path,
+        {"fixed": {"seconds": 0.02}},
+        budget={"trials": 8, "failures": 100},
+        attempts={"max_attempts": 100, "lease_seconds": 5, "checkpoint_seconds": 0.1},
+    )
+    study = made(database, path)
+    folder = study_folder(study)
+    dice = random.Random(5)
+    crew = Crew(study)
+    try:
+        for number in range(10):
+            until(lambda: crew.at_work() and (scripts_running(folder) or study.budget_spent()))
+            time.sleep(dice.random() * 0.5)
+            worker = crew.workers[number % 2]
+            _end(dice.choice(["worker", "script", "keeper", "all"]), worker, folder)
+        until(lambda: crew.at_work() and study.budget_spent())
+        until(lambda: all(worker.poll() is not None for worker in crew.workers))
+    finally:
+        for worker in crew.workers:
+            worker.kill()
+            worker.communicate()
+    assert crew.codes <= {0, -signal.SIGKILL}
+    records = study.records()
+    done = [record for record in records if record.state in ("complete", "stopped")]
+    assert len(done) == 8
+    assert len({json.dumps(record.config, sort_keys=True) for record in records}) == len(records)
+    assert all(record.state != "running" for record in records)
+    assert scripts_running(folder) == []
+
+
+def test_it_may_stop_when_asked_to(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path, {"fixed": {"seconds": 0.2}})
+    study = made(database, path)
+    worker = start("worker", "--study", "script", "--device", "cpu")
+    until(lambda: study.records()[0].step >= 5)
+    worker.terminate()
+    worker.communicate()
+    record = study.records()[0]
+    assert (record.state, record.cause) == ("waiting", "interrupted")
+    assert (trial_folder(study_folder(study), 0) / "attempt-1" / "stop").exists()
+
+
+def test_changed_code_ends_the_worker_and_not_the_trial(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path, budget={"trials": 2})
+    study = made(database, path)
+    study.settle(None, "")
+    script = tmp_path / "code" / "train.py"
+    done = asked(
+        "launch",
+        "--study",
+        path,
+        "--name",
+        "other",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--trials",
+        "1",
+    )
+    assert done.returncode == 0, done.stderr
+    script.write_text(script.read_text() + "# another state\n")
+    refused = asked(
+        "launch", "--study", path, "--name", "other", "--trials", "2", "--extend", "--device", "cpu"
+    )
+    one_line(refused, 2, "another state of the script's code", "--allow-different-code")
+    allowed = asked(
+        *(
+            "launch",
+            "--study",
+            path,
+            "--name",
+            "other",
+            "--trials",
+            "2",
+            "--extend",
+            "--device",
+            "cpu",
+        ),
+        *("--workers", "1", "--allow-different-code"),
+    )
+    assert allowed.returncode == 0, allowed.stderr
+    versions = {record.code_version for record in Study.open(database, "other").records()}
+    assert len(versions) == 2
+
+
+def test_from_try_to_export(database: Database, tmp_path: Path) -> None:
+    path = study_file(
+        tmp_path,
+        {"fixed": {"seconds": 0.02}},
+        starts={"published": {"lr": 0.02}, "slow": {"lr": 0.006}},
+        budget={"trials": 5},
+    )
+    tried = asked("try", "--study", path, "--device", "cpu")
+    assert tried.returncode == 0, tried.stderr
+    assert "resumes    exact" in tried.stdout
+    assert json.loads((tmp_path / "study.try.json").read_text())["resume"] == "exact"
+    launched = asked("launch", "--study", path, "--workers", "2", "--device", "cpu")
+    assert launched.returncode == 0, launched.stderr
+    assert "goes on where it was interrupted: exact" in launched.stdout
+    assert "one number, so no interval over items" in launched.stdout
+    found = report_of("study")
+    assert found["best"]["interval"] is None and found["best"]["partition"] == "validation"
+
+    confirmed = asked(
+        *(
+            "confirm",
+            "--study",
+            "study",
+            "--top",
+            "1",
+            "--seeds",
+            "3",
+            "--workers",
+            "2",
+            "--device",
+            "cpu",
+        )
+    )
+    assert confirmed.returncode == 0, confirmed.stderr
+    assert "p: Welch's t test over seeds" in confirmed.stdout
+    assert "which the search saw" in " ".join(confirmed.stdout.split())
+    assert max(map(len, confirmed.stdout.splitlines()[-8:])) <= 100
+    ablated = asked(
+        *("ablate", "--study", "study", "--from", "slow", "--to", "published", "--seeds", "2"),
+        *("--rounds", "0", "--workers", "2", "--device", "cpu"),
+    )
+    assert ablated.returncode == 0, ablated.stderr
+    assert "lr" in ablated.stdout
+
+    for command in (["effects"], ["backtest"], ["status"], ["plan", "--gpus", "1", "--hours", "1"]):
+        done = asked(command[0], "--study", "study", *command[1:])
+        assert done.returncode == 0, (command, done.stderr)
+    page = tmp_path / "page.html"
+    assert asked("report", "--study", "study", "--html", page).returncode == 0
+    assert "as the script reports them" in page.read_text()
+
+    out = tmp_path / "best"
+    assert asked("export", "--study", "study", "--format", "script", "--out", out).returncode == 0
+    best = found["best"]["config"]
+    assert json.loads((out / "train.json").read_text())["lr"] == best["lr"]
+    assert "train.py" in (out / "command.sh").read_text()
+    text = tmp_path / "best.yaml"
+    assert asked("export", "--study", "study", "--out", text).returncode == 0
+    assert yaml.safe_load(text.read_text())["base"] == best
+
+    for command in (
+        ["ensemble", "--study", "study"],
+        ["evaluate", "--study", "study", "--model", "best", "--partition", "test"],
+    ):
+        one_line(asked(*command), 2, "a script trains this study", "needs the built-in decoder")
+    imported = asked("import", "--study", "study", "--from-study", "study")
+    assert imported.returncode in (0, 2)
+
+
+def test_figures_of_test_are_told_as_such(database: Database, tmp_path: Path) -> None:
+    curve = {"take": "best"}
+    path = study_file(tmp_path, {"partition": "test", "curve": curve, "seed": None})
+    trained(database, path)
+    shown = asked("report", "--study", "script").stdout
+    assert "These figures are of test" in shown and "best of its curve" in shown
+    page = tmp_path / "page.html"
+    assert asked("report", "--study", "script", "--html", page).returncode == 0
+    assert "on which the search therefore selected" in page.read_text()
+    confirmed = asked(
+        *(
+            "confirm",
+            "--study",
+            "script",
+            "--top",
+            "1",
+            "--seeds",
+            "2",
+            "--workers",
+            "1",
+            "--device",
+            "cpu",
+        )
+    )
+    assert confirmed.returncode == 0, confirmed.stderr
+    assert "takes no seed" in " ".join(confirmed.stdout.split())
+
+
+TRIED = {
+    "does not resume": (
+        {"forgets": True, "seconds": 0.02},
+        {},
+        0,
+        "resumes    none: it keeps nothing in HPO_CHECKPOINTS",
+    ),
+    "trains its steps anew": (
+        {"way": "longer", "seconds": 0.02},
+        {},
+        0,
+        "resumes    none: the resumed script goes on to step",
+    ),
+    "hangs": ({"way": "hangs"}, {"silence_seconds": 0.5}, 2, "written nothing for 0.5 s"),
+    "no line matches": (
+        {},
+        {"curve": {"file": "log", "pattern": r"(?P<step>\d+): (?P<value>\S+)"}},
+        2,
+        "no line of its output matches",
+    ),
+    "does not start": (
+        {"way": "binary"},
+        {"command": [sys.executable, "/nowhere.py"]},
+        2,
+        "exit code 2",
+    ),
+    "diverges": ({"way": "nan", "seconds": 0.02}, {}, 2, "the base diverges at step"),
+}
+
+
+@pytest.mark.parametrize(("fixed", "section", "code", "words"), TRIED.values(), ids=TRIED)
+def test_what_try_finds(
+    database: Database,
+    tmp_path: Path,
+    fixed: dict[str, Any],
+    section: dict[str, Any],
+    code: int,
+    words: str,
+) -> None:
+    done = asked(
+        "try", "--study", study_file(tmp_path, {"fixed": fixed, **section}), "--device", "cpu"
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        one_line(done, code, words)
+    else:
+        assert words in done.stdout
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "both trainers": ({}, {"trainer": "a.py:b"}, ("has both script: and trainer:",)),
+    "no program": (
+        {"command": ["no-such-program"]},
+        {},
+        ("script.command: no-such-program", "no such program"),
+    ),
+    "no file": ({"command": ["/no/such/python"]}, {}, ("/no/such/python: there is no such file",)),
+    "not executable": ({"command": ["{code}/train.py"]}, {}, ("it is not executable",)),
+    "no code": (
+        {"code": "elsewhere"},
+        {},
+        ("script.code: elsewhere: there is no such folder or file",),
+    ),
+    "an unknown parameter": (
+        {},
+        {"parameters": {"lrr": {"low": 1, "high": 2}}},
+        ("has no 'lrr'", "Did you mean lr?"),
+    ),
+    "an unknown fixed field": ({"fixed": {"sed": 1}}, {}, ("has no 'sed'", "Did you mean seed?")),
+    "an unknown key": ({"comand": ["x"]}, {}, ("there is no 'comand'", "Did you mean command?")),
+    "an unknown key of the curve": (
+        {"curve": {"patern": "x"}},
+        {},
+        ("there is no 'patern'", "pattern"),
+    ),
+    "no value": ({"curve": {"pattern": r"(?P<step>\d+)"}}, {}, ("value",)),
+    "an unknown group": (
+        {"curve": {"pattern": r"(?P<step>\d+) (?P<value>\S+) (?P<wer>\S+)"}},
+        {},
+        ("wer",),
+    ),
+    "no expression": ({"curve": {"pattern": r"(?P<step>\d+"}}, {}, ("pattern",)),
+    "a base that is none": (
+        {"config": {"from": "{code}/train.py", "file": "x.json"}},
+        {},
+        ("train.py",),
+    ),
+    "steps that are not there": ({"steps": "epochs"}, {}, ("script.steps", "has no 'epochs'")),
+    "steps that are text": (
+        {"steps": "way"},
+        {},
+        ("script.steps: way: the base has 'exact' for it",),
+    ),
+    "a field written twice": (
+        {"fixed": {"lr": 0.1}},
+        {},
+        ("the field lr is written by fixed and by parameters.lr",),
+    ),
+    "a range for text": (
+        {},
+        {"parameters": {"way": {"low": 1, "high": 2}}, "starts": None},
+        ("way", "range", "choices"),
+    ),
+    "an unknown place": ({"environment": {"X": "{cod}"}}, {}, ("{cod}",)),
+    "a relative file": ({"command": [sys.executable, "train.py"]}, {}, ("Valid: {code}/train.py",)),
+    "too many GPUs": ({"gpus": 100}, {}, ("script.gpus: 100",)),
+    "no metric": ({"metric": None}, {}, ("metric is missing",)),
+    "a bad unit of time": ({"grace_seconds": "soon"}, {}, ("grace_seconds",)),
+    "validation": ({}, {"validation": {"fraction": 0.1}}, ("has both script: and validation:",)),
+}
+
+
+@pytest.mark.parametrize(("section", "changes", "words"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SpecError) as told:
+        load_spec(study_file(tmp_path, section, **changes))
+    for word in words:
+        assert word in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "study.yaml" in str(told.value) or "train.py" in str(told.value)

@@ -1,0 +1,243 @@
+"""hpo_report.py beside a script, in processes of its own and under every Python that is here."""
+
+import ast
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hpo.script
+
+HELPER = Path(str(hpo.script.__file__)).parent / "hpo_report.py"
+
+
+def pythons() -> list[str]:
+    """This Python, and one of each version from 3.6 on that this machine has."""
+    versions = [f"python3.{minor}" for minor in range(6, 15)]
+    by_pyenv = Path.home() / ".pyenv/versions"
+    found = {sys.executable: None}
+    for version in versions:
+        installed = sorted(by_pyenv.glob(f"*/bin/{version}"))
+        path = str(installed[0]) if installed else shutil.which(version)
+        if path and works(path):
+            found[path] = None
+    return list(found)
+
+
+def works(python: str) -> bool:
+    """A pyenv shim may be there for a version that is not."""
+    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(HELPER, tmp_path / "hpo_report.py")
+    return tmp_path
+
+
+def run(folder: Path, script: str, python: str = sys.executable, **variables: str) -> str:
+    """What the script prints."""
+    (folder / "train.py").write_text(f"import hpo_report\n{script}")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
+    done = subprocess.run(
+        [python, "train.py"],
+        cwd=folder,
+        env=clean | {"PYTHONDONTWRITEBYTECODE": "1"} | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def rows(folder: Path) -> list[Any]:
+    text = (folder / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def in_a_trial(folder: Path) -> dict[str, str]:
+    config = {"lr": 1e-05, "model": {"name": "é", "layers": [1, 2]}, "eps": math.inf}
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    return {
+        "HPO_CONFIG": str(folder / "config.json"),
+        "HPO_METRICS": str(folder / "metrics.jsonl"),
+        "HPO_CHECKPOINTS": str(folder / "checkpoints"),
+        "HPO_STOP": str(folder / "stop"),
+        "HPO_RESUME": "",
+        "HPO_SEED": "17",
+    }
+
+
+def test_it_is_short_old_enough_and_needs_nothing() -> None:
+    text = HELPER.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 90
+    tree = ast.parse(text, feature_version=(3, 6))
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"json", "os", "pathlib", "typing"}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert all(ast.get_docstring(function) for function in functions)
+
+
+OUTSIDE = """
+print(hpo_report.config(), hpo_report.config({"lr": 1}))
+print(hpo_report.report(1, 0.5, loss=2.0), hpo_report.report("no step", object()))
+print(hpo_report.checkpoints(), hpo_report.resuming(), hpo_report.should_stop())
+print(hpo_report.seed(), hpo_report.seed(3))
+"""
+
+
+@pytest.mark.parametrize("variables", [{}, {"HPO_CONFIG": "", "HPO_METRICS": "", "HPO_STOP": ""}])
+def test_outside_of_a_trial_nothing_happens(folder: Path, variables: dict[str, str]) -> None:
+    printed = run(folder, OUTSIDE, **variables)
+    assert printed == "None {'lr': 1}\nNone None\nNone False False\n0 3\n"
+    assert {path.name for path in folder.iterdir()} == {"hpo_report.py", "train.py"}
+
+
+INSIDE = """
+import json, math
+settings = hpo_report.config({"lr": 1})
+print(json.dumps(settings), hpo_report.seed(), hpo_report.checkpoints())
+print(hpo_report.should_stop(), hpo_report.resuming())
+hpo_report.report(100, 0.5, loss=2)
+hpo_report.report(200, loss=1.5, note="\\u00e9", flag=True, nothing=None, parts={1: (0.5, 2)})
+hpo_report.report(300, float("nan"), loss=float("inf"))
+hpo_report.report(400, 1, errors=[1, 0], lengths=(7, 9))
+"""
+
+
+@pytest.mark.parametrize("python", pythons(), ids=lambda path: "-".join(Path(path).parts[-3:]))
+def test_in_a_trial(folder: Path, python: str) -> None:
+    printed = run(folder, INSIDE, python, **in_a_trial(folder)).splitlines()
+    config, _, rest = printed[0].partition(" 17 ")
+    assert json.loads(config) == {
+        "lr": 1e-05,
+        "model": {"name": "é", "layers": [1, 2]},
+        "eps": math.inf,
+    }
+    assert rest == str(folder / "checkpoints")
+    assert printed[1] == "False False"
+    found = rows(folder)
+    assert found[0] == {"step": 100, "value": 0.5, "loss": 2}
+    assert found[1] == {
+        "step": 200,
+        "loss": 1.5,
+        "note": "é",
+        "flag": True,
+        "nothing": None,
+        "parts": {"1": [0.5, 2]},
+    }
+    assert math.isnan(found[2]["value"])
+    assert found[2]["loss"] == math.inf
+    assert found[3] == {"step": 400, "value": 1.0, "errors": [1, 0], "lengths": [7, 9]}
+
+
+def test_stop_and_resume(folder: Path) -> None:
+    variables = in_a_trial(folder) | {"HPO_RESUME": "1"}
+    Path(variables["HPO_STOP"]).touch()
+    script = "print(hpo_report.should_stop(), hpo_report.resuming())"
+    assert run(folder, script, **variables) == "True True\n"
+
+
+NUMPY = """
+import numpy as np
+more = dict(loss=np.float64(2.5), n=np.int32(3), ok=np.bool_(True))
+hpo_report.report(np.int64(100), np.float32(0.5), **more)
+lengths = [np.int64(7), np.float32(9)]
+hpo_report.report(np.array(200), np.array(0.25), errors=np.array([1, 0]), lengths=lengths)
+hpo_report.report(300, np.float32("nan"), grid=np.ones((2, 2)), one=np.array(4))
+"""
+
+
+def test_values_of_numpy(folder: Path) -> None:
+    pytest.importorskip("numpy")
+    run(folder, NUMPY, **in_a_trial(folder))
+    found = rows(folder)
+    assert found[0] == {"step": 100, "value": 0.5, "loss": 2.5, "n": 3, "ok": True}
+    assert found[1] == {"step": 200, "value": 0.25, "errors": [1, 0], "lengths": [7, 9.0]}
+    assert math.isnan(found[2]["value"])
+    assert found[2]["grid"] == [[1.0, 1.0], [1.0, 1.0]]
+    assert found[2]["one"] == 4
+
+
+TORCH = """
+import torch
+loss = torch.tensor(2.5, requires_grad=True)
+hpo_report.report(torch.tensor(100), torch.tensor([0.5]), loss=loss, half=loss.bfloat16())
+hpo_report.report(200, loss, errors=torch.tensor([1, 0]), lengths=[torch.tensor(7), 9])
+"""
+
+
+def test_values_of_torch(folder: Path) -> None:
+    pytest.importorskip("torch")
+    (folder / "train.py").write_text("")
+    run(folder, f"import warnings; warnings.simplefilter('ignore')\n{TORCH}", **in_a_trial(folder))
+    assert rows(folder) == [
+        {"step": 100, "value": 0.5, "loss": 2.5, "half": 2.5},
+        {"step": 200, "value": 2.5, "errors": [1, 0], "lengths": [7, 9]},
+    ]
+
+
+LONG = """
+for step in range(1, 301):
+    hpo_report.report(step, 0.5, errors=[1] * 5000)
+"""
+
+
+def test_lines_of_several_processes_do_not_mix(folder: Path) -> None:
+    """Also of rows that are far longer than a buffer."""
+    variables = in_a_trial(folder)
+    writers = [
+        threading.Thread(target=run, args=(folder, LONG), kwargs=variables) for _ in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = rows(folder)
+    assert sorted(row["step"] for row in found) == sorted(list(range(1, 301)) * 3)
+    assert all(row["errors"] == [1] * 5000 for row in found)
+
+
+def test_a_row_is_there_at_once(folder: Path) -> None:
+    script = """
+import os
+hpo_report.report(1, 0.5)
+os._exit(0)
+"""
+    run(folder, script, **in_a_trial(folder))
+    assert rows(folder) == [{"step": 1, "value": 0.5}]
+
+
+def test_it_adds_to_what_an_earlier_attempt_wrote(folder: Path) -> None:
+    variables = in_a_trial(folder)
+    for step in (1, 2):
+        run(folder, f"hpo_report.report({step}, 0.5)", **variables)
+    assert [row["step"] for row in rows(folder)] == [1, 2]
+
+
+def test_a_value_that_is_no_number_is_an_error_of_the_script(folder: Path) -> None:
+    (folder / "train.py").write_text("import hpo_report\nhpo_report.report(1, loss=object())\n")
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=folder,
+        env=os.environ | in_a_trial(folder),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "TypeError" in done.stderr
