@@ -30,7 +30,7 @@ def main() -> None:
 
 for command in (
     *(search.launch, search.worker, search.budget),
-    *(script.try_, script.script_helper),
+    *(script.try_, script.recipe, script.script_helper),
     *(watch.status, watch.logs, studies.studies, studies.delete),
     *(control.pause, control.resume, control.stop, control.kill, control.enqueue, control.note),
     dashboard.dashboard,

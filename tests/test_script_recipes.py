@@ -156,7 +156,6 @@ def as_a_lab_has_it(recipe: Recipe, folder: Path) -> Path:
     code, data = folder / "code", folder / "data"
     shutil.copytree(recipe.stand_in, code / recipe.folder, dirs_exist_ok=True)
     data.mkdir()
-    shutil.copytree(RECIPES / "wandb", folder / "wandb")
 
     def here(found: re.Match[str]) -> str:
         path = found.group()
@@ -164,7 +163,7 @@ def as_a_lab_has_it(recipe: Recipe, folder: Path) -> Path:
             return sys.executable
         if path.startswith("/data/"):
             return str(data)
-        return str(folder / "wandb") if path.endswith("/wandb") else str(code)
+        return str(code)
 
     study = folder / f"{recipe.name}.yaml"
     study.write_text(LABS_PATH.sub(here, (RECIPES / study.name).read_text()))

@@ -1,4 +1,4 @@
-"""Studies of a training script: try, script-helper."""
+"""Studies of a training script: try, recipe, script-helper."""
 
 import os
 from pathlib import Path
@@ -64,7 +64,9 @@ def try_(
         raise CallerError(
             f"{place}: cannot be written ({error.strerror}). Put `resume: {found.resume or 'none'}` into script: by hand"
         ) from None
-    click.echo(f"wrote {place}: resume {found.resume or 'not known'}\nNext: hpo launch --study {space}")
+    click.echo(
+        f"wrote {place}: resume {found.resume or 'not known'}\nNext: hpo launch --study {space}"
+    )
 
 
 def _loaded(spec: "StudySpec", data: Path | None) -> Any:
@@ -85,6 +87,18 @@ def _site(path: Path, spec: "StudySpec", device: str | None) -> "Site":
     folder = home() / "tries" / path.stem
     secrets = secrets_of(os.environ.get("HPO_DATABASE_URL", ""))
     return Site(folder, folder / "log", path.stem, 0, 1, first, visible_devices(gpus), secrets)
+
+
+@click.command()
+@click.argument("name", required=False)
+def recipe(name: str | None) -> None:
+    """Print a ready study file for a kind of training script; without a name, which there are.
+
+    hpo recipe brain-to-text-25 > t15.yaml
+    """
+    from hpo.script.recipes import recipe_names, recipe_text
+
+    click.echo(recipe_text(name) if name else "\n".join(recipe_names()), nl=not name)
 
 
 @click.command(name="script-helper")

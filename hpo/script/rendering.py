@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo.script.config import ScriptConfig
 from hpo.script.files import fill, kind_of, nested, rendered, words
+from hpo.script.recipes import recipes_folder
 from hpo.script.section import CompleteScript, file_name
 from hpo.script.settings import METRICS_FILE
 from hpo.trainer import Site
@@ -104,6 +105,7 @@ def _places(
         name = file_name(settings.config)
     return {
         "here": settings.here,
+        "recipes": str(recipes_folder()),
         "code": settings.code,
         "attempt": str(folder),
         "checkpoints": str(folder / CHECKPOINTS),

@@ -14,6 +14,7 @@ from hpo.errors import SpecError
 from hpo.script.code import code_state
 from hpo.script.config import OWN
 from hpo.script.files import Base, check_flag, fill, kind_of, parse_base, read_base
+from hpo.script.recipes import recipes_folder
 from hpo.script.rows import check_curve
 from hpo.script.settings import (
     ConfigFile,
@@ -28,6 +29,7 @@ from hpo.trainer import SectionOfFile
 # What a study file may write in braces: in words of the command, in variables and in text of `fixed`.
 PLACES = (
     "here",
+    "recipes",
     "code",
     "attempt",
     "checkpoints",
@@ -326,7 +328,7 @@ def try_file(study_file: Path) -> Path:
 
 def _check_command(settings: ScriptSettings, code: Path, folder: Path, place: str) -> None:
     """Raises SpecError for a program that is not here, and for words that mean a file of another folder."""
-    known = dict.fromkeys(PLACES, "") | {"here": str(folder)}
+    known = dict.fromkeys(PLACES, "") | {"here": str(folder), "recipes": str(recipes_folder())}
     for key, texts in (("command", settings.command), ("resume_words", settings.resume_words)):
         for text in texts:
             fill(text, known, f"{place}.{key}")
