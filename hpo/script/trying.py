@@ -8,12 +8,13 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mode
-from typing import Any
 
 from hpo.errors import SpecError
 from hpo.script.config import ScriptConfig
@@ -21,12 +22,14 @@ from hpo.script.data import ScriptData
 from hpo.script.process import end_of
 from hpo.script.rendering import CHECKPOINTS
 from hpo.script.section import CompleteScript
-from hpo.script.training import ScriptTraining
+from hpo.script.training import Looks, ScriptTraining
 from hpo.text import duration, plural
 from hpo.trainer import Metric, Progress, Site, TrainingFailedError
 
 # Values that a whole short run should have.
 VALUES = 4
+# After so long without a value a line says that the run goes on.
+NEWS_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,11 @@ class Trial:
             return stopped
         return self._run(config, "interrupted", lambda values: False, attempt=2)
 
+    def _waits(self, name: str, log: Path, seconds: float, values: int) -> None:
+        self.say(
+            f"           {name} run: {plural(values, 'value')} in {duration(seconds)}; its output: {log}"
+        )
+
     def _folder(self, name: str) -> Path:
         return self.site.folder / name
 
@@ -176,46 +184,63 @@ class Trial:
         settings = self.settings.model_copy(update={"resume": None})
         training = ScriptTraining(settings, config, self.data, site)
         try:
-            return _followed(training, enough)
+            return _followed(training, enough, partial(self._waits, name, site.log))
         except (TrainingFailedError, MemoryError) as error:
             raise SpecError(f"{name} run: {error} (its output: {site.log})") from None
 
 
-def _followed(training: ScriptTraining, enough: Callable[[dict[int, float]], bool]) -> Run:
+def _followed(
+    training: ScriptTraining,
+    enough: Callable[[dict[int, float]], bool],
+    say: Callable[[float, int], None],
+) -> Run:
+    """say: is told (seconds, values so far) where nothing new comes for a while."""
     begin = time.monotonic()
     values: dict[int, float] = {}
     first: int | None = None
     first_seconds = 0.0
     stop_seconds = None
-    looks = training.train()
-    for look in _with_scores(looks):
-        assert look.score is not None
-        values = {step: value for step, value in values.items() if step < look.step}
-        values[look.step] = look.score.value
-        if first is None and training.reading == training.site.attempt:
-            first, first_seconds = look.step, time.monotonic() - begin
-        if enough(values):
-            asked = time.monotonic()
-            looks.close()
-            end = end_of(training.folder)
-            if end is None or end.stopped:
-                stop_seconds = time.monotonic() - asked
-            break
+    with closing(training.train()) as looks:
+        for look in _patient(looks, values, say):
+            for step in [step for step in values if step > look.step]:
+                del values[step]
+            values[look.step] = _finite(look)
+            if first is None and training.reading == training.site.attempt:
+                first, first_seconds = look.step, time.monotonic() - begin
+            if enough(values):
+                asked = time.monotonic()
+                looks.close()
+                end = end_of(training.folder)
+                if end is None or end.stopped:
+                    stop_seconds = time.monotonic() - asked
+                break
     resumed = training.site.attempt > 1
     return Run(values, first, time.monotonic() - begin, first_seconds, stop_seconds, resumed)
 
 
-def _with_scores(looks: Iterator[Any]) -> Iterator[Progress]:
+def _patient(
+    looks: Looks, values: Mapping[int, float], say: Callable[[float, int], None]
+) -> Iterator[Progress]:
+    """The looks that have a score. Raises TrainingFailedError for a training that diverges."""
+    begin = told = time.monotonic()
     for look in looks:
+        now = time.monotonic()
         if isinstance(look, Progress):
             if reason := look.reason_to_end:
                 raise TrainingFailedError(f"the base diverges at step {look.step}: {reason}")
             if look.score is not None:
-                if not math.isfinite(look.score.value):
-                    raise TrainingFailedError(
-                        f"the base diverges at step {look.step}: {look.score.value}"
-                    )
+                told = now
                 yield look
+        elif now - told > NEWS_SECONDS:
+            told = now
+            say(now - begin, len(values))
+
+
+def _finite(look: Progress) -> float:
+    assert look.score is not None
+    if not math.isfinite(look.score.value):
+        raise TrainingFailedError(f"the base diverges at step {look.step}: {look.score.value}")
+    return look.score.value
 
 
 def _interval(run: Run) -> int | None:
