@@ -389,6 +389,22 @@ def test_it_may_stop_when_asked_to(database: Database, tmp_path: Path) -> None:
     assert (trial_folder(study_folder(study), 0) / "attempt-1" / "stop").exists()
 
 
+def test_a_signal_for_all_processes_of_a_job_hands_the_trial_back(
+    database: Database, tmp_path: Path
+) -> None:
+    """As of a scheduler: the script obeys it and ends well, sooner than its worker."""
+    path = study_file(tmp_path, {"fixed": {"way": "obeys", "seconds": 0.1}})
+    study = made(database, path)
+    worker = start("worker", "--study", "script", "--device", "cpu")
+    until(lambda: study.records()[0].step >= 5)
+    for pid in scripts_running(study_folder(study)):
+        os.kill(pid, signal.SIGTERM)
+    worker.terminate()
+    worker.communicate()
+    record = study.records()[0]
+    assert (record.state, record.cause) == ("waiting", "interrupted")
+
+
 def test_changed_code_ends_the_worker_and_not_the_trial(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, budget={"trials": 2})
     study = made(database, path)

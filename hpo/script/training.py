@@ -1,6 +1,7 @@
 """A training that is a script: started, followed, ended, and told what its end means."""
 
 import json
+import logging
 import math
 import re
 import shutil
@@ -40,6 +41,8 @@ from hpo.trainer import (
 
 # Between looks at a script.
 POLL_SECONDS = 0.2
+# A signal for both reaches the worker within this time of the script's end.
+ASKED_SECONDS = 1.0
 SHOWN_LINES = 5
 # A bounded metric above this is surely in percent already.
 SURELY_PERCENT = 20.0
@@ -52,6 +55,7 @@ OUT_OF_MEMORY = re.compile(
 )
 # Signals that come from outside: the script may well succeed next time.
 FROM_OUTSIDE = {"SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+log = logging.getLogger(__name__)
 Looks = Generator[Progress | Waiting, None, None]
 
 
@@ -311,13 +315,29 @@ class ScriptTraining:
         """Nothing for a training that has come to its end."""
         # Some scripts count from 0.
         whole = end.code == 0 and self.step >= self.config.steps - 1
+        if not whole:
+            yield from self._asked_to_leave()
         if not whole and (line := self._says_diverged(end)):
             yield Progress(self.step, None, diverged=f"the script says {line!r}")
             return
+        if end.stopped and not whole:
+            raise TrainingFailedError("the script was asked to end, not by its worker", lost=True)
         if end.code != 0:
             raise self._trouble(end)
         if self._score is None:
             raise TrainingFailedError(self._nothing_found(end))
+        if not whole:
+            log.info("trial %d: the script ended by itself at step %d", self.site.trial, self.step)
+
+    def _asked_to_leave(self) -> Looks:
+        """A scheduler tells all processes of a job at once: the worker may be about to hand the trial back.
+
+        A script that obeys such a signal and ends well has not come to the end of its training.
+        """
+        until = time.monotonic() + ASKED_SECONDS
+        while time.monotonic() < until:
+            yield Waiting()
+            time.sleep(POLL_SECONDS)
 
     def _says_diverged(self, end: End) -> str:
         pattern = self.settings.diverged

@@ -51,6 +51,8 @@ if way == "deaf":
 if way == "leaves":
     code = "import os, time; os.setsid(); time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", code])
+if way == "obeys":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 if way == "hangs":
     time.sleep(600)
 if way == "binary":
