@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.errors import CallerError, SpecError
-from hpo.script.rows import LONGEST_LINE, Row, Rows, RowsError, check_curve
+from hpo.script.curve_check import check_curve
+from hpo.script.row import Row, RowsError
+from hpo.script.rows import LONGEST_LINE, Rows
 from hpo.script.settings import CurveSettings
 
 NAN = math.nan

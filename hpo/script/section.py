@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from hpo.errors import SpecError
 from hpo.script.code import code_state
 from hpo.script.config import OWN
+from hpo.script.curve_check import check_curve
 from hpo.script.files import Base, check_flag, fill, kind_of, parse_base, read_base
-from hpo.script.rows import check_curve
 from hpo.script.settings import (
     ConfigFile,
     CurveSettings,

@@ -25,7 +25,8 @@ from hpo.script.process import (
     script_environment,
 )
 from hpo.script.rendering import CHECKPOINTS, COMMAND, Rendered, render
-from hpo.script.rows import Row, Rows, RowsError
+from hpo.script.row import Row, RowsError
+from hpo.script.rows import Rows
 from hpo.script.section import CompleteScript
 from hpo.script.settings import OUTPUT
 from hpo.trainer import (
