@@ -4,7 +4,6 @@ import ast
 import math
 import operator
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,17 +11,14 @@ from hpo.script.numerals import as_number
 from hpo.script.row import printable
 from hpo.settings import guess
 
+VALID_EXPRESSION = (
+    "Valid: numbers, names, + - * / ( ) and mean, min, max, sum, as in mean(per_0, per_1)"
+)
+_DEEPEST = 100
+
 
 def _divide(one: float, other: float) -> float:
     return one / other if other else math.nan
-
-
-def _least(values: Sequence[float]) -> float:
-    return math.nan if any(math.isnan(value) for value in values) else min(values)
-
-
-def _largest(values: Sequence[float]) -> float:
-    return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -37,34 +33,32 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 }
 _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": _mean,
-    "min": _least,
-    "max": _largest,
+    "min": min,
+    "max": max,
     "sum": sum,
 }
-VALID_EXPRESSION = (
-    "Valid: numbers, names, + - * / ( ) and mean, min, max, sum, as in mean(per_0, per_1)"
-)
-_LONGEST_EXPRESSION = 10_000
-_DEEPEST_EXPRESSION = 100
 
 
 @dataclass(frozen=True)
 class Expression:
-    """The value, computed of a row's numbers."""
+    """Arithmetic over the numbers of a row."""
 
-    text: str
     tree: ast.expr
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str) -> "Expression":
         """Raises ValueError, which says what is wrong."""
-        tree = _parsed(text)
-        names: dict[str, None] = {}
-        _check_node(tree, names, _DEEPEST_EXPRESSION)
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+        except SyntaxError as error:
+            raise ValueError(f"it cannot be read ({error.msg})") from None
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"it cannot be read ({error})") from None
+        names = dict.fromkeys(_names(tree, _DEEPEST))
         if not names:
             raise ValueError("it uses no name, so its value is always the same")
-        return cls(text, tree, tuple(names))
+        return cls(tree, tuple(names))
 
     def value(self, numbers: Mapping[str, float]) -> float | None:
         """None: a name is missing."""
@@ -73,32 +67,18 @@ class Expression:
         return _evaluated(self.tree, numbers)
 
 
-def _parsed(text: str) -> ast.expr:
-    if len(text) > _LONGEST_EXPRESSION:
-        raise ValueError(f"it is longer than {_LONGEST_EXPRESSION} letters")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"it cannot be read ({error.msg} at position {error.offset})") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"it cannot be read ({str(error) or 'too deep'})") from None
-
-
-def _check_node(node: ast.expr, names: dict[str, None], depth: int) -> None:
-    """Collects the names. Raises ValueError for anything but arithmetic."""
+def _names(node: ast.expr, depth: int) -> list[str]:
+    """Raises ValueError for anything but arithmetic."""
     if not depth:
-        raise ValueError(f"it is deeper than {_DEEPEST_EXPRESSION}")
+        raise ValueError(f"it is deeper than {_DEEPEST}")
     if isinstance(node, ast.Name):
-        names[node.id] = None
-    for part in _parts(node):
-        _check_node(part, names, depth - 1)
+        return [node.id]
+    return [name for part in _parts(node) for name in _names(part, depth - 1)]
 
 
 def _parts(node: ast.expr) -> list[ast.expr]:
     """The operands. Raises ValueError for anything but arithmetic."""
-    if isinstance(node, ast.Name) or _is_number(node):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return []
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
         return [node.operand]
@@ -107,10 +87,6 @@ def _parts(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.Call):
         return _arguments(node)
     raise ValueError(f"it uses {printable(ast.unparse(node))}")
-
-
-def _is_number(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
 def _arguments(call: ast.Call) -> list[ast.expr]:
@@ -133,8 +109,10 @@ def _evaluated(node: ast.expr, numbers: Mapping[str, float]) -> float:
         return -parts[0] if isinstance(node.op, ast.USub) else parts[0]
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](*parts)
-    assert isinstance(node, ast.Call)
-    assert isinstance(node.func, ast.Name)
+    # The least of numbers among which is a NaN would depend on their order.
+    if any(math.isnan(part) for part in parts):
+        return math.nan
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     return float(_FUNCTIONS[node.func.id](parts))
 
 

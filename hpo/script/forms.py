@@ -3,14 +3,14 @@
 import csv
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hpo.script.numerals import NOT_FINITE, NOT_FINITE_ALONE, SPECIAL, number
-from hpo.script.row import RowsError, printable, wrong
+from hpo.script.row import wrong
 from hpo.script.settings import CurveSettings
 
 DEEPEST = 8
@@ -33,16 +33,6 @@ class Form:
     columns: Sequence[str] = ()
     """Of a table, as far as it is read."""
 
-    def go_on(self, columns: Sequence[str], restarts: int) -> None:
-        """In another process. restarts: how often the script was started again."""
-
-    def begin_again(self) -> None:
-        """The file is read from its first byte."""
-
-    def is_whole(self, data: bytes) -> bool:
-        """Whether the row ends where these lines end."""
-        return True
-
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
         """Key -> what is given; None: a line that says nothing. is_ended: a line end follows.
 
@@ -54,11 +44,9 @@ class Form:
 class Patterns(Form):
     """Lines that regular expressions find, among others."""
 
-    def __init__(self, curve: CurveSettings, name: str) -> None:
-        self._name = name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._patterns = [re.compile(pattern) for pattern in curve.pattern]
+    def __init__(self, curve: CurveSettings) -> None:
+        self._name = curve.file
+        self._patterns = [re.compile(pattern) for pattern in curve.pattern]
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
         special = list(SPECIAL.finditer(line))
@@ -76,9 +64,9 @@ class Patterns(Form):
         if match and not cut:
             return _texts(match)
         not_finite = [token for token in special if NOT_FINITE.fullmatch(token.group())]
-        for tokens in (not_finite, special):
+        for tokens in filter(None, (not_finite, special)):
             plain = _Plain(line, tokens)
-            again = pattern.search(plain.text) if tokens else None
+            again = pattern.search(plain.text)
             if again and not _cut(again, list(SPECIAL.finditer(plain.text))):
                 return {group: plain.original(*again.span(group)) for group in _texts(again)}
         if cut:
@@ -137,21 +125,12 @@ class _Plain:
 class JsonLines(Form):
     """An object a line.
 
-    As often as the script was started again, a line may be torn: it was killed in the middle of a
-    write, and went on with the file.
+    is_taken_over: from a script that was killed, maybe in the middle of a line.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._restarts = 0
-        self._left = 0
-
-    def go_on(self, columns: Sequence[str], restarts: int) -> None:
-        self._restarts = restarts
-        self._left = restarts
-
-    def begin_again(self) -> None:
-        self._left = self._restarts
+    def __init__(self, curve: CurveSettings, is_taken_over: bool) -> None:
+        self._name = curve.file
+        self._is_taken_over = is_taken_over
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
         if not line.strip():
@@ -168,16 +147,12 @@ class JsonLines(Form):
 
     def _after_the_tear(self, line: str, error: ValueError) -> Any:
         """What was written behind half a line; nothing if that is all. Raises RowsError."""
-        if not self._left:
+        if not self._is_taken_over:
             what = f"a line is no JSON ({error}). Valid: {EXAMPLE}"
             raise wrong(self._name, what, line) from None
-        self._left -= 1
-        starts = [match.start() for match in islice(re.finditer("{", line[1:]), MOST_TEARS)]
-        for start in starts:
-            try:
-                return parsed_json(line[1 + start :])
-            except ValueError:
-                continue
+        for match in islice(re.finditer("(?<!^){", line), MOST_TEARS):
+            with suppress(ValueError):
+                return parsed_json(line[match.start() :])
         return {}
 
 
@@ -200,36 +175,22 @@ def parsed_json(text: str) -> Any:
 class Table(Form):
     """A row a line below a header. The header may come again, also with other columns."""
 
-    def __init__(self, curve: CurveSettings, name: str, step: str | None) -> None:
-        self._name = name
-        self._dialect = csv.excel_tab if Path(curve.file).suffix.lower() == ".tsv" else csv.excel
+    def __init__(self, curve: CurveSettings, step: str | None) -> None:
+        self._name = curve.file
+        self._dialect = csv.excel_tab if ending_of(curve) == ".tsv" else csv.excel
         self._step = step
 
-    def go_on(self, columns: Sequence[str], restarts: int) -> None:
-        self.columns = list(columns)
-
-    def begin_again(self) -> None:
-        self.columns = ()
-
-    def is_whole(self, data: bytes) -> bool:
-        """Whether a line behind them begins another row."""
-        if b'"' not in data:
-            return True
-        text = decoded(data)
-        return len(self._rows([text, "end"], text)) > 1
-
-    def _rows(self, lines: list[str], text: str) -> list[list[str]]:
+    def _cells(self, line: str) -> list[str]:
         try:
-            return list(csv.reader(lines, dialect=self._dialect, skipinitialspace=True))
+            (cells,) = csv.reader([line], dialect=self._dialect, skipinitialspace=True)
         except csv.Error as error:
-            raise RowsError(
-                f"{self._name}: a line is no row of a table ({error}). The line: {printable(text)}"
-            ) from None
+            raise wrong(self._name, f"a line is no row of a table ({error})", line) from None
+        return [cell.strip() for cell in cells]
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
         if not line.strip():
             return None
-        cells = [cell.strip() for cell in self._rows([line], line)[0]]
+        cells = self._cells(line)
         if not self.columns or self._step in cells or cells == self.columns:
             self.columns = cells
             return None

@@ -25,10 +25,10 @@ class Found:
 class Names:
     """Which key, column or group is which field of a row."""
 
-    def __init__(self, curve: CurveSettings, expression: Expression | None, name: str) -> None:
-        self._name = name
+    def __init__(self, curve: CurveSettings, expression: Expression | None) -> None:
+        self._name = curve.file
         self._parts = expression.names if expression else ()
-        # Patterns may find them in two lines.
+        # Patterns may find errors and lengths in two lines.
         self._lists_come_alone = bool(curve.pattern)
         self.columns = dict(curve.names)
         taken = set(curve.names.values())
@@ -73,20 +73,10 @@ class Names:
             raise wrong(self._name, what, line) from None
 
     def _check_lists(self, fields: Mapping[str, Any], line: str) -> None:
-        errors, lengths = fields.get("errors"), fields.get("lengths")
-        if errors is None and lengths is None:
-            return
-        if errors is None or lengths is None:
-            if self._lists_come_alone:
-                return
-            given, other = LISTS if lengths is None else reversed(LISTS)
-            what = f"{given} without {other}. Valid: both, one of each per item"
-            raise wrong(self._name, what, line)
-        if len(errors) != len(lengths) or not sum(lengths):
-            what = (
-                f"{len(errors)} errors and {len(lengths)} lengths that sum up to {sum(lengths):g}. "
-                f"Valid: one of each per item, and a sum of the lengths that is not 0"
-            )
+        given = [name for name in LISTS if name in fields]
+        if len(given) == 1 and not self._lists_come_alone:
+            (missing,) = set(LISTS) - set(given)
+            what = f"{given[0]} without {missing}. Valid: both, one of each per item"
             raise wrong(self._name, what, line)
 
 

@@ -35,26 +35,28 @@ LARGEST_DOCUMENT = 200_000_000
 CHUNK = 1 << 20
 # Bytes before the place in the file. Others there: the file was written anew.
 TAIL = 64
-# Lines of one row of a table: a quoted cell may hold line ends.
-MOST_LINES = 200
 
 
 class Rows:
     """Follows the file in which a script tells its progress.
 
     path: the file; of a .json file it may hold *. place: where another process has left off.
+    restarts: how often the script was started again and went on with the file.
     """
 
     def __init__(
-        self, curve: CurveSettings, path: Path, place: Mapping[str, Any] | None = None
+        self,
+        curve: CurveSettings,
+        path: Path,
+        place: Mapping[str, Any] | None = None,
+        restarts: int = 0,
     ) -> None:
         self._curve = curve
         self._path = path
-        name = curve.file
         self._expression = Expression.of(curve.expression) if curve.expression.strip() else None
-        self._names = Names(curve, self._expression, name)
-        self._steps = Steps(self._expression, name)
-        self._form = self._chosen_form()
+        self._names = Names(curve, self._expression)
+        self._steps = Steps(self._expression, curve.file, restarts)
+        self._form = self._chosen_form(restarts > 0)
         self._offset = 0
         self._tail = b""
         self._lines = 0
@@ -64,17 +66,12 @@ class Rows:
         if place:
             self._go_on(place)
 
-    def _chosen_form(self) -> Form:
+    def _chosen_form(self, is_taken_over: bool) -> Form:
         if self._curve.pattern:
-            return Patterns(self._curve, self._curve.file)
+            return Patterns(self._curve)
         if ending_of(self._curve) in (".csv", ".tsv"):
-            return Table(self._curve, self._curve.file, self._names.columns.get("step"))
-        return JsonLines(self._curve.file)
-
-    @property
-    def seen(self) -> int:
-        """Rows found so far, one a step."""
-        return self._steps.seen
+            return Table(self._curve, self._names.columns.get("step"))
+        return JsonLines(self._curve, is_taken_over)
 
     def place(self) -> dict[str, Any]:
         """JSON-ready: where another process goes on."""
@@ -93,7 +90,7 @@ class Rows:
         self._lines = place["lines"]
         self._names.keys = dict.fromkeys(place["keys"])
         self._steps.go_on(place["steps"])
-        self._form.go_on(place["columns"], self._steps.restarts)
+        self._form.columns = place["columns"]
 
     def read(self, last: bool = False) -> list[Row]:
         """The rows that are new, or of whose steps more is known. Raises RowsError.
@@ -187,11 +184,11 @@ class Rows:
             self._offset = 0
             self._tail = b""
             self._lines = 0
-            self._form.begin_again()
+            self._form.columns = ()
             self._steps.begin_again()
         file.seek(self._offset)
         rows: list[Row] = []
-        for data, is_ended in self._whole(self._split(file, last)):
+        for data, is_ended in self._split(file, last):
             line = decoded(data).removeprefix("\ufeff").rstrip("\r\n")
             entry = self._form.entry(line, is_ended)
             if entry is not None:
@@ -225,24 +222,11 @@ class Rows:
             raise wrong(self._curve.file, what, decoded(line[:QUOTED]))
         return line
 
-    def _whole(self, lines: Iterator[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
-        """Whole rows, which in a table may go over several lines."""
-        before: list[bytes] = []
-        for line, is_ended in lines:
-            before.append(line)
-            data = b"".join(before)
-            if not is_ended or self._form.is_whole(data):
-                yield data, is_ended
-                before = []
-            elif len(before) >= MOST_LINES:
-                what = f"a quote is not closed for {MOST_LINES} lines"
-                raise wrong(self._curve.file, what, decoded(before[0]))
-
     # Where nothing was found.
 
     def advice(self) -> str:
         """Why there may be no rows, or none with a value, and what to do; empty if all is well."""
-        if self._steps.values:
+        if self._steps.has_value:
             return ""
         if self._curve.pattern:
             return self._pattern_advice()
