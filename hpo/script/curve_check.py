@@ -1,7 +1,6 @@
 """Finds the faults of a study file's script.curve section, before anything runs."""
 
 import re
-import warnings
 from collections.abc import Sequence
 
 from hpo.errors import SpecError
@@ -61,10 +60,9 @@ def _checked_expression(curve: CurveSettings, where: str) -> Expression | None:
 
 
 def _check_patterns(curve: CurveSettings, expression: Expression | None, where: str) -> None:
-    where_names = f"{where}.names"
     if curve.names:
         raise SpecError(
-            f"{where_names}: a pattern names its groups itself. Leave out names or pattern"
+            f"{where}.names: a pattern names its groups itself. Leave out names or pattern"
         )
     place = f"{where}.pattern"
     groups: dict[str, None] = {}
@@ -92,16 +90,11 @@ def _check_patterns(curve: CurveSettings, expression: Expression | None, where: 
 
 def _groups(pattern: str, place: str) -> list[str]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            groups = re.compile(pattern).groupindex
-    except re.error as error:
-        at = "" if error.pos is None else f" at position {error.pos}"
+        groups = re.compile(pattern).groupindex
+    except (re.error, OverflowError, RecursionError) as error:
         raise SpecError(
-            f"{place}: {pattern!r}: {error.msg}{at}. Valid: a regular expression of Python"
+            f"{place}: {printable(pattern)!r}: {error}. Valid: a regular expression of Python"
         ) from None
-    except (OverflowError, RecursionError) as error:
-        raise SpecError(f"{place}: {printable(pattern)!r}: {error}. Valid: a shorter one") from None
     if not groups:
         raise SpecError(
             f"{place}: {pattern!r} has no named group. Valid: such as (?P<value>[\\d.]+)"

@@ -221,7 +221,6 @@ class ScriptTraining:
             log_bytes=int(self.settings.log_megabytes * 1e6),
             grace_seconds=self.settings.grace_seconds,
             patterns=tuple(self.settings.curve.pattern) if from_output else (),
-            json_lines=from_output and not self.settings.curve.pattern,
         )
 
     # ---- while it runs
@@ -323,6 +322,8 @@ class ScriptTraining:
             return
         if end.code != 0:
             raise self._trouble(end)
+        if end.rows_error:
+            raise TrainingFailedError(f"lines of the output are lost: {end.rows_error}")
         if self._score is None:
             raise TrainingFailedError(self._nothing_found(end))
 
