@@ -17,16 +17,14 @@ from hypothesis import strategies as st
 from hpo.errors import SpecError
 from hpo.script.files import (
     Base,
-    check_flag,
-    fill,
     kind_of,
     nested,
     parse_base,
     read_base,
     rendered,
-    words,
 )
 from hpo.script.settings import FlagSettings
+from hpo.script.words import check_flag, fill, words
 
 KINDS = ("yaml", "json", "toml")
 TREE = """

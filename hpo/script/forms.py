@@ -16,9 +16,7 @@ from hpo.script.settings import CurveSettings
 DEEPEST = 8
 # Places in a torn line where another may begin.
 MOST_TEARS = 100
-
-
-# Stands for such a number where a pattern is tried once more.
+# Stands for a number like nan or 1e-05 where a pattern is tried once more.
 _STAND_IN = "9.8765432198765"
 
 

@@ -14,7 +14,7 @@ from hpo.errors import SpecError
 from hpo.script.code import code_state
 from hpo.script.config import OWN
 from hpo.script.curve_check import check_curve
-from hpo.script.files import Base, check_flag, fill, kind_of, parse_base, read_base
+from hpo.script.files import Base, kind_of, parse_base, read_base
 from hpo.script.settings import (
     ConfigFile,
     CurveSettings,
@@ -22,6 +22,7 @@ from hpo.script.settings import (
     ScriptMetric,
     ScriptSettings,
 )
+from hpo.script.words import check_flag, fill
 from hpo.settings import Settings, explain, guess, number_in_text, unknown
 from hpo.trainer import SectionOfFile
 

@@ -67,7 +67,7 @@ def make(section: Mapping[str, Any]) -> Trainer:
         free=(),
         code=(
             *("rows.py", "forms.py", "names.py", "steps.py", "row.py"),
-            *("numerals.py", "expression.py", "rendering.py", "files.py"),
+            *("numerals.py", "expression.py", "rendering.py", "files.py", "words.py"),
         ),
         bundled="what the script reads itself",
         what=f"the model of {program}",
