@@ -338,7 +338,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("yaml", "a: b: c", "is not valid YAML, line 1: mapping values are not allowed here"),
         ("yaml", "a: 1\nb: [1,\n", "is not valid YAML, line 3: "),
         ("yaml", "a: 1\n\tb: 2", "is not valid YAML, line 2: found character '\\t'"),
-        ("yaml", "a: 1\nb: \x01", "is not valid YAML, line 2: special characters are not"),
+        (
+            "yaml",
+            "a: 1\nb: \x01",
+            "is not valid YAML: unacceptable character #x0001: special characters are not",
+        ),
         ("yaml", "a: *b", "is not valid YAML, line 1: found undefined alias"),
         ("yaml", "a: !!int five", "is not valid YAML: invalid literal"),
         ("yaml", "a: !!bool five", "is not valid YAML: 'five'"),
@@ -581,16 +585,10 @@ def test_how_json_is_written() -> None:
 
 
 def test_how_toml_is_written() -> None:
-    tree = {"a": 1e-5, 1: {True: [1, 2]}, "list": [{"x": 1}, {"x": date(2026, 1, 2)}]}
-    assert tomllib.loads(rendered(tree, "toml")) == {
-        "a": 1e-5,
-        "1": {"true": [1, 2]},
-        "list": [{"x": 1}, {"x": date(2026, 1, 2)}],
-    }
-    with pytest.raises(SpecError, match=r"^run/a.toml: b.c.1: TOML has no null"):
+    tree = {"a": 1e-5, "b": {"c": [1, 2]}, "list": [{"x": 1}, {"x": date(2026, 1, 2)}]}
+    assert tomllib.loads(rendered(tree, "toml")) == tree
+    with pytest.raises(SpecError, match=r"^run/a.toml: TOML cannot hold it .*NoneType"):
         rendered({"b": {"c": [1, None]}}, "toml", "run/a.toml")
-    with pytest.raises(SpecError, match=r"^b: TOML has no null"):
-        rendered({"b": None}, "toml")
 
 
 TEXT = st.one_of(

@@ -148,12 +148,12 @@ def parse_base(text: str, kind: str, place: str) -> Base:
     if not text.strip():
         raise SpecError(f"{place}: is empty. Valid: names with their values")
     kind = kind or _kind_of_content(text)
-    parsers = {"yaml": _parsed_yaml, "json": _parsed_json, "toml": _parsed_toml}
-    tree = parsers[kind](text, place)
+    tree = _parsed(text, kind, place)
     if tree is None:
         raise SpecError(f"{place}: is empty. Valid: names with their values")
     if not isinstance(tree, dict):
         raise SpecError(f"{place}: holds {_shown(tree)}. Valid: names with their values")
+    _check_size(tree, _inner, place)
     tree = _plain(tree, place)
     found = _Names(place)
     found.collect(tree)
@@ -184,7 +184,12 @@ def rendered(tree: Mapping[Any, Any], kind: str, place: str = "") -> str:
     """
     plain = _plain(tree, place)
     if kind == "toml":
-        return tomli_w.dumps(_for_toml(plain, place))
+        try:
+            return tomli_w.dumps(plain)
+        except TypeError as error:
+            raise SpecError(
+                f"{place}: TOML cannot hold it ({error}). Write a .yaml or .json file"
+            ) from None
     if kind == "json":
         return json.dumps(plain, indent=2, ensure_ascii=False, default=_iso) + "\n"
     written: str = yaml.dump(
@@ -227,26 +232,25 @@ def _kind_of_content(text: str) -> str:
     return "json"
 
 
-def _parsed_json(text: str, place: str) -> Any:
+def _parsed(text: str, kind: str, place: str) -> Any:
+    """Raises SpecError."""
+    parsers: dict[str, Callable[[str], Any]] = {
+        "yaml": lambda text: _parsed_yaml(text, place),
+        "json": json.loads,
+        "toml": tomllib.loads,
+    }
     try:
-        tree = json.loads(text)
-    except ValueError as error:
-        raise SpecError(f"{place}: is not valid JSON: {_one_line(error)}") from None
+        return parsers[kind](text)
     except RecursionError:
         raise SpecError(_too_deep(place)) from None
-    _check_size(tree, _inner, place)
-    return tree
-
-
-def _parsed_toml(text: str, place: str) -> Any:
-    try:
-        tree = tomllib.loads(text)
-    except ValueError as error:
-        raise SpecError(f"{place}: is not valid TOML: {_one_line(error)}") from None
-    except RecursionError:
-        raise SpecError(_too_deep(place)) from None
-    _check_size(tree, _inner, place)
-    return tree
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        fault = f"{line}: {_one_line(error.problem or error.context)}"
+    # PyYAML lets Python's own errors through, such as of `!!int five`.
+    except (yaml.YAMLError, ValueError, KeyError) as error:
+        fault = f": {_one_line(error)}"
+    raise SpecError(f"{place}: is not valid {kind.upper()}{fault}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -254,28 +258,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parsed_yaml(text: str, place: str) -> Any:
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        # Before anything is made of the nodes: aliases can stand for far more than was written.
-        _check_size(node, _inner_nodes, place)
-        return loader.construct_document(node) if node else None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise SpecError(f"{place}: is not valid YAML, line {line}: {error.reason}") from None
-    except yaml.MarkedYAMLError as error:
-        raise SpecError(_not_yaml(place, error)) from None
-    except (ValueError, KeyError) as error:
-        # PyYAML lets Python's own errors through, such as of `!!int five`.
-        raise SpecError(f"{place}: is not valid YAML: {_one_line(error)}") from None
-    except RecursionError:
-        raise SpecError(_too_deep(place)) from None
-
-
-def _not_yaml(place: str, error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    line = f", line {mark.line + 1}" if mark is not None else ""
-    return f"{place}: is not valid YAML{line}: {_one_line(error.problem or error.context)}"
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    # Before anything is made of the nodes: aliases can stand for far more than was written.
+    _check_size(node, _inner_nodes, place)
+    return loader.construct_document(node) if node else None
 
 
 def _too_deep(place: str) -> str:
@@ -459,16 +446,3 @@ _Dumper.add_implicit_resolver(f"{_YAML}bool", _LIKE_A_FLAG, list("yYnN"))
 _Dumper.add_representer(str, _write_text)
 for kind in (date, datetime, time):
     _Dumper.add_representer(kind, lambda dumper, value: _write_text(dumper, _iso(value)))
-
-
-def _for_toml(value: Any, place: str) -> Any:
-    """With text for every key. Raises SpecError for a null, which TOML does not have."""
-    if value is None:
-        raise SpecError(
-            f"{place}: TOML has no null. Give it a value, or write a .yaml or .json file"
-        )
-    if isinstance(value, dict):
-        return {_key_text(key): _for_toml(item, _inside(place, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_for_toml(item, _inside(place, index)) for index, item in enumerate(value)]
-    return value
