@@ -18,7 +18,6 @@ from hpo.process import start_time
 from hpo.script.keeper import NOT_FINITE, TAIL_BYTES
 from hpo.script.process import (
     END_FILE,
-    KEEPER_FILE,
     ROWS_FILE,
     STOP_FILE,
     End,
@@ -181,19 +180,6 @@ def test_a_program_that_cannot_be_started_is_named(folder: Path, program: str, t
     end = end_of(job(folder, program))
     assert end.code is None
     assert end.error.startswith(text)
-
-
-def test_files_of_an_attempt_that_was_copied_do_not_count(folder: Path) -> None:
-    (folder / STOP_FILE).touch()
-    (folder / END_FILE).write_text(json.dumps(asdict(End(3))))
-    (folder / KEEPER_FILE).write_text(
-        "words that are much longer than what the keeper writes " * 10
-    )
-    running = Running.start(job(folder, *python(SLEEP)))
-    assert not (folder / STOP_FILE).exists()
-    assert json.loads((folder / KEEPER_FILE).read_text())["pid"] == running.keeper_pid
-    assert running.end() is None
-    assert running.stop().code == -signal.SIGTERM
 
 
 def test_a_script_that_obeys_ends_within_its_grace(folder: Path) -> None:

@@ -54,9 +54,9 @@ class Names:
                 found.parts[part] = self._field("", column, present[column], line)
         core = set(self.columns.values())
         for key, given in present.items():
-            number = _metric(given)
-            if key not in core and number is not None:
-                found.metrics[key] = number
+            metric = _metric(given)
+            if key not in core and metric is not None:
+                found.metrics[key] = metric
         return found
 
     def _remember(self, present: Iterable[str]) -> None:

@@ -104,10 +104,6 @@ class Running:
     @classmethod
     def start(cls, job: Job) -> "Running":
         """Raises ProcessError. Of a program that cannot be started, `end` tells."""
-        for name in (END_FILE, STOP_FILE):
-            # The folder may be a copy of that of the attempt before.
-            with suppress(OSError):
-                (job.folder / name).unlink()
         try:
             process = _started_keeper(job)
         except OSError as error:
