@@ -291,8 +291,6 @@ def test_what_a_person_configured_changes_nothing(repository: Path, tmp_path: Pa
         "core.fsmonitor": f"touch {marker}",
         "core.quotepath": "true",
         "color.ui": "always",
-        "diff.noprefix": "true",
-        "diff.mnemonicPrefix": "true",
         "diff.relative": "false",
     }.items():
         git(repository, "config", name, value)
@@ -438,7 +436,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"a\.py/b: "):
         code_state(tmp_path / "a.py/b")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SpecError, match=r"pipe: is neither a folder nor a file"):
+    with pytest.raises(SpecError, match=r"pipe: there is no such file or folder"):
         code_state(tmp_path / "pipe")
 
 

@@ -18,12 +18,10 @@ from hpo.process import start_time
 from hpo.script.keeper import NOT_FINITE, TAIL_BYTES
 from hpo.script.process import (
     END_FILE,
-    LOCK_FILE,
     ROWS_FILE,
     STOP_FILE,
     End,
     Job,
-    ProcessError,
     Running,
     clear,
     script_environment,
@@ -122,8 +120,6 @@ def test_a_script_ends_with_its_code_and_its_output_is_in_the_log(folder: Path) 
     end = end_of(job(folder, *python(code)))
     assert (end.code, end.signal, end.error) == (7, None, "")
     assert (end.stopped, end.killed, end.left_behind, end.surviving) == (False, False, 0, 0)
-    assert end.bytes == len("out\nerr\nhalf")
-    assert end.left_out == 0
     assert end.last_lines(2) == "err / half"
     assert log.read_text() == "of the attempt before\nout\nerr\nhalf\n"
     assert json.loads((folder / END_FILE).read_text()) == asdict(end)
@@ -183,38 +179,7 @@ def test_a_program_that_cannot_be_started_is_named(folder: Path, program: str, t
         (folder / name).chmod(0o755)
     end = end_of(job(folder, program))
     assert end.code is None
-    assert end.errno > 0
     assert end.error.startswith(text)
-
-
-def test_a_folder_that_is_gone_is_named(folder: Path) -> None:
-    folder.rmdir()
-    with pytest.raises(ProcessError, match=r"No such file or directory: '.*keeper\.lock'"):
-        Running.start(job(folder, "true"))
-
-
-def test_a_pattern_that_does_not_compile_is_an_error_at_the_start(folder: Path) -> None:
-    with pytest.raises(ProcessError, match="unterminated"):
-        Running.start(replace(job(folder, "true"), patterns=("(",)))
-
-
-def test_two_keepers_do_not_share_a_folder(folder: Path) -> None:
-    running = Running.start(job(folder, *python(SLEEP)))
-    with pytest.raises(ProcessError, match="held by the keeper of another attempt"):
-        Running.start(job(folder, "true"))
-    assert running.end() is None
-    running.stop()
-
-
-def test_files_of_an_attempt_that_was_copied_do_not_count(folder: Path) -> None:
-    (folder / STOP_FILE).touch()
-    (folder / END_FILE).write_text(json.dumps(asdict(End(3))))
-    (folder / LOCK_FILE).write_text("words that are much longer than what the keeper writes " * 10)
-    running = Running.start(job(folder, *python(SLEEP)))
-    assert not (folder / STOP_FILE).exists()
-    assert json.loads((folder / LOCK_FILE).read_text())["pid"] == running.keeper_pid
-    assert running.end() is None
-    assert running.stop().code == -signal.SIGTERM
 
 
 def test_a_script_that_obeys_ends_within_its_grace(folder: Path) -> None:
@@ -472,24 +437,6 @@ def test_what_a_killed_worker_and_keeper_leave_is_cleared(folder: Path) -> None:
     wait_until(lambda: is_gone(child))
 
 
-def test_clear_spares_its_own_process_and_those_above(folder: Path) -> None:
-    """As of a worker that was itself started by a training script."""
-    code = (
-        "import sys; from pathlib import Path; from hpo.script.process import clear;"
-        "print(clear(Path(sys.argv[1])))"
-    )
-    inner = [sys.executable, "-c", code, str(folder.parent)]
-    outer = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
-    done = subprocess.run(
-        [sys.executable, "-c", outer, *inner],
-        env=os.environ | {"HPO_FOLDER": str(folder)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
-
-
 def test_a_stopped_keeper_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpo.script.process.MARGIN_SECONDS", 0.5)
     running = Running.start(job(folder, *python('tell("script")\n' + SLEEP), grace_seconds=0.1))
@@ -516,23 +463,20 @@ def test_a_log_is_capped_and_has_the_end_of_the_output(folder: Path) -> None:
     before, _, after = log.partition(line)
     assert before == (b"x" * 99 + b"\n") * 10_000
     left_out, _, tail = after.partition(b"\n")
-    assert (
-        left_out == f"hpo: {end.left_out:,} bytes were left out here; the output ends so:".encode()
-    )
+    said = re.fullmatch(rb"hpo: ([\d,]+) bytes were left out here; the output ends so:", left_out)
+    assert said
+    assert int(said[1].replace(b",", b"")) > 190_000_000
     assert b"the last line\n" in tail
     assert len(tail) <= 8 * 1024 + 1
-    assert end.bytes > 200_000_000
-    assert end.left_out == end.bytes - len(before) - 8 * 1024
     memory = re.search(r"VmHWM:\s+(\d+) kB", end.tail)
     assert memory
     assert int(memory[1]) < 60_000
 
 
 def test_a_cap_that_is_just_met_leaves_nothing_out(folder: Path) -> None:
-    end = end_of(replace(job(folder, *python("print('12345')")), log_bytes=6))
-    assert (log_of(folder), end.left_out) == (b"12345\n", 0)
-    end = end_of(replace(job(folder, *python("print('abcdef')")), log_bytes=6))
-    assert end.left_out == 0
+    end_of(replace(job(folder, *python("print('12345')")), log_bytes=6))
+    assert log_of(folder) == b"12345\n"
+    end_of(replace(job(folder, *python("print('abcdef')")), log_bytes=6))
     assert log_of(folder).startswith(
         b"12345\nabcdef\nhpo: this attempt has printed more than 6 bytes"
     )
@@ -541,8 +485,7 @@ def test_a_cap_that_is_just_met_leaves_nothing_out(folder: Path) -> None:
 def test_a_full_disk_costs_the_log_and_not_the_script(folder: Path) -> None:
     code = "print('x' * 100_000); print('the end')"
     end = end_of(replace(job(folder, *python(code)), log=Path("/dev/full")))
-    assert (end.code, end.log_error) == (0, "/dev/full: No space left on device")
-    assert end.left_out == end.bytes
+    assert end.code == 0
     assert end.last_lines(1) == "the end"
 
 
@@ -551,15 +494,20 @@ def test_an_end_that_cannot_be_written_is_told_by_the_keeper(folder: Path) -> No
     code = f"os.mkdir('{END_FILE}'); print('the end'); sys.exit(4)"
     end = end_of(job(folder, *python(code)))
     assert (end.code, end.last_lines(1)) == (4, "the end")
-    assert END_FILE in end.log_error
+
+
+def test_lines_that_cannot_be_kept_are_told(folder: Path) -> None:
+    (folder / ROWS_FILE).mkdir()
+    end = end_of(replace(job(folder, *python("print('loss 1')")), patterns=("loss",)))
+    assert end.code == 0
+    assert end.rows_error == f"{folder / ROWS_FILE}: Is a directory"
 
 
 def test_binary_output_is_kept_as_it_is(folder: Path) -> None:
     code = "sys.stdout.buffer.write(bytes(range(256)) * 100)"
     end = end_of(replace(job(folder, *python(code)), patterns=(r"loss=(?P<value>\d)",)))
     assert log_of(folder) == bytes(range(256)) * 100 + b"\n"
-    assert end.bytes == 25_600
-    assert "\0" not in end.tail
+    assert end.tail.replace("\n", "").replace("\t", "").isprintable()
     assert len(end.tail) <= TAIL_BYTES
     assert end.last_lines(3).isprintable()
     assert rows_of(folder) == []
@@ -601,20 +549,6 @@ def test_progress_bars_and_half_lines_are_lines(folder: Path) -> None:
     assert end.last_lines(2) == "loss 7 / ö loss 8"
 
 
-def test_json_lines_are_kept_beyond_the_cap_of_the_log(folder: Path) -> None:
-    code = """
-    for step in range(20_000):
-        print('{"step": %d, "value": NaN}' % step)
-        print("words" * 20)
-    print('  {"step": -1}')
-    """
-    end = end_of(replace(job(folder, *python(code)), json_lines=True, log_bytes=1000))
-    rows = rows_of(folder)
-    assert len(rows) == 20_001
-    assert rows[-2:] == [b'{"step": 19999, "value": NaN}', b'  {"step": -1}']
-    assert end.left_out > 1_000_000
-
-
 def test_a_line_without_end_costs_little_and_its_rest_is_no_line(folder: Path) -> None:
     """A pattern like this one takes quadratic time on a line without a match."""
     code = """
@@ -622,9 +556,10 @@ def test_a_line_without_end_costs_little_and_its_rest_is_no_line(folder: Path) -
         sys.stdout.write("0123456789" * 10_000)
     sys.stdout.write("loss 1\\nloss 2\\n")
     """
-    end = end_of(replace(job(folder, *python(code)), patterns=(r".*loss (?P<value>\d)",)))
+    begun = time.monotonic()
+    end_of(replace(job(folder, *python(code)), patterns=(r".*loss (?P<value>\d)",)))
     assert rows_of(folder) == [b"loss 2"]
-    assert end.seconds < 30
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -16,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.errors import CallerError, SpecError
-from hpo.script.rows import LONGEST_LINE, Row, Rows, RowsError, check_curve
+from hpo.script.curve_check import check_curve
+from hpo.script.row import Row, RowsError
+from hpo.script.rows import LONGEST_LINE, Rows
 from hpo.script.settings import CurveSettings
 
 NAN = math.nan
@@ -133,7 +136,6 @@ def test_the_table_of_pytorch_lightning(tmp_path: Path) -> None:
         file.write("1,0.001,149,1.25,,\n")
     (row,) = rows.read(last=True)
     assert (row.step, row.loss, row.metrics["lr"]) == (149, 1.25, 0.001)
-    assert rows.seen == 3
 
 
 TRAINER_STATE: dict[str, Any] = {
@@ -173,7 +175,6 @@ def test_the_state_of_a_hugging_face_trainer(tmp_path: Path) -> None:
     (row,) = rows.read()
     assert (row.step, row.loss, row.value, row.validation_loss) == (20, 1.5, 0.25, 2.0)
     assert same(row.metrics["grad_norm"], NAN)
-    assert rows.seen == 2
 
 
 def test_the_newest_checkpoint_of_a_hugging_face_trainer(tmp_path: Path) -> None:
@@ -464,7 +465,6 @@ def test_a_step_is_given_again_when_more_is_known(tmp_path: Path) -> None:
             file.write(f"{line}\n")
         found.append([(row.loss, str(row.value)) for row in rows.read()])
     assert found == [[(2.0, "None")], [(2.0, "nan")], [], []]
-    assert rows.seen == 1
 
 
 def test_a_pattern_without_a_step_takes_the_last_one(tmp_path: Path) -> None:
@@ -597,7 +597,7 @@ def test_a_table_with_everything_odd(tmp_path: Path) -> None:
     text = (
         '\ufeffstep, value ,"note, long",lr\r\n'
         "\r\n"
-        '1,0.5,"two\r\nlines, and a ""quote""",1e-3\r\n'
+        '1,0.5,"a comma, and a ""quote""",1e-3\r\n'
         "2, ,x,\r\n"
         'step, value ,"note, long",lr\r\n'
         '3,nan,5" disk,-inf,\r\n'
@@ -629,7 +629,7 @@ def test_a_header_that_comes_again_with_other_columns(tmp_path: Path) -> None:
         ("step,value\n1,0.5,0.7\n", "3 cells, and the header has 2 columns.*1,0.5,0.7"),
         ("step,value\n1,good\n", "value: good is not a number.*1,good"),
         ("step,value\n1.5,0.5\n", "step: 1.5 is not a whole number"),
-        ('step,value,note\n1,0.5,"' + "x\n" * 300, "a quote is not closed for 200 lines"),
+        ('step,value,note\n1,0.5,"two\nlines"\n', "step: lines. is not a whole number"),
         ("step,value,note\n1,0.5," + "x" * 200_000 + "\n", "no row of a table"),
     ],
 )
@@ -695,7 +695,6 @@ def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
     assert rows.read(last=True) == []
     (tmp_path / "run").write_text("a file in the place of the folder")
     assert rows.read() == []
-    assert rows.seen == 0
     assert Rows(CurveSettings(), tmp_path / "m", over_json(rows.place())).read() == []
 
 
@@ -727,7 +726,6 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     # Longer than before, and other bytes.
     path.write_text("".join(f'{{"step": {step}, "value": 0.250}}\n' for step in range(1, 7)))
     assert points(rows.read()) == [(4, 0.25), (5, 0.25), (6, 0.25)]
-    assert rows.seen == 6
 
 
 def test_a_script_that_is_started_again_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
@@ -738,17 +736,18 @@ def test_a_script_that_is_started_again_goes_back_to_its_checkpoint(tmp_path: Pa
     rows = Rows(CurveSettings(), path)
     assert len(rows.read()) == 3
     place = over_json(rows.place())
+    restarted = partial(Rows, CurveSettings(), path, restarts=1)
     second = [f'{{"step": {step}, "value": 0.25}}\n' for step in (2, 3, 4)]
     for torn in ("", "\n"):
         with path.open("a") as file:
             file.write(torn + "".join(second))
-        rows = Rows(CurveSettings(), path, place)
-        assert points(rows.read()) == [(3, 0.25), (4, 0.25)]
+        assert points(restarted(place).read()) == [(3, 0.25), (4, 0.25)]
         path.write_text("".join(first) + '{"step": 4, "val')
     with path.open("a") as file:
         file.write("\n" + "".join(second) + first[0])
-    with pytest.raises(RowsError, match="from 4 to 1"):
-        Rows(CurveSettings(), path, place).read()
+    for at in (place, None):
+        with pytest.raises(RowsError, match="from 4 to 1"):
+            restarted(at).read()
 
 
 def test_nothing_new_costs_one_look(tmp_path: Path) -> None:
@@ -786,8 +785,9 @@ def test_half_a_line_before_a_whole_one(tmp_path: Path, torn: str) -> None:
     place = over_json(rows.place())
     with path.open("a") as file:
         file.write('{"step": 2, "value": 0.5, "m": {"a": 1}}\n')
-    (row,) = Rows(CurveSettings(), path, place).read()
-    assert (row.step, row.value, dict(row.metrics)) == (2, 0.5, {"m/a": 1.0})
+    for at in (place, None):
+        (row,) = Rows(CurveSettings(), path, at, restarts=1).read()
+        assert (row.step, row.value, dict(row.metrics)) == (2, 0.5, {"m/a": 1.0})
     with pytest.raises(RowsError, match="no JSON"):
         rows.read()
 
@@ -890,7 +890,6 @@ def test_advice_about_a_pattern(tmp_path: Path) -> None:
         ({"expression": "~a"}, "it uses ~a"),
         ({"expression": "not a"}, "it uses not a"),
         ({"expression": "0.5"}, "it uses no name"),
-        ({"expression": "a" + " + a" * 3000}, "longer than"),
         ({"expression": "a" + " + a" * 500}, "deeper than"),
         ({"expression": "(" * 300 + "a" + ")" * 300}, "cannot be read"),
         ({"expression": "val/per; 1"}, "cannot be read"),
@@ -963,7 +962,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, ["note, é", *rows[0]])
     writer.writeheader()
     for index, row in enumerate(rows):
-        writer.writerow({"note, é": 'a "q"\nb' if index % 2 else f"{index}"} | row)
+        writer.writerow({"note, é": 'a "q", b' if index % 2 else f"{index}"} | row)
     return text.getvalue()
 
 
@@ -1027,7 +1026,7 @@ def test_a_file_read_in_parts_is_the_file_read_whole(
         assert reader.read(last=True) == []
     assert curve_of(found) == curve_of(expected)
     assert steps_never_decrease(found)
-    assert len({row.step for row in expected}) == len(expected) == whole.seen == reader.seen
+    assert len({row.step for row in expected}) == len(expected)
     assert reader.advice() == whole.advice()
 
 

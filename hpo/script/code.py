@@ -64,17 +64,13 @@ class _NoGitError(Exception):
 def code_state(code: Path) -> CodeState:
     """The state of a folder, or of a single file. Raises SpecError if it is not there."""
     try:
-        if not code.exists():
-            raise SpecError(
-                f"{code}: there is no such file or folder. Give the code of the training"
-            )
-        if not code.is_dir() and not code.is_file():
-            raise SpecError(
-                f"{code}: is neither a folder nor a file. Give the code of the training"
-            )
-        return _file_state(code.resolve()) if code.is_file() else _folder_state(code)
+        if code.is_file():
+            return _file_state(code.resolve())
+        if code.is_dir():
+            return _folder_state(code)
     except OSError as error:
         raise SpecError(os_error_text(error)) from None
+    raise SpecError(f"{code}: there is no such file or folder. Give the code of the training")
 
 
 def _folder_state(folder: Path) -> CodeState:
@@ -127,13 +123,6 @@ _PLAIN_DIFF = (
     *("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--relative"),
     *("--submodule=short", "--ignore-submodules=untracked"),
 )
-_PLAIN_GIT = (
-    *("-c", "core.fsmonitor=false"),
-    *("-c", "core.quotepath=false"),
-    *("-c", f"core.hooksPath={os.devnull}"),
-    *("-c", "diff.noprefix=false"),
-    *("-c", "diff.mnemonicPrefix=false"),
-)
 
 
 class _Git:
@@ -159,15 +148,24 @@ class _Git:
 
     def output(self, *words: str) -> bytes:
         """What it prints."""
-        with self._start(*words, errors=subprocess.PIPE) as process:
-            try:
-                output, errors = process.communicate(timeout=GIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise _NoGitError(f"git {words[0]} takes more than {GIT_SECONDS:.0f} s") from None
-        if process.returncode != 0:
-            raise _NoGitError(self._why(errors.decode(errors="replace")))
-        return output
+        command = ["git", "-c", "core.fsmonitor=false", *words]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=GIT_SECONDS,
+            )
+        except FileNotFoundError:
+            raise _NoGitError("git is not installed") from None
+        except subprocess.TimeoutExpired:
+            raise _NoGitError(f"git {words[0]} takes more than {GIT_SECONDS:.0f} s") from None
+        if done.returncode != 0:
+            raise _NoGitError(self._why(done.stderr.decode(errors="replace")))
+        return done.stdout
 
     def names(self, *words: str) -> list[str]:
         """The names that it prints, each ended by a NUL."""
@@ -192,35 +190,13 @@ class _Git:
 
     def difference(self, name: str, untracked: list[str]) -> str:
         """What differs from the commit, as text of bounded length."""
-        limit = MAX_DIFF_BYTES
-        with self._start("diff", *_PLAIN_DIFF, "HEAD", "--", name) as process:
-            assert process.stdout is not None
-            content = process.stdout.read(limit + 1)
-            if len(content) > limit:
-                process.kill()
-            elif process.wait() != 0:
-                raise _NoGitError("git diff fails")
+        content = self.output("diff", *_PLAIN_DIFF, "HEAD", "--", name)
         content += b"".join(b"Untracked: " + os.fsencode(name) + b"\n" for name in untracked)
         # Postgres stores no NUL.
-        text = content[:limit].decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-        if len(content) <= limit:
-            return text
-        return text + f"\n... cut here: what differs is longer than {limit // 1000} kB\n"
-
-    def _start(self, *words: str, errors: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                ["git", *_PLAIN_GIT, *words],
-                cwd=self.folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
-        except FileNotFoundError:
-            raise _NoGitError("git is not installed") from None
-        except OSError as error:
-            raise _NoGitError(f"git does not start: {os_error_text(error)}") from None
+        text = content[:MAX_DIFF_BYTES].decode(errors="replace").replace("\0", "\ufffd")
+        if len(content) > MAX_DIFF_BYTES:
+            text += f"\n... cut here: what differs is longer than {MAX_DIFF_BYTES // 1000} kB\n"
+        return text
 
     def _why(self, errors: str) -> str:
         """A refusal as one line for people."""
@@ -259,10 +235,10 @@ def _untracked(git: _Git) -> list[str]:
         if name.endswith("/"):
             # A repository within this one.
             found += [str(inner.relative_to(folder)) for inner in _walk(path)]
-        elif _leads_to_code(Path(name)) and _is_code(path):
+        elif all(map(_may_hold_code, Path(name).parts)) and _is_code(path):
             found.append(name)
-        if len(found) > MAX_FILES:
-            raise SpecError(_too_many(folder, MAX_FILES))
+    if len(found) > MAX_FILES:
+        raise SpecError(_too_many(folder, MAX_FILES))
     return sorted(found)
 
 
@@ -280,8 +256,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             if not name.startswith(".") and _is_code(path):
                 counted += 1
                 yield path
-            if counted > MAX_FILES:
-                raise SpecError(_too_many(folder, MAX_FILES))
+                if counted > MAX_FILES:
+                    raise SpecError(_too_many(folder, MAX_FILES))
         if looked_at > MAX_LOOKED_AT:
             raise SpecError(_too_many(folder, MAX_LOOKED_AT))
 
@@ -295,11 +271,6 @@ def _too_many(folder: Path, limit: int) -> str:
 
 def _may_hold_code(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_CODE
-
-
-def _leads_to_code(name: Path) -> bool:
-    """Whether no part of a relative path is hidden or one that is left out."""
-    return all(_may_hold_code(part) for part in name.parts)
 
 
 def _is_code(path: Path) -> bool:
@@ -336,17 +307,12 @@ def _hash(path: Path, algorithm: str) -> str:
     A folder stands where git has a repository within this one, a submodule.
     """
     if path.is_symlink():
-        target = os.fsencode(path.readlink())
-        return _new_hash(algorithm, len(target), [target])
+        return _blob_hash(algorithm, os.fsencode(path.readlink()))
     if path.is_dir():
         return _digest(_hashed(path, _walk(path), algorithm))
-    with path.open("rb") as file:
-        pieces = iter(lambda: file.read(MAX_FILE_BYTES), b"")
-        return _new_hash(algorithm, path.stat().st_size, pieces)
+    return _blob_hash(algorithm, path.read_bytes())
 
 
-def _new_hash(algorithm: str, size: int, pieces: Iterable[bytes]) -> str:
-    digest = hashlib.new(algorithm, b"blob %d\0" % size, usedforsecurity=False)
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+def _blob_hash(algorithm: str, content: bytes) -> str:
+    head = b"blob %d\0" % len(content)
+    return hashlib.new(algorithm, head + content, usedforsecurity=False).hexdigest()

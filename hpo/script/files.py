@@ -1,4 +1,4 @@
-"""The configuration file of a script, read, changed and written; values as words of a command.
+"""The configuration file of a script, read, changed and written.
 
 A field is addressed as `model.layers`, or as `callbacks.0.init_args.patience` where a list holds
 groups. YAML is read as PyYAML reads it, but for two things: `1e-5` is a number, as in YAML 1.2 and
@@ -11,9 +11,9 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, time
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import tomli_w
 import yaml
 
 from hpo.errors import SpecError, os_error_text
-from hpo.script.settings import OMIT, FlagSettings
 from hpo.settings import guess
 
 MAX_BYTES = 1_000_000
@@ -32,10 +31,6 @@ _VALID = "numbers, true, false, null, text, lists and groups"
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 
 _YAML = "tag:yaml.org,2002:"
-_MERGE = f"{_YAML}merge"
-_TAGS = {
-    f"{_YAML}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")
-}
 _FLOAT = re.compile(
     r"""^(?:
         [-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -49,8 +44,6 @@ _LIKE_A_NUMBER = re.compile(r"^[-+]?\.?[0-9][0-9a-fA-FoOxX_.:eE+-]*$")
 _LIKE_A_FLAG = re.compile(r"^[yYnN]$")
 # Text that must be escaped: PyYAML reads these back as other line breaks, or folds them.
 _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
-# What JSON can spell and neither UTF-8 nor Postgres can store.
-_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -116,8 +109,6 @@ class Base:
             ) from None
 
     def _add(self, tree: Any, name: str, value: Any) -> None:
-        if name in self.paths:
-            raise SpecError(f"{self.place}: +{name} is there already. Write {name}, without the +")
         *above, key = self._new_path(name)
         group = tree
         for step in above:
@@ -128,9 +119,7 @@ class Base:
                 f"{self.place}: +{name}: {whole} is a value, not a group. Replace {whole} whole"
             )
         if key in group:
-            raise SpecError(
-                f"{self.place}: +{name} is there already, added by another. Give one of both"
-            )
+            raise SpecError(f"{self.place}: +{name} is there already. Write {name}, without the +")
         group[key] = value
 
     def _new_path(self, name: str) -> tuple[Any, ...]:
@@ -159,17 +148,16 @@ def parse_base(text: str, kind: str, place: str) -> Base:
     if not text.strip():
         raise SpecError(f"{place}: is empty. Valid: names with their values")
     kind = kind or _kind_of_content(text)
-    parsers = {"yaml": _parsed_yaml, "json": _parsed_json, "toml": _parsed_toml}
-    tree = parsers[kind](text, place)
+    tree = _parsed(text, kind, place)
     if tree is None:
         raise SpecError(f"{place}: is empty. Valid: names with their values")
     if not isinstance(tree, dict):
         raise SpecError(f"{place}: holds {_shown(tree)}. Valid: names with their values")
-    _check_size(tree, place)
+    _check_size(tree, _inner, place)
     tree = _plain(tree, place)
-    names = _Names(place)
-    names.collect(tree)
-    return Base(text, kind, place, tree, names.paths, tuple(names.fields))
+    found = _Names(place)
+    found.collect(tree)
+    return Base(text, kind, place, tree, found.paths, tuple(found.fields))
 
 
 def nested(values: Mapping[str, Any], place: str) -> dict[Any, Any]:
@@ -196,10 +184,14 @@ def rendered(tree: Mapping[Any, Any], kind: str, place: str = "") -> str:
     """
     plain = _plain(tree, place)
     if kind == "toml":
-        return tomli_w.dumps(_for_toml(plain, place))
-    plain = _dates_as_text(plain)
+        try:
+            return tomli_w.dumps(plain)
+        except TypeError as error:
+            raise SpecError(
+                f"{place}: TOML cannot hold it ({error}). Write a .yaml or .json file"
+            ) from None
     if kind == "json":
-        return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(plain, indent=2, ensure_ascii=False, default=_iso) + "\n"
     written: str = yaml.dump(
         plain,
         Dumper=_Dumper,
@@ -216,17 +208,9 @@ def rendered(tree: Mapping[Any, Any], kind: str, place: str = "") -> str:
 
 def _text_of(path: Path) -> str:
     """Raises SpecError."""
-    if path.is_dir():
-        raise SpecError(f"{path}: is a folder. Give the configuration file in it")
-    if path.exists() and not path.is_file():
-        raise SpecError(f"{path}: is not a regular file. Give a .yaml, .json or .toml file")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise SpecError(
-            f"{path}: there is no such file. Give the script's configuration file"
-        ) from None
     except OSError as error:
         raise SpecError(os_error_text(error)) from None
     if len(content) > MAX_BYTES:
@@ -248,120 +232,37 @@ def _kind_of_content(text: str) -> str:
     return "json"
 
 
-def _parsed_json(text: str, place: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise SpecError(f"{place}: {key!r} is there twice in one group. Remove one of them")
-            found[key] = value
-        return found
-
+def _parsed(text: str, kind: str, place: str) -> Any:
+    """Raises SpecError."""
+    parsers: dict[str, Callable[[str], Any]] = {
+        "yaml": lambda text: _parsed_yaml(text, place),
+        "json": json.loads,
+        "toml": tomllib.loads,
+    }
     try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise SpecError(f"{place}: is not valid JSON, line {error.lineno}: {error.msg}") from None
-    except ValueError as error:
-        raise SpecError(f"{place}: is not valid JSON: {_one_line(error)}") from None
+        return parsers[kind](text)
     except RecursionError:
         raise SpecError(_too_deep(place)) from None
-
-
-def _parsed_toml(text: str, place: str) -> Any:
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:
-        raise SpecError(f"{place}: is not valid TOML: {_one_line(error)}") from None
-    except RecursionError:
-        raise SpecError(_too_deep(place)) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        fault = f"{line}: {_one_line(error.problem or error.context)}"
+    # PyYAML lets Python's own errors through, such as of `!!int five`.
+    except (yaml.YAMLError, ValueError, KeyError) as error:
+        fault = f": {_one_line(error)}"
+    raise SpecError(f"{place}: is not valid {kind.upper()}{fault}")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-5 as a number and dates as text, and refuses what is not plain data."""
-
-    def __init__(self, text: str, place: str) -> None:
-        super().__init__(text)
-        self.place = place
-        self.count = 0
-
-    def tree(self) -> Any:
-        node = self.get_single_node()
-        if node is None:
-            return None
-        self.check(node, 0)
-        return self.construct_document(node)
-
-    def check(self, node: yaml.Node, depth: int) -> None:
-        """Before anything is made of the nodes: aliases can stand for far more than was written."""
-        if depth > MAX_DEPTH:
-            raise SpecError(_too_deep(self.place))
-        if node.tag not in _TAGS:
-            raise SpecError(
-                f"{self.place}: the tag {node.tag.replace(_YAML, '!!')} in line {_line(node)} "
-                f"is not supported. Valid: {_VALID}"
-            )
-        if isinstance(node, yaml.MappingNode):
-            self._check_keys(node)
-            inside = [value for _, value in node.value]
-        else:
-            inside = node.value if isinstance(node, yaml.SequenceNode) else []
-        if not inside:
-            self.count += 1
-        if self.count > MAX_VALUES:
-            raise SpecError(_too_many(self.place))
-        for value in inside:
-            self.check(value, depth + 1)
-
-    def _check_keys(self, node: yaml.MappingNode) -> None:
-        found = set()
-        for key_node, _ in node.value:
-            if key_node.tag == _MERGE:
-                continue
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _TAGS:
-                raise SpecError(
-                    f"{self.place}: the name in line {_line(key_node)} is no text or number. "
-                    f"Valid: name: value"
-                )
-            key = self.construct_object(key_node)
-            if key in found:
-                raise SpecError(
-                    f"{self.place}: {key_node.value!r} is there twice in one group, "
-                    f"again in line {_line(key_node)}. Remove one of them"
-                )
-            found.add(key)
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
+    """Reads 1e-5 as a number and dates as text."""
 
 
 def _parsed_yaml(text: str, place: str) -> Any:
-    try:
-        loader = _Loader(text, place)
-        try:
-            return loader.tree()
-        finally:
-            loader.dispose()
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise SpecError(f"{place}: is not valid YAML, line {line}: {error.reason}") from None
-    except yaml.composer.ComposerError as error:
-        if error.context == "expected a single document in the stream":
-            raise SpecError(f"{place}: holds several YAML documents (---). Valid: one") from None
-        raise SpecError(_not_yaml(place, error)) from None
-    except yaml.MarkedYAMLError as error:
-        raise SpecError(_not_yaml(place, error)) from None
-    except (ValueError, KeyError) as error:
-        # PyYAML lets Python's own errors through, such as of `!!int five`.
-        raise SpecError(f"{place}: is not valid YAML: {_one_line(error)}") from None
-    except RecursionError:
-        raise SpecError(_too_deep(place)) from None
-
-
-def _not_yaml(place: str, error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    line = f", line {mark.line + 1}" if mark is not None else ""
-    return f"{place}: is not valid YAML{line}: {_one_line(error.problem or error.context)}"
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    # Before anything is made of the nodes: aliases can stand for far more than was written.
+    _check_size(node, _inner_nodes, place)
+    return loader.construct_document(node) if node else None
 
 
 def _too_deep(place: str) -> str:
@@ -371,27 +272,35 @@ def _too_deep(place: str) -> str:
     )
 
 
-def _too_many(place: str) -> str:
-    return f"{place}: has more than {MAX_VALUES} values. Give a configuration, not data"
-
-
 def _one_line(what: Any) -> str:
     return " ".join(str(what).split())
 
 
-def _check_size(tree: Any, place: str) -> None:
+def _check_size(root: Any, inner: Callable[[Any], list[Any]], place: str) -> None:
     """Raises SpecError if there are more values, or more levels, than a configuration has."""
     count = 0
-    waiting = [(tree, 0)]
+    waiting = [(root, 0)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise SpecError(_too_deep(place))
-        inside = [item for _, item in _items(value)]
+        inside = inner(value)
         count += not inside
         if count > MAX_VALUES:
-            raise SpecError(_too_many(place))
+            raise SpecError(
+                f"{place}: has more than {MAX_VALUES} values. Give a configuration, not data"
+            )
         waiting += [(item, depth + 1) for item in inside]
+
+
+def _inner(value: Any) -> list[Any]:
+    return [item for _, item in _items(value)]
+
+
+def _inner_nodes(node: yaml.Node | None) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [value for _, value in node.value]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 class _Names:
@@ -478,30 +387,16 @@ def _plain(value: Any, place: str) -> Any:
     Raises SpecError for a value that no configuration file holds.
     """
     if isinstance(value, Mapping):
-        return {
-            _plain_key(key, place): _plain(item, _inside(place, key)) for key, item in value.items()
-        }
+        return {key: _plain(item, _inside(place, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, _inside(place, index)) for index, item in enumerate(value)]
-    if isinstance(value, str):
-        return _plain_text(value, place)
-    if value is None or isinstance(value, bool | date | time):
+    if value is None or isinstance(value, bool | str | date | time):
         return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return float(value)
     raise SpecError(f"{place}: a {type(value).__name__} cannot be written. Valid: {_VALID}")
-
-
-def _plain_key(key: Any, place: str) -> Any:
-    return _plain_text(key, place) if isinstance(key, str) else key
-
-
-def _plain_text(text: str, place: str) -> str:
-    if _NOT_TEXT.search(text):
-        raise SpecError(f"{place}: {text!r} has a character that is no text. Remove it")
-    return str(text)
 
 
 def _inside(place: str, key: Any) -> str:
@@ -531,12 +426,9 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar(f"{_YAML}str", text, style=style)
 
 
-def _dates_as_text(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _dates_as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_dates_as_text(item) for item in value]
-    return value.isoformat() if isinstance(value, date | time) else value
+def _iso(value: Any) -> str:
+    text: str = value.isoformat()
+    return text
 
 
 _Loader.add_implicit_resolver(f"{_YAML}float", _FLOAT, list("-+.0123456789"))
@@ -552,98 +444,5 @@ _Loader.yaml_implicit_resolvers = {
 _Dumper.add_implicit_resolver(f"{_YAML}float", _LIKE_A_NUMBER, list("-+.0123456789"))
 _Dumper.add_implicit_resolver(f"{_YAML}bool", _LIKE_A_FLAG, list("yYnN"))
 _Dumper.add_representer(str, _write_text)
-
-
-def _for_toml(value: Any, place: str) -> Any:
-    """With text for every key. Raises SpecError for a null, which TOML does not have."""
-    if value is None:
-        raise SpecError(
-            f"{place}: TOML has no null. Give it a value, or write a .yaml or .json file"
-        )
-    if isinstance(value, dict):
-        return {_key_text(key): _for_toml(item, _inside(place, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_for_toml(item, _inside(place, index)) for index, item in enumerate(value)]
-    return value
-
-
-# ---------------------------------------------------------------------------- command lines
-
-
-def check_flag(flag: FlagSettings, place: str) -> None:
-    """Raises SpecError for templates that cannot be filled, or that lose the value."""
-    templates = {"value": flag.value, "true": flag.true, "false": flag.false, "null": flag.null}
-    for kind, template in templates.items():
-        for word in template or []:
-            _check_template(word, f"{place}.{kind}")
-    if not any("{value}" in word for word in flag.value):
-        raise SpecError(
-            f"{place}: {' '.join(flag.value)!r} has no {{value}}. Valid: --{{name}}={{value}}"
-        )
-
-
-def _check_template(word: str, place: str) -> None:
-    for found in re.finditer(r"(\$?)\{([^{}]*)\}", word):
-        dollar, name = found.groups()
-        if dollar or name not in ("name", "value"):
-            raise SpecError(
-                f"{place}: {found.group()} in {word!r} is unknown. Valid: {{name}}, {{value}}"
-            )
-
-
-def words(flag: FlagSettings, values: Mapping[str, Any]) -> list[str]:
-    """Values as words of a command line, in their order. values: name -> value."""
-    found: list[str] = []
-    for name, value in values.items():
-        template = _template(flag, value)
-        if template != [OMIT]:
-            found += [_filled(word, name, _value_text(value)) for word in template]
-    return found
-
-
-def _template(flag: FlagSettings, value: Any) -> list[str]:
-    own: list[str] | None = None
-    if value is True:
-        own = flag.true
-    elif value is False:
-        own = flag.false
-    elif value is None:
-        own = flag.null
-    return flag.value if own is None else own
-
-
-def _filled(word: str, name: str, value: str) -> str:
-    """In one pass: braces in the value are text."""
-    places = {"name": name, "value": value}
-    return re.sub(r"\{(name|value)\}", lambda found: places[found.group(1)], word)
-
-
-def _value_text(value: Any) -> str:
-    """A value as a word: 1e-05, true, null, [1,2]; text as it is."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def fill(text: str, places: Mapping[str, str], place: str) -> str:
-    """A text with `{code}` and the like replaced, in one pass.
-
-    places: name -> what stands for it. place: where the text is, for messages. `${...}` and JSON
-    stay as they are, and `{{epoch}}` gives `{epoch}`. Raises SpecError for an unknown name.
-    """
-
-    def replaced(found: re.Match[str]) -> str:
-        doubled, single = found.groups()
-        if doubled:
-            return f"{{{doubled}}}"
-        if single not in places:
-            valid = ", ".join(f"{{{name}}}" for name in places)
-            raise SpecError(
-                f"{place}: {{{single}}} in {text!r} is unknown. Valid: {valid}; "
-                f"to keep the braces write {{{{{single}}}}}"
-            )
-        return places[single]
-
-    return re.sub(r"(?<![${])(?:\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\})", replaced, text)
+for kind in (date, datetime, time):
+    _Dumper.add_representer(kind, lambda dumper, value: _write_text(dumper, _iso(value)))

@@ -4,7 +4,6 @@ Between the worker and the script stands a keeper (`keeper.py`). It outlives a w
 killed, to end the script. A script does not outlive its keeper. `clear` ends what is left.
 """
 
-import fcntl
 import json
 import os
 import select
@@ -16,18 +15,34 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from hpo.process import host_identity, start_time
 from hpo.script import keeper
-from hpo.script.keeper import END_NOT_WRITTEN, READY, End, Orders
+from hpo.script.keeper import (
+    END_FILE,
+    KEEPER_FILE,
+    READY,
+    ROWS_FILE,
+    STOP_FILE,
+    End,
+    Orders,
+)
 
-__all__ = ["End", "Job", "ProcessError", "Running", "clear", "script_environment"]
+__all__ = [
+    "END_FILE",
+    "KEEPER_FILE",
+    "ROWS_FILE",
+    "STOP_FILE",
+    "End",
+    "Job",
+    "ProcessError",
+    "Running",
+    "clear",
+    "end_of",
+    "script_environment",
+]
 
-# In the folder of an attempt.
-LOCK_FILE = "keeper.lock"
-END_FILE = "end.json"
-STOP_FILE = "stop"
-ROWS_FILE = "output-rows"
 # Names that folder, in the environment of the script and of all that it starts.
 FOLDER_VARIABLE = "HPO_FOLDER"
 ATTEMPTS = "attempt-*"
@@ -59,26 +74,19 @@ class Job:
     # Of the output, that go to the log.
     log_bytes: int
     grace_seconds: float
-    # Lines of the output are added to `folder/output-rows` that match one, or are JSON.
+    # Lines of the output that match one are added to `folder/output-rows`.
     patterns: tuple[str, ...] = ()
-    json_lines: bool = False
 
     def orders(self) -> Orders:
         return Orders(
             command=list(self.command),
-            cwd=str(self.folder),
+            folder=str(self.folder),
             environment=dict(self.environment),
             grace_seconds=self.grace_seconds,
             log=str(self.log),
             log_bytes=self.log_bytes,
             patterns=list(self.patterns),
-            json_lines=self.json_lines,
-            rows=str(self.folder / ROWS_FILE),
-            lock=str(self.folder / LOCK_FILE),
-            stop=str(self.folder / STOP_FILE),
-            end=str(self.folder / END_FILE),
             worker=os.getpid(),
-            host=host_identity(),
         )
 
 
@@ -96,20 +104,17 @@ class Running:
     @classmethod
     def start(cls, job: Job) -> "Running":
         """Raises ProcessError. Of a program that cannot be started, `end` tells."""
-        for name in (END_FILE, STOP_FILE):
-            # The folder may be a copy of that of the attempt before.
-            with suppress(OSError):
-                (job.folder / name).unlink()
         try:
             process = _started_keeper(job)
         except OSError as error:
             raise ProcessError(f"{sys.executable}: cannot be started: {error.strerror}") from error
         try:
+            _sign(job, process.pid)
             _hand_over(process, job.orders())
-        except ProcessError:
+        except (OSError, ProcessError) as error:
             process.kill()
             _close(process)
-            raise
+            raise ProcessError(str(error)) from None
         return cls(job, process)
 
     @property
@@ -152,7 +157,7 @@ class Running:
 
         In seconds since the epoch, by this clock: of the first call that found the change.
         """
-        for path in (self.job.folder / LOCK_FILE, *files):
+        for path in (self.job.folder / KEEPER_FILE, *files):
             with suppress(OSError):
                 status = path.stat()
                 state = (status.st_mtime_ns, status.st_size)
@@ -162,30 +167,21 @@ class Running:
         return self._written
 
     def _collected(self) -> End:
+        assert self._process.stdout is not None
         try:
-            return End(**json.loads(self._report()))
-        except (OSError, ValueError, TypeError):
+            return End(**json.loads(self._process.stdout.read()))
+        except (ValueError, TypeError):
             cleared = _kill_marked(self.job.folder)
-        code = self._process.returncode
-        name = End(code).signal or f"exit code {code}"
-        text = f"the process that keeps the script was ended ({name}), and the script with it"
+        text = f"the process that keeps the script was ended ({_fate(self._process)}), and the script with it"
         if cleared:
             text += f"; {cleared} more processes were killed"
         return End(-signal.SIGKILL, text)
-
-    def _report(self) -> bytes:
-        """The end file, or where the disk did not take it, what the keeper said instead."""
-        assert self._process.stdout is not None
-        if self._process.returncode == END_NOT_WRITTEN:
-            return self._process.stdout.read()
-        return (self.job.folder / END_FILE).read_bytes()
 
 
 def _started_keeper(job: Job) -> subprocess.Popen[bytes]:
     with suppress(OSError):
         job.log.parent.mkdir(parents=True, exist_ok=True)
-    complaints = _opened(job.log)
-    try:
+    with _opened(job.log) as complaints:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(keeper.__file__).resolve())],
             stdin=subprocess.PIPE,
@@ -195,32 +191,35 @@ def _started_keeper(job: Job) -> subprocess.Popen[bytes]:
             start_new_session=True,
             bufsize=0,
         )
-    finally:
-        os.close(complaints)
 
 
-def _opened(log: Path) -> int:
+def _opened(log: Path) -> BinaryIO:
     try:
-        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        return log.open("ab", buffering=0)
     except OSError:
-        return os.open(os.devnull, os.O_WRONLY)
+        return Path(os.devnull).open("wb", buffering=0)
+
+
+def _sign(job: Job, pid: int) -> None:
+    """Write down which keeper this is, for the worker that comes after."""
+    identity = {
+        "pid": pid,
+        "start": start_time(pid),
+        "host": host_identity(),
+        "grace_seconds": job.grace_seconds,
+    }
+    (job.folder / KEEPER_FILE).write_text(json.dumps(identity))
 
 
 def _hand_over(process: subprocess.Popen[bytes], orders: Orders) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
+    with suppress(BrokenPipeError):
         _write_all(process.stdin.fileno(), json.dumps(asdict(orders)).encode() + b"\n")
-    except BrokenPipeError:
-        raise ProcessError(
-            f"the keeper ended at once ({_fate(process)}): see {orders.log}"
-        ) from None
     if not select.select([process.stdout], [], [], START_SECONDS)[0]:
         raise ProcessError(f"the keeper did not start within {START_SECONDS:.0f} s")
-    answer = process.stdout.readline().decode(errors="replace").strip()
-    if answer != READY:
-        reason = answer or f"{_fate(process)}; see {orders.log}"
-        raise ProcessError(f"the keeper of the script could not start: {reason}")
+    if process.stdout.readline().decode().strip() != READY:
+        raise ProcessError(f"the keeper ended at once ({_fate(process)}): see {orders.log}")
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -254,62 +253,46 @@ def clear(folder: Path) -> int:
 
     folder: of the trial. A keeper that lives has its grace for the script and counts as one.
     """
-    locks = sorted(folder.glob(f"{ATTEMPTS}/{LOCK_FILE}"))
-    return sum(_end_keeper(lock) for lock in locks) + _kill_marked(folder)
+    keepers = sorted(folder.glob(f"{ATTEMPTS}/{KEEPER_FILE}"))
+    return sum(_end_keeper(file) for file in keepers) + _kill_marked(folder)
 
 
-def _end_keeper(lock: Path) -> bool:
+def _end_keeper(file: Path) -> bool:
     """Whether there was one."""
     try:
-        identity = json.loads(lock.read_bytes())
-        pid, start = int(identity["pid"]), str(identity["start"])
+        identity = json.loads(file.read_bytes())
+        pid, start, host = identity["pid"], identity["start"], identity["host"]
         grace = float(identity["grace_seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         # Never written whole: such a keeper has started nothing.
         return False
-    if identity.get("host") != host_identity() or not _lives(pid, start, lock):
+    # Without /proc there is no start time, and the process may be another one.
+    if not start or host != host_identity() or start_time(pid) != start:
         return False
     _signal(pid, signal.SIGTERM)
-    if not _wait_for_end(pid, start, lock, grace + MARGIN_SECONDS):
+    if not _wait_for_end(pid, start, grace + MARGIN_SECONDS):
         _signal(pid, signal.SIGKILL)
-        _wait_for_end(pid, start, lock, MARGIN_SECONDS)
+        _wait_for_end(pid, start, MARGIN_SECONDS)
     return True
 
 
-def _wait_for_end(pid: int, start: str, lock: Path, seconds: float) -> bool:
+def _wait_for_end(pid: int, start: str, seconds: float) -> bool:
     give_up_at = time.monotonic() + seconds
-    while _lives(pid, start, lock):
+    while start_time(pid) == start:
         if time.monotonic() >= give_up_at:
             return False
         time.sleep(PAUSE_SECONDS)
     return True
 
 
-def _lives(pid: int, start: str, lock: Path) -> bool:
-    return start_time(pid) == start and _is_held(lock)
-
-
-def _is_held(lock: Path) -> bool:
-    """Also where it cannot be told, as on a file system without locks."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 def _kill_marked(folder: Path) -> int:
     """Kill this user's processes whose environment names `folder` or one below as theirs."""
-    spared = _own_line()
     root = folder.resolve()
     killed: set[int] = set()
     empty_looks = 0
     give_up_at = time.monotonic() + CLEAR_SECONDS
     while empty_looks < EMPTY_LOOKS and time.monotonic() < give_up_at:
-        found = _marked(root) - spared
+        found = _marked(root) - {os.getpid()}
         for pid in found:
             _signal(pid, signal.SIGKILL)
         killed |= found
@@ -319,44 +302,19 @@ def _kill_marked(folder: Path) -> int:
 
 
 def _marked(root: Path) -> set[int]:
-    return {pid for pid in _own_processes() if _belongs(pid, root)}
-
-
-def _own_processes() -> list[int]:
-    """Of this user."""
-    found = []
+    found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if entry.stat().st_uid == os.getuid():
-                found.append(int(entry.name))
+            if entry.stat().st_uid == os.getuid() and _belongs(entry, root):
+                found.add(int(entry.name))
     return found
 
 
-def _belongs(pid: int, root: Path) -> bool:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
+def _belongs(process: Path, root: Path) -> bool:
+    environment = (process / "environ").read_bytes()
     mark = f"{FOLDER_VARIABLE}=".encode()
     values = [part[len(mark) :] for part in environment.split(b"\0") if part.startswith(mark)]
     return any(Path(os.fsdecode(value)).resolve().is_relative_to(root) for value in values)
-
-
-def _own_line() -> set[int]:
-    """This process and all above it."""
-    line: set[int] = set()
-    pid = os.getpid()
-    while pid > 0 and pid not in line:
-        line.add(pid)
-        pid = _parent(pid)
-    return line
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def _signal(pid: int, number: int) -> None:

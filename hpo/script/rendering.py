@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hpo.script.config import ScriptConfig
-from hpo.script.files import fill, kind_of, nested, rendered, words
+from hpo.script.files import kind_of, nested, rendered
 from hpo.script.recipes import recipes_folder
 from hpo.script.section import CompleteScript, file_name
 from hpo.script.settings import METRICS_FILE
+from hpo.script.words import fill, words
 from hpo.trainer import Site
 
 # In the attempt's folder.

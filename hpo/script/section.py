@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError
 from hpo.errors import SpecError
 from hpo.script.code import code_state
 from hpo.script.config import OWN
-from hpo.script.files import Base, check_flag, fill, kind_of, parse_base, read_base
+from hpo.script.curve_check import check_curve
+from hpo.script.files import Base, kind_of, parse_base, read_base
 from hpo.script.recipes import recipes_folder
-from hpo.script.rows import check_curve
 from hpo.script.settings import (
     ConfigFile,
     CurveSettings,
@@ -23,6 +23,7 @@ from hpo.script.settings import (
     ScriptMetric,
     ScriptSettings,
 )
+from hpo.script.words import check_flag, fill
 from hpo.settings import Settings, explain, guess, number_in_text, unknown
 from hpo.trainer import SectionOfFile
 

@@ -65,7 +65,10 @@ def make(section: Mapping[str, Any]) -> Trainer:
         start=start,
         metric=settings.metric,
         free=(),
-        code=("rows.py", "rendering.py", "files.py"),
+        code=(
+            *("rows.py", "forms.py", "names.py", "steps.py", "row.py"),
+            *("numerals.py", "expression.py", "rendering.py", "files.py", "words.py"),
+        ),
         bundled="what the script reads itself",
         what=f"the model of {program}",
         summary=lambda config: f"{program}, {_steps(config)}",

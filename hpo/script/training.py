@@ -26,7 +26,8 @@ from hpo.script.process import (
     script_environment,
 )
 from hpo.script.rendering import CHECKPOINTS, COMMAND, Rendered, render
-from hpo.script.rows import Row, Rows, RowsError
+from hpo.script.row import Row, RowsError
+from hpo.script.rows import Rows
 from hpo.script.section import CompleteScript
 from hpo.script.settings import OUTPUT
 from hpo.trainer import (
@@ -224,7 +225,6 @@ class ScriptTraining:
             log_bytes=int(self.settings.log_megabytes * 1e6),
             grace_seconds=self.settings.grace_seconds,
             patterns=tuple(self.settings.curve.pattern) if from_output else (),
-            json_lines=from_output and not self.settings.curve.pattern,
         )
 
     # ---- while it runs
@@ -259,21 +259,27 @@ class ScriptTraining:
     def _read_from(self, attempt: int, folder: Path, place: dict[str, Any] | None = None) -> None:
         self.reading = attempt
         self._place = place or {}
-        self._rows = Rows(self.settings.curve, self._curve_file(folder), place or None)
+        # A script that goes on with a file from its checkpoints goes back in it, each time.
+        restarts = 0 if self.settings.resume == "none" else attempt - 1
+        self._rows = Rows(self.settings.curve, self._curve_file(folder), place or None, restarts)
 
     def _pass_over(self) -> None:
         """Rows that came with the checkpoints of the attempt before."""
         assert self._rows is not None
-        self._rows.read()
+        self._read(last=False)
         self._place = self._rows.place()
+
+    def _read(self, last: bool) -> list[Row]:
+        assert self._rows is not None
+        try:
+            return self._rows.read(last)
+        except RowsError as error:
+            raise TrainingFailedError(str(error)) from None
 
     def _looks(self, last: bool) -> Generator[Progress, None, None]:
         """The rows that are new. A checkpoint that is made between two of them has none of them: they are read again."""
         assert self._rows is not None
-        try:
-            rows = self._rows.read(last)
-        except RowsError as error:
-            raise TrainingFailedError(str(error)) from None
+        rows = self._read(last)
         for row in rows:
             yield self._progress(row)
         if rows:
@@ -324,6 +330,8 @@ class ScriptTraining:
             raise TrainingFailedError("the script was asked to end, not by its worker", lost=True)
         if end.code != 0:
             raise self._trouble(end)
+        if end.rows_error:
+            raise TrainingFailedError(f"lines of the output are lost: {end.rows_error}")
         if self._score is None:
             raise TrainingFailedError(self._nothing_found(end))
         if not whole:

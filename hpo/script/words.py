@@ -1,0 +1,74 @@
+"""Values as words of a command line, and texts in which {code} and the like are filled in."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hpo.errors import SpecError
+from hpo.script.settings import OMIT, FlagSettings
+
+
+def check_flag(flag: FlagSettings, place: str) -> None:
+    """Raises SpecError for templates that cannot be filled, or that lose the value."""
+    templates = {"value": flag.value, "true": flag.true, "false": flag.false, "null": flag.null}
+    for kind, template in templates.items():
+        for word in template or []:
+            fill(word, {"name": "", "value": ""}, f"{place}.{kind}")
+    if not any("{value}" in word for word in flag.value):
+        raise SpecError(
+            f"{place}: {' '.join(flag.value)!r} has no {{value}}. Valid: --{{name}}={{value}}"
+        )
+
+
+def words(flag: FlagSettings, values: Mapping[str, Any]) -> list[str]:
+    """Values as words of a command line, in their order. values: name -> value."""
+    found: list[str] = []
+    for name, value in values.items():
+        template = _template(flag, value)
+        if template != [OMIT]:
+            places = {"name": name, "value": _value_text(value)}
+            found += [fill(word, places, "flag") for word in template]
+    return found
+
+
+def _template(flag: FlagSettings, value: Any) -> list[str]:
+    own = None
+    if value is True:
+        own = flag.true
+    elif value is False:
+        own = flag.false
+    elif value is None:
+        own = flag.null
+    return flag.value if own is None else own
+
+
+def _value_text(value: Any) -> str:
+    """A value as a word: 1e-05, true, null, [1,2]; text as it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def fill(text: str, places: Mapping[str, str], place: str) -> str:
+    """A text with `{code}` and the like replaced, in one pass.
+
+    places: name -> what stands for it. place: where the text is, for messages. `${...}` and JSON
+    stay as they are, and `{{epoch}}` gives `{epoch}`. Raises SpecError for an unknown name.
+    """
+
+    def replaced(found: re.Match[str]) -> str:
+        doubled, single = found.groups()
+        if doubled:
+            return f"{{{doubled}}}"
+        if single not in places:
+            valid = ", ".join(f"{{{name}}}" for name in places)
+            raise SpecError(
+                f"{place}: {{{single}}} in {text!r} is unknown. Valid: {valid}; "
+                f"to keep the braces write {{{{{single}}}}}"
+            )
+        return places[single]
+
+    return re.sub(r"(?<![${])(?:\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\})", replaced, text)
