@@ -437,6 +437,8 @@ class Trainer:
     """Whether the configuration's seed reaches the training."""
     gpus: int = 1
     """That a training takes."""
+    ending_seconds: float = 0.0
+    """How long a training may take to end when it is asked to."""
     resume: str = "exact"
     """`exact`, `within X`, `none`, or `not known`: what going on with an interrupted training gives."""
     state_of_code: Callable[[], str] | None = None

@@ -19,6 +19,7 @@ from commands import asked, one_line, report_of, start, until
 
 from hpo.curve import Point
 from hpo.errors import MemoryShortError, SpecError
+from hpo.script.training import nearest
 from hpo.space.spec import load_spec
 from hpo.store.database import Database
 from hpo.study.logs import log_path
@@ -252,7 +253,7 @@ def test_it_goes_on_exactly_after_five_interruptions(database: Database, tmp_pat
     try:
         for number, target in enumerate(targets):
             reached = 8 * (number + 1)
-            until(partial(_has_come_to, study, reached))
+            until(partial(_has_come_to, study, reached, folder))
             _end(target, worker, folder)
             if target in ("TERM", "worker", "all"):
                 worker.wait(60)
@@ -270,8 +271,9 @@ def test_it_goes_on_exactly_after_five_interruptions(database: Database, tmp_pat
     assert scripts_running(folder) == []
 
 
-def _has_come_to(study: Study, step: int) -> bool:
-    return study.records()[0].step >= step
+def _has_come_to(study: Study, step: int, folder: Path) -> bool:
+    """And there is a script that can be killed."""
+    return study.records()[0].step >= step and bool(scripts_running(folder))
 
 
 def _end(target: str, worker: Any, folder: Path) -> None:
@@ -547,6 +549,12 @@ def test_figures_of_test_are_told_as_such(database: Database, tmp_path: Path) ->
 
 
 TRIED = {
+    "cannot read its checkpoint": (
+        {"way": "broken-resume", "seconds": 0.02},
+        {},
+        0,
+        "resumes    none: resumed it fails",
+    ),
     "does not resume": (
         {"forgets": True, "seconds": 0.02},
         {},
@@ -593,6 +601,140 @@ def test_what_try_finds(
         one_line(done, code, words)
     else:
         assert words in done.stdout
+
+
+def test_the_study_file_and_results_are_no_code(database: Database, tmp_path: Path) -> None:
+    """A study file among the code, what hpo try finds and what a training leaves there."""
+    first = study_file(tmp_path)
+    inside = tmp_path / "code" / "study.yaml"
+    content = yaml.safe_load(first.read_text())
+    content["script"]["code"] = "."
+    content["script"]["fixed"] = {"seconds": 0.02}
+    inside.write_text(yaml.safe_dump(content))
+    before = load_spec(inside).load_trainer().state_of_code
+    assert before is not None
+    state = before()
+    assert asked("try", "--study", inside, "--device", "cpu").returncode == 0
+    assert load_spec(inside).load_trainer().resume == "exact"
+    (tmp_path / "code" / "results.json").write_text("{}")
+    inside.write_text(yaml.safe_dump(content | {"budget": {"trials": 5}}))
+    assert before() == state
+    (tmp_path / "code" / "model.py").write_text("units = 5\n")
+    assert before() != state
+
+
+def test_a_refused_extension_changes_nothing(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path)
+    line = ("launch", "--study", path, "--workers", "1", "--device", "cpu")
+    assert asked(*line).returncode == 0
+    script = tmp_path / "code" / "train.py"
+    text = script.read_text()
+    script.write_text(text + "# another state\n")
+    study_file(tmp_path, budget={"trials": 3})
+    one_line(asked(*line, "--extend"), 2, "another state of the script's code")
+    assert Study.open(database, "study").budget.trials == 1
+    script.write_text(text)
+    study_file(tmp_path)
+    again = asked(*line)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_curve_among_the_checkpoints_goes_on(database: Database, tmp_path: Path) -> None:
+    """The copied file has rows of steps that are trained again."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    fixed = {"rows_among_checkpoints": True}
+    section = {"curve": {"file": "checkpoints/rows.jsonl"}, "fixed": fixed}
+    undisturbed = trained(database, study_file(whole, section), "whole")
+    expected = values(curve_of(Study.open(database, "whole"), undisturbed))
+    path = study_file(
+        tmp_path,
+        {**section, "fixed": {**fixed, "seconds": 0.1, "saves_every": 20}},
+        attempts={"max_attempts": 50},
+    )
+    study = made(database, path)
+    for reached in (12, 32):
+        worker = start("worker", "--study", "script", "--device", "cpu")
+        until(partial(_has_come_to, study, reached, study_folder(study)))
+        worker.kill()
+        worker.communicate()
+        until(lambda: not scripts_running(study_folder(study)))
+    run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    record = study.records()[0]
+    assert record.state == "complete", record.reason
+    assert values(curve_of(study, record)) == expected
+
+
+def test_a_bad_row_of_an_earlier_attempt_does_not_end_the_next(
+    database: Database, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, {"fixed": {"way": "once-bad"}}, attempts={"max_attempts": 5})
+    record = trained(database, path)
+    assert (record.state, record.attempts) == ("complete", 2), record.reason
+
+
+def test_no_point_is_made_where_nothing_was_evaluated(database: Database, tmp_path: Path) -> None:
+    record = trained(database, study_file(tmp_path, {"fixed": {"way": "loss-at-the-end"}}))
+    points = curve_of(Study.open(database, "script"), record)
+    assert [point.step for point in points] == list(range(5, 61, 5))
+    assert (record.state, record.value) == ("complete", points[-1].value)
+
+
+def test_text_in_quotes_stays_text(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "show.py").write_text(
+        "import json, os, sys\n"
+        "json.dump(sys.argv[1:], open('seen.json', 'w'))\n"
+        "open(os.environ['HPO_METRICS'], 'a').write('{\"step\": 60, \"value\": 0.5}\\n')\n"
+    )
+    section = {
+        "command": [sys.executable, str(tmp_path / "show.py")],
+        "config": None,
+        "flag": "--{name}={value}",
+        "steps": 60,
+        "seed": None,
+        "fixed": {"device": "0", "date": "20230811", "name": "inf", "eps": "1e-6"},
+    }
+    trained(database, study_file(tmp_path, section, base={"lr": 0.02}))
+    folder = trial_folder(study_folder(Study.open(database, "script")), 0) / "attempt-1"
+    seen = json.loads((folder / "seen.json").read_text())
+    assert {"--device=0", "--date=20230811", "--name=inf", "--eps=1e-6"} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        (
+            {"config": None},
+            {"base": {"lr": 0.02, "steps": 60, "seed": 3}},
+            "the script does not read them",
+        ),
+        (
+            {"fixed": {"seconds": 0.02}, "metric": {"name": "PER", "direction": "maximize"}},
+            {},
+            "PER falls while",
+        ),
+    ],
+)
+def test_try_warns(
+    database: Database, tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    path = study_file(tmp_path, section, **changes)
+    if "config" in section:
+        script = tmp_path / "code" / "train.py"
+        base = tmp_path / "code" / "base.json"
+        script.write_text(
+            script.read_text().replace("hpo_report.config()", f"json.load(open({str(base)!r}))")
+        )
+    done = asked("try", "--study", path, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" in done.stdout and words in done.stdout
+
+
+def test_how_far_a_pattern_matches_is_told() -> None:
+    lines = ["Epoch 1/20  train_loss=2.3 val_per=0.27"]
+    told = nearest(r"Epoch (?P<step>\d+)/\d+ train_loss=\S+ val_per=(?P<value>\S+)", lines)
+    assert "up to 'Epoch 1/20 '" in told and "'train_loss" in told
+    assert nearest(r"Batch (?P<step>\d+)", lines) == ""
 
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
@@ -654,6 +796,48 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "too many GPUs": ({"gpus": 100}, {}, ("script.gpus: 100",)),
     "no metric": ({"metric": None}, {}, ("metric is missing",)),
     "a bad unit of time": ({"grace_seconds": "soon"}, {}, ("grace_seconds",)),
+    "a shared curve": (
+        {"curve": {"file": "/tmp/rows.jsonl"}},
+        {},
+        ("not in the folder of the attempt",),
+    ),
+    "a curve above": (
+        {"curve": {"file": "../rows.jsonl"}},
+        {},
+        ("not in the folder of the attempt",),
+    ),
+    "the lab's own file": (
+        {"config": {"from": "{code}/base.json", "file": "/tmp/base.json"}},
+        {},
+        ("not in the folder of the attempt",),
+    ),
+    "our file": (
+        {"config": {"from": "{code}/base.json", "file": "hpo-config.json"}},
+        {},
+        ("hpo writes a file of this name",),
+    ),
+    "our variable": (
+        {"environment": {"HPO_METRICS": "x"}},
+        {},
+        ("names that begin with HPO_ are ours",),
+    ),
+    "a seed that goes nowhere": (
+        {"seed": None},
+        {"parameters": {"seed": {"low": 1, "high": 9}}, "starts": None},
+        ("parameters.seed: no field of the script takes it",),
+    ),
+    "another field called steps": (
+        {"steps": "every"},
+        {"parameters": {"steps": {"low": 1, "high": 9}}, "starts": None},
+        ("parameters.steps: the base has a field steps",),
+    ),
+    "too many steps": (
+        {"steps": 3_000_000_000},
+        {},
+        ("script.steps: 3000000000. Valid: a whole number from 0",),
+    ),
+    "a unit": ({"metric": {"name": "PER", "unit": "%"}}, {}, ("unit: percent is meant",)),
+    "a flag in one word": ({"flag": "--{name} {value}"}, {}, ("one word with a blank in it",)),
     "validation": ({}, {"validation": {"fraction": 0.1}}, ("has both script: and validation:",)),
 }
 

@@ -469,11 +469,16 @@ def _evidence(contrast: Contrast, before: Config, after: Config, found: Measured
     )
 
 
+def _items(finding: Ablation, metric: Metric) -> str:
+    """How many there are; of single numbers nothing."""
+    return f" ({finding.sentences} {metric.items})" if finding.sentences > 1 else ""
+
+
 def path_text(study: str, finding: Ablation, metric: Metric) -> str:
     """The path for a terminal, 100 columns."""
     lines = [
         f"Study {study}: from {finding.start} to {finding.end}, one change at a time, "
-        f"{plural(finding.seeds, 'seed')} a step, {finding.partition} ({finding.sentences} {metric.items})"
+        f"{plural(finding.seeds, 'seed')} a step, {finding.partition}{_items(finding, metric)}"
     ]
     for step in finding.steps:
         value = "diverged" if step.value is None else metric.text(step.value)

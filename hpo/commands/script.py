@@ -1,5 +1,6 @@
 """Studies of a training script: try, recipe, script-helper."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from hpo.commands.shared import data_option, device_option
 from hpo.errors import CallerError, SpecError
 
 if TYPE_CHECKING:
+    from hpo.script.trying import Found, Trial
     from hpo.space.spec import StudySpec
     from hpo.trainer import Site
 
@@ -52,8 +54,10 @@ def try_(
     click.echo("\n".join(looked.lines))
     script = CompleteScript.model_validate(spec.script)
     config: Any = spec.config()
-    trial = Trial(script, config, _loaded(spec, data), _site(path, spec, device), click.echo)
-    found = trial.find()
+    trial = Trial(
+        script, config, _loaded(spec, data), _site(path, spec, device), click.echo, spec.others()
+    )
+    found = _alone(trial)
     place = out or try_file(path)
     click.echo(
         f"takes      about {duration(found.seconds)} a training, as far as the short ones say"
@@ -67,6 +71,21 @@ def try_(
     click.echo(
         f"wrote {place}: resume {found.resume or 'not known'}\nNext: hpo launch --study {space}"
     )
+
+
+def _alone(trial: "Trial") -> "Found":
+    """Two at once would end each other's script."""
+    from filelock import FileLock, Timeout
+
+    folder = trial.site.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return trial.find()
+    except Timeout:
+        raise CallerError(
+            f"another hpo try of this study file runs ({folder}). Wait for its end"
+        ) from None
 
 
 def _loaded(spec: "StudySpec", data: Path | None) -> Any:
@@ -84,7 +103,8 @@ def _site(path: Path, spec: "StudySpec", device: str | None) -> "Site":
 
     first = plan_workers(1, device, None, spec.load_trainer().gpus).devices[0]
     gpus = held_gpus(first, choose_device(first))
-    folder = home() / "tries" / path.stem
+    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]
+    folder = home() / "tries" / f"{path.stem}-{digest}"
     secrets = secrets_of(os.environ.get("HPO_DATABASE_URL", ""))
     return Site(folder, folder / "log", path.stem, 0, 1, first, visible_devices(gpus), secrets)
 

@@ -113,7 +113,7 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     from hpo.store.database import open_database
     from hpo.study import control
     from hpo.study.study import Study
-    from hpo.study.version import check_code, code_version
+    from hpo.study.version import check_code_of, code_version
     from hpo.worker.dataset import look_at_data
 
     gpus = spec.load_trainer().gpus
@@ -123,9 +123,10 @@ def launch(space: str, name: str | None, data: Path | None, profile: str | None,
     plan = job or plan_workers(workers, device, per_gpu, gpus)
     looked = look_at_data(data, spec)
     opened = open_database(database)
+    code = code_version(spec)
+    check_code_of(opened, name or path.stem, code, allow_different_code)
     study = Study.create_or_open(opened, name or path.stem, spec, looked.facts, extend)
-    study.settle(made(artifacts), code_version(spec))
-    check_code(study, allow_different_code)
+    study.settle(made(artifacts), code)
     tracked = _track(study, track)
     halted = study.halt
     if halted and halted.state == "stopped":

@@ -44,6 +44,12 @@ def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
     return lines
 
 
+def _tested(confirm: dict[str, Any], metric: Metric) -> str:
+    if confirm["sentences"] <= 1:
+        return ", p by Welch's t test over seeds"
+    return f", paired over {metric.items}, p by permutation"
+
+
 def _scored_on(finding: dict[str, Any], metric: Metric) -> str:
     """880 test sentences; or the part alone, where only one number is known of a training."""
     if finding["sentences"] <= 1:
@@ -166,9 +172,7 @@ def _confirm(report: dict[str, Any], metric: Metric) -> list[str]:
         f"{', '.join(measured)}."
     ]
     return lines + (
-        [
-            f"Differences, paired over {metric.items}, p by permutation with Holm's correction: {'; '.join(pairs)}."
-        ]
+        [f"Differences{_tested(confirm, metric)} with Holm's correction: {'; '.join(pairs)}."]
         if pairs
         else []
     )

@@ -4,6 +4,7 @@ The metric is of the validation items, at the end of each training. Everything h
 The same as a page is in report_page.py.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,8 +131,8 @@ def as_text(report: dict[str, Any], metric: Metric) -> str:
         lines += [
             *_confirmed_lines(report, metric),
             f"Best {metric.name} {metric.text(best['value'])} ({where}): trial {best['trial']}",
-            f"  It is the {metric.lowest} of {complete} noisy numbers, on {metric.items} that the search saw. "
-            f"That selection is not in the interval:",
+            f"  It is the {metric.lowest} of {complete} noisy numbers, on {metric.items} that the search saw."
+            f"{' That selection is not in the interval:' if best['interval'] else ' So'}",
             f"  expect a little {'more' if metric.direction == 'minimize' else 'less'} on new {metric.items}.",
             *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
         ]
@@ -196,6 +197,8 @@ def fresh_seeds(found: dict[str, Any]) -> str:
 
 def sources(confirm: dict[str, Any], metric: Metric) -> str:
     """What the intervals of the finding `confirm` are over: of one seed nothing is known."""
+    if confirm["sentences"] <= 1:
+        return "seeds"
     complete = [
         sum(seed["value"] is not None for seed in found["seeds"])
         for found in confirm["configs"]
@@ -263,9 +266,17 @@ def export_script(study: StudyReader, trial: str, out: Path) -> list[str]:
     record = pick_trial(study, trial)
     launched = study.spec.offered("launched", "export of a script's files")
     config = study.spec.config(record.config)
-    started = launched(config, out.absolute(), study.name, record.number, study.data["path"])
+    started = launched(config, out.resolve(), study.name, record.number, study.data["path"])
     out.mkdir(parents=True, exist_ok=True)
-    lines = [f"#!/bin/sh\n# Study {study.name}, trial {record.number}.", started.shell_line()]
+    value = study.spec.metric.text(record.value) if record.value is not None else record.state
+    lines = [
+        "#!/bin/sh",
+        f"# Study {study.name}, trial {record.number}: {study.spec.metric.name} {value}, code {record.code_version}.",
+        f"cd {shlex.quote(str(out.resolve()))} || exit 1",
+        'if [ -e started ]; then echo "this folder was used: export into another one" >&2; exit 1; fi',
+        "touch started",
+        started.shell_line(),
+    ]
     files = {**started.files, "command.sh": "\n".join(lines) + "\n"}
     for name, text in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -303,6 +314,8 @@ def export_text(study: StudyReader, trial: str) -> str:
         content["args"] = arguments.of(config, study.data)
     else:
         head.append("# base: goes into a study file.")
+        if launched:
+            head.append("# command, files: what the script of the trial got.")
     return "\n".join(head) + "\n" + yaml.dump(content, Dumper=_Dumper, sort_keys=False)
 
 

@@ -160,7 +160,7 @@ def _headline(facts: Facts) -> list[Block]:
     text = (
         f"trial {best['trial']}, {interval_text(best, metric)}, {best['partition']}"
         f"{items_text(best, metric)}. Selected as the {metric.lowest} of {report['trials']['complete']} on these, "
-        f"so optimistic; that is not in the interval"
+        f"so optimistic{'; that is not in the interval' if best['interval'] else ''}"
     )
     title = f"Search {metric.name}" if found else f"Best {metric.name} (search)"
     blocks.append(Number(title, metric.text(best["value"]), text))

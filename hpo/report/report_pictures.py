@@ -154,7 +154,7 @@ def curves(trials: Sequence[Curve], metric: Metric) -> str:
             axes.plot(*zip(*ends, strict=True), linestyle="", marker=_marker(cause, metric), color=INK, fillstyle="none", zorder=4,
                       label=f"stopped: {cause_text(cause, metric)} ({len(ends)})")  # fmt: skip
         _metric_axis(axes, [value for trial in trials for value in trial.values], metric)
-        axes.set_xlabel("step (optimizer updates)")
+        axes.set_xlabel("step")
 
     return _picture(f"{metric.name} of each trial over its steps", paint, 3.6)
 

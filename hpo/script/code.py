@@ -1,12 +1,13 @@
 """The state of a lab's code: its commit, what differs from it, and a digest, equal for equal code.
 
-With git, all tracked files count, and those untracked ones that are source or configuration.
-Without it, all files that are source or configuration. What trainings leave behind never counts.
+With git, tracked files of source and configuration count, and untracked ones of source. Without
+it, all files of source. Study files, and what trainings leave behind, never count.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,13 +24,16 @@ MAX_FILES = 20_000
 # Data may lie beside the code, but a walk through all of it would take minutes on a network disk.
 MAX_LOOKED_AT = 200_000
 GIT_SECONDS = 60.0
-CODE_SUFFIXES = frozenset(
+SOURCE_SUFFIXES = frozenset(
     (
         *(".py", ".pyx", ".pyi", ".pxd", ".jl", ".m", ".r", ".lua", ".sh"),
         *(".c", ".cc", ".cpp", ".cu", ".h", ".hh", ".hpp", ".cuh"),
-        *(".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"),
     )
 )
+# Count where git tracks them. Else a training, or a person beside it, may have written them.
+SETTINGS_SUFFIXES = frozenset((".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"))
+# Lines of a study file. It may lie among the code, and its budget may change.
+STUDY_KEYS = (re.compile(rb"^script:", re.MULTILINE), re.compile(rb"^parameters:", re.MULTILINE))
 # Of environments, caches, and what trainings and their trackers write; hidden folders as well.
 NOT_CODE = frozenset(
     (
@@ -88,11 +92,13 @@ def _tracked_state(folder: Path) -> CodeState:
         files = git.committed_files()
         untracked = _untracked(git)
         differing = git.names("diff", *_PLAIN_DIFF, "--name-only", "-z", "HEAD")
-        changed = bool(differing or untracked)
+        changed = bool(untracked) or any(_counts_if_tracked(folder / name) for name in differing)
         diff = git.difference(".", untracked) if changed else ""
     for name in differing:
         files.pop(name, None)
-    present = [folder / name for name in [*differing, *untracked]]
+    tracked = [name for name in differing if _counts_if_tracked(folder / name)]
+    present = [folder / name for name in [*tracked, *untracked]]
+    files = {name: hash for name, hash in files.items() if _counts_if_tracked(folder / name)}
     files |= _hashed(folder, present, "sha1" if len(commit) == 40 else "sha256")
     return CodeState(commit, changed, _digest(files), diff, len(files))
 
@@ -273,9 +279,18 @@ def _may_hold_code(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_CODE
 
 
+def _counts_if_tracked(path: Path) -> bool:
+    """Whether a tracked file is source or configuration, and no study file. A link or a submodule counts."""
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml") and path.is_file():
+        content = path.read_bytes()
+        return not all(key.search(content) for key in STUDY_KEYS)
+    return not suffix or suffix in SOURCE_SUFFIXES or suffix in SETTINGS_SUFFIXES
+
+
 def _is_code(path: Path) -> bool:
-    """Whether a file is source or configuration, by its suffix, or a program in text."""
-    if path.suffix and path.suffix.lower() not in CODE_SUFFIXES:
+    """Whether a file is source, by its suffix, or a program in text."""
+    if path.suffix and path.suffix.lower() not in SOURCE_SUFFIXES:
         return False
     try:
         if not path.is_file() or path.stat().st_size >= MAX_FILE_BYTES:

@@ -1,6 +1,7 @@
 """The configuration of a script's training: its fields by their dotted names, beside `steps` and `seed`."""
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -11,6 +12,7 @@ from hpo.errors import SpecError
 from hpo.settings import Config, Whole, number_in_text
 
 OWN = ("steps", "seed")
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 class ScriptConfig(Config):
@@ -27,7 +29,10 @@ class ScriptConfig(Config):
     def with_values(self, values: Mapping[str, Any], place: str = "") -> Self:
         changed = dict(self.values)
         own: dict[str, Any] = {name: getattr(self, name) for name in OWN}
-        for name, value in values.items():
+        for given, value in values.items():
+            # `base: {epochs: 20}` means steps, where `script: steps: epochs` says so.
+            writer = self.written_by.get(given, "")
+            name = writer if writer in OWN and given not in self.values else given
             self.check_name(name, f"{place}{name}")
             if name in OWN:
                 own[name] = _whole(value, f"{place}{name}")
@@ -58,8 +63,7 @@ class ScriptConfig(Config):
         default = type(self)().values[name]
         value = _plain(value, f"{place}{name}")
         if name in self.any_kind or default is None or _is_reference(default):
-            # PyYAML reads 1e-6 as text.
-            return value if isinstance(default, str) else number_in_text(value)
+            return exponent_number(value) if isinstance(default, (int, float)) else value
         if isinstance(default, bool) or not isinstance(default, (int, float)):
             if type(value) is type(default):
                 return value
@@ -92,6 +96,13 @@ def config_of(
     made.any_kind = any_kind
     made.written_by = dict(written_by)
     return made
+
+
+def exponent_number(value: Any) -> Any:
+    """PyYAML reads 1e-6 as text, because it lacks a dot. Other text stays text: somebody put it in quotes."""
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _plain(value: Any, place: str) -> Any:

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-LARGEST_STEP = 2**53
+LARGEST_STEP = 2**31 - 1
 
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)

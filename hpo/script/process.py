@@ -97,7 +97,7 @@ class Running:
         self.job = job
         self._process = process
         self._end: End | None = None
-        self._written = time.time()
+        self._written = time.monotonic()
         # Of each watched file: (time, bytes), as last seen.
         self._seen: dict[Path, tuple[int, int]] = {}
 
@@ -155,7 +155,7 @@ class Running:
     def written(self, files: Iterable[Path] = ()) -> float:
         """When the script was last seen to have printed something or changed one of `files`.
 
-        In seconds since the epoch, by this clock: of the first call that found the change.
+        By the monotonic clock: of the first call that found the change.
         """
         for path in (self.job.folder / KEEPER_FILE, *files):
             with suppress(OSError):
@@ -163,7 +163,7 @@ class Running:
                 state = (status.st_mtime_ns, status.st_size)
                 if self._seen.get(path) != state:
                     self._seen[path] = state
-                    self._written = time.time()
+                    self._written = time.monotonic()
         return self._written
 
     def _collected(self) -> End:
@@ -327,10 +327,11 @@ def script_environment(own: Mapping[str, str], secrets: Collection[str]) -> dict
 
     secrets: the database's URL and its password. Those under 4 characters are not looked for.
     """
-    sought = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
+    sought = [secret.lower() for secret in secrets if len(secret) >= SHORTEST_SECRET]
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("HPO_", "PG")) and not any(secret in value for secret in sought)
+        if not name.startswith(("HPO_", "PG"))
+        and not any(secret in value.lower() for secret in sought)
     }
     return {**kept, **own}

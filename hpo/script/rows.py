@@ -8,6 +8,7 @@ and a step is given again only if more is known of it.
 import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,6 +64,9 @@ class Rows:
         self._signature: tuple[Any, ...] | None = None
         # Of a file that is written whole: what it has in the place of the list of rows.
         self._instead: tuple[str, ...] | None = None
+        # As JSON, and those of them that another attempt has read.
+        self._entries: list[str] = []
+        self._passed: list[str] = []
         if place:
             self._go_on(place)
 
@@ -92,6 +96,12 @@ class Rows:
         self._steps.go_on(place["steps"])
         self._form.columns = place["columns"]
 
+    def pass_over(self) -> None:
+        """What is there was read before, by another attempt: what comes is new, of whatever steps. Raises RowsError."""
+        self.read()
+        self._passed = self._entries
+        self._steps.forget()
+
     def read(self, last: bool = False) -> list[Row]:
         """The rows that are new, or of whose steps more is known. Raises RowsError.
 
@@ -116,6 +126,13 @@ class Rows:
             raise RowsError(os_error_text(error)) from None
         self._signature = signature
         return rows
+
+    def changed(self) -> float:
+        """When the file was changed last, in seconds since the epoch; 0: it is not there."""
+        try:
+            return self._newest().stat().st_mtime
+        except OSError:
+            return 0.0
 
     def _newest(self) -> Path:
         """The file, or the newest one that its name with * matches. Raises FileNotFoundError."""
@@ -151,8 +168,12 @@ class Rows:
             raise wrong(self._curve.file, f"it is no JSON ({error})", end) from None
         self._steps.begin_again()
         rows: list[Row] = []
-        for entry in self._list(found):
-            line = json.dumps(entry)
+        lines = [json.dumps(entry) for entry in self._list(found)]
+        pairs = zip(lines, self._passed, strict=False)
+        passed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._entries = lines
+        for line in lines[passed:]:
+            entry = json.loads(line)
             if not isinstance(entry, dict):
                 raise wrong(self._curve.file, f"a row is no object. Valid: {EXAMPLE}", line)
             rows += self._steps.add(self._names.found(flat(entry), line), line)

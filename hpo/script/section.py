@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from hpo.errors import SpecError
 from hpo.script.code import code_state
-from hpo.script.config import OWN
+from hpo.script.config import OWN, exponent_number
 from hpo.script.curve_check import check_curve
 from hpo.script.files import Base, kind_of, parse_base, read_base
 from hpo.script.recipes import recipes_folder
@@ -24,7 +24,7 @@ from hpo.script.settings import (
     ScriptSettings,
 )
 from hpo.script.words import check_flag, fill
-from hpo.settings import Settings, explain, guess, number_in_text, unknown
+from hpo.settings import Settings, explain, guess, unknown
 from hpo.trainer import SectionOfFile
 
 # What a study file may write in braces: in words of the command, in variables and in text of `fixed`.
@@ -42,6 +42,19 @@ PLACES = (
     "study",
 )
 MOST_GPUS = 64
+# Postgres keeps steps in four bytes.
+MOST_STEPS = 2**31 - 1
+# In an attempt's folder.
+RESERVED = (
+    "checkpoints",
+    "command.sh",
+    "end.json",
+    "hpo-config.json",
+    "keeper.json",
+    "metrics.jsonl",
+    "output-rows",
+    "stop",
+)
 
 
 class CompleteScript(ScriptSettings):
@@ -120,9 +133,29 @@ def read_section(section: Mapping[str, Any], place: str) -> ScriptSettings:
         raise SpecError(
             f"{place}.gpus: {settings.gpus}. Valid: 0 to {MOST_GPUS}, the GPUs of one machine"
         )
+    _check_inside(settings.curve.file, f"{place}.curve.file")
+    if settings.config is not None:
+        _check_inside(file_name(settings.config), f"{place}.config.file", RESERVED)
+    for name in settings.environment:
+        if name.startswith("HPO_"):
+            raise SpecError(
+                f"{place}.environment.{name}: names that begin with HPO_ are ours. Valid: another name"
+            )
     for name in ("diverged", "memory"):
         _check_expression(getattr(settings, name), f"{place}.{name}")
     return settings
+
+
+def _check_inside(name: str, place: str, reserved: Collection[str] = ()) -> None:
+    """Raises SpecError for a file that is not in the attempt's folder, or that is ours."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise SpecError(
+            f"{place}: {name}: it is not in the folder of the attempt, so that attempts would share it. Valid: a name "
+            f"seen from that folder, such as run/{path.name}"
+        )
+    if path.parts and path.parts[0] in reserved:
+        raise SpecError(f"{place}: {name}: hpo writes a file of this name. Valid: another name")
 
 
 def _check_expression(pattern: str, place: str) -> None:
@@ -199,8 +232,9 @@ class _Checked:
         self.fixed = {field: self._meant(field, value) for field, value in settings.fixed.items()}
 
     def _meant(self, field: str, value: Any) -> Any:
-        """PyYAML reads 1e-6 as text: a number, unless the base has text there."""
-        return value if isinstance(self.values.get(field), str) else number_in_text(value)
+        """PyYAML reads 1e-6 as text: a number, where the base has one."""
+        base = self.values.get(field)
+        return exponent_number(value) if isinstance(base, (int, float)) else value
 
     def known(self, field: str) -> bool:
         """Whether the script has such a field. Without a base file nobody knows."""
@@ -229,10 +263,24 @@ class _Checked:
             self._take(taken, field, "seed")
         for name in self.of.parameters:
             if name in OWN:
+                self._check_own(name)
                 continue
             for field in self.writes.get(name, [name]):
                 self.check_field(field, f"{self.of.path.name}: parameters.{name}")
                 self._take(taken, field, f"parameters.{name}")
+
+    def _check_own(self, name: str) -> None:
+        """`steps` and `seed` may be searched where they reach the script, and no other field has that name."""
+        field = {"steps": self.settings.steps, "seed": next(iter(self.settings.seed), None)}[name]
+        if not isinstance(field, str):
+            raise SpecError(
+                f"{self.of.path.name}: parameters.{name}: no field of the script takes it. Valid: {self.place}.{name} names the field"
+            )
+        if name in self.values and name != field:
+            raise SpecError(
+                f"{self.of.path.name}: parameters.{name}: the base has a field {name}, and {self.place}.{name} is {field}. "
+                f"Valid: a parameter of another name with `writes: [{name}]`"
+            )
 
     def _take(self, taken: dict[str, str], field: str, by: str) -> None:
         if by in OWN:
@@ -246,7 +294,7 @@ class _Checked:
     def whole(self, what: str, given: str | int) -> int:
         """Of `steps` or `seed`: the number that is given, or that the base has in the field that is given."""
         if isinstance(given, int):
-            return given
+            return self._checked_whole(what, given)
         value = self.of.base.get(what, self.of.base.get(given, self.values.get(given)))
         if what == "seed" and value is None:
             return 0
@@ -260,6 +308,13 @@ class _Checked:
             )
             raise SpecError(
                 f"{self.place}.{what}: {given}: {where}. Valid: a whole number, which `base: {{{what}: N}}` gives too"
+            )
+        return self._checked_whole(what, value)
+
+    def _checked_whole(self, what: str, value: int) -> int:
+        if not 0 <= value <= MOST_STEPS:
+            raise SpecError(
+                f"{self.place}.{what}: {value}. Valid: a whole number from 0 to {MOST_STEPS}"
             )
         return value
 
@@ -291,7 +346,7 @@ class _Checked:
             value = given[0]
         if parameter.choices is not None:
             return value
-        return self._number(name, number_in_text(value), parameter)
+        return self._number(name, exponent_number(value), parameter)
 
     def _number(self, name: str, value: Any, parameter: Any) -> int | float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -92,6 +92,12 @@ class ScriptMetric(Metric):
     @model_validator(mode="before")
     @classmethod
     def _percentages_are_bounded(cls, given: Any) -> Any:
+        if isinstance(given, dict) and str(given.get("unit", "")).lower() in (
+            "%",
+            "pct",
+            "percentage",
+        ):
+            raise ValueError("unit: percent is meant: a fraction of 1 that is shown as percent")
         if isinstance(given, dict) and given.get("unit") == "percent":
             return {"bounded": True, **given}
         return given

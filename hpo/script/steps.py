@@ -38,6 +38,13 @@ class Steps:
         self._returns = 0
         self._at = None
 
+    def forget(self) -> None:
+        """What comes now is new, also of steps that were given before."""
+        self._at = None
+        self._step = None
+        self._found = Found()
+        self._given = _known(self._found)
+
     @property
     def has_step(self) -> bool:
         return self._step is not None

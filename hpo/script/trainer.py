@@ -13,6 +13,9 @@ from hpo.script.rendering import Rendered, render
 from hpo.script.section import CompleteScript, resolve
 from hpo.trainer import DataRequest, Site, Trainer, TrainerMaker
 
+# Over the grace of a script: until the last of its processes is gone, and its checkpoints are copied.
+ENDING_SECONDS = 60.0
+
 
 def _steps(config: ScriptConfig) -> str:
     return f"{config.steps:,} steps"
@@ -80,6 +83,7 @@ def make(section: Mapping[str, Any]) -> Trainer:
         take=settings.curve.take,
         seeded=bool(settings.seed),
         gpus=settings.gpus,
+        ending_seconds=settings.grace_seconds + ENDING_SECONDS,
         resume=settings.resume or "not known",
         state_of_code=state_of_code,
         offers={"script": settings, "launched": launched},

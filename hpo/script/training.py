@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ POLL_SECONDS = 0.2
 # A signal for both reaches the worker within this time of the script's end.
 ASKED_SECONDS = 1.0
 SHOWN_LINES = 5
+# Of a pattern: so much must match before it is said how far it does.
+MOST_SHARED = 3
 # A bounded metric above this is surely in percent already.
 SURELY_PERCENT = 20.0
 # Of a value, and what its items give: scripts round.
@@ -79,6 +81,9 @@ class ScriptTraining:
         """Of the rows that were given. Those of one look may be several, and are kept or lost one by one."""
         self._saved: dict[str, Any] = {}
         self._score: Score | None = None
+        self._signs: tuple[float, ...] = ()
+        """Of life, beside output: times of the curve's file and of checkpoints, as last seen at `_signs_at`."""
+        self._signs_at = 0.0
 
     # ---- as a Training
 
@@ -93,7 +98,7 @@ class ScriptTraining:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        if self.settings.resume == "none":
+        if self.settings.resume == "none" or not self._checkpoints_of_last():
             return
         self._saved = {"attempt": saved["attempt"], "rows": json.loads(saved["rows"])}
         self.step = saved["step"]
@@ -160,7 +165,10 @@ class ScriptTraining:
             folder = self.site.folder / f"attempt-{number}"
             place = self._saved["rows"] if number == first else None
             self._read_from(number, folder, place)
-            yield from self._looks(last=True)
+            try:
+                yield from self._looks(last=True)
+            except TrainingFailedError as error:
+                log.warning("trial %d: attempt %d: %s", self.site.trial, number, error)
             end = end_of(folder)
             ended = (
                 end is not None and end.code == 0 and not end.stopped and self._score is not None
@@ -190,15 +198,22 @@ class ScriptTraining:
         draft.rename(self.folder)
         return rendered
 
+    def _checkpoints_of_last(self) -> Path | None:
+        """The folder, if the attempt before has left any."""
+        attempts = self._earlier_attempts()
+        if not attempts:
+            return None
+        folder = self.site.folder / f"attempt-{attempts[-1]}" / CHECKPOINTS
+        return folder if folder.is_dir() and any(folder.iterdir()) else None
+
     def _copy_checkpoints(self, draft: Path) -> bool:
         """Of the attempt before. Returns whether there are any.
 
         Copies, never hard links: a script may write in place. Older ones are removed.
         """
         goal = draft / CHECKPOINTS
-        *older, last = [0, *self._earlier_attempts()]
-        source = self.site.folder / f"attempt-{last}" / CHECKPOINTS
-        if self.settings.resume == "none" or not source.is_dir() or not any(source.iterdir()):
+        source = self._checkpoints_of_last()
+        if self.settings.resume == "none" or source is None:
             goal.mkdir()
             return False
         copied = subprocess.run(
@@ -208,10 +223,8 @@ class ScriptTraining:
             check=False,
         )
         if copied.returncode:
-            raise TrainingFailedError(
-                f"the checkpoints of attempt {last} cannot be copied: {_one_line(copied.stderr)}"
-            )
-        for number in older:
+            raise TrainingFailedError(f"{source} cannot be copied: {_one_line(copied.stderr)}")
+        for number in self._earlier_attempts()[:-1]:
             shutil.rmtree(self.site.folder / f"attempt-{number}" / CHECKPOINTS, ignore_errors=True)
         return True
 
@@ -230,7 +243,6 @@ class ScriptTraining:
     # ---- while it runs
 
     def _follow(self, running: Running) -> Looks:
-        curve = self._curve_file(self.folder)
         goes_on = self.step > 0
         while True:
             # Asked before the rows are read, so that the last of them is not missed.
@@ -243,18 +255,29 @@ class ScriptTraining:
             if end is not None:
                 yield from self._judged(end)
                 return
-            self._check_silence(running, curve)
+            self._check_silence(running)
             yield Waiting()
             time.sleep(POLL_SECONDS)
 
-    def _check_silence(self, running: Running, curve: Path) -> None:
+    def _check_silence(self, running: Running) -> None:
         """Raises TrainingHangsError for a script that has been silent for too long, which is ended."""
         allowed = self.settings.silence_seconds
-        if time.time() - running.written([curve]) > allowed:
-            running.stop()
-            raise TrainingHangsError(
-                f"the script has written nothing for {allowed:g} s (silence_seconds) and was ended"
-            )
+        if time.monotonic() - running.written() < allowed or self._shows_life():
+            return
+        running.stop()
+        raise TrainingHangsError(
+            f"the script has written nothing for {allowed:g} s (silence_seconds) and was ended"
+        )
+
+    def _shows_life(self) -> bool:
+        """Whether the curve's file or a checkpoint was changed since this was asked last, or not long ago."""
+        assert self._rows is not None
+        folder = self.folder / CHECKPOINTS
+        found = (self._rows.changed(), *(path.stat().st_mtime for path in folder.iterdir()))
+        now = time.monotonic()
+        if found != self._signs:
+            self._signs, self._signs_at = found, now
+        return now - self._signs_at < self.settings.silence_seconds
 
     def _read_from(self, attempt: int, folder: Path, place: dict[str, Any] | None = None) -> None:
         self.reading = attempt
@@ -266,7 +289,10 @@ class ScriptTraining:
     def _pass_over(self) -> None:
         """Rows that came with the checkpoints of the attempt before."""
         assert self._rows is not None
-        self._read(last=False)
+        try:
+            self._rows.pass_over()
+        except RowsError as error:
+            raise TrainingFailedError(str(error)) from None
         self._place = self._rows.place()
 
     def _read(self, last: bool) -> list[Row]:
@@ -335,7 +361,10 @@ class ScriptTraining:
         if self._score is None:
             raise TrainingFailedError(self._nothing_found(end))
         if not whole:
-            log.info("trial %d: the script ended by itself at step %d", self.site.trial, self.step)
+            steps = self.config.steps
+            log.warning(
+                "trial %d: the script ended at step %d of %d", self.site.trial, self.step, steps
+            )
 
     def _asked_to_leave(self) -> Looks:
         """A scheduler tells all processes of a job at once: the worker may be about to hand the trial back.
@@ -377,14 +406,40 @@ class ScriptTraining:
 
     def _nothing_found(self, end: End) -> str:
         curve = self.settings.curve
-        where = "its output" if curve.file == OUTPUT else curve.file
-        what = (
-            f"no line of {where} matches {' or '.join(map(repr, curve.pattern))}"
-            if curve.pattern
-            else f"{where} has no row with a value"
-        )
-        advice = self._rows.advice() if self._rows else ""
-        return f"the script ended well, but {what}.{' ' + advice if advice else ''} It said last: {end.last_lines(SHOWN_LINES)}"
+        if curve.file == OUTPUT:
+            what = f"no line of its output matches {curve.pattern[0]}"
+            advice = nearest(curve.pattern[0], end.tail.splitlines())
+        else:
+            what = f"{curve.file} has no row with a value"
+            advice = self._rows.advice() if self._rows else ""
+        parts = [
+            f"the script ended well, but {what}",
+            advice,
+            f"It said last: {end.last_lines(SHOWN_LINES)}",
+        ]
+        return ". ".join(part.rstrip(".") for part in parts if part)
+
+
+def nearest(pattern: str, lines: Sequence[str]) -> str:
+    """How far a pattern matches a line, of those that it matches furthest; empty: no line has its beginning."""
+    for length in range(len(pattern) - 1, MOST_SHARED, -1):
+        try:
+            beginning = re.compile(pattern[:length])
+        except re.error:
+            continue
+        for line in lines:
+            if (match := beginning.search(line)) and match.group():
+                rest, after = pattern[length:][:30], line[match.end() :][:30]
+                return (
+                    f"It matches up to {_blanks(match.group())!r}; then the pattern has {_blanks(rest)!r}, "
+                    f"and the line {_blanks(after)!r}"
+                )
+    return ""
+
+
+def _blanks(text: str) -> str:
+    """With several blanks in a row made visible."""
+    return re.sub(r" {2,}", lambda blanks: "\N{OPEN BOX}" * len(blanks.group()), text)
 
 
 def out_of_bounds(value: float, metric: Metric) -> str:

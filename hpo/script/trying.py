@@ -15,6 +15,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mode
+from typing import Any
 
 from hpo.errors import SpecError
 from hpo.script.config import ScriptConfig
@@ -23,7 +24,7 @@ from hpo.script.process import end_of
 from hpo.script.rendering import CHECKPOINTS
 from hpo.script.section import CompleteScript
 from hpo.script.training import Looks, ScriptTraining
-from hpo.text import duration, plural
+from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, Progress, Site, TrainingFailedError
 
 # Values that a whole short run should have.
@@ -48,6 +49,8 @@ class Run:
 
     resumed: bool = False
     """Whether it is the second attempt."""
+    fault: str = ""
+    """Why the second attempt failed."""
 
     @property
     def last(self) -> int:
@@ -79,12 +82,15 @@ class Trial:
         data: ScriptData,
         site: Site,
         say: Callable[[str], None],
+        others: Mapping[str, Any],
     ):
+        """others: name -> another value than the base's, of each searched parameter."""
         self.settings = settings
         self.config = config
         self.data = data
         self.site = site
         self.say = say
+        self.others = others
         self.metric: Metric = settings.metric
 
     def find(self) -> Found:
@@ -94,6 +100,8 @@ class Trial:
         interrupted = self._interrupted(config, whole)
         again = self._whole(config, "again")
         noise = apart(whole.values, again.values)
+        for warning in (*self._unread(config, whole), *self._wrong_way(whole, noise)):
+            self.say(f"WARNING    {warning}")
         self.say(
             f"noise      the same configuration and seed twice: {self.metric.name} differs by at most "
             f"{self._difference(noise)}"
@@ -144,6 +152,35 @@ class Trial:
         )
         return run
 
+    def _unread(self, config: ScriptConfig, whole: Run) -> Iterator[str]:
+        """What the script does not seem to read: its number of steps, its searched values."""
+        if whole.stop_seconds is None and whole.last > config.steps:
+            yield (
+                f"hpo asked for {plural(config.steps, 'step')}, and the script made {whole.last}: it does not read "
+                f"{self.settings.steps}. Does a value reach it? Say flag: or config:, or read HPO_CONFIG"
+            )
+        other = config.with_values(self.others)
+        try:
+            run = self._run(other, "other", self._enough(config))
+        except SpecError as error:
+            yield f"with other values ({_listed(self.others)}): {error}"
+            return
+        if apart(whole.values, run.values) == 0:
+            yield (
+                f"with other values ({_listed(self.others)}) every {self.metric.name} is the same: the script does not "
+                f"read them. Say flag: or config:, or read HPO_CONFIG"
+            )
+
+    def _wrong_way(self, whole: Run, noise: float) -> Iterator[str]:
+        """A metric that gets worse while a training goes on."""
+        values = [self.metric.sign * whole.values[step] for step in sorted(whole.values)]
+        always_worse = all(after > before for before, after in pairwise(values))
+        if len(values) > 2 and always_worse and values[-1] - values[0] > noise:
+            moves, better = ("rises", "lower") if self.metric.sign > 0 else ("falls", "higher")
+            yield (
+                f"{self.metric.name} {moves} while the script trains, and metric: direction: says that {better} is better"
+            )
+
     def _enough(self, config: ScriptConfig) -> Callable[[dict[int, float]], bool]:
         """A run that cannot be made shorter is ended by us."""
         shortened = config.steps < self.config.steps
@@ -158,7 +195,10 @@ class Trial:
             return None
         if stopped.stop_seconds is None:
             return stopped
-        return self._run(config, "interrupted", lambda values: False, attempt=2)
+        try:
+            return self._run(config, "interrupted", lambda values: False, attempt=2)
+        except SpecError as error:
+            return replace(stopped, resumed=True, fault=str(error))
 
     def _waits(self, name: str, log: Path, seconds: float, values: int) -> None:
         self.say(
@@ -249,6 +289,10 @@ def _interval(run: Run) -> int | None:
     return mode(after - before for before, after in pairwise(steps)) if len(steps) > 1 else None
 
 
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
+
+
 def apart(a: dict[int, float], b: dict[int, float], after: int = -1) -> float:
     """The largest difference at common steps after a step; infinite if there is none."""
     common = [step for step in a if step in b and step > after]
@@ -261,6 +305,8 @@ def judged(
     """(exact, `within X`, none or None; why). interrupted: stopped in the middle and resumed."""
     if interrupted is None:
         return "none", "it keeps nothing in HPO_CHECKPOINTS. An interrupted trial begins again"
+    if interrupted.fault:
+        return "none", f"resumed it fails ({interrupted.fault}). An interrupted trial begins again"
     if not interrupted.resumed:
         return None, "the script had ended before it could be stopped"
     if interrupted.first is None:

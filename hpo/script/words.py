@@ -15,6 +15,11 @@ def check_flag(flag: FlagSettings, place: str) -> None:
     for kind, template in templates.items():
         for word in template or []:
             fill(word, {"name": "", "value": ""}, f"{place}.{kind}")
+    if any("{value}" in word and " " in word for word in flag.value):
+        raise SpecError(
+            f"{place}: {flag.value[0]!r} is one word with a blank in it. Valid: two words, "
+            f"{json.dumps(flag.value[0].split())}"
+        )
     if not any("{value}" in word for word in flag.value):
         raise SpecError(
             f"{place}: {' '.join(flag.value)!r} has no {{value}}. Valid: --{{name}}={{value}}"

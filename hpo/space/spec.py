@@ -6,6 +6,7 @@ the study. The README section "Search spaces" documents the format.
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -99,6 +100,17 @@ class Parameter(Settings):
             and not isinstance(value, bool)
             and self.low <= value <= self.high
         )
+
+    def halfway(self, value: float) -> float:
+        """From a value to the end of the range that is farther from it, on the range's scale; whole for a whole number."""
+        assert self.low is not None and self.high is not None
+        if self.log:
+            far = self.low if value * value > self.low * self.high else self.high
+            middle = math.sqrt(max(value, self.low) * far)
+        else:
+            far = self.low if 2 * value > self.low + self.high else self.high
+            middle = (value + far) / 2
+        return round(middle) if isinstance(value, int) else middle
 
     def covers(self, other: "Parameter") -> bool:
         """Whether every value of `other` is one of this, so that a study may be extended from it to this."""
@@ -317,6 +329,19 @@ class StudySpec(Settings):
             for value in parameter.choices or (parameter.low, parameter.high):
                 with suppress(SpecError):
                     found.append(self.config(parents | {name: value}))
+        return found
+
+    def others(self) -> dict[str, Any]:
+        """Another value than the base's for each parameter that exists in the base: halfway to the farther end, or another
+        choice.
+        """
+        found: dict[str, Any] = {}
+        for name in self.existing(self.base):
+            parameter, value = self.parameters[name], self.base[name]
+            if parameter.choices is not None:
+                found[name] = next(choice for choice in parameter.choices if choice != value)
+            else:
+                found[name] = parameter.halfway(value)
         return found
 
     def active(self, name: str, values: Mapping[str, Any]) -> bool:

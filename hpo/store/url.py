@@ -2,6 +2,7 @@
 
 import os
 import socket
+from urllib.parse import quote
 
 import psycopg2
 from sqlalchemy import make_url
@@ -61,9 +62,14 @@ def secrets_of(url: str) -> tuple[str, ...]:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return (url,) if url else ()
-    password = parsed.password or parsed.query.get("password")
-    spellings = (url, parsed.render_as_string(hide_password=False), password)
-    return tuple(str(secret) for secret in spellings if secret)
+    password = str(parsed.password or parsed.query.get("password") or "")
+    spellings = (
+        url,
+        parsed.render_as_string(hide_password=False),
+        password,
+        quote(password, safe=""),
+    )
+    return tuple(secret for secret in dict.fromkeys(spellings) if secret)
 
 
 def connection_problem(url: str) -> str | None:

@@ -133,7 +133,9 @@ class Claims(StudyReader):
             ):
                 return False
             leases.begin_attempt(connection, trial.id, trial.attempt, step)
-            curves.forget_curve_after(connection, trial.id, step)
+            # Nothing is behind it: a point at step 0 is forgotten too.
+            kept = step if step > 0 or curve else -1
+            curves.forget_curve_after(connection, trial.id, kept)
         return self.deliver(trial, curve, step, 0.0)
 
     def deliver(

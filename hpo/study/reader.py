@@ -249,6 +249,18 @@ class StudyReader:
             findings.put_result(connection, self.id, kind, dict(content))
 
 
+def existing_reader(database: Database, name: str) -> StudyReader | None:
+    """A study of ours by its name; None: there is none."""
+    engine = ready_engine(database)
+    with engine.begin() as connection:
+        study_id = optuna_rows.study_id_of(connection, name)
+    if study_id is None:
+        engine.dispose()
+        return None
+    found = StudyReader(engine, study_id, name)
+    return found if "spec" in found.attributes else None
+
+
 def open_reader(database: Database, name: str) -> StudyReader:
     """Raises StudyError if there is no such study, with the nearest name and all."""
     check_name(name)

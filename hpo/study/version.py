@@ -10,7 +10,8 @@ from typing import Any
 from hpo import __version__
 from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
-from hpo.study.study import Study
+from hpo.store.database import Database
+from hpo.study.reader import StudyReader, existing_reader
 from hpo.trainer import DEFAULT_TRAINER, load_trainer, trainer_files
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,15 +40,25 @@ SAME_RESULTS = {
 IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_params")
 
 
-def check_code(study: Study, allow_different: bool) -> None:
+def check_code(study: StudyReader, allow_different: bool) -> None:
     """Raises StudyError if the study was made with other code, whose results may not compare with this one's."""
-    here = code_version(study.spec)
+    _check(study, code_version(study.spec), allow_different)
+
+
+def check_code_of(database: Database, name: str, here: str, allow_different: bool) -> None:
+    """The same of a study that may not be there yet, before anything of it is changed. here: the version of this code."""
+    if (study := existing_reader(database, name)) is not None:
+        _check(study, here, allow_different)
+        study.engine.dispose()
+
+
+def _check(study: StudyReader, here: str, allow_different: bool) -> None:
     if study.code == "" or allow_different or same_results(here, study.code):
         return
     if here.partition(" script ")[0] == study.code.partition(" script ")[0]:
         raise StudyError(
             f"study {study.name} was made with another state of the script's code ({study.code}; here is {here}). Go back to "
-            f"that, take --name for a new study, or --allow-different-code"
+            f"that, or take --allow-different-code, or for another study hpo launch --name"
         )
     raise StudyError(
         f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code"

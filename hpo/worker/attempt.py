@@ -117,11 +117,14 @@ class Attempt:
             return None
         self._track()
         remove_drafts(self.folder)
+        # What an earlier attempt has left running here is ended first.
+        self.reporter.alive_for(self.trainer.ending_seconds)
         looks = training.train()
         try:
             outcome = self._steps(training, looks)
         finally:
-            # Whatever the training still does, it ends here.
+            # Whatever the training still does, it ends here, and may take its time.
+            self.reporter.alive_for(self.trainer.ending_seconds)
             if close := getattr(looks, "close", None):
                 close()
         if isinstance(outcome, Completed):
@@ -214,20 +217,18 @@ class Attempt:
                 return None
             if outcome := self._called_off(finished):
                 return outcome
-        if (
-            score is None or since
-        ):  # no steps at all, resumed at the last one, or ended after steps without a score
+        # No steps at all, resumed at the last one, or ended after steps without a score.
+        if score is None or since:
             score = as_score(training.evaluate(self.place.dataset))
+            # A training with files of its own was evaluated where it says so, and nowhere else.
+            is_new = bool(since) and not self.trainer.keeps_files
             point = Point(training.step, score.value, 0.0)
-            if since:
-                point = point_of(
-                    [*since[:-1], replace(since[-1], score=score)],
-                    last_step,
-                    time.monotonic() - begin_seconds,
-                )
+            if is_new:
+                looks_since = [*since[:-1], replace(since[-1], score=score)]
+                point = point_of(looks_since, last_step, time.monotonic() - begin_seconds)
             if stop := not_finite(point, self.metric):
                 return Stopped(stop)
-            if since:
+            if is_new:
                 self._evaluated(point)
                 self._keep_if_best(training, point)
         return Completed(self._taken(score))
@@ -243,9 +244,9 @@ class Attempt:
         Returns the step of the last point that is left.
         """
         self.curve = [point for point in self.curve if point.step < step]
-        last = self.curve[-1].step if self.curve else 0
+        last = self.curve[-1] if self.curve else None
         self.reporter.go_back(last)
-        return last
+        return last.step if last else 0
 
     def _taken(self, score: Score) -> Score:
         """The trial's score: the last, or where the trainer says so the best of the curve."""
@@ -299,6 +300,8 @@ class Attempt:
         )
 
     def _keep_if_best(self, training: Training, point: Point) -> None:
+        if self.trainer.keeps_files:
+            return
         if point.value == self.metric.best([point.value for point in self.curve]):
             self._keep(training, "best", point.value)
 

@@ -99,7 +99,9 @@ class Reporter:
         self._owed: list[Point] = []
         self._step = self._told = 0
         self._alive = False  # since it was told last
-        self._back: int | None = None  # points after this step are not of the curve any more
+        self._alive_until = 0.0
+        self._goes_back = False
+        self._kept: Point | None = None  # where it goes back to; None: to the beginning
         self._lock = threading.Lock()  # of what is owed
         self._begin = time.monotonic()
         self._seconds = 0.0
@@ -128,11 +130,21 @@ class Reporter:
         self._seconds = time.monotonic() - self._begin
         self._alive = True
 
-    def go_back(self, step: int) -> None:
-        """The training goes on after `step`: later points are forgotten, before new ones are delivered."""
+    def alive_for(self, seconds: float) -> None:
+        """The training works, and will say nothing for up to so long."""
+        self._alive_until = time.monotonic() + seconds
+
+    def go_back(self, last: Point | None) -> None:
+        """The training goes on after this point of its curve; None: it begins again. Later points are forgotten, before new
+        ones are delivered.
+        """
+        step = last.step if last else 0
         with self._lock:
-            self._back = step if self._back is None else min(step, self._back)
-            self._owed = [point for point in self._owed if point.step <= step]
+            earlier = self._kept is None or (last is not None and self._kept.step <= step)
+            if not (self._goes_back and earlier):
+                self._kept = last
+            self._goes_back = True
+            self._owed = [point for point in self._owed if last is not None and point.step <= step]
             self._step = step
 
     def holds(self) -> bool:
@@ -154,22 +166,36 @@ class Reporter:
     def deliver(self) -> None:
         """Once, now; raises DatabaseAwayError with everything still owed."""
         with self._lock:
-            step, points, back = self._step, list(self._owed), self._back
-            self._alive = False
+            step, points = self._step, list(self._owed)
+            goes_back, kept = self._goes_back, self._kept
+            self._alive = self._goes_back = False
         asked = time.monotonic()
-        held = back is None or self.study.resume(self.trial, back, [])
+        held = not goes_back or self._resumed(kept)
         held = held and self.study.deliver(self.trial, points, step, self._seconds, self._memory())
         self._confirmed, self._told, self._away = asked, step, False
         with self._lock:
             self._owed = [
                 point for point in self._owed if not any(point is told for told in points)
             ]
-            self._back = None if self._back == back else self._back
         self.lost = self.lost or not held
         if held:
             budget_too = asked - self._looked > LOOK_SECONDS
             self._looked = asked if budget_too else self._looked
             self.spent = self.study.over(budget_too) or self.spent
+
+    def _resumed(self, kept: Point | None) -> bool:
+        """False: the trial is another's now. Where that cannot be asked it is still to be done."""
+        try:
+            return self.study.resume(self.trial, kept.step if kept else 0, [kept] if kept else [])
+        except DatabaseAwayError:
+            with self._lock:
+                if not self._goes_back:
+                    self._goes_back, self._kept = True, kept
+            raise
+
+    def _has_news(self) -> bool:
+        is_alive = self._alive or time.monotonic() < self._alive_until
+        return bool(self._owed) or is_alive or self._step != self._told
 
     def _pause(self, seconds: float) -> None:
         """Unless the attempt ends before."""
@@ -183,7 +209,7 @@ class Reporter:
         while not self._end and not self.lost:
             self._wake.wait(pause)
             self._wake.clear()
-            if self._end or not (self._owed or self._alive or self._step != self._told):
+            if self._end or not self._has_news():
                 continue
             try:
                 self.deliver()

@@ -71,9 +71,15 @@ for step in range(first, last + 1):
             shown = -value
         if way == "percent":
             shown = 100 * value
+        if args.get("rows_among_checkpoints"):
+            with open(os.path.join(folder, "rows.jsonl"), "a") as file:
+                file.write(json.dumps({"step": step, "value": shown}) + "\n")
+        if way == "once-bad" and os.environ.get("HPO_ATTEMPT") == "1" and step == 10:
+            shown = -1.0
         if way != "silent":
             hpo_report.report(step, shown, loss=2 * value, lr=args["lr"])
-        if way in ("exact", "longer", "broken-resume") and not args.get("forgets"):
+        saves = way in ("exact", "longer", "broken-resume") and not args.get("forgets")
+        if saves and step % args.get("saves_every", 1) == 0:
             save(step)
         if way == "loud":
             for _ in range(args["megabytes"]):
@@ -87,3 +93,5 @@ for step in range(first, last + 1):
         hpo_report.report(1, value)
     if way == "killed" and step == last // 2:
         os.kill(os.getpid(), signal.SIGKILL)
+if way == "loss-at-the-end":
+    hpo_report.report(last + 3, loss=1.0)
