@@ -25,6 +25,8 @@ def main() -> None:
     """Hyperparameter optimization for speech-BCI phoneme decoders.
 
     Start with: hpo launch --study lr-aug
+
+    A training script of your own: hpo try --study FILE, then hpo launch --study FILE
     """
 
 

@@ -5,9 +5,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 import hpo.script
+from hpo.curve import Point
+from hpo.space.spec import load_spec
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Record
+from hpo.worker.dataset import look_at_data
+from hpo.worker.worker import run_worker
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 HELPER = Path(str(hpo.script.__file__)).parent / "hpo_report.py"
@@ -38,6 +46,26 @@ def study_file(folder: Path, section: dict[str, Any] | None = None, **changes: A
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(_changed(content, changes)))
     return path
+
+
+def made(database: Database, path: Path, name: str = "script") -> Study:
+    spec = load_spec(path)
+    return Study.create_or_open(database, name, spec, look_at_data(None, spec).facts)
+
+
+def trained(database: Database, path: Path, name: str = "script") -> Record:
+    """The first trial of a study, which a worker in this process has run."""
+    study = made(database, path, name)
+    run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    return study.records()[0]
+
+
+def curve_of(study: Study, record: Record) -> list[Point]:
+    return study.curves([record])[record.number]
+
+
+def values(points: list[Point]) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in points]
 
 
 def scripts_running(folder: Path) -> list[int]:

@@ -328,6 +328,8 @@ def worker(study: str, data: Path | None, device: str | None, threads: int | Non
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     flag = StopFlag(slurm_element.leave_at())
     if all_gpus:
+        # A machine without a GPU says so before the database is asked.
+        plan_node(device, per_gpu)
         opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
         joined = Study.open(opened, study)
         plan = plan_node(device, per_gpu, joined.spec.load_trainer().gpus)

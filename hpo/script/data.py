@@ -59,7 +59,7 @@ def _noted(note: str) -> str:
 
 def _resumes(resume: str | None) -> str:
     if resume is None:
-        return "whether it can go on where it was interrupted is not known: hpo try measures it"
+        return "whether it can go on where it was interrupted is not known: see hpo try"
     if resume == "none":
         return "it cannot go on where it was interrupted: such a trial begins again (hpo try)"
     return f"it goes on where it was interrupted: {resume} (hpo try)"
