@@ -2,9 +2,11 @@
 
     python benchmarks/script.py [SECONDS]
 
-A worker runs `tests/stand_ins/many_ways/train.py`, which reports every second, for SECONDS (60). CPU seconds of the worker and of the
-keeper between the first report and the last, beside those of the script, are read from /proc. Then ten scripts that obey
-SIGTERM, and ten whose children are deaf to it, are stopped by `hpo kill`: from the command to the last process gone.
+A worker runs `tests/stand_ins/many_ways/train.py`, which reports every second, for SECONDS (60). CPU
+seconds of the worker and of the keeper between the first report and the last, beside those of the
+script, are read from /proc. Then ten scripts that obey SIGTERM, and ten whose children are deaf to
+it, are stopped by `hpo kill`: from the command to the last process gone. At last five workers get
+SIGTERM.
 """
 
 import os
@@ -21,13 +23,14 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from script_studies import study_file  # noqa: E402
+
 from hpo.space.spec import load_spec  # noqa: E402
 from hpo.store.database import open_database  # noqa: E402
 from hpo.study.control import kill  # noqa: E402
 from hpo.study.paths import study_folder  # noqa: E402
 from hpo.study.study import Study  # noqa: E402
 from hpo.worker.dataset import look_at_data  # noqa: E402
-from scripts import study_file  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 GRACE_SECONDS = 1
@@ -39,6 +42,7 @@ def main(seconds: int) -> None:
         overhead(Path(folder), seconds)
         for way in ("exact", "deaf"):
             stops(Path(folder), way)
+        leaves(Path(folder))
         subprocess.run(
             [sys.executable, "-m", "hpo.cli", "database", "stop"],
             check=True,
@@ -46,8 +50,8 @@ def main(seconds: int) -> None:
         )
 
 
-def made(folder: Path, name: str, section: dict[str, Any], trials: int) -> Study:
-    path = study_file(folder, section, budget={"trials": trials}, stopping=None)
+def made(folder: Path, name: str, section: dict[str, Any], trials: int, steps: int) -> Study:
+    path = study_file(folder, section, budget={"trials": trials}, base={"steps": steps})
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(content | {"stopping": None}))
     spec = load_spec(path)
@@ -61,7 +65,7 @@ def worker_of(study: Study) -> "subprocess.Popen[bytes]":
 
 def overhead(folder: Path, seconds: int) -> None:
     fixed = {"seconds": 1.0, "every": 1, "forgets": True}
-    study = made(folder, "overhead", {"fixed": fixed, "steps": seconds + 30}, 1)
+    study = made(folder, "overhead", {"fixed": fixed}, 1, seconds + 30)
     worker = worker_of(study)
     wait(lambda: study.records()[0].step >= 3)
     script = scripts_in(study_folder(study))[0]
@@ -84,10 +88,7 @@ def overhead(folder: Path, seconds: int) -> None:
 def stops(folder: Path, way: str) -> None:
     fixed = {"way": way, "seconds": 0.1, "every": 1, "forgets": True}
     study = made(
-        folder,
-        f"stops-{way}",
-        {"fixed": fixed, "steps": 10_000, "grace_seconds": GRACE_SECONDS},
-        10,
+        folder, f"stops-{way}", {"fixed": fixed, "grace_seconds": GRACE_SECONDS}, 10, 10_000
     )
     worker = worker_of(study)
     latencies = []
@@ -104,6 +105,26 @@ def stops(folder: Path, way: str) -> None:
     )
     print(
         f"hpo kill to all processes gone ({what}): median {median(latencies):.2f} s, most {max(latencies):.2f} s"
+    )
+
+
+def leaves(folder: Path) -> None:
+    """A signal to the worker, as a scheduler sends it."""
+    fixed = {"seconds": 0.1, "every": 1}
+    study = made(folder, "leaves", {"fixed": fixed, "grace_seconds": GRACE_SECONDS}, 1, 10_000)
+    latencies = []
+    for number in range(5):
+        worker = worker_of(study)
+        wait(lambda: bool(scripts_in(study_folder(study))))
+        mine = scripts_in(study_folder(study))
+        time.sleep(1 + number / 5)
+        begin = time.monotonic()
+        worker.terminate()
+        wait(lambda mine=mine: not any(map(alive, mine)))
+        latencies.append(time.monotonic() - begin)
+        worker.wait()
+    print(
+        f"SIGTERM to the worker to all processes of the script gone: median {median(latencies):.2f} s, most {max(latencies):.2f} s"
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from commands import asked, one_line, report_of
+from script_studies import curve_of, made, scripts_running, study_file, trained
 
 from hpo.errors import MemoryShortError, SpecError
 from hpo.script.training import nearest
@@ -19,7 +20,6 @@ from hpo.study.logs import log_path
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
 from hpo.worker.worker import run_worker
-from scripts import curve_of, made, scripts_running, study_file, trained
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from commands import asked, start, until
+from script_studies import curve_of, made, scripts_running, study_file, trained, values
 
 from hpo.store.database import Database
 from hpo.study.paths import study_folder, trial_folder
 from hpo.study.study import Study
 from hpo.worker.worker import run_worker
-from scripts import curve_of, made, scripts_running, study_file, trained, values
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 

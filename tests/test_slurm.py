@@ -16,6 +16,7 @@ import slurm_cluster
 import yaml
 from commands import LONG, Done, asked, one_line, until
 from conftest import TINY
+from script_studies import scripts_running, study_file
 from slurm_cluster import Cluster
 from sqlalchemy import make_url
 
@@ -28,7 +29,6 @@ from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.worker.signals import STOP_SIGNALS, StopFlag
-from scripts import scripts_running, study_file
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm.sh"
 ROOT = Path(__file__).parents[1]

@@ -19,6 +19,8 @@ from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
 from hpo.trainer import DEFAULT_TRAINER, SCRIPT_TRAINER, Metric, Trainer
 
+NAME_WIDTH = 28
+
 
 def build_report(study: StudyReader) -> dict[str, Any]:
     """The report as JSON-ready values. The metric in its unit (a fraction of 1 where it is percent), times in seconds of a
@@ -134,7 +136,7 @@ def as_text(report: dict[str, Any], metric: Metric) -> str:
             f"  It is the {metric.lowest} of {complete} noisy numbers, on {metric.items} that the search saw."
             f"{' That selection is not in the interval:' if best['interval'] else ' So'}",
             f"  expect a little {'more' if metric.direction == 'minimize' else 'less'} on new {metric.items}.",
-            *(f"    {name:28} {value_text(value)}" for name, value in best["params"].items()),
+            *_values(best["params"]),
         ]
     lines += report["cautions"]
     if not report["child_of"]:
@@ -146,6 +148,12 @@ def as_text(report: dict[str, Any], metric: Metric) -> str:
         lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
     lines += [f"  failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
     return "\n".join(lines)
+
+
+def _values(params: Mapping[str, Any]) -> list[str]:
+    """A line each, in two columns."""
+    wide = max([NAME_WIDTH, *map(len, params)])
+    return [f"    {name:{wide}} {value_text(value)}" for name, value in params.items()]
 
 
 def interval_text(best: dict[str, Any], metric: Metric) -> str:
