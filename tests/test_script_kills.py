@@ -231,7 +231,7 @@ def test_a_curve_among_the_checkpoints_goes_on(database: Database, tmp_path: Pat
         attempts={"max_attempts": 50},
     )
     study = made(database, path)
-    for reached in (12, 32):
+    for reached in (22, 42):
         worker = start("worker", "--study", "script", "--device", "cpu")
         until(partial(_has_come_to, study, reached, study_folder(study)))
         worker.kill()

@@ -52,6 +52,19 @@ class Place:
     )  # partitions that complete trials are scored on too
 
 
+@dataclass
+class Stretch:
+    """What a training has shown since the last point of its curve."""
+
+    after: int  # the step of that point, or where the attempt began
+    looks: list[Progress] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+
+    def point(self) -> Point:
+        """At the last look, which has a score."""
+        return point_of(self.looks, self.after, time.monotonic() - self.begun)
+
+
 class Attempt:
     """One attempt at a trial: its training, its curve and its files.
 
@@ -71,9 +84,10 @@ class Attempt:
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self._unkept: dict[str, Callable[[], bool]] = {}  # weights, by which
-        self._scores: dict[
-            float, Score
-        ] = {}  # by their values, where the best of the curve is taken
+        self._since = Stretch(0)
+        self._score: Score | None = None  # the last
+        self._scores: dict[float, Score] = {}  # by value, where the best of the curve is taken
+        self._saved_at = time.monotonic()
         self.short_of_memory = False
 
     def _start(self) -> Training:
@@ -119,6 +133,7 @@ class Attempt:
         remove_drafts(self.folder)
         # What an earlier attempt has left running here is ended first.
         self.reporter.alive_for(self.trainer.ending_seconds)
+        self._saved_at = time.monotonic()
         looks = training.train()
         try:
             outcome = self._steps(training, looks)
@@ -161,92 +176,95 @@ class Attempt:
                 path.unlink(missing_ok=True)
 
     def _steps(self, training: Training, looks: Iterator[Progress | Waiting]) -> Outcome | None:
-        since: list[Progress] = []
-        last_step = training.step
-        begin_seconds = time.monotonic()
-        saved = time.monotonic()
-        score = None
-        steps = self.trial.config.steps
-        for progress in looks:
-            if isinstance(progress, Waiting):
-                self.reporter.alive()
-                if progress.goes_on_at is not None:
-                    last_step = self._go_back(progress.goes_on_at)
-                    since = []
-                if outcome := self._called_off(False):
-                    return outcome
-                if self.reporter.lost:
-                    return None
-                continue
-            if not isinstance(progress, Progress):
-                raise TypeError(
-                    f"train() gave a {type(progress).__name__}. Valid: hpo.Progress(step, loss, ...)"
-                )
-            if reason := progress.reason_to_end:
-                self.reporter.at(progress.step)
-                return Stopped(non_finite(progress.step, reason))
-            if self.curve and progress.step <= self.curve[-1].step:
-                last_step = self._go_back(progress.step)
-                since = []
-            since.append(progress)
-            finished = progress.step >= steps
-            if progress.score is None:
-                self.reporter.at(progress.step)
-            else:
-                score = progress.score
-                point = point_of(since, last_step, time.monotonic() - begin_seconds)
-                self._scores = (
-                    {point.value: score, **self._scores} if self.trainer.take == "best" else {}
-                )
-                self._evaluated(point)
-                if stop := self._judged(finished):
-                    return Stopped(stop)
-                # Asked before the best weights are written, which may be at every evaluation.
-                due = (
-                    time.monotonic() - saved >= self.study.spec.attempts.checkpoint_seconds
-                    and not self.writer.busy
-                )
-                # Before the checkpoint: who goes on from that does not score this again.
-                self._keep_if_best(training, point)
-                if due and not finished:
-                    self._checkpoint(training)
-                    saved = time.monotonic()
-                since, last_step = [], progress.step
-                begin_seconds = time.monotonic()
+        """None: the trial was taken from us."""
+        self._since = Stretch(training.step)
+        for look in looks:
+            outcome = self._takes(training, look)
             if self.reporter.lost:
                 return None
-            if outcome := self._called_off(finished):
+            if outcome is not None:
                 return outcome
-        # No steps at all, resumed at the last one, or ended after steps without a score.
-        if score is None or since:
-            score = as_score(training.evaluate(self.place.dataset))
-            # A training with files of its own was evaluated where it says so, and nowhere else.
-            is_new = bool(since) and not self.trainer.keeps_files
-            point = Point(training.step, score.value, 0.0)
-            if is_new:
-                looks_since = [*since[:-1], replace(since[-1], score=score)]
-                point = point_of(looks_since, last_step, time.monotonic() - begin_seconds)
-            if stop := not_finite(point, self.metric):
-                return Stopped(stop)
-            if is_new:
-                self._evaluated(point)
-                self._keep_if_best(training, point)
+        return self._at_its_end(training)
+
+    def _takes(self, training: Training, look: Progress | Waiting) -> Outcome | None:
+        """None: the training goes on."""
+        if isinstance(look, Progress):
+            return self._advances(training, look)
+        if not isinstance(look, Waiting):
+            raise TypeError(
+                f"train() gave a {type(look).__name__}. Valid: hpo.Progress(step, loss, ...)"
+            )
+        self.reporter.alive()
+        if look.goes_on_at is not None:
+            self._go_back(look.goes_on_at)
+        return self._called_off()
+
+    def _advances(self, training: Training, look: Progress) -> Outcome | None:
+        if reason := look.reason_to_end:
+            self.reporter.at(look.step)
+            return Stopped(non_finite(look.step, reason))
+        if self.curve and look.step <= self.curve[-1].step:
+            self._go_back(look.step)
+        self._since.looks.append(look)
+        is_last = look.step >= self.trial.config.steps
+        if look.score is None:
+            self.reporter.at(look.step)
+        elif stop := self._scores_look(training, look.score, is_last):
+            return Stopped(stop)
+        return None if is_last else self._called_off()
+
+    def _scores_look(self, training: Training, score: Score, is_last: bool) -> Stop | None:
+        """The last look has a score, which is a point of the curve. Returns why the training should stop."""
+        point = self._since.point()
+        self._score = score
+        if self.trainer.take == "best":
+            self._scores.setdefault(point.value, score)
+        self._evaluated(point)
+        if stop := self._judged(is_last):
+            return stop
+        # Asked before the best weights are written, which may be at every evaluation.
+        age = time.monotonic() - self._saved_at
+        is_due = age >= self.study.spec.attempts.checkpoint_seconds and not self.writer.busy
+        # Before the checkpoint: who goes on from that does not score this again.
+        self._keep_if_best(training, point)
+        if is_due and not is_last:
+            self._checkpoint(training)
+            self._saved_at = time.monotonic()
+        self._since = Stretch(point.step)
+        return None
+
+    def _at_its_end(self, training: Training) -> Outcome:
+        """The training has ended. It is evaluated once more after no steps at all, after a resume at the last one, and
+        after steps without a score.
+        """
+        if self._score is not None and not self._since.looks:
+            return Completed(self._taken(self._score))
+        score = as_score(training.evaluate(self.place.dataset))
+        # A training with files of its own was evaluated where it says so, and nowhere else.
+        is_new = bool(self._since.looks) and not self.trainer.keeps_files
+        if not is_new:
+            last = Point(training.step, score.value, 0.0)
+            stop = not_finite(last, self.metric)
+            return Stopped(stop) if stop else Completed(self._taken(score))
+        self._since.looks[-1] = replace(self._since.looks[-1], score=score)
+        point = self._since.point()
+        if stop := not_finite(point, self.metric):
+            return Stopped(stop)
+        self._evaluated(point)
+        self._keep_if_best(training, point)
         return Completed(self._taken(score))
 
-    def _called_off(self, finished: bool) -> Interrupted | None:
+    def _called_off(self) -> Interrupted | None:
         """The trial is handed back, because the worker is to leave or the study has halted."""
         why = "a signal" if self.place.stop() else self.reporter.spent
-        return Interrupted(why) if why and not finished else None
+        return Interrupted(why) if why else None
 
-    def _go_back(self, step: int) -> int:
-        """The training goes on earlier than its curve ends: from `step` on the curve is made again.
-
-        Returns the step of the last point that is left.
-        """
+    def _go_back(self, step: int) -> None:
+        """The training goes on earlier than its curve ends: from `step` on the curve is made again."""
         self.curve = [point for point in self.curve if point.step < step]
         last = self.curve[-1] if self.curve else None
         self.reporter.go_back(last)
-        return last.step if last else 0
+        self._since = Stretch(last.step if last else 0)
 
     def _taken(self, score: Score) -> Score:
         """The trial's score: the last, or where the trainer says so the best of the curve."""

@@ -19,7 +19,7 @@ from hpo.study.trial import Trial
 RENEW_SECONDS = (
     2.0  # the lease is renewed and the displayed step is fresh this often, while steps advance
 )
-TOGETHER_SECONDS = 1.5  # points that come within this are delivered together
+TOGETHER_SECONDS = 0.5  # points that come within this are delivered together
 LOOK_SECONDS = 4.0  # how long a spent budget or a passed deadline may stay unnoticed
 ANSWER_SECONDS = 5.0  # so long a worker waits for an answer, even if it is to leave
 OUTAGE_SECONDS = (
@@ -205,7 +205,7 @@ class Reporter:
 
     def _work(self) -> None:
         backoff = Backoff()
-        pause = RENEW_SECONDS
+        pause = RENEW_SECONDS - TOGETHER_SECONDS
         while not self._end and not self.lost:
             self._wake.wait(pause)
             self._wake.clear()
@@ -215,7 +215,7 @@ class Reporter:
                 self.deliver()
                 # What comes soon after is delivered together.
                 self._pause(TOGETHER_SECONDS)
-                backoff, pause = Backoff(), RENEW_SECONDS
+                backoff, pause = Backoff(), RENEW_SECONDS - TOGETHER_SECONDS
             except DatabaseAwayError as error:
                 if not self._away:
                     self._say(f"trial {self.trial.number}: {error}; it trains on")

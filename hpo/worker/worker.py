@@ -121,30 +121,8 @@ class Worker(Place):
     def run_trial(self, trial: Trial) -> Outcome | None:
         """Train one trial to its outcome and store it. None: the trial was taken from us, or the database stayed away."""
         run = Attempt(self, trial, trial_folder(self.folder, trial.number))
-        outcome: Outcome | None
         try:
-            outcome = run.to_its_end()
-        except TrainingFailedError as error:
-            log.warning("trial %d: %s", trial.number, error)
-            outcome = Failed(str(error), _cause_of(error))
-        except StudyError as error:
-            # A person has to mend something first. The trial goes on then.
-            self._hand_back(run, error)
-            raise
-        except (
-            DatabaseError
-        ) as error:  # no outcome can be written; the lease runs out and the trial goes on elsewhere
-            if not (self.stop() and isinstance(error, DatabaseAwayError)):
-                raise
-            outcome = None
-        except Exception as error:
-            if is_memory_short(error):
-                run.short_of_memory = True
-                outcome = self._short_of_memory(trial)
-            else:
-                log.exception("trial %d", trial.number)
-                self._check_device()
-                outcome = Failed(f"{type(error).__name__}: {first_line(error)} ({place_of(error)})")
+            outcome = self._outcome_of(run)
         finally:
             run.writer.close()
             seconds = run.reporter.close(self.stop)
@@ -155,11 +133,39 @@ class Worker(Place):
         if isinstance(outcome, Completed):
             run.tidy()
         if run.short_of_memory:
-            raise MemoryShortError(f"trial {trial.number}: {self.device} ran out of memory; it waits to go on. Take fewer workers on "
-                                   f"this device, a smaller batch_size with more accumulation, or another device")  # fmt: skip
+            raise MemoryShortError(
+                f"trial {trial.number}: {self.device} ran out of memory; it waits to go on. Take fewer workers on "
+                f"this device, a smaller batch, or another device"
+            )
         if isinstance(outcome, Stopped):
             shutil.rmtree(run.folder, ignore_errors=True)
         return outcome
+
+    def _outcome_of(self, run: Attempt) -> Outcome | None:
+        """None: it cannot be written; the lease runs out and the trial goes on elsewhere.
+
+        Raises StudyError where a person has to mend something first; the trial goes on then.
+        """
+        number = run.trial.number
+        try:
+            return run.to_its_end()
+        except TrainingFailedError as error:
+            log.warning("trial %d: %s", number, error)
+            return Failed(str(error), _cause_of(error))
+        except StudyError as error:
+            self._hand_back(run, error)
+            raise
+        except DatabaseError as error:
+            if not (self.stop() and isinstance(error, DatabaseAwayError)):
+                raise
+            return None
+        except Exception as error:
+            if is_memory_short(error):
+                run.short_of_memory = True
+                return self._short_of_memory(run.trial)
+            log.exception("trial %d", number)
+            self._check_device()
+            return Failed(f"{type(error).__name__}: {first_line(error)} ({place_of(error)})")
 
     def _hand_back(self, run: Attempt, error: StudyError) -> None:
         run.writer.close()
