@@ -549,7 +549,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "no metric": ({"metric": None}, {}, ("metric is missing",)),
     "a bad unit of time": ({"grace_seconds": "soon"}, {}, ("grace_seconds",)),
     "a shared curve": (
-        {"curve": {"file": "/tmp/rows.jsonl"}},
+        {"curve": {"file": "/data/rows.jsonl"}},
         {},
         ("not in the folder of the attempt",),
     ),
@@ -559,7 +559,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         ("not in the folder of the attempt",),
     ),
     "the lab's own file": (
-        {"config": {"from": "{code}/base.json", "file": "/tmp/base.json"}},
+        {"config": {"from": "{code}/base.json", "file": "/data/base.json"}},
         {},
         ("not in the folder of the attempt",),
     ),

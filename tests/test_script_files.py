@@ -788,7 +788,7 @@ def test_invalid_templates(given: Any, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-PLACES = {"code": "/lab/{work}", "work": "/tmp/a b", "step_1": "x"}
+PLACES = {"code": "/lab/{work}", "work": "/data/a b", "step_1": "x"}
 
 
 @pytest.mark.parametrize(
@@ -797,7 +797,7 @@ PLACES = {"code": "/lab/{work}", "work": "/tmp/a b", "step_1": "x"}
         ("", ""),
         ("plain", "plain"),
         ("{code}/train.py", "/lab/{work}/train.py"),
-        ("{code}{work}", "/lab/{work}/tmp/a b"),
+        ("{code}{work}", "/lab/{work}/data/a b"),
         ("{step_1}", "x"),
         ("${code}", "${code}"),
         ("${oc.env:HOME}/{step_1}", "${oc.env:HOME}/x"),

@@ -60,7 +60,7 @@ class ScriptConfig(Config):
 
     def _of_its_kind(self, name: str, value: Any, place: str) -> Any:
         """The value as the base has it: a whole number, a number, a flag, text or a list."""
-        default = type(self)().values[name]
+        default = type(self).model_fields["values"].default[name]
         value = _plain(value, f"{place}{name}")
         if name in self.any_kind or default is None or _is_reference(default):
             return exponent_number(value) if isinstance(default, (int, float)) else value

@@ -300,7 +300,7 @@ class _Checked:
             return 0
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int):
             where = (
                 "the base has no value for it"
                 if value is None

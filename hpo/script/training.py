@@ -295,17 +295,13 @@ class ScriptTraining:
             raise TrainingFailedError(str(error)) from None
         self._place = self._rows.place()
 
-    def _read(self, last: bool) -> list[Row]:
-        assert self._rows is not None
-        try:
-            return self._rows.read(last)
-        except RowsError as error:
-            raise TrainingFailedError(str(error)) from None
-
     def _looks(self, last: bool) -> Generator[Progress, None, None]:
         """The rows that are new. A checkpoint that is made between two of them has none of them: they are read again."""
         assert self._rows is not None
-        rows = self._read(last)
+        try:
+            rows = self._rows.read(last)
+        except RowsError as error:
+            raise TrainingFailedError(str(error)) from None
         for row in rows:
             yield self._progress(row)
         if rows:

@@ -293,9 +293,9 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
-def apart(a: dict[int, float], b: dict[int, float], after: int = -1) -> float:
-    """The largest difference at common steps after a step; infinite if there is none."""
-    common = [step for step in a if step in b and step > after]
+def apart(a: dict[int, float], b: dict[int, float]) -> float:
+    """The largest difference at common steps; infinite if there is none."""
+    common = [step for step in a if step in b]
     return max((abs(a[step] - b[step]) for step in common), default=math.inf)
 
 

@@ -258,7 +258,10 @@ def existing_reader(database: Database, name: str) -> StudyReader | None:
         engine.dispose()
         return None
     found = StudyReader(engine, study_id, name)
-    return found if "spec" in found.attributes else None
+    if "spec" in found.attributes:
+        return found
+    engine.dispose()
+    return None
 
 
 def open_reader(database: Database, name: str) -> StudyReader:
