@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.script.config import ScriptConfig
-from hpo.script.files import kind_of, nested, rendered
+from hpo.script.files import Base, kind_of, nested, rendered
 from hpo.script.recipes import recipes_folder
 from hpo.script.section import CompleteScript, file_name
 from hpo.script.settings import METRICS_FILE
@@ -67,14 +67,16 @@ def render(
         name: _filled(value, places, f"fixed.{name}") for name, value in settings.fixed.items()
     }
     values = fixed | fields_of(settings, config)
-    files = {CONFIG: _json_for_helper(settings, values)}
+    base = settings.base() if settings.base_text else None
+    tree = base.changed(values) if base else nested(values, CONFIG)
+    # For hpo_report.config(): nested as the base is.
+    files = {CONFIG: rendered(tree, "json", CONFIG)}
     if settings.config is not None:
         name = file_name(settings.config)
-        tree = settings.base().changed(values) if settings.base_text else nested(values, name)
         files[name] = rendered(tree, kind_of(name, settings.base_kind), name)
     command = [fill(word, places, "command") for word in settings.command]
     if settings.flag is not None:
-        command += words(settings.flag, _flagged(settings, values))
+        command += words(settings.flag, _flagged(base, values))
     if resuming:
         command += [fill(word, places, "resume_words") for word in settings.resume_words]
     environment = _environment(settings, config, site, folder, places, resuming)
@@ -88,13 +90,15 @@ def fields_of(settings: CompleteScript, config: ScriptConfig) -> dict[str, Any]:
     }
 
 
-def _flagged(settings: CompleteScript, values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _flagged(base: Base | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Beside a file that has them all, only the values that are not the base's."""
-    if settings.config is None or not settings.base_text:
+    if base is None:
         return values
-    base = settings.base().values()
+    existing = base.values()
     return {
-        name: value for name, value in values.items() if name not in base or base[name] != value
+        name: value
+        for name, value in values.items()
+        if name not in existing or existing[name] != value
     }
 
 
@@ -127,13 +131,6 @@ def _filled(value: Any, places: Mapping[str, str], place: str) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item, places, f"{place}.{name}") for name, item in value.items()}
     return value
-
-
-def _json_for_helper(settings: CompleteScript, values: Mapping[str, Any]) -> str:
-    """Of hpo_report.config(): nested as the base is."""
-    if not settings.base_text:
-        return rendered(nested(values, CONFIG), "json", CONFIG)
-    return rendered(settings.base().changed(values), "json", CONFIG)
 
 
 def _environment(
