@@ -8,17 +8,13 @@ from typing import Any
 
 from hpo.script.config import ScriptConfig
 from hpo.script.files import Base, kind_of, nested, rendered
+from hpo.script.process import STOP_FILE
 from hpo.script.recipes import recipes_folder
 from hpo.script.section import CompleteScript, file_name
-from hpo.script.settings import METRICS_FILE
+from hpo.script.settings import CHECKPOINTS, CONFIG, METRICS_FILE
 from hpo.script.words import fill, words
 from hpo.trainer import Site
 
-# In the attempt's folder.
-CONFIG = "hpo-config.json"
-CHECKPOINTS = "checkpoints"
-STOP = "stop"
-COMMAND = "command.sh"
 # Variables that tell a script nothing outside of a trial.
 OURS = (
     "PYTHONUNBUFFERED",
@@ -145,7 +141,7 @@ def _environment(
         "HPO_CONFIG": str(folder / CONFIG),
         "HPO_METRICS": str(folder / METRICS_FILE),
         "HPO_CHECKPOINTS": str(folder / CHECKPOINTS),
-        "HPO_STOP": str(folder / STOP),
+        "HPO_STOP": str(folder / STOP_FILE),
         "HPO_RESUME": "1" if resuming else "",
         "HPO_STUDY": site.study,
         "HPO_TRIAL": str(site.trial),

@@ -15,8 +15,13 @@ from hpo.script.code import code_state
 from hpo.script.config import OWN, exponent_number
 from hpo.script.curve_check import check_curve
 from hpo.script.files import Base, kind_of, parse_base, read_base
+from hpo.script.process import END_FILE, KEEPER_FILE, ROWS_FILE, STOP_FILE
 from hpo.script.recipes import recipes_folder
 from hpo.script.settings import (
+    CHECKPOINTS,
+    COMMAND,
+    CONFIG,
+    METRICS_FILE,
     ConfigFile,
     CurveSettings,
     FlagSettings,
@@ -46,14 +51,8 @@ MOST_GPUS = 64
 MOST_STEPS = 2**31 - 1
 # In an attempt's folder.
 RESERVED = (
-    "checkpoints",
-    "command.sh",
-    "end.json",
-    "hpo-config.json",
-    "keeper.json",
-    "metrics.jsonl",
-    "output-rows",
-    "stop",
+    *(CHECKPOINTS, COMMAND, CONFIG, METRICS_FILE),
+    *(END_FILE, KEEPER_FILE, ROWS_FILE, STOP_FILE),
 )
 
 

@@ -7,7 +7,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from hpo.settings import NotNegative, Positive, Settings, Whole
 from hpo.trainer import Metric
 
+# In the folder of an attempt, beside what the keeper writes there (process.py).
 METRICS_FILE = "metrics.jsonl"
+CONFIG = "hpo-config.json"
+CHECKPOINTS = "checkpoints"
+COMMAND = "command.sh"
 # Of `curve.file`: what the script prints.
 OUTPUT = "log"
 OMIT = "omit"

@@ -25,11 +25,11 @@ from hpo.script.process import (
     end_of,
     script_environment,
 )
-from hpo.script.rendering import CHECKPOINTS, COMMAND, Rendered, render
+from hpo.script.rendering import Rendered, render
 from hpo.script.row import Row, RowsError
 from hpo.script.rows import Rows
 from hpo.script.section import CompleteScript
-from hpo.script.settings import OUTPUT
+from hpo.script.settings import CHECKPOINTS, COMMAND, OUTPUT
 from hpo.trainer import (
     Metric,
     Progress,

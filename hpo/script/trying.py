@@ -21,8 +21,8 @@ from hpo.errors import SpecError
 from hpo.script.config import ScriptConfig
 from hpo.script.data import ScriptData
 from hpo.script.process import end_of
-from hpo.script.rendering import CHECKPOINTS
 from hpo.script.section import CompleteScript
+from hpo.script.settings import CHECKPOINTS
 from hpo.script.training import Looks, ScriptTraining
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, Progress, Site, TrainingFailedError
