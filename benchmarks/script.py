@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from script_studies import study_file  # noqa: E402
+from helpers.script_studies import study_file  # noqa: E402
 
 from hpo.space.spec import load_spec  # noqa: E402
 from hpo.store.database import open_database  # noqa: E402

@@ -4,55 +4,24 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # the models are tiny: more threads, also of those beside us, only wait for each other
-)
+# Before PyTorch is imported. The models are tiny: more threads only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np
-import psycopg2
 import pytest
-from sqlalchemy import make_url
+from helpers.data import tiny_contents
+from helpers.paths import ROOT
+from helpers.servers import COLUMNS, EMPTY, TESTER_PASSWORD, execute, url_of
+from helpers.studies import TINY
 
-from hpo.curve import Point
 from hpo.data.formats import Sentences, read_sentences
-from hpo.decoder.config import DecoderConfig
-from hpo.decoder.training import Recordings, load_recordings
 from hpo.space.spec import StudySpec, load_spec
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
 from hpo.study.study import Study
-from hpo.trainer import DataRequest
-
-TINY = """
-base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4, steps: 6, evaluate_every: 2}
-parameters:
-  optimizer.lr: {low: 1e-4, high: 5e-2, log: true}
-  optimizer.name: {choices: [adam, sgd]}
-  optimizer.eps: {low: 1e-8, high: 1e-1, log: true, when: {optimizer.name: [adam]}}
-starts:
-  baseline: {}
-  slow: {optimizer.lr: 0.001, optimizer.name: sgd}
-budget: {trials: 4}
-policy: tpe
-sampler: {startup_trials: 3}
-"""
-
-
-TESTER_PASSWORD = os.urandom(12).hex()
-COLUMNS = """
-SELECT relname, attname, atttypid FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
-WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 ORDER BY relname, attnum
-"""
-EMPTY = """
-DO $$ BEGIN EXECUTE (
-    SELECT 'TRUNCATE ' || string_agg(quote_ident(tablename), ', ') FROM pg_tables
-    WHERE schemaname = 'public' AND tablename NOT IN ('version_info', 'alembic_version', 'hpo_version')
-); END $$
-"""
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +56,7 @@ def template(server: EmbeddedServer) -> str:
     execute(server, f"CREATE DATABASE {name} OWNER hpo")
     from hpo.store.storage import open_storage
 
-    storage = open_storage(Database(_url(server, name), None))
+    storage = open_storage(Database(url_of(server, name), None))
     storage.engine.dispose()
     return name
 
@@ -119,7 +88,7 @@ def database(
     else:
         name = f"test_{os.urandom(4).hex()}"
         execute(server, f"CREATE DATABASE {name} OWNER hpo TEMPLATE {template}")
-    fresh = Database(_url(server, name), None)
+    fresh = Database(url_of(server, name), None)
     monkeypatch.setenv("HPO_DATABASE_URL", fresh.url)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     yield fresh
@@ -131,88 +100,6 @@ def database(
         emptied.append(name)
     else:
         execute(server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _url(server: EmbeddedServer, name: str) -> str:
-    url = server.url()
-    assert url is not None
-    return make_url(url).set(database=name).render_as_string(hide_password=False)
-
-
-def execute(
-    server: EmbeddedServer, statement: str, database: str = "postgres"
-) -> list[tuple[Any, ...]]:
-    """As a superuser."""
-    url = make_url(_url(server, database)).set(
-        drivername="postgresql", username="tester", password=TESTER_PASSWORD
-    )
-    connection = psycopg2.connect(url.render_as_string(hide_password=False))
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
-
-
-def recordings(
-    path: Path | None, spec: StudySpec, fraction: float = 0.2, partition: str = "train"
-) -> Recordings:
-    """As a worker has them, with `fraction` of the sentences for validation."""
-    return load_recordings(DataRequest(path, spec.config(), "cpu", fraction, 0, partition))
-
-
-def decoder_config(spec: StudySpec, values: Mapping[str, Any] | None = None) -> DecoderConfig:
-    config = spec.config(values)
-    assert isinstance(config, DecoderConfig)
-    return config
-
-
-def point(
-    step: int,
-    value: float,
-    loss: float = 1.0,
-    validation_loss: float | None = 1.5,
-    **metrics: float,
-) -> Point:
-    return Point(
-        step,
-        value,
-        loss,
-        validation_loss,
-        {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5} | metrics,
-    )
-
-
-def tiny_contents(sentences: int = 12, days: int = 2, features: int = 3) -> dict[str, Any]:
-    """A ptDecoder_ctc dict of noise in which a bin's mean tells its phoneme (1..5)."""
-    generator = np.random.default_rng(0)
-
-    def day() -> dict[str, Any]:
-        columns: dict[str, Any] = {
-            "sentenceDat": [],
-            "phonemes": [],
-            "phoneLens": [],
-            "transcriptions": [],
-        }
-        for _ in range(sentences):
-            labels = generator.integers(1, 6, size=generator.integers(2, 5))
-            bins = np.repeat(labels, 8)[:, None] + generator.normal(
-                size=(8 * len(labels), features)
-            )
-            columns["sentenceDat"].append((bins - 3).astype(np.float32))
-            columns["phonemes"].append(np.pad(labels, (0, 20 - len(labels))).astype(np.int32))
-            columns["phoneLens"].append(len(labels))
-            columns["transcriptions"].append("?")
-        columns["phoneLens"] = np.array(columns["phoneLens"])
-        return columns
-
-    return {
-        "train": [day() for _ in range(days)],
-        "test": [day() for _ in range(days)],
-        "competition": [],
-    }
 
 
 @pytest.fixture
@@ -265,7 +152,16 @@ def demo_sentences() -> Sentences:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data kept beside the repository; tests that need it are skipped where it is not."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no shared/data folder beside the repository")
     return folder
+
+
+@pytest.fixture
+def fresh(private_folder: Path) -> Iterator[EmbeddedServer]:
+    folder = private_folder / f"home-{os.urandom(4).hex()}"
+    folder.mkdir(mode=0o711)
+    embedded = EmbeddedServer(folder)
+    yield embedded
+    embedded.stop()

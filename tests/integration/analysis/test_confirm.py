@@ -1,0 +1,250 @@
+"""hpo confirm: what is retrained, what is reused, what is said of it; real training of a tiny decoder in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from helpers.data import recordings, tiny_contents
+from helpers.studies import RECORD, TINY, worker_for
+
+from hpo.analysis.child import open_child
+from hpo.analysis.confirm import Chosen, Confirmation, _comparisons, as_text, choose, confirm
+from hpo.analysis.retrain import Retrained, Train, check_data
+from hpo.cli import main
+from hpo.decoder.trainer import PER
+from hpo.decoder.training import Recordings
+from hpo.errors import CallerError, DataError, StudyError
+from hpo.process import Process
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Record, State
+from hpo.trainer import Score
+from hpo.worker.worker import Worker
+
+MakeStudy = Callable[..., Study]
+DIVERGES = "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
+
+
+@pytest.fixture
+def data(tiny_data: Path, tiny_space: Path) -> Recordings:
+    return recordings(tiny_data, load_spec(tiny_space), 0.2)
+
+
+@pytest.fixture
+def train(data: Recordings, tiny_data: Path, tiny_space: Path, tmp_path: Path) -> Train:
+    test = recordings(tiny_data, load_spec(tiny_space), partition="test")
+
+    def run(child: Study) -> None:
+        Worker(
+            child,
+            data,
+            tmp_path / child.name,
+            RECORD,
+            held_out={"test": test} if child.spec.child and child.spec.child.score else {},
+        ).run()
+
+    return run
+
+
+@pytest.fixture
+def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path) -> Study:
+    """Six trials: two starts, one that diverges at once, three drawn."""
+    text = TINY.replace("trials: 4", "trials: 6").replace(
+        "baseline: {}", "baseline: {}\n  " + DIVERGES
+    )
+    tiny_space.write_text(text.replace("high: 5e-2", "high: 1e30"))
+    study = make_study(load_spec(tiny_space), "p")
+    worker_for(study, data, tmp_path / "p").run()
+    return study
+
+
+def confirmed(
+    study: Study, database: Database, train: Train, top: int = 2, seeds: int = 2
+) -> Confirmation:
+    return confirm(study, open_child(database, study, "confirm", ("test",)), top, seeds, train)
+
+
+def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(
+    searched: Study, database: Database, train: Train
+) -> None:
+    finding = confirmed(searched, database, train)
+    best = sorted(
+        (record.value, record.number) for record in searched.records() if record.value is not None
+    )
+    tops = [config for config in finding.configs if config.top]
+    assert [(config.search_value, config.trial) for config in tops] == best[:2]
+    assert {config.start for config in finding.configs} >= set(searched.spec.starts)
+    assert searched.results()["confirm"]["configs"] == finding.model_dump(mode="json")["configs"]
+    parent_seeds = {record.config["seed"] for record in searched.records()}
+    for config in finding.configs:
+        seeds = [seed["seed"] for seed in config.seeds]
+        assert seeds == [1_000_000, 1_000_001]
+        assert not parent_seeds & set(seeds)
+    sure = tops[0]
+    assert sure.value is not None and sure.interval is not None
+    assert sure.selection is not None and sure.partition_shift is not None
+    assert sure.value == pytest.approx(sum(seed["value"] for seed in sure.seeds) / 2)
+    assert sure.interval[0] < sure.value < sure.interval[1]
+    assert sure.optimism == pytest.approx(sure.selection + sure.partition_shift)
+    assert finding.sentences == 24
+    pairs = {(comparison.a, comparison.b) for comparison in finding.comparisons}
+    assert len(pairs) == len(finding.comparisons)
+    assert all(comparison.p_holm >= comparison.p for comparison in finding.comparisons)
+
+    wild = next(config for config in finding.configs if config.start == "wild")
+    assert (wild.value, wild.interval, wild.counts) == (None, None, "0 of 2, 2 diverged")
+    assert any(
+        note.startswith("wild: 2 of 2 seeds diverged (") and note.endswith("so it has no PER.")
+        for note in finding.notes
+    )
+    assert all("wild" not in (comparison.a, comparison.b) for comparison in finding.comparisons)
+    shown = as_text("p", finding, PER)
+    assert "0 of 2, 2 diverged" in shown
+    assert "95 % interval" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+    child = open_child(database, searched, "confirm")
+    count = len(child.records())
+    assert confirmed(searched, database, train) == finding
+    assert len(child.records()) == count
+    more = confirmed(searched, database, train, top=3, seeds=3)
+    assert len(child.records()) > count
+    assert child.budget_spent()
+    noted = [note for note in more.notes if "are not separated" in note]
+    assert more.separated == (not noted)
+    assert all(
+        "of seeds" in note or "seeds each" in note or "more seeds may do" in note for note in noted
+    )
+    both = {config.name: config for config in more.configs}
+    for config in finding.configs:
+        if not config.counts.startswith("0"):
+            assert both[config.name].seeds[:2] == config.seeds
+
+
+def side(states: str, errors: int) -> Retrained:
+    """c: complete, s: stopped."""
+    empty: dict[str, Any] = dict.fromkeys(Record.__dataclass_fields__)
+    word: dict[str, State] = {"c": "complete", "s": "stopped"}
+    records = [
+        Record(**{**empty, "id": i, "number": i, "state": word[letter]})
+        for i, letter in enumerate(states)
+    ]
+    scores = {
+        i: Score(tuple(errors + (i + n) % 3 for n in range(60)), (50,) * 60)
+        for i, letter in enumerate(states)
+        if letter == "c"
+    }
+    return Retrained(records, scores, PER)
+
+
+@pytest.mark.parametrize(
+    ("best", "start", "decided"),
+    [("ccc", "ccc", True), ("ccc", "ccs", False), ("css", "ccc", False)],
+)
+def test_nothing_is_decided_by_the_seeds_that_came_through(
+    tiny_spec: StudySpec, best: str, start: str, decided: bool
+) -> None:
+    chosen = [
+        Chosen("trial 3", 3, None, True, 0.2, tiny_spec.config()),
+        Chosen("baseline", 0, "baseline", False, 0.4, tiny_spec.config()),
+    ]
+    (comparison,) = _comparisons(chosen, [side(best, 10), side(start, 20)])
+    assert comparison.difference == pytest.approx(-0.2, abs=0.02)
+    assert comparison.p_holm < 0.01
+    assert comparison.decided is decided
+
+
+def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
+    searched: Study, database: Database, train: Train, data: Recordings, tmp_path: Path
+) -> None:
+    def some(child: Study) -> None:
+        looks = iter([False] * 9)
+        Worker(child, data, tmp_path / child.name, RECORD, stop=lambda: next(looks, True)).run()
+
+    with pytest.raises(
+        StudyError,
+        match=r"study p\.confirm: \d+ trainings are still to be done. The same line goes on with them",
+    ):
+        confirmed(searched, database, some, seeds=1)
+    assert "confirm" not in searched.results()
+    finding = confirmed(searched, database, train, seeds=1)
+    assert any(
+        note.startswith("One seed: the intervals are over sentences alone")
+        for note in finding.notes
+    )
+    with pytest.raises(CallerError, match="--seeds 0: valid is 1 or more"):
+        confirmed(searched, database, train, seeds=0)
+    with pytest.raises(CallerError, match="--top 0: valid is 1 or more"):
+        choose(searched, 0)
+
+
+def test_what_cannot_be_confirmed_is_one_line(
+    make_study: MakeStudy,
+    tiny_space: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    write_data: Callable[[Any], Path],
+) -> None:
+    spec = load_spec(tiny_space)
+    fingerprint = recordings(tiny_data, spec, 0.1).fingerprint
+    study = make_study(spec, "p", fingerprint, path=str(tiny_data))
+    with pytest.raises(
+        StudyError, match="study p: no trial is complete, so there is nothing to confirm"
+    ):
+        choose(study, 3)
+    check_data(study, None, True)
+    contents = tiny_contents()
+    without = {**contents, "test": []}
+    with pytest.raises(DataError, match="test"):
+        check_data(study, write_data(without), True)
+    contents["train"][0]["phonemes"][0][0] += 1
+    with pytest.raises(
+        StudyError, match=r"fingerprint \w+, but study p was made on \w+. Give --data"
+    ):
+        check_data(study, write_data(contents), True)
+
+
+def test_the_command_trains_with_workers_of_its_own(
+    database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    spec = load_spec(tiny_space)
+    sentences = recordings(tiny_data, spec, 0.1)
+    facts = {
+        "path": str(tiny_data),
+        "fingerprint": sentences.fingerprint,
+        "n_features": 3,
+        "n_days": 2,
+    }
+    study = Study.create_or_open(database, "tiny", spec, facts)
+    line = [
+        "confirm",
+        "--study",
+        "tiny",
+        "--top",
+        "1",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    early = CliRunner().invoke(main, line)
+    assert (early.exit_code, "nothing to confirm" in early.output) == (2, True)
+    data = recordings(tiny_data, spec, 0.1)
+    Worker(study, data, tmp_path / "s", RECORD, process=Process.this()).run()
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == 0, done.output
+    for part in (
+        "study      tiny.confirm: at most",
+        "fresh seeds",
+        "scored on test (24 sentences)",
+        "selection (fresh seeds",
+    ):
+        assert part in done.output
+    as_json = CliRunner().invoke(main, [*line, "--json"])
+    assert json.loads(as_json.output)["partition"] == "test"

@@ -1,0 +1,154 @@
+"""The webhook of hpo launch, with a real server that takes, refuses or never answers."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.commands import asked
+from helpers.studies import claim, completed
+
+from hpo.errors import CallerError, StudyError
+from hpo.launch import notify
+from hpo.launch.notify import check_url, notifying
+from hpo.space.spec import StudySpec
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Cause, Failed
+
+Make = Callable[..., Study]
+
+
+class Hook:
+    """Takes messages; `mood` is what it does with them."""
+
+    def __init__(self) -> None:
+        self.mood = "takes"
+        self.messages: list[dict[str, Any]] = []
+        self.let_go = threading.Event()
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                hook.messages.append(body)
+                if hook.mood == "hangs":
+                    hook.let_go.wait(60)
+                    return
+                self.send_response(500 if hook.mood == "refuses" else 200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/services/secret-token"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.let_go.set()
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_new_bests_trouble_and_the_end_are_told(
+    make_study: Make, tiny_spec: StudySpec, hook: Hook
+) -> None:
+    study, said = make_study(tiny_spec), list[str]()
+    study.finish(claim(study), completed(0.5))
+    with notifying(hook.url, study, said.append) as look:
+        look(study.records())  # what was there is no news
+        for per in (0.4, 0.45, 0.3):
+            if per == 0.45:
+                study.finish(claim(study), Failed("no such channel", Cause.BAD_CONFIGURATION))
+            study.finish(claim(study), completed(per))
+            look(study.records())
+            look(study.records())
+    assert said == []
+    told = [(message["event"], message.get("per"), message["text"]) for message in hook.messages]
+    assert told[:3] == [
+        ("best", 0.4, "hpo s: new best PER 40.00 % (trial 1)"),
+        ("trouble", None, "hpo s: trial 2 failed: no such channel"),
+        ("best", 0.3, "hpo s: new best PER 30.00 % (trial 4)"),
+    ]
+    assert [event for event, _, _ in told] == ["best", "trouble", "best", "end"]
+    assert hook.messages[-1]["trials"] == {"complete": 4, "failed": 1}
+    assert "best PER 30.00 %, the budget of 4 trials is spent" in hook.messages[-1]["text"]
+
+
+def test_an_error_that_ends_the_launch_is_trouble(
+    make_study: Make, tiny_spec: StudySpec, hook: Hook
+) -> None:
+    study = make_study(tiny_spec)
+    with pytest.raises(StudyError), notifying(hook.url, study, print):
+        raise StudyError("the disk is full")
+    assert [(message["event"], message["text"]) for message in hook.messages] == [
+        ("trouble", "hpo s: the launch ended: the disk is full")
+    ]
+
+
+@pytest.mark.parametrize(("mood", "problem"), [("hangs", "did not take it (TimeoutError)"), ("refuses", "answered 500"),
+                                               ("is away", "did not take it (ConnectionRefusedError)")])  # fmt: skip
+def test_a_bad_server_holds_nothing_up(
+    make_study: Make,
+    tiny_spec: StudySpec,
+    hook: Hook,
+    mood: str,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notify, "SEND_SECONDS", 0.5)
+    study, said = make_study(tiny_spec), list[str]()
+    hook.mood = mood
+    if mood == "is away":
+        hook.server.shutdown()
+        hook.server.server_close()
+    with notifying(hook.url, study, said.append) as look:
+        look([])
+        study.finish(claim(study), completed(0.5))
+        records = study.records()
+        begin = time.monotonic()
+        look(records)
+        assert time.monotonic() - begin < notify.SEND_SECONDS
+    assert said == [f"--notify: 127.0.0.1 {problem}; the study goes on"]
+    assert "secret-token" not in said[0]
+
+
+def test_a_launch_tells(database: Database, tiny_space: Path, tiny_data: Path, hook: Hook) -> None:
+    line = (
+        "launch",
+        "--study",
+        tiny_space,
+        "--data",
+        tiny_data,
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--trials",
+        "1",
+    )
+    done = asked(*line, "--notify", hook.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert hook.messages[-1]["event"] == "end"
+
+
+def test_what_is_no_url_is_refused_and_not_shown() -> None:
+    for wrong in (
+        "hooks.slack.com/services/secret-token",
+        "ftp://host/secret-token",
+        "http://",
+        "http://host:99999/",
+        "https://a b",
+    ):
+        with pytest.raises(CallerError, match="--notify: not a URL") as found:
+            check_url(wrong)
+        assert "secret-token" not in str(found.value)

@@ -1,0 +1,396 @@
+"""The report of a study as text, JSON, one HTML page and Markdown."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers.paths import GOLDEN
+from helpers.servers import execute, url_of
+from helpers.studies import TINY, point
+
+from hpo.analysis.stats import score_interval
+from hpo.cli import main
+from hpo.decoder.trainer import PER
+from hpo.process import Process
+from hpo.report import report_pictures as pictures
+from hpo.report.page import as_html, as_markdown
+from hpo.report.report import build_report
+from hpo.report.report_page import MAPS, ROWS, Facts, facts_of, page_of
+from hpo.space.spec import StudySpec, load_spec
+from hpo.space.stopping import Stop
+from hpo.store.database import Database
+from hpo.store.embedded import EmbeddedServer
+from hpo.study.study import Study
+from hpo.study.trial import Cause, Completed, Failed, Stopped
+from hpo.trainer import Score, named
+
+TEXT = GOLDEN / "report.txt"
+EVIL = "<script>alert('1')</script> & <img src=http://x.example/>"
+LENGTHS = (20,) * 30
+PERS = (
+    0.4,
+    0.45,
+    0.35,
+    None,
+    0.3,
+    0.33,
+    0.6,
+    None,
+    0.28,
+    0.2,
+    0.31,
+    None,
+)  # of the trials; None: stopped
+SPACE = TINY.replace("trials: 4", "trials: 12").replace(
+    "startup_trials: 3", "startup_trials: 99"
+)  # random draws depend on seed and number
+Make = Callable[..., Study]
+
+
+def run_study(study: Study, reason: str = "PER 0.9 at step 4") -> None:
+    """Trials of two machines with made-up PERs; one limit of the rule after the other stops a trial half way."""
+    numbers = np.random.default_rng(7)
+    for number, per in enumerate(PERS):
+        place = {
+            "device": f"cuda:{number % 2} (H200)",
+            "code_version": "0.1.0 0123abcd",
+            "data": "f",
+        }
+        trial = study.claim(Process(f"node{number % 2}", "1:1"), place)
+        assert trial is not None
+        points = [point(step, round((per or 0.4) + 0.6 / step, 2)) for step in (2, 4, 6)]
+        if per is None:
+            study.deliver(trial, points[:2], 4, 4.0)
+            study.finish(
+                trial,
+                Stopped(Stop("own-past", ("per", "loss", "non-finite")[number // 4], reason)),
+                4.0,
+            )
+        else:
+            study.deliver(trial, points, 6, 6.0)
+            errors = numbers.binomial(LENGTHS, per)
+            study.finish(trial, Completed(Score(tuple(map(int, errors)), LENGTHS)), 6.0)
+
+
+CONFIRM: dict[str, Any] = {
+    "child": "s.confirm", "partition": "test", "sentences": 240, "level": 0.95, "gpu_seconds": 300.0,
+    "configs": [
+        {"name": name, "trial": trial, "start": start, "search_value": search,
+         "seeds": [{"trial": seed, "seed": 1000003 + seed, "state": "complete", "reason": "", "value": per + 0.01 * seed,
+                    "validation_value": per} for seed in (-1, 0, 1)],
+         "value": per, "interval": [per - 0.02, per + 0.02], "optimism": per - search}
+        for name, trial, start, search, per in (("trial 9", 9, None, 0.2067, 0.26), ("baseline", 0, "baseline", 0.415, 0.4))
+    ],
+    "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004,
+                     "decided": True}],
+    "separated": True, "notes": ["A note of confirm."],
+}  # fmt: skip
+TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "value": 0.2 + n / 10 if n < 4 else None, "state": "complete" if n < 4 else "stopped"}
+          for n in (2, 3, 4)]  # fmt: skip
+MAP: dict[str, Any] = {
+    "x": "optimizer.lr", "y": "optimizer.name", "strength": 0.12, "x_values": [0.0001, 0.001, 0.01], "y_values": ["adam", "sgd"],
+    "x_log": True, "y_log": False, "p": 0.004, "p_holm": 0.02, "value": [[0.5, 0.3, 0.2], [0.6, None, 0.4]], "trials": TRIALS,
+}  # fmt: skip
+EFFECTS: dict[str, Any] = {
+    "trials": 12, "diverged": 3, "outcome": "PER at the end; a diverged trial counts as the worst.",
+    "importance": [{"name": "optimizer.lr", "ped_anova": 0.6, "fanova": 0.5, "trials": 120, "p": 0.0001, "p_holm": 0.0002},
+                   {"name": "optimizer.eps", "ped_anova": 0.2, "fanova": None, "trials": 7, "p": None, "p_holm": None}],
+    "interactions": [MAP, {**MAP, "y": "optimizer.eps", "y_values": [1e-8, 0.1], "y_log": True,
+                           "trials": [{**trial, "y": 1e-4} for trial in TRIALS]}],
+    "notes": ["Few trials."],
+}  # fmt: skip
+
+
+def step(label: str, per: float | None, difference: float | None) -> dict[str, Any]:
+    def around(value: float | None) -> list[float] | None:
+        return None if value is None else [value - 0.02, value + 0.02]
+
+    return {
+        "changed": [label.split()[0]] if difference else [], "label": label, "value": per, "interval": around(per),
+        "difference": difference, "difference_interval": around(difference), "p": 0.01 if difference else None,
+        "diverged": 2 * (per is None), "trials": [4, 5], "decided": None if difference is None else difference < 0,
+    }  # fmt: skip
+
+
+ABLATION: dict[str, Any] = {
+    "child": "s.ablate", "from": "slow", "to": "trial 9", "partition": "validation", "sentences": 30, "seeds": 2, "gpu_seconds": 0,
+    "steps": [step("slow", 0.4, None), step("optimizer.name sgd -> adam", 0.3, -0.1), step("optimizer.lr 0.001 -> 0.04", None, None),
+              step("optimizer.eps 1e-08 -> 0.1", 0.32, 0.02)],
+    "notes": [],
+}  # fmt: skip
+EVIDENCE = {"from": "baseline", "change": {"optimizer.eps": 1e-8}, "per_from": 0.4, "per_changed": None, "difference": None,
+            "difference_interval": None, "p": None, "diverged_from": 0, "diverged_changed": 2, "seeds": 2,
+            "in_words": "With eps 1e-08 2 of 2 seeds diverged."}  # fmt: skip
+QUESTIONS: dict[str, Any] = {
+    "child": "s.ablate", "partition": "validation", "seeds": 2,
+    "answers": [{"ask": "Why did it explode?", "evidence": [EVIDENCE], "verdict": "decided", "answer": "Its eps was too small."},
+                {"ask": "Does noise help?", "evidence": [], "verdict": "not decided", "answer": "The interval includes 0."}],
+}  # fmt: skip
+ENSEMBLE: dict[str, Any] = {
+    "partition_selected": "validation", "partition": "test", "candidates": 8, "stride": 3,
+    "single": {"trial": 9, "validation_value": 0.24, "validation_interval": [0.2, 0.28], "test_value": 0.26, "test_interval": [0.24, 0.28]},
+    "ensemble": {"mean": "geometric", "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}], "validation_value": 0.22,
+                 "validation_interval": [0.18, 0.26], "test_value": 0.235, "test_interval": [0.21, 0.26]},
+    "comparison": {"difference": -0.025, "interval": [-0.035, -0.015], "p": 0.0002},
+    "curve": [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
+              for mean in ("arithmetic", "geometric") for n in (1, 2)],
+    "cost": {"seconds_single": 1.5, "seconds_ensemble": 3.1, "ratio": 2.07, "sentences": 240, "parameters": 1000}, "notes": [],
+}  # fmt: skip
+PAST_RUNS: dict[str, Any] = {"runs": [
+    {"name": "run16_3", "path": "/x/run16_3", "trial": None, "why_not": "no final evaluation", "best_value": 0.19, "last_value": 0.2,
+     "evaluations": 64, "doubts": ["restarted in place"], "split": "test"},
+]}  # fmt: skip
+FINDINGS = {
+    "confirm": CONFIRM,
+    "effects": EFFECTS,
+    "ablation": ABLATION,
+    "questions": QUESTIONS,
+    "ensemble": ENSEMBLE,
+    "past_runs": PAST_RUNS,
+}
+
+
+@pytest.fixture(scope="module")
+def study(
+    server: EmbeddedServer, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Study]:
+    """With all findings, and the one that commands open."""
+    execute(server, f"CREATE DATABASE test_report OWNER hpo TEMPLATE {template}")
+    database, space = (
+        Database(url_of(server, "test_report"), None),
+        tmp_path_factory.mktemp("space") / "tiny.yaml",
+    )
+    space.write_text(SPACE)
+    data = {"path": "/secret/place/ptDecoder_ctc", "fingerprint": "f", "n_features": 3, "n_days": 2}
+    made = Study.create_or_open(database, "s", load_spec(space), data)
+    run_study(made)
+    for kind, content in FINDINGS.items():
+        made.keep_result(kind, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HPO_DATABASE_URL", database.url)
+        yield made
+    execute(server, "DROP DATABASE test_report WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def facts(study: Study) -> Facts:
+    return facts_of(study)
+
+
+def with_findings(facts: Facts, **findings: dict[str, Any]) -> Facts:
+    """With these alone."""
+    dated = {kind: content | {"made": "2026-01-01"} for kind, content in findings.items()}
+    return replace(facts, report=facts.report | {"findings": dated})
+
+
+def html_of(facts: Facts) -> str:
+    return as_html(*page_of(facts))
+
+
+def text_of(html: str) -> str:
+    """A line for each block and table row; without pictures, the configuration, and what varies by installation and moment."""
+    html = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<pre>.*?</pre>", "", html, flags=re.DOTALL)
+    html = re.sub(r"</t[dh]><t[dh][^>]*>", " | ", html)
+    lines = [unescape(re.sub(r"<[^>]+>", "", line)).strip() for line in html.splitlines()]
+    text = "\n".join(line for line in lines if line)
+    for varies in (r"Found (\d.*)", r"this page \| (.*)", r"digest (\w+)"):
+        text = re.sub(varies, lambda found: found[0].replace(found[1], "..."), text)
+    return text + "\n"
+
+
+def test_the_page_is_the_golden_file(facts: Facts) -> None:
+    """To renew it: RENEW_GOLDEN=1 pytest tests/integration/report -k golden, and look at what `git diff` shows."""
+    text = text_of(html_of(facts))
+    if os.environ.get("RENEW_GOLDEN"):
+        TEXT.write_text(text)
+    assert text == TEXT.read_text()
+
+
+def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(
+    study: Study, facts: Facts
+) -> None:
+    html = html_of(facts)
+    assert html == html_of(facts_of(study))
+    assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe|/secret", html)
+    links = re.findall(r'(?:src|href)="([^"]{6})|url\((.)', html)
+    assert {link for pair in links for link in pair if link and not link.startswith("#")} <= {
+        "data:i"
+    }  # pictures within the file
+    assert html.count("<svg") == len(
+        ("curves", "by trial", "by hours", "importance", "map", "map", "waterfall", "ensemble")
+    )
+    assert not re.search(
+        r"#0[1-4][0-9a-f]{4}\b", html
+    )  # every placeholder colour became a variable
+
+
+def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
+    first, *others = CONFIRM["configs"]
+    lost = first | {
+        "seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "value": None}]
+    }
+    text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
+    assert "trained anew with 2 of 3 fresh seeds, the others did not come to their end" in text
+    assert (
+        "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text
+    )  # for a paper
+    one = CONFIRM | {
+        "configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]
+    }
+    text = text_of(html_of(with_findings(facts, confirm=one)))
+    assert "with 95 % intervals over sentences. Nothing" in text
+    assert (
+        "(with 95 % intervals over sentences): trial 9 26.00 % (24.0..28.0 %; 1 fresh seed)" in text
+    )
+
+
+@pytest.mark.parametrize(("decided", "difference", "said"), [
+    (True, -0.1, "The largest decided one was optimizer.name sgd -> adam: -10.00 points"),
+    (False, -0.1, "None of them was decided."),
+    (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
+])  # fmt: skip
+def test_a_paper_is_told_of_decided_changes_only(
+    facts: Facts, decided: bool, difference: float | None, said: str
+) -> None:
+    change = step("optimizer.name sgd -> adam", 0.3, difference) | {
+        "decided": decided,
+        "in_words": "3 of 3 seeds diverged",
+    }
+    found = ABLATION | {"steps": [step("slow", 0.4, None), change]}
+    assert said in text_of(html_of(with_findings(facts, ablation=found)))
+
+
+def test_a_paper_is_told_what_is_not_decided(facts: Facts) -> None:
+    found = CONFIRM | {
+        "comparisons": [CONFIRM["comparisons"][0] | {"interval": [-0.2, 0.1], "decided": False}]
+    }
+    assert "points (-20.00 to +10.00, p = 0.0004, not decided)" in text_of(
+        html_of(with_findings(facts, confirm=found))
+    )
+
+
+def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_back() -> None:
+    curve = [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
+             for mean in ("arithmetic", "geometric") for n in (1, 2, 3, 4)]  # fmt: skip
+    svg = pictures.ensemble(curve, 2, "geometric", PER)
+    lines = [
+        [float(x) for x in re.findall(r"[ML] (\S+) \S+", path)]
+        for path in re.findall(r'<path d="([^"]*)"', svg)
+    ]
+    of_points = [xs for xs in lines if len(xs) == 4]  # a legend's sample has 3, a grid line 2
+    assert len(of_points) == 4
+    assert all(xs == sorted(xs) for xs in of_points)
+
+
+def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> None:
+    tiny_space.write_text(SPACE.replace("  slow:", f'  "{EVIL} $x_y$": {{}}\n  slow:'))
+    study = make_study(load_spec(tiny_space).model_copy(update={"question": EVIL}))
+    run_study(study, EVIL)
+    findings = {
+        "effects": EFFECTS | {"notes": [EVIL], "outcome": EVIL},
+        "ablation": ABLATION | {"steps": [step(EVIL, 0.4, None), step(EVIL, None, None)]},
+    }
+    page = page_of(with_findings(facts_of(study), **findings))
+    html = as_html(*page)
+    assert "<script" not in html and "<img" not in html
+    assert html.count("&lt;script&gt;") > 5
+    assert not re.search(r"(?<!\\)<(script|img)", as_markdown(*page))
+
+
+def test_what_was_not_measured_is_a_line_with_its_command(facts: Facts) -> None:
+    html = html_of(with_findings(facts))
+    for command in (
+        "confirm",
+        "effects",
+        "ablate --from START --to best",
+        "ensemble",
+    ):
+        assert f"<code>hpo {command} --study s</code>" in html
+    assert "ablate --questions" not in html, "the space asks none"
+    assert "unconfirmed" in html
+    assert html.count("<svg") == len(("curves", "by trial", "by hours"))
+    html = html_of(with_findings(facts, confirm=CONFIRM))
+    assert "unconfirmed" not in html and "hpo confirm" not in html
+    assert html.index("Confirmed PER") < html.index("Search PER")
+    of_another = CONFIRM | {"configs": CONFIRM["configs"][1:]}  # than the trial that is best now
+    assert "hpo confirm --study s" in html_of(with_findings(facts, confirm=of_another))
+
+
+def test_before_any_trial_is_complete(make_study: Make, tiny_spec: StudySpec) -> None:
+    study = make_study(tiny_spec)
+    for _ in range(2):
+        page = page_of(facts_of(study))
+        html = as_html(*page)
+        assert "No trial is complete yet" in html and "<svg" not in html
+        assert "No trial is complete yet" in as_markdown(*page)
+        trial = study.claim(
+            Process("node0", "1:1"), {"device": "cpu", "code_version": "0", "data": "f"}
+        )
+        assert trial is not None
+        study.finish(trial, Failed("no memory", Cause.BAD_CONFIGURATION))
+
+
+def test_a_thousand_trials_are_cut_and_say_so(facts: Facts) -> None:
+    records = [
+        replace(facts.records[n % 12], number=n, start=facts.records[n].start if n < 12 else None)
+        for n in range(1000)
+    ]
+    curves = {
+        n: [replace(facts.curves[n % 12][0], step=at) for at in range(100)] for n in range(1000)
+    }
+    many_maps = with_findings(facts, effects=EFFECTS | {"interactions": [MAP] * (MAPS + 1)})
+    html = html_of(replace(many_maps, records=records, curves=curves))
+    assert f"best of {len(records)} trials" in html
+    assert html.count('data-label="ran on"') == ROWS
+    assert html.count("interaction strength") == MAPS
+    assert len(html) < 2_000_000
+
+
+def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
+    best = build_report(study)["best"]
+    record = next(record for record in study.records() if record.number == best["trial"])
+    assert best["interval"] == score_interval([study.scores([record.id])[record.id]], PER)
+    assert best["interval"][0] < best["value"] < best["interval"][1]
+    lines = CliRunner().invoke(main, ["report", "--study", "s"]).output.splitlines()
+    assert (
+        lines[1]
+        == "Confirmed PER 26.00 % (95 % interval 24.0..28.0 %, test, 240 sentences, 3 fresh seeds): trial 9"
+    )
+    low, high = (100 * bound for bound in best["interval"])
+    assert (
+        lines[2]
+        == f"Best PER {100 * best['value']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
+    )
+    assert "That selection is not in the interval" in lines[3]
+    found = json.loads(CliRunner().invoke(main, ["report", "--study", "s", "--json"]).output)
+    assert found["findings"]["confirm"]["configs"] == named(CONFIRM["configs"], PER)
+
+
+def test_the_files_are_written_or_one_line_says_why_not(
+    study: Study, facts: Facts, tmp_path: Path
+) -> None:
+    html, md = tmp_path / "r.html", tmp_path / "r.md"
+    done = CliRunner().invoke(
+        main, ["report", "--study", "s", "--html", str(html), "--md", str(md)]
+    )
+    assert (done.exit_code, done.output) == (0, f"wrote {html}\nwrote {md}\n")
+    assert html.read_text() == html_of(facts)
+    assert md.read_text() == as_markdown(*page_of(facts))
+    done = CliRunner().invoke(
+        main, ["report", "--study", "s", "--html", str(tmp_path / "none" / "r.html")]
+    )
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert (
+        f"--html {tmp_path}/none/r.html: cannot be written (No such file or directory)"
+        in done.output
+    )
+    done = CliRunner().invoke(main, ["report", "--study", "s", "--json", "--md", str(md)])
+    assert json.loads(done.stdout)["study"] == "s"

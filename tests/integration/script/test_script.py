@@ -1,0 +1,606 @@
+"""Studies of a training script, from claim to outcome: real processes, a real database, a worker in this process or beside."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers.commands import asked, one_line, report_of
+from helpers.script_studies import curve_of, made, scripts_running, study_file, trained
+
+from hpo.errors import MemoryShortError, SpecError
+from hpo.script.training import nearest
+from hpo.space.spec import load_spec
+from hpo.store.database import Database
+from hpo.study.logs import log_path
+from hpo.study.paths import study_folder, trial_folder
+from hpo.study.study import Study
+from hpo.worker.worker import run_worker
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+
+def test_a_whole_trial(database: Database, tmp_path: Path) -> None:
+    record = trained(database, study_file(tmp_path))
+    study = Study.open(database, "script")
+    points = curve_of(study, record)
+    assert record.state == "complete"
+    assert [point.step for point in points] == list(range(5, 61, 5))
+    assert record.value == points[-1].value
+    assert points[0].loss == pytest.approx(2 * points[0].value)
+    assert points[0].metrics["lr"] == 0.02
+    assert (record.step, record.steps, record.config["lr"]) == (60, 60, 0.02)
+    # The seed of the base and the trial's number.
+    assert record.config["seed"] == 3
+    assert " script " in record.code_version
+
+
+def test_what_the_script_gets(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "a secret")
+    monkeypatch.setenv("A_COPY", database.url)
+    monkeypatch.setenv("KEPT", "as it is")
+    (tmp_path / "show.py").write_text(
+        "import json, os, sys\n"
+        "seen = {'words': sys.argv[1:], 'environment': dict(os.environ), 'cwd': os.getcwd()}\n"
+        "seen['stdin'] = os.readlink('/proc/self/fd/0')\n"
+        "seen['config'] = json.load(open(os.environ['HPO_CONFIG']))\n"
+        "seen['file'] = json.load(open('train.json'))\n"
+        "json.dump(seen, open('seen.json', 'w'))\n"
+        "open(os.environ['HPO_METRICS'], 'a').write('{\"step\": 60, \"value\": 0.5}\\n')\n"
+    )
+    path = study_file(
+        tmp_path,
+        {
+            "command": [
+                sys.executable,
+                str(tmp_path / "show.py"),
+                "{code}",
+                "{trial}",
+                "{checkpoints}",
+            ],
+            "flag": "--{name}={value}",
+            "fixed": {"way": "{study}/x"},
+            "environment": {"OWN": "{attempt}/out", "NUMBER": 5},
+        },
+    )
+    record = trained(database, path)
+    assert record.value == 0.5, record.reason
+    folder = trial_folder(study_folder(Study.open(database, "script")), 0) / "attempt-1"
+    seen = json.loads((folder / "seen.json").read_text())
+    assert seen["words"][:3] == [str(tmp_path / "code"), "0", str(folder / "checkpoints")]
+    assert "--way=script/x" in seen["words"]
+    assert (seen["cwd"], seen["stdin"]) == (str(folder), "/dev/null")
+    assert seen["config"] == seen["file"]
+    assert seen["config"]["lr"] == 0.02 and seen["config"]["way"] == "script/x"
+    environment = seen["environment"]
+    assert (environment["OWN"], environment["NUMBER"]) == (f"{folder}/out", "5")
+    assert (environment["HPO_TRIAL"], environment["HPO_ATTEMPT"], environment["HPO_SEED"]) == (
+        "0",
+        "1",
+        "3",
+    )
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["KEPT"]) == ("", "as it is")
+    assert not {"HPO_DATABASE_URL", "HPO_HOME", "PGPASSWORD", "A_COPY"} & set(environment)
+    assert not any(database.url in value for value in environment.values())
+
+
+ENDS = {
+    "a number that is none": ({"way": "nan"}, {}, "stopped", "PER nan at step 35"),
+    "a word that means divergence": (
+        {"way": "fails"},
+        {"diverged": "a fault of"},
+        "stopped",
+        "the script says 'ValueError: a fault of the script'",
+    ),
+    "an error": ({"way": "fails"}, {}, "failed", "exit code 1; it said last: "),
+    "memory": ({"way": "out-of-memory"}, {}, "failed", "ran out of memory"),
+    "memory in the lab's words": (
+        {"way": "fails"},
+        {"memory": "a fault of the script"},
+        "failed",
+        "ran out of memory",
+    ),
+    "a signal from outside": ({"way": "killed"}, {}, "failed", "was ended by SIGKILL"),
+    "silence": ({"way": "hangs"}, {"silence_seconds": 0.5}, "failed", "written nothing for 0.5 s"),
+    "no value": ({"way": "silent"}, {}, "failed", "metrics.jsonl has no row with a value"),
+    "steps that go back": ({"way": "backwards"}, {}, "failed", "backwards"),
+    "below the bounds": ({"way": "negative"}, {}, "failed", "outside of 0 to 1"),
+    "percent": ({"way": "percent"}, {}, "failed", "expression: value / 100"),
+}
+
+
+@pytest.mark.parametrize(("fixed", "section", "state", "words"), ENDS.values(), ids=ENDS)
+def test_how_a_script_may_end(
+    database: Database,
+    tmp_path: Path,
+    fixed: dict[str, Any],
+    section: dict[str, Any],
+    state: str,
+    words: str,
+) -> None:
+    path = study_file(
+        tmp_path,
+        {"fixed": fixed, **section},
+        budget={"trials": 1, "failures": 0},
+        attempts={"max_attempts": 1},
+    )
+    study = made(database, path)
+    trials = 0
+    # Too little memory makes the worker leave.
+    while trials < 3 and study.records()[0].state == "waiting":
+        trials += 1
+        with suppress(MemoryShortError):
+            run_worker(study, None, torch.device("cpu"), 1, lambda: False)
+    record = study.records()[0]
+    assert record.state == state
+    assert words in record.reason
+    assert "\n" not in record.reason
+    assert scripts_running(study_folder(study)) == []
+
+
+def test_a_failed_script_is_told_with_its_last_lines(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path, {"fixed": {"way": "fails"}}, budget={"trials": 1, "failures": 0})
+    record = trained(database, path)
+    assert "ValueError: a fault of the script" in record.reason
+    assert record.cause == "code error"
+    study = Study.open(database, "script")
+    log = log_path(study_folder(study), 0).read_text()
+    assert "Traceback" in log and "ValueError: a fault of the script" in log
+
+
+def test_a_pattern_that_never_matches_is_told(database: Database, tmp_path: Path) -> None:
+    curve = {"file": "log", "pattern": r"PER (?P<value>\d+) at (?P<step>\d+)"}
+    path = study_file(tmp_path, {"curve": curve}, budget={"trials": 1, "failures": 0})
+    record = trained(database, path)
+    assert "no line of its output matches" in record.reason and "PER (?P<value>" in record.reason
+
+
+def test_children_of_a_script_that_has_ended_are_ended(database: Database, tmp_path: Path) -> None:
+    record = trained(
+        database, study_file(tmp_path, {"fixed": {"way": "leaves"}, "grace_seconds": 1})
+    )
+    assert record.state == "complete"
+    assert scripts_running(study_folder(Study.open(database, "script"))) == []
+
+
+def test_the_log_is_capped(database: Database, tmp_path: Path) -> None:
+    fixed = {"way": "loud", "megabytes": 20, "every": 60}
+    record = trained(database, study_file(tmp_path, {"fixed": fixed, "log_megabytes": 1}))
+    assert record.state == "complete"
+    path = log_path(study_folder(Study.open(database, "script")), 0)
+    assert 1e6 < path.stat().st_size < 1.1e6
+    text = path.read_text()
+    assert "more than 1 MB" in text and "the end of a loud script" in text
+
+
+def test_a_binary_log_is_shown(database: Database, tmp_path: Path) -> None:
+    assert trained(database, study_file(tmp_path, {"fixed": {"way": "binary"}})).state == "complete"
+    shown = asked("logs", "--study", "script", "--trial", "0")
+    assert shown.returncode == 0 and "!\"#$%&'()" in shown.stdout
+
+
+def test_changed_code_ends_the_worker_and_not_the_trial(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path, budget={"trials": 2})
+    study = made(database, path)
+    study.settle(None, "")
+    script = tmp_path / "code" / "train.py"
+    done = asked(
+        "launch",
+        "--study",
+        path,
+        "--name",
+        "other",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--trials",
+        "1",
+    )
+    assert done.returncode == 0, done.stderr
+    script.write_text(script.read_text() + "# another state\n")
+    refused = asked(
+        "launch", "--study", path, "--name", "other", "--trials", "2", "--extend", "--device", "cpu"
+    )
+    one_line(refused, 2, "another state of the script's code", "--allow-different-code")
+    allowed = asked(
+        *(
+            "launch",
+            "--study",
+            path,
+            "--name",
+            "other",
+            "--trials",
+            "2",
+            "--extend",
+            "--device",
+            "cpu",
+        ),
+        *("--workers", "1", "--allow-different-code"),
+    )
+    assert allowed.returncode == 0, allowed.stderr
+    versions = {record.code_version for record in Study.open(database, "other").records()}
+    assert len(versions) == 2
+
+
+def test_from_try_to_export(database: Database, tmp_path: Path) -> None:
+    path = study_file(
+        tmp_path,
+        {"fixed": {"seconds": 0.02}},
+        starts={"published": {"lr": 0.02}, "slow": {"lr": 0.006}},
+        budget={"trials": 5},
+    )
+    tried = asked("try", "--study", path, "--device", "cpu")
+    assert tried.returncode == 0, tried.stderr
+    assert "resumes    exact" in tried.stdout
+    assert json.loads((tmp_path / "study.try.json").read_text())["resume"] == "exact"
+    launched = asked("launch", "--study", path, "--workers", "2", "--device", "cpu")
+    assert launched.returncode == 0, launched.stderr
+    assert "goes on where it was interrupted: exact" in launched.stdout
+    assert "one number, so no interval over items" in launched.stdout
+    found = report_of("study")
+    assert found["best"]["interval"] is None and found["best"]["partition"] == "validation"
+
+    confirmed = asked(
+        *(
+            "confirm",
+            "--study",
+            "study",
+            "--top",
+            "1",
+            "--seeds",
+            "3",
+            "--workers",
+            "2",
+            "--device",
+            "cpu",
+        )
+    )
+    assert confirmed.returncode == 0, confirmed.stderr
+    assert "p: Welch's t test over seeds" in confirmed.stdout
+    assert "which the search saw" in " ".join(confirmed.stdout.split())
+    assert max(map(len, confirmed.stdout.splitlines()[-8:])) <= 100
+    ablated = asked(
+        *("ablate", "--study", "study", "--from", "slow", "--to", "published", "--seeds", "2"),
+        *("--rounds", "0", "--workers", "2", "--device", "cpu"),
+    )
+    assert ablated.returncode == 0, ablated.stderr
+    assert "lr" in ablated.stdout
+
+    for command in (["effects"], ["backtest"], ["status"], ["plan", "--gpus", "1", "--hours", "1"]):
+        done = asked(command[0], "--study", "study", *command[1:])
+        assert done.returncode == 0, (command, done.stderr)
+    page = tmp_path / "page.html"
+    assert asked("report", "--study", "study", "--html", page).returncode == 0
+    assert "as the script reports them" in page.read_text()
+
+    out = tmp_path / "best"
+    assert asked("export", "--study", "study", "--format", "script", "--out", out).returncode == 0
+    best = found["best"]["config"]
+    assert json.loads((out / "train.json").read_text())["lr"] == best["lr"]
+    assert "train.py" in (out / "command.sh").read_text()
+    text = tmp_path / "best.yaml"
+    assert asked("export", "--study", "study", "--out", text).returncode == 0
+    assert yaml.safe_load(text.read_text())["base"] == best
+
+    for command in (
+        ["ensemble", "--study", "study"],
+        ["evaluate", "--study", "study", "--model", "best", "--partition", "test"],
+    ):
+        one_line(asked(*command), 2, "a script trains this study", "needs the built-in decoder")
+    imported = asked("import", "--study", "study", "--from-study", "study")
+    assert imported.returncode in (0, 2)
+
+
+def test_figures_of_test_are_told_as_such(database: Database, tmp_path: Path) -> None:
+    curve = {"take": "best"}
+    path = study_file(tmp_path, {"partition": "test", "curve": curve, "seed": None})
+    trained(database, path)
+    shown = asked("report", "--study", "script").stdout
+    assert "These figures are of test" in shown and "best of its curve" in shown
+    page = tmp_path / "page.html"
+    assert asked("report", "--study", "script", "--html", page).returncode == 0
+    assert "on which the search therefore selected" in page.read_text()
+    confirmed = asked(
+        *(
+            "confirm",
+            "--study",
+            "script",
+            "--top",
+            "1",
+            "--seeds",
+            "2",
+            "--workers",
+            "1",
+            "--device",
+            "cpu",
+        )
+    )
+    assert confirmed.returncode == 0, confirmed.stderr
+    assert "takes no seed" in " ".join(confirmed.stdout.split())
+
+
+TRIED = {
+    "cannot read its checkpoint": (
+        {"way": "broken-resume", "seconds": 0.02},
+        {},
+        0,
+        "resumes    none: resumed it fails",
+    ),
+    "does not resume": (
+        {"forgets": True, "seconds": 0.02},
+        {},
+        0,
+        "resumes    none: it keeps nothing in HPO_CHECKPOINTS",
+    ),
+    "trains its steps anew": (
+        {"way": "longer", "seconds": 0.02},
+        {},
+        0,
+        "resumes    none: the resumed script goes on to step",
+    ),
+    "hangs": ({"way": "hangs"}, {"silence_seconds": 0.5}, 2, "written nothing for 0.5 s"),
+    "no line matches": (
+        {},
+        {"curve": {"file": "log", "pattern": r"(?P<step>\d+): (?P<value>\S+)"}},
+        2,
+        "no line of its output matches",
+    ),
+    "does not start": (
+        {"way": "binary"},
+        {"command": [sys.executable, "/nowhere.py"]},
+        2,
+        "exit code 2",
+    ),
+    "diverges": ({"way": "nan", "seconds": 0.02}, {}, 2, "the base diverges at step"),
+}
+
+
+@pytest.mark.parametrize(("fixed", "section", "code", "words"), TRIED.values(), ids=TRIED)
+def test_what_try_finds(
+    database: Database,
+    tmp_path: Path,
+    fixed: dict[str, Any],
+    section: dict[str, Any],
+    code: int,
+    words: str,
+) -> None:
+    done = asked(
+        "try", "--study", study_file(tmp_path, {"fixed": fixed, **section}), "--device", "cpu"
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        one_line(done, code, words)
+    else:
+        assert words in done.stdout
+
+
+def test_the_study_file_and_results_are_no_code(database: Database, tmp_path: Path) -> None:
+    """A study file among the code, what hpo try finds and what a training leaves there."""
+    first = study_file(tmp_path)
+    inside = tmp_path / "code" / "study.yaml"
+    content = yaml.safe_load(first.read_text())
+    content["script"]["code"] = "."
+    content["script"]["fixed"] = {"seconds": 0.02}
+    inside.write_text(yaml.safe_dump(content))
+    before = load_spec(inside).load_trainer().state_of_code
+    assert before is not None
+    state = before()
+    assert asked("try", "--study", inside, "--device", "cpu").returncode == 0
+    assert load_spec(inside).load_trainer().resume == "exact"
+    (tmp_path / "code" / "results.json").write_text("{}")
+    inside.write_text(yaml.safe_dump(content | {"budget": {"trials": 5}}))
+    assert before() == state
+    (tmp_path / "code" / "model.py").write_text("units = 5\n")
+    assert before() != state
+
+
+def test_a_refused_extension_changes_nothing(database: Database, tmp_path: Path) -> None:
+    path = study_file(tmp_path)
+    line = ("launch", "--study", path, "--workers", "1", "--device", "cpu")
+    assert asked(*line).returncode == 0
+    script = tmp_path / "code" / "train.py"
+    text = script.read_text()
+    script.write_text(text + "# another state\n")
+    study_file(tmp_path, budget={"trials": 3})
+    one_line(asked(*line, "--extend"), 2, "another state of the script's code")
+    assert Study.open(database, "study").budget.trials == 1
+    script.write_text(text)
+    study_file(tmp_path)
+    again = asked(*line)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_bad_row_of_an_earlier_attempt_does_not_end_the_next(
+    database: Database, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, {"fixed": {"way": "once-bad"}}, attempts={"max_attempts": 5})
+    record = trained(database, path)
+    assert (record.state, record.attempts) == ("complete", 2), record.reason
+
+
+def test_no_point_is_made_where_nothing_was_evaluated(database: Database, tmp_path: Path) -> None:
+    record = trained(database, study_file(tmp_path, {"fixed": {"way": "loss-at-the-end"}}))
+    points = curve_of(Study.open(database, "script"), record)
+    assert [point.step for point in points] == list(range(5, 61, 5))
+    assert (record.state, record.value) == ("complete", points[-1].value)
+
+
+def test_text_in_quotes_stays_text(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "show.py").write_text(
+        "import json, os, sys\n"
+        "json.dump(sys.argv[1:], open('seen.json', 'w'))\n"
+        "open(os.environ['HPO_METRICS'], 'a').write('{\"step\": 60, \"value\": 0.5}\\n')\n"
+    )
+    section = {
+        "command": [sys.executable, str(tmp_path / "show.py")],
+        "config": None,
+        "flag": "--{name}={value}",
+        "steps": 60,
+        "seed": None,
+        "fixed": {"device": "0", "date": "20230811", "name": "inf", "eps": "1e-6"},
+    }
+    trained(database, study_file(tmp_path, section, base={"lr": 0.02}))
+    folder = trial_folder(study_folder(Study.open(database, "script")), 0) / "attempt-1"
+    seen = json.loads((folder / "seen.json").read_text())
+    assert {"--device=0", "--date=20230811", "--name=inf", "--eps=1e-6"} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        (
+            {"config": None},
+            {"base": {"lr": 0.02, "steps": 60, "seed": 3}},
+            "the script does not read them",
+        ),
+        (
+            {"fixed": {"seconds": 0.02}, "metric": {"name": "PER", "direction": "maximize"}},
+            {},
+            "PER falls while",
+        ),
+    ],
+)
+def test_try_warns(
+    database: Database, tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    path = study_file(tmp_path, section, **changes)
+    if "config" in section:
+        script = tmp_path / "code" / "train.py"
+        base = tmp_path / "code" / "base.json"
+        script.write_text(
+            script.read_text().replace("hpo_report.config()", f"json.load(open({str(base)!r}))")
+        )
+    done = asked("try", "--study", path, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" in done.stdout and words in done.stdout
+
+
+def test_how_far_a_pattern_matches_is_told() -> None:
+    lines = ["Epoch 1/20  train_loss=2.3 val_per=0.27"]
+    told = nearest(r"Epoch (?P<step>\d+)/\d+ train_loss=\S+ val_per=(?P<value>\S+)", lines)
+    assert "up to 'Epoch 1/20 '" in told and "'train_loss" in told
+    assert nearest(r"Batch (?P<step>\d+)", lines) == ""
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "both trainers": ({}, {"trainer": "a.py:b"}, ("has both script: and trainer:",)),
+    "no program": (
+        {"command": ["no-such-program"]},
+        {},
+        ("script.command: no-such-program", "no such program"),
+    ),
+    "no file": ({"command": ["/no/such/python"]}, {}, ("/no/such/python: there is no such file",)),
+    "not executable": ({"command": ["{code}/train.py"]}, {}, ("it is not executable",)),
+    "no code": (
+        {"code": "elsewhere"},
+        {},
+        ("script.code: elsewhere: there is no such folder or file",),
+    ),
+    "an unknown parameter": (
+        {},
+        {"parameters": {"lrr": {"low": 1, "high": 2}}},
+        ("has no 'lrr'", "Did you mean lr?"),
+    ),
+    "an unknown fixed field": ({"fixed": {"sed": 1}}, {}, ("has no 'sed'", "Did you mean seed?")),
+    "an unknown key": ({"comand": ["x"]}, {}, ("there is no 'comand'", "Did you mean command?")),
+    "an unknown key of the curve": (
+        {"curve": {"patern": "x"}},
+        {},
+        ("there is no 'patern'", "pattern"),
+    ),
+    "no value": ({"curve": {"pattern": r"(?P<step>\d+)"}}, {}, ("value",)),
+    "an unknown group": (
+        {"curve": {"pattern": r"(?P<step>\d+) (?P<value>\S+) (?P<wer>\S+)"}},
+        {},
+        ("wer",),
+    ),
+    "no expression": ({"curve": {"pattern": r"(?P<step>\d+"}}, {}, ("pattern",)),
+    "a base that is none": (
+        {"config": {"from": "{code}/train.py", "file": "x.json"}},
+        {},
+        ("train.py",),
+    ),
+    "steps that are not there": ({"steps": "epochs"}, {}, ("script.steps", "has no 'epochs'")),
+    "steps that are text": (
+        {"steps": "way"},
+        {},
+        ("script.steps: way: the base has 'exact' for it",),
+    ),
+    "a field written twice": (
+        {"fixed": {"lr": 0.1}},
+        {},
+        ("the field lr is written by fixed and by parameters.lr",),
+    ),
+    "a range for text": (
+        {},
+        {"parameters": {"way": {"low": 1, "high": 2}}, "starts": None},
+        ("way", "range", "choices"),
+    ),
+    "an unknown place": ({"environment": {"X": "{cod}"}}, {}, ("{cod}",)),
+    "a relative file": ({"command": [sys.executable, "train.py"]}, {}, ("Valid: {code}/train.py",)),
+    "too many GPUs": ({"gpus": 100}, {}, ("script.gpus: 100",)),
+    "no metric": ({"metric": None}, {}, ("metric is missing",)),
+    "a bad unit of time": ({"grace_seconds": "soon"}, {}, ("grace_seconds",)),
+    "a shared curve": (
+        {"curve": {"file": "/data/rows.jsonl"}},
+        {},
+        ("not in the folder of the attempt",),
+    ),
+    "a curve above": (
+        {"curve": {"file": "../rows.jsonl"}},
+        {},
+        ("not in the folder of the attempt",),
+    ),
+    "the lab's own file": (
+        {"config": {"from": "{code}/base.json", "file": "/data/base.json"}},
+        {},
+        ("not in the folder of the attempt",),
+    ),
+    "our file": (
+        {"config": {"from": "{code}/base.json", "file": "hpo-config.json"}},
+        {},
+        ("hpo writes a file of this name",),
+    ),
+    "our variable": (
+        {"environment": {"HPO_METRICS": "x"}},
+        {},
+        ("names that begin with HPO_ are ours",),
+    ),
+    "a seed that goes nowhere": (
+        {"seed": None},
+        {"parameters": {"seed": {"low": 1, "high": 9}}, "starts": None},
+        ("parameters.seed: no field of the script takes it",),
+    ),
+    "another field called steps": (
+        {"steps": "every"},
+        {"parameters": {"steps": {"low": 1, "high": 9}}, "starts": None},
+        ("parameters.steps: the base has a field steps",),
+    ),
+    "too many steps": (
+        {"steps": 3_000_000_000},
+        {},
+        ("script.steps: 3000000000. Valid: a whole number from 0",),
+    ),
+    "a unit": ({"metric": {"name": "PER", "unit": "%"}}, {}, ("unit: percent is meant",)),
+    "a flag in one word": ({"flag": "--{name} {value}"}, {}, ("one word with a blank in it",)),
+    "validation": ({}, {"validation": {"fraction": 0.1}}, ("has both script: and validation:",)),
+}
+
+
+@pytest.mark.parametrize(("section", "changes", "words"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SpecError) as told:
+        load_spec(study_file(tmp_path, section, **changes))
+    for word in words:
+        assert word in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "study.yaml" in str(told.value) or "train.py" in str(told.value)

@@ -1,0 +1,307 @@
+"""A known password is looked for wherever other people could read it; TLS options reach libpq; the embedded server's files."""
+
+import os
+import re
+import shutil
+import string
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg2
+import pytest
+from helpers.commands import Done, asked, start
+from helpers.servers import execute
+from sqlalchemy import make_url
+
+from hpo.errors import CallerError, DatabaseError
+from hpo.store.database import Database, open_database
+from hpo.store.embedded import EmbeddedServer
+from hpo.store.url import has_password
+
+WARNING = "other users of this machine can read the password of --database in `ps`"
+
+
+@pytest.fixture
+def secret(
+    database: Database, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Part of the password of a user of its own, with whom HPO_DATABASE_URL goes on. What follows it must be encoded in a URL."""
+    token = os.urandom(12).hex()
+    password = token + string.punctuation + " é"
+    execute(
+        server,
+        f"CREATE ROLE u{token[:8]} LOGIN IN ROLE hpo PASSWORD '{password.replace(chr(39), 2 * chr(39))}'",
+    )
+    url = make_url(database.url)
+    monkeypatch.setenv(
+        "HPO_DATABASE_URL",
+        f"postgresql://u{token[:8]}:{quote(password, safe='')}@127.0.0.1:{url.port}/{url.database}",
+    )
+    yield token
+    execute(server, f"DROP ROLE u{token[:8]}")
+
+
+def url_with(**changes: Any) -> str:
+    url = make_url(os.environ["HPO_DATABASE_URL"]).set(**changes)
+    return url.render_as_string(hide_password=False)
+
+
+def command_lines() -> set[str]:
+    """Of all processes of this machine, as `ps` shows them to anyone."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.add(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def said(done: Done) -> str:
+    return done.stdout + done.stderr
+
+
+# ---- where a password could be seen
+
+
+def test_a_study_shows_its_password_nowhere(
+    secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    launch = start(
+        "launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu"
+    )
+    lines: set[str] = set()
+    deadline = time.monotonic() + 120
+    while launch.poll() is None and time.monotonic() < deadline:
+        lines |= command_lines()
+        time.sleep(0.05)
+    out, err = launch.communicate()
+    assert (launch.returncode, err) == (0, "")
+    assert any("hpo.cli worker --study tiny" in line for line in lines)  # the search below saw them
+    assert not any(secret in line for line in lines)
+
+    of = ("--study", "tiny")
+    answers = [asked(*line) for line in (
+        ("status", *of), ("status", *of, "--json"), ("report", *of), ("report", *of, "--json"),
+        ("export", *of, "--out", tmp_path / "best.yaml"), ("doctor", *of, "--json"), ("status", "--study", "no-such"),
+    )]  # fmt: skip
+    outputs = [out, said(asked("worker", *of)), *map(said, answers)]
+    assert "Next: hpo export" in outputs[4]
+    assert not any(secret in output for output in outputs)
+
+    files = [
+        file
+        for folder in (Path(os.environ["HPO_HOME"]), tmp_path)
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
+    assert any(file.suffix == ".log" for file in files)
+    assert not any(secret.encode() in file.read_bytes() for file in files)
+
+
+def test_a_url_that_is_typed_is_warned_of_in_one_line(secret: str, database: Database) -> None:
+    done = asked("report", "--study", "none-yet", "--database", os.environ["HPO_DATABASE_URL"])
+    warning, error = done.stderr.splitlines()
+    assert WARNING in warning and "HPO_DATABASE_URL" in warning and "~/.pgpass" in warning
+    assert error.startswith("hpo: no study 'none-yet' in postgresql://u")
+    assert secret not in said(done)
+    assert WARNING not in asked("report", "--study", "none-yet").stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "holds"),
+    [("postgresql://u@h/d", False), ("postgresql:///d", False), ("postgresql://u:p@h/d", True), ("postgresql://u@h/d?password=p", True),
+     ("postgresql://u@h/d?sslpassword=p", True), ("u:p@h", True)],
+)  # fmt: skip
+def test_which_urls_hold_a_password(url: str, holds: bool) -> None:
+    assert has_password(url) == holds
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"host": "no-such-host.invalid"}, "could not translate host name"),
+        ({"port": 1}, "Connection refused"),
+        ({"port": 99999}, "invalid port number"),
+        ({"database": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"username": "nobody-of-this-name"}, "password authentication failed"),
+        ({"query": {"sslmode": "bad"}}, 'invalid sslmode value: "bad"'),
+        ({"query": {"sslmode": "require"}}, "server does not support SSL, but SSL was required"),
+    ],
+)
+def test_a_refusal_is_one_line_without_the_password(
+    secret: str, changes: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(DatabaseError, match=expected) as caught:
+        open_database(url_with(**changes))
+    assert secret not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_password_is_not_shown_either(secret: str) -> None:
+    wrong = asked("status", "--study", "s", "--database", url_with(password=secret + "?"))
+    assert wrong.returncode == 1
+    assert "password authentication failed" in wrong.stderr
+    assert secret not in said(wrong)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:SECRET@h/d?foo=bar", 'invalid connection option "foo"'),
+        ("postgresql://u:a%00SECRET@h/d", "%00. Valid: "),
+        ("postgresql://u:a@SECRET@h/d", "more than one @. Valid: .* @ as %40"),
+        ("postgresql://u:a@b?SECRET@h/d", "more than one @"),
+        ("postgresql://u:SECRET@h:x/d", "not a URL"),
+        ("postgresql://u:SECRET", "not a URL"),
+        ("mysql://u:SECRET@h/d", "mysql is not supported"),
+    ],
+)
+def test_a_mistake_in_a_url_is_told_without_it(
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATABASE_URL", url)
+    with pytest.raises(CallerError, match=expected) as caught:
+        open_database()
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "u:SECRET@127.0.0.1:1/d",
+        "u@127.0.0.1:1/d?password=SECRET",
+        "u@127.0.0.1:1/d?sslpassword=SECRET",
+    ],
+)
+def test_a_database_shows_no_password_in_any_form(place: str) -> None:
+    with pytest.raises(DatabaseError, match="Connection refused") as caught:
+        open_database(f"postgresql://{place}")
+    shown = Database(f"postgresql+psycopg2://{place.replace('?password=', '?sslpassword=')}", None)
+    assert "SECRET" not in f"{caught.value} {shown} {shown!r}"
+
+
+def test_a_password_in_the_query_is_taken(secret: str) -> None:
+    url = make_url(os.environ["HPO_DATABASE_URL"])
+    moved = f"postgresql://{url.username}@{url.host}:{url.port}/{url.database}?password={quote(str(url.password), safe='')}"
+    assert make_url(open_database(moved).url).password == url.password
+
+
+# ---- TLS
+
+
+class TlsServer(EmbeddedServer):
+    """The system's Postgres: that of the wheel is built without TLS."""
+
+    def _binaries(self) -> Path:
+        return max(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+def openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
+    """(its URL, the certificate that it shows)"""
+    if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or not shutil.which("openssl"):
+        pytest.skip(
+            "no Postgres under /usr/lib/postgresql, or no openssl: the wheel's Postgres is built without TLS"
+        )
+    home = private_folder / f"tls-{os.urandom(4).hex()}"
+    home.mkdir(mode=0o711)
+    server = TlsServer(home)
+    server.start()
+    server.stop()
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    certificate, key = server.data / "server.crt", server.data / "server.key"
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *names,
+        "-out",
+        certificate,
+        "-keyout",
+        key,
+    )
+    for file in (certificate, key):
+        file.chmod(0o600)
+        if server.account:
+            os.chown(file, server.account.pw_uid, server.account.pw_gid)
+    with (server.data / "postgresql.conf").open("a") as configuration:
+        configuration.write("ssl = on\n")
+    yield server.start(), certificate
+    server.stop()
+
+
+def test_tls_options_reach_libpq(
+    tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, certificate = tls_server
+    for mode in ("require", "verify-ca", "verify-full"):
+        opened = open_database(f"{url}&sslmode={mode}&sslrootcert={certificate}")
+        connection = psycopg2.connect(
+            make_url(opened.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        )
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+            assert cursor.fetchone() == (True,)
+        connection.close()
+
+    other = tmp_path / "other.crt"
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=other",
+        "-out",
+        other,
+        "-keyout",
+        tmp_path / "other.key",
+    )
+    with pytest.raises(DatabaseError, match="certificate verify failed"):
+        open_database(f"{url}&sslmode=verify-ca&sslrootcert={other}")
+    with pytest.raises(DatabaseError, match='root certificate file "/nowhere" does not exist'):
+        open_database(f"{url}&sslmode=verify-ca&sslrootcert=/nowhere")
+
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
+    for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not checked: sslmode=verify-full does"),
+                           ("disable", "ok +TLS +not in use: nothing leaves this machine")):  # fmt: skip
+        monkeypatch.setenv("HPO_DATABASE_URL", f"{url}&sslmode={mode}&sslrootcert={certificate}")
+        done = asked("doctor")
+        assert done.returncode == 0
+        assert re.search(expected, done.stdout), done.stdout
+
+
+def test_sslmode_disable_works_where_there_is_no_tls(secret: str) -> None:
+    assert open_database(url_with(query={"sslmode": "disable"})).url.endswith("?sslmode=disable")
+
+
+# ---- the embedded server
+
+
+def test_no_other_account_may_read_a_file_of_the_embedded_server(private_folder: Path) -> None:
+    home = private_folder / "files"
+    home.mkdir(mode=0o711)
+    own = EmbeddedServer(home)
+    own.root.mkdir(mode=0o755)  # as earlier versions made it
+    own.start()
+    own.stop()
+    files = [own.root, *own.root.rglob("*")]
+    assert len(files) > 900
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o700", "0o600"}

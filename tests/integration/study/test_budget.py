@@ -1,0 +1,184 @@
+"""Budgets: the decision by given figures, and in a real study while it runs."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from helpers.studies import RECORD, TINY, claim, completed
+from pydantic import ValidationError
+
+from hpo.errors import SpecError, StudyError
+from hpo.process import Process
+from hpo.space.budget import Budget, Pace, Spent, over, refusal, seconds_left
+from hpo.space.spec import StudySpec, load_spec
+from hpo.store.database import Database
+from hpo.study.study import Study
+from hpo.study.trial import Interrupted
+
+Make = Callable[..., Study]
+NOW = datetime(2027, 1, 31, 8, tzinfo=UTC)
+NOTHING = Spent(now=NOW, ended=0, running=0, failed=0, gpu_seconds=0.0, promised=0.0, typical=None)
+ON_GPU = RECORD | {"device": "cuda:0 (NVIDIA H200)"}
+
+
+def test_trials_that_run_count() -> None:
+    budget = Budget(trials=4, failures=1)
+    assert refusal(budget, replace(NOTHING, ended=2, running=1, failed=1)) is None
+    assert (
+        refusal(budget, replace(NOTHING, ended=3, running=1)) == "the budget of 4 trials is taken"
+    )
+    assert refusal(budget, replace(NOTHING, ended=4)) == "the budget of 4 trials is spent"
+    assert "2 trials failed" in str(refusal(budget, replace(NOTHING, failed=2)))
+
+
+def test_the_first_limit_to_be_reached_says_how_long_it_takes() -> None:
+    pace = Pace(
+        steps=1000, seconds=500.0, gpu_seconds=250.0, typical=80.0, begun=10, running=2, to_come=100
+    )  # two share a GPU
+    assert seconds_left(Budget(trials=20), pace, NOW) == (10 * 80 + 100) * 0.5 / 2
+    assert seconds_left(Budget(trials=20, gpu_hours=350 / 3600), pace, NOW) == pytest.approx(
+        100
+    )  # of GPU-seconds, one GPU spends them
+    assert seconds_left(Budget(trials=20, gpu_hours=1), pace, NOW) == 225
+    assert seconds_left(Budget(trials=20, gpu_hours=200 / 3600), pace, NOW) == 0
+    assert seconds_left(Budget(trials=20, deadline=NOW + timedelta(seconds=60)), pace, NOW) == 60
+    assert (
+        seconds_left(
+            Budget(trials=4),
+            replace(pace, typical=None, steps=60, seconds=30.0, begun=2, to_come=140),
+            NOW,
+        )
+        == 85
+    )
+    assert seconds_left(Budget(trials=20), replace(pace, running=0), NOW) is None
+    assert seconds_left(Budget(trials=20), replace(pace, steps=0), NOW) is None
+
+
+def test_gpu_hours_are_promised_to_those_that_run() -> None:
+    budget = Budget(gpu_hours=1)
+    assert (
+        refusal(budget, replace(NOTHING, gpu_seconds=3500)) is None
+    )  # nobody knows yet what a trial takes
+    known = replace(NOTHING, typical=1000.0, gpu_seconds=1500)
+    assert refusal(budget, known) is None
+    assert (
+        refusal(budget, replace(known, promised=1200.0))
+        == "of 1 GPU-hours 0.25 are not spent or promised, and a trial takes 0.278"
+    )
+    assert (
+        refusal(budget, replace(known, promised=1200.0), done=200.0) is None
+    )  # one that was interrupted needs less
+    assert over(budget, replace(known, gpu_seconds=3599)) is None
+    assert over(budget, replace(known, gpu_seconds=3600)) == "1 of 1 GPU-hours are spent"
+
+
+def test_a_deadline_leaves_time_for_a_whole_trial() -> None:
+    budget = Budget(deadline=NOW + timedelta(hours=1))
+    known = replace(NOTHING, typical=1800.0)
+    assert refusal(budget, known) is None
+    assert "would not end before the deadline 2027-01-31" in str(
+        refusal(budget, replace(known, now=NOW + timedelta(minutes=31)))
+    )
+    assert over(budget, replace(known, now=NOW + timedelta(minutes=59))) is None
+    assert "has passed" in str(over(budget, replace(known, now=NOW + timedelta(minutes=60))))
+
+
+def test_changes_as_people_give_them() -> None:
+    budget = Budget(trials=100, gpu_hours=10)
+    assert budget.changed({"trials": "400"}).trials == 400
+    assert budget.changed({"trials": "+50", "gpu_hours": "-2.5"}) == Budget(
+        trials=150, gpu_hours=7.5
+    )
+    assert budget.changed({"gpu_hours": "none"}).gpu_hours is None
+    assert budget.changed({"deadline": "2027-01-31T08:00+00:00"}).deadline == NOW
+    for wrong in (
+        {"trials": "many"},
+        {"trials": "-101"},
+        {"gpu_hours": "0"},
+        {"deadline": "tomorrow"},
+        {"trials": "none"},
+    ):
+        with pytest.raises(ValidationError):
+            budget.changed(wrong)
+
+
+def test_it_stands_in_the_study_file(tiny_space: Path) -> None:
+    tiny_space.write_text(
+        TINY.replace("trials: 4", "trials: 4, gpu_hours: 1.5, deadline: 2027-01-31T08:00:00+00:00")
+    )
+    budget = load_spec(tiny_space).budget
+    assert (budget.gpu_hours, budget.deadline) == (1.5, NOW)
+    assert str(budget).startswith("4 trials, 1.5 GPU-hours, until 2027-01-31 ")
+    tiny_space.write_text(TINY.replace("trials: 4", "trials: 4, gpuhours: 1"))
+    with pytest.raises(SpecError, match=r"Did you mean gpu_hours\?"):
+        load_spec(tiny_space)
+
+
+def test_it_is_raised_and_lowered_while_the_study_runs(
+    make_study: Make, database: Database, tiny_spec: StudySpec
+) -> None:
+    study = make_study(tiny_spec)
+    running = [claim(study) for _ in range(4)]
+    assert study.claim(Process.this(), RECORD) is None
+    Study.open(database, "s").change_budget({"trials": "+1"})
+    running.append(claim(study))
+    Study.open(database, "s").change_budget({"trials": "2"})
+    for trial in running:
+        assert study.finish(trial, completed(0.5))  # those that had begun end
+    assert study.claim(Process.this(), RECORD) is None
+    assert "the budget of 2 trials is spent. To go on, raise it with hpo budget --study s" in str(
+        study.why_over()
+    )
+    with pytest.raises(StudyError, match=r"budget trials.*'few'"):
+        study.change_budget({"trials": "few"})
+    assert make_study(tiny_spec).budget.trials == 2  # the same launch goes on with it
+
+
+def test_gpu_hours_are_summed_over_workers_and_shared_where_the_gpu_is(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
+    study = make_study(tiny_spec)
+    first, second = (
+        study.claim(Process("a", "1:1"), ON_GPU),
+        study.claim(Process("a", "2:1"), ON_GPU),
+    )
+    third = study.claim(Process("b", "1:1"), ON_GPU)
+    assert first and second and third
+    for trial in (first, second, third):
+        assert study.deliver(trial, [], 1, 100.0)
+        assert study.deliver(trial, [], 1, 100.0)  # told twice it counts once
+    assert [record.gpu_seconds for record in study.records()[:3]] == [50.0, 50.0, 100.0]
+    assert [record.seconds for record in study.records()[:3]] == [100.0] * 3
+    assert study.standing().gpu_seconds == 200.0
+
+
+def test_a_worker_is_told_that_the_gpu_hours_are_spent(make_study: Make, tiny_space: Path) -> None:
+    tiny_space.write_text(TINY.replace("trials: 4", "trials: 4, gpu_hours: 0.1"))
+    study = make_study(load_spec(tiny_space))
+    trial = claim(study)
+    assert study.deliver(trial, [], 1, 359.0)
+    assert study.over() is None
+    assert study.deliver(trial, [], 2, 361.0)
+    assert study.over() == "0.1 of 0.1 GPU-hours are spent"
+    assert study.finish(trial, Interrupted(str(study.over())), 361.0)
+    assert study.claim(Process.this(), RECORD) is None
+    assert "GPU-hours are spent" in str(study.why_over())
+    assert study.budget_spent()
+    study.change_budget({"gpu_hours": "+1"})
+    assert claim(study).number == 0  # and it goes on
+
+
+def test_gpu_hours_are_not_given_twice(
+    make_study: Make, database: Database, tiny_space: Path
+) -> None:
+    """Room for three trials of a tenth of an hour beside the one that is known; eight claim at once."""
+    tiny_space.write_text(TINY.replace("trials: 4", "trials: 100, gpu_hours: 0.4"))
+    study = make_study(load_spec(tiny_space))
+    assert study.finish(claim(study), completed(0.5), 360.0)
+    studies = [Study.open(database, "s") for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda one: one.claim(Process.this(), RECORD), studies))
+    assert sum(trial is not None for trial in taken) == 3

@@ -1,0 +1,134 @@
+"""Optuna's tables read without Optuna give what Optuna gives."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import optuna
+import pytest
+from helpers.studies import claim, completed, point
+
+from hpo.errors import StudyError
+from hpo.space.spec import StudySpec
+from hpo.store import optuna_rows
+from hpo.store.database import Database
+from hpo.study.reader import open_reader
+from hpo.study.study import Study
+
+Make = Callable[..., Study]
+ODD = {
+    "float": optuna.distributions.FloatDistribution(-1, 1),
+    "log": optuna.distributions.FloatDistribution(1e-8, 1, log=True),
+    "whole": optuna.distributions.IntDistribution(-3, 40),
+    "choice": optuna.distributions.CategoricalDistribution([None, False, True, 0.5, "text", 7]),
+}
+
+
+@pytest.fixture
+def odd(make_study: Make, tiny_spec: StudySpec) -> Study:
+    """With trials of every kind that Optuna can hold."""
+    study = make_study(tiny_spec)
+    study.finish(claim(study), completed(0.3))
+    study.deliver(claim(study), [point(2, 0.9)], 2, 1.0)
+    for number, choice in enumerate(ODD["choice"].choices):  # type: ignore[attr-defined]
+        params = {
+            "choice": choice,
+            "whole": number - 3,
+            "log": 10.0**-number,
+            "float": 0.1 * number,
+        }
+        study.optuna.add_trial(
+            optuna.create_trial(
+                state=optuna.trial.TrialState.PRUNED
+                if number
+                else optuna.trial.TrialState.COMPLETE,
+                value=None if number else 0.25,
+                params=params,
+                distributions=ODD,
+                user_attrs={"text": "ä \" '", "deep": {"list": [1, None]}},
+                intermediate_values={5: math.inf, 1: -math.inf, 3: math.nan, 4: 1e-300},
+            )
+        )
+    return study
+
+
+def test_trials_are_those_that_optuna_reads(odd: Study) -> None:
+    with odd.engine.begin() as connection:
+        states = optuna_rows.trial_states(connection, odd.id)
+        rows = optuna_rows.trial_rows(connection, list(states))
+    trials = odd.optuna.get_trials()
+    assert list(states) == [trial._trial_id for trial in trials]
+    for trial in trials:
+        row = rows[trial._trial_id]
+        assert (row.number, row.state, row.value) == (trial.number, trial.state.name, trial.value)
+        assert list(row.params.items()) == list(trial.params.items())
+        assert [type(value) for value in row.params.values()] == [
+            type(value) for value in trial.params.values()
+        ]
+        assert row.attributes == trial.user_attrs
+        assert repr(sorted(row.curve.items())) == repr(sorted(trial.intermediate_values.items()))
+
+
+def test_attributes_are_those_that_optuna_reads_and_writes(odd: Study) -> None:
+    for value in ({"a": [1, None, "ä"]}, None, "text", 0.1):
+        odd.set_attribute("mine", value)
+        assert odd.optuna.user_attrs["mine"] == value
+        odd.optuna.set_user_attr("its", value)
+        assert odd.attributes["its"] == value
+    assert odd.attributes == odd.optuna.user_attrs
+
+
+def test_a_reader_has_the_records_of_the_study(odd: Study, database: Database) -> None:
+    reader = open_reader(database, "s")
+    assert reader.records() == odd.records()
+    assert (reader.spec, reader.budget, reader.standing().ended) == (
+        odd.spec,
+        odd.budget,
+        odd.standing().ended,
+    )
+    odd.change_budget({"trials": "20"})
+    before = reader.records()
+    odd.finish(claim(odd), completed(0.2))
+    assert reader.records() == odd.records() != before
+
+
+def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) -> None:
+    reader = open_reader(database, "s")
+    odd.storage.delete_study(odd.id)
+    for ask in (reader.records, lambda: reader.budget, lambda: reader.unique):
+        with pytest.raises(StudyError, match=r"study s was deleted\. Type the launch line again"):
+            ask()
+    with pytest.raises(
+        StudyError, match=r"no study 's' in .* There are: none; hpo launch makes one"
+    ):
+        open_reader(database, "s")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("studies",),
+        ("status", "--study", "s"),
+        ("status", "--study", "s", "--json"),
+        ("logs", "--study", "s", "--trial", "0"),
+        ("budget", "--study", "s", "--trials", "+1"),
+        ("report", "--study", "s"),
+        ("status", "--study", "missing"),
+        ("kill", "--study", "missing", "--trial", "0"),
+        ("delete", "--study", "missing", "--yes"),
+    ],
+)
+def test_commands_that_read_do_not_load_optuna(
+    make_study: Make, tiny_spec: StudySpec, arguments: tuple[str, ...]
+) -> None:
+    study = make_study(tiny_spec)
+    study.finish(claim(study), completed(0.3))
+    code = (
+        "import sys\nfrom hpo.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    print(end.code)\n"
+        "print('loaded', 'optuna' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    expected = "2" if "missing" in arguments else "0"
+    assert done.stdout.splitlines()[-2:] == [expected, "loaded False"], done.stderr

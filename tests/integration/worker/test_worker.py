@@ -1,0 +1,269 @@
+"""One worker in this process: outcomes of trainings that go wrong, with a real study and real training."""
+
+import resource
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.commands import until
+from helpers.data import recordings
+from helpers.studies import RECORD, TINY, decoder_config, worker_for
+from sqlalchemy import select, text
+
+from hpo.decoder.artifact import load_decoder, save_decoder
+from hpo.decoder.config import DecoderConfig
+from hpo.decoder.training import GruTraining, Recordings
+from hpo.errors import MemoryShortError
+from hpo.process import Process
+from hpo.space.spec import load_spec
+from hpo.store.tables import trial_table
+from hpo.study.study import Study
+from hpo.study.trial import Completed, Stopped, Trial
+from hpo.worker.attempt import Attempt
+from hpo.worker.checkpoint import begin, checkpoints
+from hpo.worker.signals import StopFlag
+
+
+@pytest.fixture
+def data(tiny_data: Path, tiny_space: Path) -> Recordings:
+    return recordings(tiny_data, load_spec(tiny_space), 0.2)
+
+
+def weights_of(trial: Trial, data: Recordings) -> dict[str, torch.Tensor]:
+    assert isinstance(trial.config, DecoderConfig)
+    return GruTraining(trial.config, data).state.scored.state_dict()
+
+
+def test_a_trial_completes_with_its_final_score(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    assert worker.run() == 4
+    records = study.records()
+    assert [record.state for record in records] == ["complete"] * 4
+    for record in records:
+        assert study.scores([record.id])[record.id].value == record.value == record.last_value
+        assert (record.step, record.steps) == (6, 6)
+        assert record.seconds > 0
+
+
+def test_training_that_is_not_finite_stops_at_its_step(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    """lr 1e30 throws the weights out of the range of float32 in one update; the next evaluation would be far away."""
+    rare = TINY.replace("steps: 6, evaluate_every: 2", "steps: 900, evaluate_every: 900")
+    tiny_space.write_text(
+        rare.replace("high: 5e-2", "high: 1e30").replace(
+            "baseline: {}", "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
+        )
+    )
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    outcome = worker.run_trial(trial)
+    assert isinstance(outcome, Stopped)
+    assert outcome.stop.cause == "non-finite"
+    record = study.records()[0]
+    assert (record.state, record.rule, record.cause) == ("stopped", "own-past", "non-finite")
+    assert record.step < 10
+    assert "gradient norm" in record.reason
+
+
+def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    data.data.n_features = 7  # the model is built for other features than the batches have
+    worker = worker_for(study, data, tmp_path)
+    assert (
+        worker.run() == 22
+    )  # the budget's ten failures, and the one that is too many, each tried twice
+    assert {record.state for record in study.records()} == {"failed"}
+    assert study.records()[0].reason.startswith("RuntimeError: ")
+
+
+def test_a_raised_flag_hands_the_trial_back_between_steps(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    looks = iter([False, False, False, True])
+    worker = worker_for(study, data, tmp_path, lambda: next(looks, True))
+    assert worker.run() == 0
+    record = study.records()[0]
+    assert (record.state, record.step) == ("waiting", 3)
+    with study.engine.begin() as connection:
+        memory = connection.execute(select(trial_table.c.memory)).scalars().first()
+    assert (
+        memory is not None
+        and 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    assert len(checkpoints(tmp_path / "trial-0")) == 1
+    assert worker_for(study, data, tmp_path).run() == 4
+    assert not checkpoints(tmp_path / "trial-0")
+    assert study.records()[0].attempts == 2
+
+
+def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    """Real: no machine has the petabytes for these weights. A trial to which this happens too often fails."""
+    tiny_space.write_text(
+        TINY.replace("model.units: 8", "model.units: 10_000_000").replace(
+            "trials: 4", "trials: 4, failures: 0"
+        )
+    )
+    study = make_study(load_spec(tiny_space))
+    for attempt in range(1, 4):
+        with pytest.raises(
+            MemoryShortError,
+            match=r"trial 0: cpu ran out of memory; it waits to go on. Take fewer workers",
+        ) as raised:
+            worker_for(study, data, tmp_path).run()
+        assert raised.value.exit_code == 3
+        record = study.records()[0]
+        assert (record.state, record.attempts) == ("waiting" if attempt < 3 else "failed", attempt)
+    assert (record.cause, record.reason) == ("out of memory", "cpu ran out of memory")
+    assert worker_for(study, data, tmp_path).run() == 0
+
+
+def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
+    make_study: Callable[..., Study],
+    tiny_space: Path,
+    data: Recordings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    looks = iter([False, False, False, True])
+    worker_for(study, data, tmp_path, lambda: next(looks, True)).run()
+    checkpoint = checkpoints(tmp_path / "trial-0")[0]
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with caplog.at_level("INFO"):
+        assert worker_for(study, data, tmp_path).run() == 4
+    assert "trial 0: a checkpoint cannot be used: checkpoint-00000003-" in caplog.text
+    assert (
+        "trial 0: no checkpoint of its earlier attempt is here; it begins again at step 0"
+        in caplog.text
+    )
+    assert study.records()[0].state == "complete"
+
+
+def test_a_trial_that_only_gets_better_is_checkpointed_too(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    """Its best weights are being written at every evaluation."""
+    tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
+    seen: list[int] = []
+
+    def stop() -> bool:
+        seen.append(len(checkpoints(tmp_path / "trial-0")))
+        return len(seen) >= 5
+
+    worker_for(make_study(load_spec(tiny_space)), data, tmp_path, stop).run()
+    assert seen[4] > 0
+
+
+def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    """Killed between the two, a trial would go on after its best step and never write it again."""
+    tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
+    study, folder, written = make_study(load_spec(tiny_space)), tmp_path / "trial-0", list[int]()
+    looks = iter(range(100))
+
+    def stop() -> bool:
+        if next(looks) == 2:  # after step 2; before, there is no score
+            until(lambda: bool(checkpoints(folder)) and (folder / "best.safetensors").exists())
+            written.extend(
+                path.stat().st_mtime_ns
+                for path in (folder / "best.safetensors", checkpoints(folder)[-1])
+            )
+        return bool(written)
+
+    worker_for(study, data, tmp_path, stop).run()
+    assert written == sorted(written)
+
+
+def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_the_next_one(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    study, best = make_study(load_spec(tiny_space)), tmp_path / "trial-0" / "best.safetensors"
+    trial = study.claim(Process.this(), RECORD)
+    assert trial is not None
+
+    def stop() -> bool:
+        """After step 2 the lease has run out, on this side too; the trial is not asked for yet."""
+        if best.exists():
+            run.reporter._lease_seconds = 0.0
+        return False
+
+    run = Attempt(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
+    best.parent.mkdir()
+    run.writer.submit(
+        "another's", save_decoder, best, weights_of(trial, data), trial.config, {"step": 99}
+    )
+    run.writer.wait()
+    run.to_its_end()
+    run.writer.close()
+    run.reporter.close()
+    assert load_decoder(best).facts["step"] == 99
+
+
+def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    """The trial is taken at its last step: the next attempt has nothing to train any more."""
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    run = Attempt(worker, trial, tmp_path / "trial-0")
+    assert isinstance(run.to_its_end(), Completed)
+    begun = begin(
+        partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data),
+        tmp_path / "trial-0",
+    )
+    assert begun.training.step == trial.config.steps
+    run.writer.close()
+    run.reporter.close()
+    run.tidy()
+    assert [
+        path.name for path in (tmp_path / "trial-0").iterdir() if path.suffix != ".safetensors"
+    ] == []
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    (tmp_path / "trial-0").touch()  # a file where the folder should be
+    tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    assert isinstance(worker.run_trial(trial), Completed)
+
+
+def test_a_worker_whose_trial_was_taken_writes_nothing(
+    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    study = make_study(load_spec(tiny_space))
+    worker = worker_for(study, data, tmp_path)
+    trial = study.claim(worker.process, RECORD)
+    assert trial is not None
+    with study.engine.begin() as connection:
+        connection.execute(text("UPDATE hpo_trial SET lease = 'another'"))
+    assert worker.run_trial(trial) is None
+    record = study.records()[0]
+    assert (record.state, record.last_value, record.seconds) == ("running", None, 0)
+
+
+def test_the_flag_is_raised_by_a_signal() -> None:
+    flag = StopFlag()
+    assert not flag()
+    flag._raise(2, None)
+    assert flag()

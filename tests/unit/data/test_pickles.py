@@ -1,0 +1,272 @@
+"""Pickles of data sets: what real ones need is read as Python reads it, and nothing else gets anywhere."""
+
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import ROOT
+
+from hpo.data.pickles import check_torch_file, unpickle
+from hpo.decoder.artifact import load_decoder
+from hpo.errors import DataError
+
+FUZZ = ROOT / "tests" / "helpers" / "pickle_fuzz.py"
+FUZZ_SEQUENCES = 1200
+FUZZ_PROCESSES = 3
+
+numbers = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+VALUES: dict[str, Any] = {
+    "plain": [None, True, False, 0, -1, 2**70, 1.5, float("inf"), "text", "naïve \u2603", b"\x00\xff", (), (1, (2, 3)), {"a": {1: 2.0}}],
+    "long text and bytes": ["x" * 70_000, b"y" * 70_000],
+    "a tuple as a key": {("t12", 3): 1},
+    "lists of lists": [[[0.5] * 4] * 3, list(range(300))],
+    "float32": numbers,
+    "big-endian": numbers.astype(">f4"),
+    "big-endian integers": np.arange(5, dtype=">i8"),
+    "Fortran order": np.asfortranarray(numbers),
+    "a transposed array": numbers.transpose(1, 0, 2),
+    "every second": numbers[:, ::2],
+    "every width": [np.arange(3).astype(kind) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")],
+    "bool": np.array([[True, False], [False, True]]),
+    "text": np.array(["ab", "c", "\U0001f600"]),
+    "big-endian text": np.array(["ab", "c"]).astype(">U2"),
+    "byte text": np.array([b"ab", b"c"]),
+    "empty": [np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty((3, 0))],
+    "no dimensions": np.array(3.5),
+    "scalars": [np.float32(0.02), np.int64(-3), np.bool_(True), np.str_("adam"), np.str_(""), np.bytes_(b"x")],
+    "wide scalars": [np.float64(1e-8), np.complex64(1j)],
+    "objects": np.array([np.arange(3), "text", None, [1, 2]], dtype=object),
+    "objects in two dimensions": np.array([["a", None], [1, 2.5], [b"c", ()]], dtype=object),
+    "no objects": np.empty(0, dtype=object),
+    "one array twice": [numbers, numbers],
+    "labels as floats": np.array([3.0, 7.0]),
+    "scalars as keys": {np.int64(3): "a", np.str_("b"): 1},
+}  # fmt: skip
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in every value, type, dtype and shape. Arrays are always in this machine's byte order here."""
+    if isinstance(other, np.ndarray):
+        assert isinstance(one, np.ndarray)
+        assert (one.dtype, one.shape) == (other.dtype.newbyteorder("="), other.shape)
+        return all(
+            same(a, b) for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True)
+        )
+    if isinstance(other, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(other, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def read(path: Path, contents: bytes) -> Any:
+    path.write_bytes(contents)
+    return unpickle(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", VALUES)
+def test_what_python_reads_is_read_the_same(tmp_path: Path, name: str, protocol: int) -> None:
+    written = pickle.dumps(VALUES[name], protocol=protocol)
+    by_python = pickle.loads(written)
+    assert same(read(tmp_path / "p", written), by_python)
+    of_numpy_1 = written.replace(b"numpy._core", b"numpy.core")
+    if protocol < 4:
+        # There the names of modules have no length before them.
+        assert same(read(tmp_path / "p", of_numpy_1), by_python)
+
+
+def test_sets_and_cycles(tmp_path: Path) -> None:
+    assert read(tmp_path / "p", pickle.dumps([{1, "a"}, frozenset({2.5, b"c"})], protocol=4)) == [
+        {1, "a"},
+        frozenset({2.5, b"c"}),
+    ]
+    endless: list[Any] = [1]
+    endless.append((endless, 2))
+    for protocol in range(6):
+        found = read(tmp_path / "p", pickle.dumps(endless, protocol=protocol))
+        assert found[1][0] is found
+
+
+def test_pickles_of_python_2(tmp_path: Path) -> None:
+    """Its text is bytes, also that of an array. Written by hand, as Python 2.7 with numpy 1.16 writes it with protocol 2."""
+    values = np.array([1.5, -2.0])
+    written = (
+        b"\x80\x02}q\x00U\x01xq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85q\x04U\x01bq\x05\x87q\x06R"
+        b"q\x07(K\x01K\x02\x85q\x08cnumpy\ndtype\nq\tU\x02f8q\nK\x00K\x01\x87q\x0bRq\x0c(K\x03U\x01<q\rNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        b"K\x00tq\x0eb\x89U\x10" + values.tobytes() + b"q\x0ftq\x10bs."
+    )
+    assert same(read(tmp_path / "p", written), {"x": values})
+
+
+# ---- what gets nowhere
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def dtype(
+    name: str,
+    order: bytes = text("<"),
+    rest: bytes = b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff",
+    flags: int = 0,
+) -> bytes:
+    return (
+        b"cnumpy\ndtype\n"
+        + text(name)
+        + b"\x89\x88\x87R(K\x03"
+        + order
+        + rest
+        + b"K"
+        + bytes([flags])
+        + b"tb"
+    )
+
+
+def raw(contents: bytes) -> bytes:
+    return b"C" + bytes([len(contents)]) + contents
+
+
+def array(kind: bytes, shape: bytes = b"K\x01\x85", contents: bytes = raw(b"A" * 8)) -> bytes:
+    return DRAFT + b"(K\x01" + shape + kind + b"\x89" + contents + b"tb"
+
+
+def called(name: str, *arguments: bytes) -> bytes:
+    return b"cnumpy._core." + name.encode() + b"\n(" + b"".join(arguments) + b"tR"
+
+
+DRAFT = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+FIELDS = b"N\x8c\x01a\x85}\x8c\x01a" + dtype("O8", text("|"), flags=63) + b"K\x00\x86sK\x08K\x01"
+CRAFTED = {
+    "objects without their flags": array(dtype("O8", text("|"))),
+    "objects of bytes": array(dtype("O8", text("|"), flags=63)),
+    "a list shorter than the shape": array(dtype("O8", text("|"), flags=63), b"K\x09\x85", b"(K\x01l"),
+    "a scalar of objects": called("multiarray\nscalar", dtype("O8", text("|"), flags=63), raw(b"A" * 8)),
+    "a buffer of objects": called("numeric\n_frombuffer", raw(b"A" * 8), dtype("O8", text("|"), flags=63), b"K\x01\x85", text("C")),
+    "a void with an object in it": array(dtype("V8", text("|"), FIELDS, flags=1)),
+    "a number with fields": array(dtype("f8", text("<"), FIELDS)),
+    "a number with flags": array(dtype("f8", flags=63)),
+    "a number of another size": array(dtype("f4", text("<"), b"NNNK\x40J\xff\xff\xff\xff")),
+    "text of another size": array(dtype("U2", text("<"), b"NNNM\x00\x40K\x04", flags=8)),
+    "a subarray": array(dtype("f8", text("<"), b"K\x01NNJ\xff\xff\xff\xffJ\xff\xff\xff\xff")),
+    "a structure by name": array(dtype("i4,O")),
+    "times with metadata": array(dtype("M8[s]")),
+    "a very long text": array(dtype("U9999999")),
+    "no such byte order": array(dtype("f8", text("x"))),
+    "an array of another class": b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85C\x01b\x87R",
+    "fewer bytes than the shape": array(dtype("f8"), b"K\x02\x85"),
+    "more bytes than the shape": array(dtype("f4")),
+    "a negative shape": array(dtype("f8"), b"J\xff\xff\xff\xff\x85"),
+    "a shape that overflows": array(dtype("f8"), b"\x8a\x08" + b"\xff" * 7 + b"\x0f" + b"\x8a\x08" + b"\xff" * 7 + b"\x0f" + b"\x86"),
+    "a shape of a list": array(dtype("f8"), b"(K\x01l"),
+    "characters that are none": array(dtype("U2", text("<"), b"NNNK\x08K\x04", flags=8), contents=raw(b"\xff" * 8)),
+    "an array without its contents": b"]" + DRAFT + b"a",
+    "an array in its own contents": DRAFT + b"\x94(K\x01K\x01\x85" + dtype("O8", text("|"), flags=63) + b"\x89(h\x00ltb",
+    "a second state": array(dtype("f8")) + b"(K\x01K\x01\x85" + dtype("O8", text("|"), flags=63) + b"\x89" + raw(b"A" * 8) + b"tb",
+    "a dtype without its state": b"]cnumpy\ndtype\n" + text("f8") + b"\x89\x88\x87Ra",
+    "the state of a name": b"cnumpy\nndarray\nN}" + text("__defaults__") + b"K\x01\x85s\x86b",
+    "an instance": b"cnumpy\nndarray\nK\x01\x85\x81",
+    "an instance of numpy": b"(K\x01inumpy\nndarray\n",
+    "a call of a class": b"cnumpy\nndarray\nK\x01\x85R",
+    "a call of a number": b"K\x01)R",
+    "another codec": b"c_codecs\nencode\n" + text("a") + text("zlib") + b"\x86R",
+    "a copy of the top": b"K\x01\x32\x86",
+    "an object outside": b"K\x01Q",
+    "a buffer outside": b"\x97",
+    "an extension": b"\x82\x01",
+    "an array as a key": b"}" + array(dtype("f8")) + b"K\x01s",
+    "a key without a value": b"}(K\x01u",
+    "a million tuples as a key": b"}N" + b"\x85" * 1_000_000 + b"K\x01s",
+    "a million tuples in a set": b"\x8f(N" + b"\x85" * 1_000_000 + b"\x90",
+    "values left over": b"K\x01K\x02",
+    "an open mark": b"(K\x01",
+    "nothing": b"",
+    "something that was never remembered": b"h\x07",
+    "a hundred thousand digits": b"I" + b"9" * 100_000 + b"\n",
+    "more bytes than there are": b"\x8e" + b"\xff" * 7 + b"\x0f" + b"A",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_crafted_pickle_is_one_line(tmp_path: Path, name: str) -> None:
+    """Read in a process of its own: with Python's unpickler six of these end by a signal."""
+    path = tmp_path / "crafted"
+    path.write_bytes(b"\x80\x04" + CRAFTED[name] + b".")
+    code = "import sys; from pathlib import Path; from hpo.data.pickles import unpickle; unpickle(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1, (done.returncode, done.stderr[-300:])
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"hpo.errors.DataError: {path}: ")
+    assert len(last) < 600
+
+
+def test_deep_nesting_that_is_no_key_is_read(tmp_path: Path) -> None:
+    found = read(tmp_path / "p", b"\x80\x04N" + b"\x85" * 100_000 + b".")
+    assert type(found) is tuple
+
+
+@pytest.mark.parametrize("process", range(FUZZ_PROCESSES))
+def test_no_pickle_of_odd_parts_ends_the_process(tmp_path: Path, process: int) -> None:
+    """With Python's unpickler and a list of allowed names about one in twenty of these ended it."""
+    count = FUZZ_SEQUENCES // FUZZ_PROCESSES
+    command = [sys.executable, str(FUZZ), str(process * count), str(count), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > count / 50, (
+        "hardly any of them is read: the fuzz test writes nonsense"
+    )
+
+
+# ---- weights, which torch.load reads
+
+
+def nested(path: Path) -> None:
+    """A state dict whose one key is a tuple nested a million times."""
+    torch.save({"a": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, contents in entries.items():
+            deep = b"\x80\x02}N" + b"\x85" * 1_000_000 + b"K\x01s."
+            archive.writestr(name, deep if name.endswith("data.pkl") else contents)
+
+
+def nested_in_the_old_format(path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    state_dict = whole.index(b"}", whole.index(b"type_sizes"))
+    path.write_bytes(whole[:state_dict] + b"}N" + b"\x85" * 1_000_000 + b"K\x01s.")
+
+
+def cut(path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, path)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("spoil", [nested, nested_in_the_old_format, cut])
+def test_weights_that_would_end_torch_load(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    (tmp_path / "args").write_bytes(pickle.dumps({"strideLen": 4}))
+    spoil(tmp_path / "modelWeights")
+    with pytest.raises(
+        DataError, match=r"modelWeights: not a state dict of torch \(.*\)\. Copy it again"
+    ):
+        load_decoder(tmp_path)
+
+
+def test_weights_in_both_formats_of_torch_pass(tmp_path: Path) -> None:
+    for new in (True, False):
+        torch.save(
+            {f"layer{n}": torch.zeros(2) for n in range(500)},
+            tmp_path / "w",
+            _use_new_zipfile_serialization=new,
+        )
+        check_torch_file(tmp_path / "w")
