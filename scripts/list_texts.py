@@ -1,0 +1,102 @@
+"""Lists every text of the product that a user may read, by file and line, for somebody to read from end to end.
+
+python scripts/list_texts.py [FILE_OR_FOLDER ...]
+
+Texts are strings of at least two words: messages, help texts, table headings, sentences of reports and
+pages. Of an f-string the values are shown as {...}. Docstrings are left out, except those of commands,
+which are their help. SQL, style sheets and programs in strings are left out too.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hpo"
+# A string with one of these is read by a machine.
+FOR_MACHINES = re.compile(
+    r"SELECT |INSERT |UPDATE |DELETE |CREATE |ALTER |DROP |TRUNCATE |GRANT |REVOKE |WHERE "
+    r"|function\s*\(|=>|</|\{\s*[a-z-]+:|import sys"
+)
+TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,.:;)]? +\(?[A-Za-z]{2,}")
+DEFINITIONS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def main() -> None:
+    places = [Path(argument).resolve() for argument in sys.argv[1:]] or [PACKAGE]
+    for file in sorted(files_of(places)):
+        texts = list(python_texts(file)) if file.suffix == ".py" else list(template_texts(file))
+        if texts:
+            print(f"\n# {file.relative_to(ROOT)}")
+        for line, text in texts:
+            print(f"{line:5}  {text}")
+
+
+def files_of(places: list[Path]) -> Iterator[Path]:
+    for place in places:
+        if place.is_file():
+            yield place
+        else:
+            yield from place.rglob("*.py")
+            yield from place.rglob("*.j2")
+
+
+def python_texts(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, text), in the order of the file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    left_out = {id(docstring) for docstring in silent_docstrings(tree)}
+    # The parts of an f-string are not texts of their own.
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            left_out |= {id(part) for part in node.values}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        text = text_of(node)
+        if text and TWO_WORDS.search(text) and not FOR_MACHINES.search(text):
+            found.append((node.lineno, " ".join(text.split())))  # type: ignore[attr-defined]
+    yield from sorted(found)
+
+
+def text_of(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if is_text(part) else "{...}" for part in node.values)  # type: ignore[attr-defined]
+    return None
+
+
+def is_text(part: ast.AST) -> bool:
+    return isinstance(part, ast.Constant)
+
+
+def silent_docstrings(tree: ast.Module) -> Iterator[ast.AST]:
+    """Docstrings that no command prints."""
+    for node in ast.walk(tree):
+        if not isinstance(node, DEFINITIONS) or not node.body or is_command(node):
+            continue
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and text_of(first.value) is not None:
+            yield first.value
+
+
+def is_command(node: ast.AST) -> bool:
+    """Whether click shows this function's docstring: it is decorated with `command` or `group`."""
+    decorators = getattr(node, "decorator_list", [])
+    names = [ast.unparse(decorator) for decorator in decorators]
+    return any(re.search(r"\.(command|group)\b", name) for name in names)
+
+
+def template_texts(file: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a Jinja template without their tags."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        text = " ".join(re.sub(r"<[^>]*>|\{%.*?%\}|\{\{.*?\}\}", " ", line).split())
+        if TWO_WORDS.search(text) and not FOR_MACHINES.search(line):
+            yield number, text
+
+
+if __name__ == "__main__":
+    main()
