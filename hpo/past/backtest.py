@@ -230,14 +230,14 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], dict[str, str]]:
     """(curves, the runs that cannot be replayed and why)."""
     left_out = {
-        run.name: run.no_error_rate or "no evaluation is recorded"
+        run.name: run.metric_fault or "no evaluation is recorded"
         for run in runs
-        if run.no_error_rate or not run.curve
+        if run.metric_fault or not run.curve
     }
     curves = []
     differ = len({run.split for run in runs if run.name not in left_out}) > 1
     for run in runs:
-        if run.curve and not run.no_error_rate:
+        if run.curve and not run.metric_fault:
             seconds = [point.seconds for point in run.curve if point.seconds is not None]
             timed = tuple(seconds) if len(seconds) == len(run.curve) else None
             is_told = differ and run.split not in (None, "test")

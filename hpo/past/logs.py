@@ -1,9 +1,9 @@
-"""One finished log of a training script: its evaluations, and what is doubtful about them.
+"""Reads one finished log of a training script: its evaluations, and what is doubtful about them.
 
-A reader that follows growing files does the reading, as it does while a trial runs. It stumbles
-where the steps go back, which several starts in one file cause, and at lines that make no sense.
-Here it begins anew at such a place, so that the whole file is read. It is given the file in pieces,
-and no more than the evaluations is kept: a log may be large.
+The reader is the one that follows a growing file while a trial runs. It fails where the steps go
+back, which several starts in one file cause, and at lines that make no sense. Here reading starts
+again at such a place, so that the whole file is read. The reader gets the file in pieces, and only
+the evaluations are kept, because a log may be large.
 """
 
 import csv
@@ -20,26 +20,30 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from hpo.errors import CallerError, DataError, os_error_text
-from hpo.past.past_runs import Row, one_start, printable, some
+from hpo.past.past_runs import printable, some
+from hpo.past.rows import Row, keep_last_start
 
+# Bytes that the reader gets at a time.
 PIECE = 1 << 20
-# Bytes; the reader takes a minute and a half for them where every line is about a step.
+# Bytes; the reader takes a minute and a half for them where almost every line is a step.
 LARGEST = 200_000_000
 # A rule is replayed on every beginning of a curve, which takes minutes for longer ones.
 MOST_EVALUATIONS = 5_000
-# Of a file. More mean that the steps are those of something else, such as of an epoch.
+# In one file. With more of them, the steps are those of something else, such as of an epoch.
 MOST_STARTS = 20
-# Where reading begins anew: other starts, and lines that make no sense.
+# Places where reading starts again: other starts, and lines that make no sense.
 MOST_PLACES = 100
+# The last lines that a message shows, and how much of each.
 LAST_LINES = 3
 SHOWN = 160
 # Before the line of an evaluation: 2025-01-03 12:34:56,789
 _STAMP = re.compile(r"\W{0,2}(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:[.,](\d{1,6}))?")
+# Names of the learning rate among the metrics of a step.
 LR = ("lr", "learning_rate")
 
 
-class Told(Protocol):
-    """What a reader tells of one step."""
+class StepReport(Protocol):
+    """What a reader knows of one step."""
 
     @property
     def step(self) -> int: ...
@@ -60,33 +64,34 @@ class Told(Protocol):
 class Reader(Protocol):
     """Follows one file."""
 
-    def read(self, last: bool = False) -> Sequence[Told]:
-        """What is new. last: the file is complete. Raises CallerError, and stays before the line
-        that caused it.
+    def read(self, last: bool = False) -> Sequence[StepReport]:
+        """What is new. last: the file is complete.
+
+        Raises CallerError, and stays before the line that caused it.
         """
 
     def place(self) -> dict[str, Any]:
         """`offset`: of the first byte that is not read yet. `columns`: of a table."""
 
     def advice(self) -> str:
-        """Why there may be nothing with a value; empty if there is."""
+        """Why no step may have a value; empty if one has."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the files of one kind are read."""
+    """How files of one kind are read."""
 
     follow: Callable[[Path], Reader]
-    # Delimiter of a table, whose first line is needed wherever reading begins anew; empty: no
-    # table.
+    # Of a table, whose first line is needed wherever reading starts again; empty for other files.
     delimiter: str = ""
-    # Whether the file is one document that is read whole.
+    # Whether the file is one document that is read as a whole.
     whole: bool = False
 
 
-def read_log(path: Path, form: Form, doubts: list[str]) -> list[Row]:
-    """The evaluations of the last start. Raises DataError, one line, for a file without any, or
-    that cannot be read.
+def read_log(path: Path, form: Form, warnings: list[str]) -> list[Row]:
+    """The evaluations of the last start.
+
+    Raises DataError, one line, for a file that holds none or cannot be read.
     """
     _check_file(path)
     reader = _LogReader(path, form)
@@ -94,29 +99,27 @@ def read_log(path: Path, form: Form, doubts: list[str]) -> list[Row]:
         advice = reader.read_whole() if form.whole else reader.read()
     except OSError as error:
         raise DataError(os_error_text(error)) from None
-    found = reader.found
-    if not found.rows:
-        raise DataError(
-            f"{path}: no evaluation is found: {advice}. It ends with: {last_lines(path)}"
-        )
-    doubts += found.doubts()
-    return _timed(one_start(found.rows, doubts), doubts)
+    evaluations = reader.evaluations
+    if not evaluations.rows:
+        raise DataError(f"{path}: no evaluation found: {advice}. It ends with: {last_lines(path)}")
+    warnings += evaluations.warnings()
+    return _timed(keep_last_start(evaluations.rows, warnings), warnings)
 
 
 def _check_file(path: Path) -> None:
-    """Raises DataError for what is no text of a sensible size."""
+    """Raises DataError for anything but a text of a sensible size."""
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "is not a regular file"
-            raise DataError(f"{path}: {what}. Valid: the log of a training")
+            fault = "is a folder" if path.is_dir() else "is not a regular file"
+            raise DataError(f"{path}: {fault}. Valid: the log of a training")
         size = path.stat().st_size
         with path.open("rb") as file:
-            begin = file.read(1 << 16)
+            beginning = file.read(1 << 16)
     except OSError as error:
         raise DataError(os_error_text(error)) from None
     if not size:
         raise DataError(f"{path}: is empty. Valid: the log of a training")
-    if b"\0" in begin:
+    if b"\0" in beginning:
         raise DataError(f"{path}: is binary, not text. Valid: the log of a training")
     if size > LARGEST:
         raise DataError(
@@ -126,7 +129,7 @@ def _check_file(path: Path) -> None:
 
 
 def last_lines(path: Path) -> str:
-    """Of a file, for messages."""
+    """The last lines of a file, for messages."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LAST_LINES * 1000))
         text = file.read().decode("utf-8", "replace")
@@ -137,104 +140,118 @@ def last_lines(path: Path) -> str:
 # ---- what is kept
 
 
+@dataclass(frozen=True)
+class _FallBack:
+    """A place where the step goes back."""
+
+    last_step: int
+    step: int
+    # The number of evaluations before it.
+    evaluations: int
+
+
 @dataclass
 class _Evaluations:
-    """Collects evaluations, with the mean training loss since the one before."""
+    """Collects evaluations, each with the mean training loss since the previous one."""
 
     path: Path
     rows: list[Row] = field(default_factory=list)
-    # Lines that are left out, and why the first of them is.
-    left_out: int = 0
+    # The number of lines that are left out, and why the first of them is.
+    lines_left_out: int = 0
     why: str = ""
-    _last_step: int | None = None
-    # (from which step, to which step, number of evaluations before).
-    _falls: list[tuple[int, int, int]] = field(default_factory=list)
-    _sum: float = 0.0
-    _steps: int = 0
-    _since: int | None = None
+    last_step: int | None = None
+    fall_backs: list[_FallBack] = field(default_factory=list)
+    # Since the last evaluation: the sum over steps of their loss, and the number of these steps.
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    # The step of the last evaluation or of the last loss; None where reading starts.
+    loss_step: int | None = None
 
-    def begin(self) -> None:
-        """Reading begins, perhaps anew."""
+    def start_reading(self) -> None:
+        """Call this where reading starts, for the first time or again."""
         self._forget_losses(None)
 
     def copy(self) -> "_Evaluations":
-        return replace(self, rows=list(self.rows), _falls=list(self._falls))
+        return replace(self, rows=list(self.rows), fall_backs=list(self.fall_backs))
 
-    def add(self, told: Sequence[Told]) -> None:
-        """Raises DataError if there are too many."""
-        for each in told:
-            if self._last_step is not None and each.step < self._last_step:
-                self._falls.append((self._last_step, each.step, len(self.rows)))
-            self._last_step = each.step
-            self._add_loss(each)
-            if each.value is not None:
-                self.rows.append(self._row(each, each.value))
-                self._forget_losses(each.step)
-            if len(self._falls) > MOST_STARTS:
-                raise DataError(
-                    f"{self.path}: steps go backwards more than {MOST_STARTS} times, at last from "
-                    f"{self._falls[-1][0]} to {self._falls[-1][1]}. Valid: the step of a whole "
-                    "training"
-                )
-            if len(self.rows) > MOST_EVALUATIONS:
-                raise DataError(
-                    f"{self.path}: has more than {MOST_EVALUATIONS:,} evaluations. Valid: a "
-                    "curve of evaluations, "
-                    f"not of every batch"
-                )
+    def add(self, reports: Sequence[StepReport]) -> None:
+        """Raises DataError if there are too many starts or evaluations."""
+        for report in reports:
+            if self.last_step is not None and report.step < self.last_step:
+                self.fall_backs.append(_FallBack(self.last_step, report.step, len(self.rows)))
+            self.last_step = report.step
+            self._add_loss(report)
+            if report.value is not None:
+                self.rows.append(self._row(report, report.value))
+                self._forget_losses(report.step)
+            self._check_numbers()
 
-    def _add_loss(self, told: Told) -> None:
-        if told.loss is None:
+    def _check_numbers(self) -> None:
+        if len(self.fall_backs) > MOST_STARTS:
+            last = self.fall_backs[-1]
+            raise DataError(
+                f"{self.path}: steps go backwards more than {MOST_STARTS} times, at last from "
+                f"{last.last_step} to {last.step}. Valid: the step of a whole training"
+            )
+        if len(self.rows) > MOST_EVALUATIONS:
+            raise DataError(
+                f"{self.path}: has more than {MOST_EVALUATIONS:,} evaluations. Valid: a curve of "
+                "evaluations, not of every batch"
+            )
+
+    def _add_loss(self, report: StepReport) -> None:
+        if report.loss is None:
             return
-        steps = 1 if self._since is None else max(1, told.step - self._since)
-        self._sum += told.loss * steps
-        self._steps += steps
-        self._since = told.step
+        steps = 1 if self.loss_step is None else max(1, report.step - self.loss_step)
+        self.loss_sum += report.loss * steps
+        self.loss_steps += steps
+        self.loss_step = report.step
 
     def _forget_losses(self, step: int | None) -> None:
-        self._sum = 0.0
-        self._steps = 0
-        self._since = step
+        self.loss_sum = 0.0
+        self.loss_steps = 0
+        self.loss_step = step
 
-    def _row(self, told: Told, value: float) -> Row:
-        row: Row = {"step": told.step, "per": value, "start": len(self._falls)}
-        if told.validation_loss is not None:
-            row["loss"] = told.validation_loss
-        if self._steps:
-            row["train_loss"] = self._sum / self._steps
+    def _row(self, report: StepReport, value: float) -> Row:
+        """The row of an evaluation. In addition to the numbers of any row it has `start`, the
+        number of starts before it, and `stamp`, the time at the beginning of its line.
+        """
+        row: Row = {"step": report.step, "per": value, "start": len(self.fall_backs)}
+        if report.validation_loss is not None:
+            row["loss"] = report.validation_loss
+        if self.loss_steps:
+            row["train_loss"] = self.loss_sum / self.loss_steps
         for name in LR:
-            if name in told.metrics:
-                row["lr"] = told.metrics[name]
-        if "seconds" in told.metrics:
-            row["seconds"] = told.metrics["seconds"]
-        stamp = _stamp(told.line)
+            if name in report.metrics:
+                row["lr"] = report.metrics[name]
+        if "seconds" in report.metrics:
+            row["seconds"] = report.metrics["seconds"]
+        stamp = _stamp(report.line)
         if stamp is not None:
             row["stamp"] = stamp
         return row
 
-    def leave_out(self, why: str) -> None:
-        """A line."""
-        self.left_out += 1
+    def leave_out_line(self, why: str) -> None:
+        self.lines_left_out += 1
         self.why = self.why or why
 
-    def doubts(self) -> list[str]:
-        found: list[str] = []
-        if self.left_out:
-            lines = "1 line is" if self.left_out == 1 else f"{self.left_out} lines are"
-            found.append(f"{lines} left out, the first because: {printable(self.why)}")
-        if self._falls and self._falls[-1][2] == len(self.rows):
-            before, after, _ = self._falls[-1]
-            found.append(
-                f"the step falls back from {before} to {after} behind the last evaluation: "
-                "another start, which "
-                f"ended before its first one"
+    def warnings(self) -> list[str]:
+        warnings: list[str] = []
+        if self.lines_left_out:
+            lines = "1 line is" if self.lines_left_out == 1 else f"{self.lines_left_out} lines are"
+            warnings.append(f"{lines} left out, the first because: {printable(self.why)}")
+        if self.fall_backs and self.fall_backs[-1].evaluations == len(self.rows):
+            last = self.fall_backs[-1]
+            warnings.append(
+                f"the step falls back from {last.last_step} to {last.step} after the last "
+                "evaluation: another start, which ended before its first one"
             )
-        lost = [row["step"] for row in self.rows if not math.isfinite(row.get("train_loss", 0))]
-        if lost:
-            found.append(
-                f"training loss is not finite at step {some([f'{step:g}' for step in lost])}"
-            )
-        return found
+        not_finite = [
+            f"{row['step']:g}" for row in self.rows if not math.isfinite(row.get("train_loss", 0))
+        ]
+        if not_finite:
+            warnings.append(f"training loss is not finite at step {some(not_finite)}")
+        return warnings
 
 
 def _stamp(line: str) -> float | None:
@@ -253,52 +270,51 @@ def _stamp(line: str) -> float | None:
 
 
 class _LogReader:
-    """Reads a log from its first byte to its last, beginning anew wherever its reader stumbles."""
+    """Reads a log from its first byte to its last, starting again wherever its reader fails."""
 
     def __init__(self, path: Path, form: Form):
         self.path = path
         self.form = form
-        self.found = _Evaluations(path)
-        # Of a table: what it is read with where it does not begin at its first line.
+        self.evaluations = _Evaluations(path)
+        # The first line of a table, which comes before the part that is read.
         self._header = b""
         self._advice = ""
 
     def read(self) -> str:
-        """Why there may be no evaluation."""
+        """Reads the log in pieces. Returns why there may be no evaluation."""
         size = self.path.stat().st_size
         begin = 0
         for _ in range(MOST_PLACES):
-            before = self.found.copy()
+            before = self.evaluations.copy()
             stop, fault = self._read_part(begin, size)
             if not fault:
                 return self._advice
-            # What is told in the call in which the reader stumbles is lost.
-            self.found = before
+            # The call in which the reader failed returned nothing, so read up to there again.
+            self.evaluations = before
             self._read_part(begin, stop)
             if stop == begin:
-                self.found.leave_out(fault)
+                self.evaluations.leave_out_line(fault)
                 stop = self._next_line(begin)
             begin = stop
         raise DataError(
-            f"{self.path}: reading begins anew more than {MOST_PLACES} times, because steps go "
-            "backwards or lines "
-            f"make no sense, last: {fault}"
+            f"{self.path}: reading starts again more than {MOST_PLACES} times, because steps go "
+            f"backwards or lines make no sense, last: {fault}"
         )
 
     def read_whole(self) -> str:
-        """The same of one document."""
+        """Reads one document. Returns why there may be no evaluation."""
         reader = self.form.follow(self.path)
         try:
-            told = reader.read(last=True)
+            reports = reader.read(last=True)
         except CallerError as error:
             raise DataError(f"{self.path}: {error}") from None
-        self.found.begin()
-        self.found.add(told)
+        self.evaluations.start_reading()
+        self.evaluations.add(reports)
         return reader.advice()
 
     def _read_part(self, begin: int, end: int) -> tuple[int, str]:
-        """(where the reader stumbled, and why), or (`end`, "")."""
-        self.found.begin()
+        """(where the reader failed, and why), or (`end`, "")."""
+        self.evaluations.start_reading()
         with TemporaryDirectory(prefix="hpo-log-") as folder, self.path.open("rb") as source:
             copy = Path(folder) / "log"
             source.seek(begin)
@@ -310,12 +326,12 @@ class _LogReader:
                     target.write(piece)
                     target.flush()
                     try:
-                        told = reader.read(last=not piece)
+                        reports = reader.read(last=not piece)
                     except CallerError as error:
-                        stop = max(begin, begin + reader.place()["offset"] - len(self._header))
+                        offset = reader.place()["offset"] - len(self._header)
                         self._note_header(reader)
-                        return stop, str(error)
-                    self.found.add(told)
+                        return max(begin, begin + offset), str(error)
+                    self.evaluations.add(reports)
                     if not piece:
                         self._advice = reader.advice()
                         return end, ""
@@ -328,6 +344,7 @@ class _LogReader:
             self._header = line.getvalue().encode()
 
     def _next_line(self, begin: int) -> int:
+        """The offset of the first line after `begin`, or of the end of the file."""
         with self.path.open("rb") as file:
             file.seek(begin)
             while piece := file.read(PIECE):
@@ -340,34 +357,37 @@ class _LogReader:
 # ---- time
 
 
-def _timed(rows: list[Row], doubts: list[str]) -> list[Row]:
-    """With `seconds` since the first evaluation, from what stands before the lines, or as the
-    script tells them.
+def _timed(rows: Sequence[Row], warnings: list[str]) -> list[Row]:
+    """The rows with `seconds` since the first evaluation, where they are known."""
+    seconds = _seconds(rows, warnings)
+    timed: list[Row] = []
+    for number, row in enumerate(rows):
+        kept = {
+            name: value for name, value in row.items() if name not in ("stamp", "start", "seconds")
+        }
+        if seconds is not None:
+            kept["seconds"] = seconds[number]
+        timed.append(kept)
+    return timed
+
+
+def _seconds(rows: Sequence[Row], warnings: list[str]) -> list[float] | None:
+    """Of each row, from the stamps before the lines or from what the script reports; None if they
+    are not known.
     """
-    bare = [
-        {name: number for name, number in row.items() if name not in ("stamp", "start", "seconds")}
-        for row in rows
-    ]
-    seconds = _seconds(rows, doubts)
-    return [
-        row | ({} if at is None else {"seconds": at}) for row, at in zip(bare, seconds, strict=True)
-    ]
-
-
-def _seconds(rows: Sequence[Row], doubts: list[str]) -> list[float | None]:
-    unknown: list[float | None] = [None] * len(rows)
     clock = "stamp" if all("stamp" in row for row in rows) else "seconds"
     if not all(clock in row for row in rows):
-        doubts.append("times are not recorded for every evaluation: GPU time is unknown")
-        return unknown
+        warnings.append("times are not recorded for every evaluation: GPU time is unknown")
+        return None
     total = 0.0
-    found: list[float | None] = [total]
-    for before, row in pairwise(rows):
-        # Between two starts nothing was trained.
-        passed = row[clock] - before[clock] if row["start"] == before["start"] else 0.0
+    seconds = [total]
+    for previous, row in pairwise(rows):
+        # Nothing is trained between two starts.
+        passed = row[clock] - previous[clock] if row["start"] == previous["start"] else 0.0
+        # Not `passed < 0`, because a time may be NaN.
         if not passed >= 0:
-            doubts.append(f"times go backwards before step {row['step']:g}: GPU time is unknown")
-            return unknown
+            warnings.append(f"times go backwards before step {row['step']:g}: GPU time is unknown")
+            return None
         total += passed
-        found.append(total)
-    return found
+        seconds.append(total)
+    return seconds

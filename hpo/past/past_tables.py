@@ -1,190 +1,239 @@
-"""Past runs from anybody's CSV or JSONL: a row an evaluation, its columns named by the person
-(`--map COLUMN=FIELD`).
+"""Reads past runs from any CSV, TSV or JSONL table: one evaluation per row, columns named by the
+user (`--map COLUMN=FIELD`).
 
-One file may hold many runs, told apart by the column mapped to `name`; without one a file is a run.
+One file may hold many runs, told apart by the column that is mapped to `name`. Without such a
+column a file is a run.
 """
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hpo.errors import DataError, SpecError
-from hpo.past.past_runs import (
-    CONFIG,
-    PastRun,
+from hpo.past.past_runs import CONFIG, PastRun, printable
+from hpo.past.rows import (
     Row,
     check_step,
     checked_config,
-    doubt_lines,
-    finished,
-    one_start,
-    printable,
+    keep_last_start,
+    warn_of_unread_lines,
+    with_curve,
 )
 from hpo.settings import unknown
 from hpo.space.spec import parse_settings
 
-NUMBERS = (
-    "step",
-    "per",
-    "loss",
-    "seconds",
-    "lr",
-)  # of an evaluation; seconds since the start of the run
-NAMES = ("name", "split", *NUMBERS)
+NEEDED_NUMBERS = ("step", "per")
+# `seconds` since the start of the run.
+OPTIONAL_NUMBERS = ("loss", "seconds", "lr")
+NAMES = ("name", "split", *NEEDED_NUMBERS, *OPTIONAL_NUMBERS)
 FIELDS = CONFIG.names()
 ENDINGS = (".csv", ".tsv", ".jsonl")
+# (line number, name -> value) of an evaluation.
+Line = tuple[int, dict[str, Any]]
 
 
 def parse_maps(maps: tuple[str, ...]) -> dict[str, str]:
     """`("val_per=per",)` -> {"val_per": "per"}. Raises SpecError."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for text in maps:
         column, equals, field = text.rpartition("=")
         if not equals or not column:
             raise SpecError(
-                f"--map {text}: no field. Valid: --map COLUMN=FIELD, FIELD one of "
-                f"{', '.join(NAMES)}, or such as optimizer.lr"
+                f"--map {text}: no field. Valid: --map COLUMN=FIELD, where FIELD is one of "
+                f"{', '.join(NAMES)}, or a field such as optimizer.lr"
             )
         if field not in NAMES and field not in FIELDS:
             raise SpecError(unknown(field, (*NAMES, *FIELDS), f"--map {text}"))
-        if field in found.values():
+        if field in fields.values():
             raise SpecError(
                 f"--map {text}: another column is {field} already. Valid: one column for each"
             )
-        found[column] = field
-    return found
+        fields[column] = field
+    return fields
 
 
 def read_tables(path: Path, maps: Mapping[str, str]) -> list[PastRun]:
-    """The runs of a table, or of every table of a folder. Columns that are named as our fields need
-    no mapping. Raises DataError.
+    """The runs of a table, or of every table in a folder.
+
+    maps: column -> name or field. Columns that are called like one need no mapping. Raises
+    DataError.
     """
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(file for ending in ENDINGS for file in path.glob(f"*{ending}"))
-    )
+    runs: list[PastRun] = []
+    for file in _table_files(path):
+        runs += _runs(file, maps)
+    counts = Counter(run.name for run in runs)
+    return [_with_unique_name(run, counts[run.name]) for run in runs]
+
+
+def _with_unique_name(run: PastRun, count: int) -> PastRun:
+    """The run, named after its file too if several files hold a run of its name."""
+    if count == 1:
+        return run
+    return replace(run, name=f"{Path(run.path).stem}/{run.name}")
+
+
+def _table_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files: list[Path] = []
+    for ending in ENDINGS:
+        files += path.glob(f"*{ending}")
     if not files:
         raise DataError(
-            f"{path}: no table there. Valid: a file or a folder of files that end with "
+            f"{path}: holds no table. Valid: a file or a folder of files that end with "
             f"{', '.join(ENDINGS)}"
         )
-    runs = [run for file in files for run in _runs(file, maps)]
-    again = {
-        name for name, count in Counter(run.name for run in runs).items() if count > 1
-    }  # in several files
-    return [
-        replace(run, name=f"{Path(run.path).stem}/{run.name}") if run.name in again else run
-        for run in runs
-    ]
+    return sorted(files)
 
 
 def _runs(file: Path, maps: Mapping[str, str]) -> list[PastRun]:
     entries = _entries(file)
+    fields = _fields_of_columns(file, entries, maps)
+    # Name of a run -> its lines.
+    runs: dict[str, list[Line]] = {}
+    for number, entry in entries:
+        evaluation = {
+            fields[column]: value
+            for column, value in entry.items()
+            if column in fields and value not in ("", None)
+        }
+        name = str(evaluation.get("name", file.stem))
+        runs.setdefault(name, []).append((number, evaluation))
+    return [_run(file, name, lines) for name, lines in runs.items()]
+
+
+def _fields_of_columns(
+    file: Path, entries: Sequence[Line], maps: Mapping[str, str]
+) -> dict[str, str]:
+    """Column -> name or field, of the columns that mean something."""
     columns = list(dict.fromkeys(column for _, entry in entries for column in entry))
-    for column in maps:
+    for column, field in maps.items():
         if column not in columns:
-            raise DataError(
-                unknown(column, tuple(columns), f"{file}: --map {column}={maps[column]}")
-            )
-    fields = {
-        column: maps.get(column, column)
-        for column in columns
-        if maps.get(column, column) in (*NAMES, *FIELDS)
-    }
-    for needed in ("step", "per"):
+            raise DataError(unknown(column, tuple(columns), f"{file}: --map {column}={field}"))
+    fields: dict[str, str] = {}
+    for column in columns:
+        field = maps.get(column, column)
+        if field in NAMES or field in FIELDS:
+            fields[column] = field
+    for needed in NEEDED_NUMBERS:
         if needed not in fields.values():
             raise DataError(
                 f"{file}: no column is {needed}. It has {', '.join(columns) or 'none'}; say "
                 f"which: --map COLUMN={needed}"
             )
-    runs: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for line, entry in entries:
-        named = {
-            fields[column]: value
-            for column, value in entry.items()
-            if column in fields and value not in ("", None)
-        }
-        runs.setdefault(str(named.get("name", file.stem)), []).append((line, named))
-    return [_run(file, name, lines) for name, lines in runs.items()]
+    return fields
 
 
-def _entries(file: Path) -> list[tuple[int, dict[str, Any]]]:
+def _entries(file: Path) -> list[Line]:
     """(line number, column -> value) of each row."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-        if file.suffix != ".jsonl":
-            dialect = csv.excel_tab if file.suffix == ".tsv" else csv.excel
-            reader = csv.DictReader(text.splitlines(), dialect=dialect, restkey="")
-            return [
-                (reader.line_num, {column: value for column, value in row.items() if column})
-                for row in reader
-            ]
-        return [
-            (number, dict(json.loads(line)))
-            for number, line in enumerate(text.splitlines(), 1)
-            if line.strip()
-        ]
+        if file.suffix == ".jsonl":
+            return _json_entries(text)
+        return _csv_entries(text, csv.excel_tab if file.suffix == ".tsv" else csv.excel)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    except (
-        csv.Error,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:  # a JSON or Unicode error is a ValueError
+    # An error of JSON or of Unicode is a ValueError.
+    except (csv.Error, ValueError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{file}: not a table of {', '.join(ENDINGS)} ({error}). Valid: a row an evaluation"
+            f"{file}: not a table of {', '.join(ENDINGS)} ({error}). Valid: one evaluation per row"
         ) from None
 
 
-def _run(file: Path, name: str, lines: list[tuple[int, dict[str, Any]]]) -> PastRun:
-    doubts: list[str] = []
+def _json_entries(text: str) -> list[Line]:
+    return [
+        (number, dict(json.loads(line)))
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip()
+    ]
+
+
+def _csv_entries(text: str, dialect: type[csv.Dialect]) -> list[Line]:
+    # Cells beyond the last column have the name "".
+    reader = csv.DictReader(text.splitlines(), dialect=dialect, restkey="")
+    entries: list[Line] = []
+    for row in reader:
+        named = {column: value for column, value in row.items() if column}
+        entries.append((reader.line_num, named))
+    return entries
+
+
+def _run(file: Path, name: str, lines: Sequence[Line]) -> PastRun:
+    warnings: list[str] = []
+    rows = _rows(lines, warnings)
+    recorded = _recorded_config(lines, warnings)
+    splits = [str(entry["split"]) for _, entry in lines if "split" in entry]
+    if not splits:
+        warnings.append("the split that it was scored on is not recorded")
+    config = checked_config(recorded, warnings)
+    run = PastRun(
+        name=printable(name),
+        path=str(file),
+        config=config,
+        curve=(),
+        steps=config.get("steps"),
+        split=splits[-1] if splits else None,
+    )
+    return with_curve(run, rows, warnings)
+
+
+def _rows(lines: Sequence[Line], warnings: list[str]) -> list[Row]:
+    """The evaluations of the last start; without seconds if these cannot be right."""
     rows: list[Row] = []
+    # Line number -> why it is left out.
     unread: dict[int, str] = {}
-    for line, entry in lines:
+    for number, entry in lines:
         try:
-            row = {
-                field: float(entry[field])
-                for field in NUMBERS
-                if field in entry or field in ("step", "per")
-            }
-            check_step(row["step"])
-            rows.append(row)
+            rows.append(_row(entry))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            unread[line] = f"no evaluation ({type(error).__name__}: {error})"
-    doubt_lines("line", unread, doubts)
-    rows = one_start(rows, doubts)
-    if any(
-        b["seconds"] < a["seconds"] for a, b in pairwise(rows) if "seconds" in a and "seconds" in b
-    ):
-        doubts.append(
-            "seconds go backwards, so they are not since the start of the run: GPU time is unknown"
-        )
-        rows = [
-            {field: value for field, value in row.items() if field != "seconds"} for row in rows
-        ]
+            unread[number] = f"no evaluation ({type(error).__name__}: {error})"
+    warn_of_unread_lines("line", unread, warnings)
+    rows = keep_last_start(rows, warnings)
+    if not any(_goes_back_in_time(previous, row) for previous, row in pairwise(rows)):
+        return rows
+    warnings.append(
+        "seconds go backwards, so they are not since the start of the run: GPU time is unknown"
+    )
+    for row in rows:
+        row.pop("seconds", None)
+    return rows
+
+
+def _row(entry: Mapping[str, Any]) -> Row:
+    """Raises KeyError, TypeError, ValueError or OverflowError for a line that is no evaluation."""
+    row = {name: float(entry[name]) for name in NEEDED_NUMBERS}
+    for name in OPTIONAL_NUMBERS:
+        if name in entry:
+            row[name] = float(entry[name])
+    check_step(row["step"])
+    return row
+
+
+def _goes_back_in_time(previous: Row, row: Row) -> bool:
+    return "seconds" in previous and "seconds" in row and row["seconds"] < previous["seconds"]
+
+
+def _recorded_config(lines: Sequence[Line], warnings: list[str]) -> dict[str, Any]:
+    """The fields of the configuration that have one value along the run."""
+    # Field -> its distinct values, in the order of the lines. The inner dict serves as a set.
+    values: dict[str, dict[str, None]] = {}
+    for _, entry in lines:
+        for field, value in entry.items():
+            if field in FIELDS:
+                values.setdefault(field, {})[str(value)] = None
     config: dict[str, Any] = {}
-    for field in dict.fromkeys(field for _, entry in lines for field in entry if field in FIELDS):
-        values = list(dict.fromkeys(str(entry[field]) for _, entry in lines if field in entry))
-        if len(values) > 1:
-            doubts.append(
-                f"{field} changes along the run ({values[0]}, {values[1]}, ...): left out"
-            )
+    for field, distinct in values.items():
+        first, *others = distinct
+        if others:
+            warnings.append(f"{field} changes along the run ({first}, {others[0]}, ...): left out")
             continue
         try:
-            config |= parse_settings((f"{field}={values[0]}",))
+            config |= parse_settings((f"{field}={first}",))
         except SpecError as error:
-            doubts.append(f"left out: {error}")
-    split = next((str(entry["split"]) for _, entry in reversed(lines) if "split" in entry), None)
-    if split is None:
-        doubts.append("the split that it was scored on is not recorded")
-    config = checked_config(config, doubts)
-    return finished(
-        PastRun(printable(name), str(file), config, (), config.get("steps"), split), rows, doubts
-    )
+            warnings.append(f"left out: {error}")
+    return config

@@ -181,7 +181,7 @@ def test_what_is_no_error_rate_is_not_replayed(tmp_path: Path) -> None:
     assert [run["run"] for run in found["runs"]] == ["fraction"]
     assert found["not_replayable"] == {
         "percent": "no PER at or below 1, the lowest is 24: percent?",
-        "negative": "negative PER at step 300: no error rate",
+        "negative": "negative PER at step 300: not an error rate",
     }
 
 

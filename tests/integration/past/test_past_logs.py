@@ -147,13 +147,13 @@ TORN = log() + stamped(400, "Val batch 100: PER (avg): 0.3x12 CTC Loss (avg): 9.
 
 
 @pytest.mark.parametrize(
-    ("files", "doubts", "evaluations", "last"),
+    ("files", "warnings", "evaluations", "last"),
     [
         (
             run_files(TWICE),
             [
-                "two runs in one file: the step falls back from 40 to 0. Kept is the last start "
-                "alone, not the 3"
+                "two runs in one file: the step falls back from 40 to 0. Only the last start is "
+                "kept, without the 3"
             ],
             6,
             0.2412,
@@ -172,7 +172,7 @@ TORN = log() + stamped(400, "Val batch 100: PER (avg): 0.3x12 CTC Loss (avg): 9.
         ),
         (
             run_files(log() + stamped(300, "Train batch 0: loss: 99.1 grad norm: 7.4 time: 0.1")),
-            ["the step falls back from 99 to 0 behind the"],
+            ["the step falls back from 99 to 0 after the"],
             6,
             0.2412,
         ),
@@ -214,7 +214,7 @@ TORN = log() + stamped(400, "Val batch 100: PER (avg): 0.3x12 CTC Loss (avg): 9.
         ),
         (
             run_files() | {"checkpoint/args.yaml": "num_training_batches: many\n"},
-            ["num_training_batches = 'many' is no number of steps"],
+            ["num_training_batches = 'many' is not a number of steps"],
             6,
             0.2412,
         ),
@@ -263,12 +263,12 @@ TORN = log() + stamped(400, "Val batch 100: PER (avg): 0.3x12 CTC Loss (avg): 9.
     ],
 )
 def test_what_a_training_log_may_be(
-    tmp_path: Path, files: Files, doubts: list[str], evaluations: int, last: float | None
+    tmp_path: Path, files: Files, warnings: list[str], evaluations: int, last: float | None
 ) -> None:
     run = run_of(write(tmp_path / "a", files).parent)
-    assert doubts or not run["doubts"], run["doubts"]
-    for doubt in doubts:
-        assert any(doubt in text for text in run["doubts"]), run["doubts"]
+    assert warnings or not run["doubts"], run["doubts"]
+    for warning in warnings:
+        assert any(warning in text for text in run["doubts"]), run["doubts"]
     assert (run["name"], run["evaluations"], run["last_per"]) == ("a", evaluations, last)
 
 
@@ -427,7 +427,7 @@ def test_runs_of_a_script_become_trials_of_its_study(study: Study, tmp_path: Pat
         "short": (attempt(BASE, log(PERS[:3], last=40)), "ended at step 40 of 100"),
         "bare": (
             attempt(),
-            "lr_max is searched and not known of the run; --set lr_max=VALUE says it",
+            "lr_max is searched but not known of the run; give it with --set lr_max=VALUE",
         ),
         "percent": (attempt(BASE, log([100 * per for per in FALLING])), "percent?"),
     }
@@ -453,7 +453,7 @@ def test_a_study_says_what_no_run_records(study: Study, tmp_path: Path) -> None:
     bare = {name: value for name, value in BASE.items() if not name.startswith("lr_max")}
     write(tmp_path / "runs" / "a", attempt(bare))
     line = (tmp_path / "runs", "--study", "t15", "--same-data")
-    assert "--set lr_max=VALUE says it" in run_of(*line)["why_not"]
+    assert "give it with --set lr_max=VALUE" in run_of(*line)["why_not"]
     run = run_of(*line, "--set", "lr_max=0.004")
     assert run["why_not"] == ""
     assert "lr_max = 0.004 is stated by hand" in run["doubts"]
@@ -474,7 +474,7 @@ def test_where_the_best_of_a_curve_counts_it_is_the_trials_value(
 def test_without_same_data_nothing_is_added(study: Study, tmp_path: Path) -> None:
     write(tmp_path / "runs" / "a", attempt(BASE))
     run = run_of(tmp_path / "runs", "--study", "t15")
-    assert "--same-data says that it is the study's" in run["why_not"]
+    assert "--same-data states that they are the study's" in run["why_not"]
     assert not study.imported()
 
 
@@ -485,7 +485,7 @@ def test_the_configuration_that_we_have_written(study: Study, tmp_path: Path) ->
     run = run_of(tmp_path / "runs", "--study", "t15", "--same-data")
     assert (run["name"], run["why_not"]) == ("0/attempt-1", "")
     assert run["config"]["lr_max"] == 0.003
-    assert any("taken as without effect: an_extra" in doubt for doubt in run["doubts"])
+    assert any("taken as without effect: an_extra" in warning for warning in run["doubts"])
 
 
 ACCURACY = {"name": "accuracy", "unit": "percent", "direction": "maximize"}
@@ -584,7 +584,7 @@ def test_a_log_may_be_large(tmp_path: Path) -> None:
     write(tmp_path / "a", run_files(text))
     run = run_of(tmp_path)
     assert (run["evaluations"], run["last_per"]) == (6, 0.2412)
-    assert any("two runs in one file" in doubt for doubt in run["doubts"])
+    assert any("two runs in one file" in warning for warning in run["doubts"])
 
 
 # ---- mistakes
@@ -624,7 +624,7 @@ def not_read(*arguments: str | Path) -> str:
         ),
         (
             b"Val batch 1: PER (avg): x CTC Loss (avg): 1.0\n" * 200,
-            ("reading begins anew more than 100 times", "x is not a number"),
+            ("reading starts again more than 100 times", "x is not a number"),
         ),
     ],
 )
@@ -655,7 +655,9 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (folder / "training_log").symlink_to(tmp_path / "gone")
     assert "training_log" in not_read(tmp_path)
     (folder / "training_log").unlink()
-    assert "no run: it has x. Valid: a folder with args, metrics.jsonl" in not_read(tmp_path)
+    assert "not a run: it contains x. Valid: a folder with args, metrics.jsonl" in not_read(
+        tmp_path
+    )
     if os.geteuid():
         write(folder, run_files())
         (folder / "training_log").chmod(0)
@@ -666,7 +668,7 @@ def test_what_was_looked_for(tmp_path: Path) -> None:
     runs = write(tmp_path / "runs", {"a/notes.md": "nothing"})
     path = study_file(tmp_path)
     error = not_read(runs, "--curve", path)
-    assert "no run: looked for run/training_log, or training_log in any folder" in error
+    assert "no run found: looked for run/training_log, or training_log in any folder" in error
     path = study_file(tmp_path, curve=OUTPUT)
     assert "looked for *.log, *.out, *.txt, or a folder with a single text" in not_read(
         runs, "--curve", path

@@ -1,4 +1,4 @@
-"""Past runs: every trap of real run folders is a doubt, and what an import does to a study."""
+"""Past runs: every trap of real run folders is a warning, and what an import does to a study."""
 
 import json
 import math
@@ -18,7 +18,8 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import from_lab_arguments, lab_arguments
 from hpo.decoder.trainer import PER
 from hpo.errors import DataError
-from hpo.past.past_runs import PastRun, read_lab_run
+from hpo.past.lab_runs import read_lab_run
+from hpo.past.past_runs import PastRun
 from hpo.past.read import read_runs
 from hpo.process import Process
 from hpo.report.report import as_text, build_report
@@ -110,13 +111,15 @@ def test_curves_of_real_runs(
     assert run.curve[0].seconds == 0
     assert run.curve[-1].seconds
     assert "optimizer.eps" not in run.config
-    assert any("do not record eps" in doubt for doubt in run.doubts)
-    assert any("first row's time_per_batch" in doubt for doubt in run.doubts)
-    assert any("divided by 2 to updates" in doubt for doubt in run.doubts) == (accumulation == 2)
+    assert any("do not record eps" in warning for warning in run.warnings)
+    assert any("first row's time_per_batch" in warning for warning in run.warnings)
+    assert any("divided by 2 to updates" in warning for warning in run.warnings) == (
+        accumulation == 2
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "doubt"),
+    ("name", "warning"),
     [
         ("gru_ctc_reg2", "grad_norm_avg is NaN or Infinity at step 600, 1200"),
         ("gru_ctc_reg2", "ended at step 1300 of 10000 planned"),
@@ -128,8 +131,8 @@ def test_curves_of_real_runs(
         ("run18_long_sgdr_swa", "never started"),
     ],
 )
-def test_doubts_about_real_runs(lab_runs: dict[str, PastRun], name: str, doubt: str) -> None:
-    assert any(doubt in text for text in lab_runs[name].doubts), lab_runs[name].doubts
+def test_warnings_about_real_runs(lab_runs: dict[str, PastRun], name: str, warning: str) -> None:
+    assert any(warning in text for text in lab_runs[name].warnings), lab_runs[name].warnings
     assert (lab_runs[name].split == "validation") == (name == "run17_greedy_ema_fastcos")
 
 
@@ -145,9 +148,9 @@ def test_the_import_command_shows_real_runs(shared_data: Path) -> None:
 # ---- traps, on small folders
 
 
-def test_a_clean_run_raises_only_the_doubt_that_every_run_does(tmp_path: Path) -> None:
+def test_a_clean_run_raises_only_the_warning_that_every_run_does(tmp_path: Path) -> None:
     run = read_lab_run(write(tmp_path / "a", rows()))
-    assert [doubt for doubt in run.doubts if "time_per_batch" not in doubt] == []
+    assert [warning for warning in run.warnings if "time_per_batch" not in warning] == []
     assert run.config["optimizer.eps"] == 1e-8
     assert run.reached_its_plan
     assert run.curve[-1].seconds == 9 * 100 * 0.5
@@ -168,7 +171,7 @@ STATS = {
 
 
 @pytest.mark.parametrize(
-    ("contents", "doubt", "evaluations"),
+    ("contents", "warning", "evaluations"),
     [
         ({"entries": [without(row, "per") | {"cer": row["per"]} for row in rows()]}, "`cer` in place of `per`", 10),
         ({"entries": changed(4, per=math.nan)}, "per is NaN or Infinity at step 400", 10),
@@ -211,11 +214,11 @@ STATS = {
         ({"entries": rows(), "arguments": ARGS | {"sgdr_T0": 100}}, "sgdr_T0 in args: not among our schedules", 10),
     ],
 )  # fmt: skip
-def test_a_trap_is_a_doubt(
-    tmp_path: Path, contents: dict[str, Any], doubt: str, evaluations: int
+def test_a_trap_is_a_warning(
+    tmp_path: Path, contents: dict[str, Any], warning: str, evaluations: int
 ) -> None:
     run = read_lab_run(write(tmp_path / "a", **contents))
-    assert any(doubt in text for text in run.doubts), run.doubts
+    assert any(warning in text for text in run.warnings), run.warnings
     assert len(run.curve) == evaluations
 
 
@@ -242,9 +245,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         DataError, match=r"cat\.png.*Valid: a folder with args, metrics\.jsonl, trainingStats"
     ):
         read_runs(tmp_path / "photos")
-    with pytest.raises(DataError, match="a value of no sense"):
+    with pytest.raises(DataError, match="a value makes no sense"):
         read_lab_run(write(tmp_path / "text", rows(), ARGS | {"nBatch": "many"}))
-    with pytest.raises(DataError, match="a value of no sense"):
+    with pytest.raises(DataError, match="a value makes no sense"):
         read_lab_run(
             write(tmp_path / "huge", rows(), ARGS | {"gradient_accumulation_steps": 10**400})
         )
@@ -293,7 +296,7 @@ def test_a_table_of_many_runs(tmp_path: Path) -> None:
     assert [run["config"]["optimizer.lr"] for run in found] == [1e-3, 2e-3]
     assert [run["evaluations"] for run in found] == [5, 5]
     assert found[0]["gpu_seconds"] == 200
-    assert any("split" in doubt for doubt in found[0]["doubts"])
+    assert any("split" in warning for warning in found[0]["doubts"])
 
 
 def test_one_table_a_run_with_our_names(tmp_path: Path) -> None:
@@ -305,7 +308,7 @@ def test_one_table_a_run_with_our_names(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
     runs, _ = read_runs(tmp_path, {"step": "step"})
     assert [(run.name, run.steps, len(run.curve)) for run in runs] == [("a", 20, 3), ("b", 20, 3)]
-    assert any("optimizer.lr changes along the run" in doubt for doubt in runs[0].doubts)
+    assert any("optimizer.lr changes along the run" in warning for warning in runs[0].warnings)
     assert "optimizer.lr" not in runs[0].config
 
 
@@ -378,8 +381,8 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     assert [found["good"]["why_not"], found["risen"]["why_not"]] == ["", ""]
     assert "optimizer.eps = 1e-08 is stated by hand" in found["good"]["doubts"]
     assert any(
-        "taken as the study's: model.padding" in doubt or "model.smoothing_kernel" in doubt
-        for doubt in found["good"]["doubts"]
+        "taken as the study's: model.padding" in warning or "model.smoothing_kernel" in warning
+        for warning in found["good"]["doubts"]
     )
 
     past = {record.imported: record for record in study.imported()}
@@ -473,7 +476,7 @@ def test_what_is_not_comparable_is_kept_with_the_reason(
         "on_test": ({"entries": rows(), "arguments": arguments}, "scored on test"),
         "eps": (
             {"entries": validated(), "arguments": without(arguments, "eps")},
-            "optimizer.eps is searched and not known",
+            "optimizer.eps is searched but not known",
         ),
         "lr": (
             {
@@ -515,7 +518,7 @@ def test_what_is_not_comparable_is_kept_with_the_reason(
     shutil.rmtree(tmp_path / "runs")
     write(tmp_path / "runs" / "good", validated(), arguments)
     shown = hpo("import", tmp_path / "runs", "--study", "s")
-    assert "--same-data says that" in " ".join(shown.stdout.split())
+    assert "--same-data states that" in " ".join(shown.stdout.split())
     assert not study.imported()
 
 
