@@ -1,9 +1,9 @@
-"""Replays stopping rules on recorded curves: where would each have ended which run, and what would
-that have cost.
+"""Replays stopping rules on recorded curves: where each would have stopped which run, and what that
+would have cost.
 
-`own-past` is the code that runs live. The rank rules are Optuna's own pruners; a run is replayed as
-if it came last, after all the others had trained to their ends (each keeps its number). That needs
-no order of the runs, which nobody knows, and is kind to the rank rules: live, the runs that they
+`own-past` is the code that runs live. The rank rules are Optuna's own pruners. They judge each run
+as if it came last, after all others had trained to their ends (each keeps its number). This needs
+no order of the runs, which nobody knows, and it favours the rank rules: live, the runs that they
 stop early would be missing among the others.
 """
 
@@ -30,20 +30,25 @@ from hpo.past.past_runs import PastRun
 from hpo.settings import unknown
 from hpo.space.stopping import OWN_PAST, OwnPast, not_finite
 from hpo.study.reader import StudyReader
-from hpo.study.trial import DONE
+from hpo.study.trial import DONE, Record
 from hpo.trainer import Metric
 
 DEFAULT_RULES = (OWN_PAST, "median", "asha")
-FIRST = 0.03  # of the longest plan: no rank before that. 300 of neural_seq_decoder's 10,000 steps
-FACTOR = 3  # between rungs
+# A fraction of the longest plan: rank rules stop nothing before that. It is 300 of
+# neural_seq_decoder's 10,000 steps.
+FIRST = 0.03
+# Between the rungs of asha and hyperband.
+FACTOR = 3
 PATIENCE = 5
-BAD_MARGIN, LEARNED = 0.05, 0.9
+# A bounded metric that ends further from its best than this has ended badly.
+BAD_MARGIN = 0.05
+# A run whose bounded metric never gets better than this has learned nothing.
+LEARNED = 0.9
 ORDER = (
     "rank rules judge each run as if it came last, when all the others had trained to their ends"
 )
-SWEEP: dict[
-    str, tuple[float, ...]
-] = {  # tried for each constant of own-past, the others at their defaults
+# The values that are tried for each constant of own-past, the others at their defaults.
+SWEEP: dict[str, tuple[float, ...]] = {
     "margin": (
         0.005,
         0.01,
@@ -67,6 +72,9 @@ SWEEP: dict[
     "learned": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0),
 }
 
+# Optuna would log a line among the results for every study that is made here.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -75,8 +83,10 @@ class Curve:
     name: str
     points: tuple[Point, ...]
     metric: Metric
-    seconds: tuple[float, ...] | None  # since its start, at each evaluation; of a GPU
-    steps: int  # planned
+    # GPU seconds since its start, at each evaluation; None if they are not recorded.
+    seconds: tuple[float, ...] | None
+    # The planned number of steps.
+    steps: int
     remark: str = ""
 
     @property
@@ -85,35 +95,41 @@ class Curve:
 
     @property
     def ended_badly(self) -> str:
-        """Why, from the curve alone, by `bad_end`; empty if it did not."""
-        last, best, metric = self.points[-1], self.best_value, self.metric
+        """Why the run ended badly, judged from the curve alone; empty if it did not. See
+        `bad_end`.
+        """
+        metric = self.metric
+        best = self.best_value
+        last = self.points[-1]
         if not_finite(last, metric) or best is None:
             return "not finite"
         if not metric.bounded:
             return ""
-        rose = "rose" if metric.direction == "minimize" else "fell"
         if metric.sign * (last.value - best) > BAD_MARGIN:
-            lowest = metric.short(best).removesuffix(" %")
-            return f"{metric.name} {rose} from {lowest} to {metric.short(last.value)}"
-        nothing = metric.sign * best >= metric.sign * learned(metric)
-        return f"learned nothing ({metric.name} {metric.short(best)})" if nothing else ""
+            moved = "rose" if metric.direction == "minimize" else "fell"
+            best_text = metric.short(best).removesuffix(" %")
+            return f"{metric.name} {moved} from {best_text} to {metric.short(last.value)}"
+        if metric.sign * best >= metric.sign * learned(metric):
+            return f"learned nothing ({metric.name} {metric.short(best)})"
+        return ""
 
 
 class RunFacts(BaseModel, frozen=True):
-    """What is known of a run, whatever the rule. Values in the metric's unit (a fraction of 1 where
-    it is percent).
+    """What is known of a run, whatever the rule. Values are in the metric's unit; where that is
+    percent, they are fractions of 1.
     """
 
     run: str
     evaluations: int
     # Optimizer updates.
     last_step: int
-    # None where no value is finite, or the last one is not.
+    # None if no value is finite.
     best_value: float | None
+    # None if it is not finite.
     last_value: float | None
-    # Why; empty if it did not.
+    # Why the run ended badly; empty if it did not.
     ended_badly: str
-    # Of a GPU, up to the last evaluation; None where they are not recorded.
+    # Up to the last evaluation; None if they are not recorded.
     gpu_seconds: float | None
     remark: str
 
@@ -122,15 +138,15 @@ class RunOutcome(BaseModel, frozen=True):
     """What a rule would have done with a run."""
 
     run: str
-    # Optimizer updates; None if the rule lets it go on.
+    # Optimizer updates; None if the rule does not stop the run.
     stopped_at: int | None
     reason: str
     # Of the whole run, in the metric's unit.
     best_value: float | None
-    # In the metric's unit, how much worse the best before the stop is; None where either is not
+    # How much worse the best value before the stop is, in the metric's unit; None if either is not
     # known.
     value_forgone: float | None
-    # None where they are not recorded.
+    # None if GPU seconds are not recorded.
     gpu_seconds_saved: float | None
 
 
@@ -148,7 +164,7 @@ class RuleOutcome(BaseModel, frozen=True):
     # Names of the runs.
     healthy_stopped: tuple[str, ...]
     bad_missed: tuple[str, ...]
-    # Optimizer updates; None if the rule lets the best run go on.
+    # Optimizer updates; None if the rule does not stop the best run.
     best_run_stopped_at: int | None
     # Of all runs up to their stops, in the metric's unit.
     best_value_left: float | None
@@ -169,14 +185,14 @@ class Backtest(BaseModel, frozen=True):
     # In the order of the curves.
     runs: tuple[RunFacts, ...]
     best_run: str
-    # What ending badly means, and how the rank rules order the runs, in words.
+    # In words: what ending badly means, and how the rank rules order the runs.
     bad: str
     order: str
     rules: tuple[RuleOutcome, ...]
 
 
 class Tried(BaseModel, frozen=True):
-    """A value of a constant of own-past, and where it errs."""
+    """A value of a constant of own-past, and the runs on which the rule errs with it."""
 
     # A whole number stays one in the JSON.
     value: int | float
@@ -201,7 +217,7 @@ class SafeRange(BaseModel, frozen=True):
 
 
 def learned(metric: Metric) -> float:
-    """What a bounded metric must be better than."""
+    """The value that a bounded metric must beat."""
     return LEARNED if metric.direction == "minimize" else round(1 - LEARNED, 6)
 
 
@@ -209,71 +225,119 @@ def bad_end(metric: Metric) -> str:
     """What ending badly means, in words."""
     if not metric.bounded:
         return "not finite at its end"
-    above, below, sign = (
-        ("above", "below", "+") if metric.direction == "minimize" else ("below", "above", "-")
-    )
-    return (
-        f"not finite at its end, its last {metric.name} {above} its best {sign} {BAD_MARGIN}, "
-        f"or no {metric.name} {below} {learned(metric)}"
-    )
+    name = metric.name
+    if metric.direction == "minimize":
+        degraded = f"its last {name} above its best + {BAD_MARGIN}"
+        learned_nothing = f"no {name} below {learned(metric)}"
+    else:
+        degraded = f"its last {name} below its best - {BAD_MARGIN}"
+        learned_nothing = f"no {name} above {learned(metric)}"
+    return f"not finite at its end, {degraded}, or {learned_nothing}"
 
 
 def best_value(points: Sequence[Point], metric: Metric) -> float | None:
+    """None if no value is finite."""
     values = [point.value for point in points if math.isfinite(point.value)]
     return metric.best(values) if values else None
 
 
-# Its words about every study that it makes would stand among the results.
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+# ---- which curves are replayed
 
 
 def past_curves(runs: Sequence[PastRun], metric: Metric) -> tuple[list[Curve], dict[str, str]]:
-    """(curves, the runs that cannot be replayed and why)."""
-    left_out = {
-        run.name: run.metric_fault or "no evaluation is recorded"
-        for run in runs
-        if run.metric_fault or not run.curve
-    }
-    curves = []
-    differ = len({run.split for run in runs if run.name not in left_out}) > 1
+    """(curves, the runs that cannot be replayed -> why)."""
+    left_out: dict[str, str] = {}
     for run in runs:
-        if run.curve and not run.metric_fault:
-            seconds = [point.seconds for point in run.curve if point.seconds is not None]
-            timed = tuple(seconds) if len(seconds) == len(run.curve) else None
-            is_told = differ and run.split not in (None, "test")
-            remark = f"scored on {run.split}" if is_told else ""
-            curves.append(
-                Curve(
-                    run.name,
-                    tuple(run.points),
-                    metric,
-                    timed,
-                    run.steps or run.curve[-1].step,
-                    remark,
-                )
-            )
+        if run.metric_fault:
+            left_out[run.name] = run.metric_fault
+        elif not run.curve:
+            left_out[run.name] = "no evaluation is recorded"
+    splits = {run.split for run in runs if run.name not in left_out}
+    curves = [
+        _past_curve(run, metric, splits_differ=len(splits) > 1)
+        for run in runs
+        if run.curve and not run.metric_fault
+    ]
     return curves, left_out
+
+
+def _past_curve(run: PastRun, metric: Metric, splits_differ: bool) -> Curve:
+    seconds = [point.seconds for point in run.curve if point.seconds is not None]
+    remark = ""
+    if splits_differ and run.split not in (None, "test"):
+        remark = f"scored on {run.split}"
+    return Curve(
+        name=run.name,
+        points=tuple(run.points),
+        metric=metric,
+        seconds=tuple(seconds) if len(seconds) == len(run.curve) else None,
+        steps=run.steps or run.curve[-1].step,
+        remark=remark,
+    )
 
 
 def study_curves(study: StudyReader) -> tuple[list[Curve], dict[str, str]]:
-    """As past_curves, of a study's trials. The time of a trial is spread evenly over its steps."""
+    """(curves of a study's trials, the trials that cannot be replayed -> why)."""
     records = study.records()
-    found = study.curves(records)
-    curves, left_out = [], {}
+    points_of_trials = study.curves(records)
+    curves: list[Curve] = []
+    left_out: dict[str, str] = {}
     for record in records:
-        points, name = found[record.number], f"trial {record.number}"
-        if record.state not in DONE or not points:
-            left_out[name] = (
-                record.state if points else f"{record.state}, no evaluation is recorded"
-            )
-            continue
-        pace = record.gpu_seconds / record.step if record.step else 0.0
-        remark = ""
-        if record.state == "stopped":
-            remark = f"censored: {record.rule} stopped it, so what came after is not known"
-        seconds = tuple(pace * point.step for point in points)
-        curves.append(Curve(name, tuple(points), study.spec.metric, seconds, record.steps, remark))
+        name = f"trial {record.number}"
+        points = points_of_trials[record.number]
+        if not points:
+            left_out[name] = f"{record.state}, no evaluation is recorded"
+        elif record.state not in DONE:
+            left_out[name] = record.state
+        else:
+            curves.append(_trial_curve(name, record, points, study.spec.metric))
     return curves, left_out
+
+
+def _trial_curve(name: str, record: Record, points: Sequence[Point], metric: Metric) -> Curve:
+    """The time of a trial is spread evenly over its steps."""
+    seconds_per_step = record.gpu_seconds / record.step if record.step else 0.0
+    remark = ""
+    if record.state == "stopped":
+        remark = f"censored: {record.rule} stopped it, so what came after is not known"
+    return Curve(
+        name=name,
+        points=tuple(points),
+        metric=metric,
+        seconds=tuple(seconds_per_step * point.step for point in points),
+        steps=record.steps,
+        remark=remark,
+    )
+
+
+# ---- the replay
+
+
+@dataclass(frozen=True)
+class ReplayedStop:
+    """Where a rule stops a run."""
+
+    # Index of the evaluation at which the run ends.
+    index: int
+    reason: str
+
+
+# Of each curve; None if the rule does not stop the run.
+Stops = list[ReplayedStop | None]
+
+
+@dataclass(frozen=True)
+class _Rungs:
+    """The steps between which rank rules compare runs."""
+
+    first: int
+    longest: int
+
+    @classmethod
+    def of(cls, curves: Sequence[Curve]) -> "_Rungs":
+        longest_plan = max(curve.steps for curve in curves)
+        first = max(1, round(FIRST * longest_plan))
+        return cls(first, max(first, longest_plan))
 
 
 def backtest(
@@ -281,7 +345,7 @@ def backtest(
 ) -> Backtest:
     """What each rule would have done.
 
-    Raises SpecError for a rule that is not there or for no curves at all.
+    Raises SpecError for an unknown rule, or if there are no curves.
     """
     for rule in rules:
         if rule not in RULES:
@@ -289,29 +353,40 @@ def backtest(
     if not curves:
         raise SpecError(
             "no run has a curve, so there is nothing to replay. Valid: runs with evaluations; "
-            "hpo import RUNS_DIR shows what is there"
+            "hpo import RUNS_DIR shows which those are"
         )
     metric = curves[0].metric
-    best = min(
-        curves,
-        key=lambda curve: math.inf if curve.best_value is None else metric.sign * curve.best_value,
-    )
-    first = first_rung(curves)
-    longest = max(first, *(curve.steps for curve in curves))
+    best_run = min(curves, key=_rank).name
+    if own_past is None:
+        own_past = OwnPast().of(metric)
+    rungs = _Rungs.of(curves)
+    outcomes: list[RuleOutcome] = []
+    for rule in rules:
+        if rule == OWN_PAST:
+            what = _own_past_in_words(own_past)
+            stops = own_past_stops(curves, own_past)
+        else:
+            what = RULES[rule].format(first=rungs.first, longest=rungs.longest)
+            stops = _rank_stops(rule, curves, rungs)
+        outcomes.append(_rule_outcome(rule, what, curves, stops, best_run))
     return Backtest(
         runs=tuple(_facts(curve) for curve in curves),
-        best_run=best.name,
+        best_run=best_run,
         bad=bad_end(metric),
         order=ORDER,
-        rules=tuple(
-            _rule(rule, curves, best, own_past or OwnPast().of(metric), first, longest)
-            for rule in rules
-        ),
+        rules=tuple(outcomes),
     )
 
 
-def first_rung(curves: Sequence[Curve]) -> int:
-    return max(1, round(FIRST * max(curve.steps for curve in curves)))
+def _rank(curve: Curve) -> float:
+    """The lower, the better the run."""
+    best = curve.best_value
+    return math.inf if best is None else curve.metric.sign * best
+
+
+def _own_past_in_words(own_past: OwnPast) -> str:
+    constants = [f"{name} {value:g}" for name, value in own_past if value is not None]
+    return f"the rule that runs live ({', '.join(constants)})"
 
 
 def _facts(curve: Curve) -> RunFacts:
@@ -328,154 +403,156 @@ def _facts(curve: Curve) -> RunFacts:
     )
 
 
-def _rule(
-    rule: str, curves: Sequence[Curve], best: Curve, own_past: OwnPast, first: int, longest: int
+def _rule_outcome(
+    rule: str, what: str, curves: Sequence[Curve], stops: Stops, best_run: str
 ) -> RuleOutcome:
-    constants = ", ".join(f"{name} {value:g}" for name, value in own_past if value is not None)
-    what = (
-        f"the rule that runs live ({constants})"
-        if rule == OWN_PAST
-        else RULES[rule].format(first=first, longest=longest)
-    )
-    stops = (
-        own_past_stops(curves, own_past)
-        if rule == OWN_PAST
-        else _rank_stops(rule, curves, first, longest)
-    )
-    outcomes = [_outcome(curve, stop) for curve, stop in zip(curves, stops, strict=True)]
-    runs = tuple(run for run, _ in outcomes)
-    left = [value for _, value in outcomes if value is not None]
+    outcomes: list[RunOutcome] = []
+    values_left: list[float] = []
+    healthy_stopped: list[str] = []
+    bad_missed: list[str] = []
+    for curve, stop in zip(curves, stops, strict=True):
+        value_left = _value_left(curve, stop)
+        if value_left is not None:
+            values_left.append(value_left)
+        outcomes.append(_run_outcome(curve, stop, value_left))
+        if stop and not curve.ended_badly:
+            healthy_stopped.append(curve.name)
+        if curve.ended_badly and not stop:
+            bad_missed.append(curve.name)
+    seconds_saved = sum(outcome.gpu_seconds_saved or 0 for outcome in outcomes)
+    seconds_total = sum(curve.seconds[-1] for curve in curves if curve.seconds)
+    metric = curves[0].metric
     return RuleOutcome(
         rule=rule,
         what=what,
-        runs=runs,
-        gpu_hours_saved=sum(run.gpu_seconds_saved or 0 for run in runs) / 3600,
-        gpu_hours_total=sum(curve.seconds[-1] for curve in curves if curve.seconds) / 3600,
-        healthy_stopped=tuple(
-            curve.name
-            for curve, stop in zip(curves, stops, strict=True)
-            if stop and not curve.ended_badly
-        ),
-        bad_missed=tuple(
-            curve.name
-            for curve, stop in zip(curves, stops, strict=True)
-            if not stop and curve.ended_badly
-        ),
-        best_run_stopped_at=next(run.stopped_at for run in runs if run.run == best.name),
-        best_value_left=best.metric.best(left) if left else None,
+        runs=tuple(outcomes),
+        gpu_hours_saved=seconds_saved / 3600,
+        gpu_hours_total=seconds_total / 3600,
+        healthy_stopped=tuple(healthy_stopped),
+        bad_missed=tuple(bad_missed),
+        best_run_stopped_at=next(run.stopped_at for run in outcomes if run.run == best_run),
+        best_value_left=metric.best(values_left) if values_left else None,
     )
 
 
-def _outcome(curve: Curve, stop: tuple[int, str] | None) -> tuple[RunOutcome, float | None]:
-    """(what the rule does with the run, its best value up to there).
+def _value_left(curve: Curve, stop: ReplayedStop | None) -> float | None:
+    """The run's best value up to the stop; None if none is finite."""
+    if stop is None:
+        return curve.best_value
+    return best_value(curve.points[: stop.index + 1], curve.metric)
 
-    stop: (index of the evaluation at which it ends, why).
-    """
-    at = None if stop is None else stop[0]
-    before = curve.best_value if at is None else best_value(curve.points[: at + 1], curve.metric)
+
+def _run_outcome(curve: Curve, stop: ReplayedStop | None, value_left: float | None) -> RunOutcome:
     best = curve.best_value
-    outcome = RunOutcome(
+    value_forgone = None
+    if best is not None and value_left is not None:
+        value_forgone = curve.metric.sign * (value_left - best)
+    return RunOutcome(
         run=curve.name,
-        stopped_at=None if at is None else curve.points[at].step,
-        reason=stop[1] if stop else "",
+        stopped_at=curve.points[stop.index].step if stop else None,
+        reason=stop.reason if stop else "",
         best_value=best,
-        value_forgone=None
-        if best is None or before is None
-        else curve.metric.sign * (before - best),
-        gpu_seconds_saved=None
-        if not curve.seconds
-        else 0.0
-        if at is None
-        else curve.seconds[-1] - curve.seconds[at],
+        value_forgone=value_forgone,
+        gpu_seconds_saved=_seconds_saved(curve, stop),
     )
-    return outcome, before
 
 
-Stops = list[
-    tuple[int, str] | None
-]  # of each curve: index of the evaluation at which it ends, and why
+def _seconds_saved(curve: Curve, stop: ReplayedStop | None) -> float | None:
+    if not curve.seconds:
+        return None
+    if stop is None:
+        return 0.0
+    return curve.seconds[-1] - curve.seconds[stop.index]
 
 
 def own_past_stops(curves: Sequence[Curve], rule: OwnPast) -> Stops:
-    """As it goes live: the rule sees each prefix of the run's own curve."""
-    stops: Stops = []
-    for curve in curves:
-        judged = (
-            (at, rule.judge(curve.points[: at + 1], curve.metric))
-            for at in range(len(curve.points))
-        )
-        stops.append(next(((at, stop.reason) for at, stop in judged if stop), None))
-    return stops
+    """The rule as it runs live: it sees each beginning of the run's own curve."""
+    return [_own_past_stop(curve, rule) for curve in curves]
+
+
+def _own_past_stop(curve: Curve, rule: OwnPast) -> ReplayedStop | None:
+    for index in range(len(curve.points)):
+        stop = rule.judge(curve.points[: index + 1], curve.metric)
+        if stop:
+            return ReplayedStop(index, stop.reason)
+    return None
 
 
 # ---- Optuna's pruners
 
+# Rule -> its description.
 RULES = {
     OWN_PAST: "",
     "median": "Optuna's MedianPruner, from step {first}",
     "asha": f"Optuna's SuccessiveHalvingPruner, rungs at {{first}} x {FACTOR}^n",
     "hyperband": f"Optuna's HyperbandPruner, rungs at {{first}} x {FACTOR}^n up to {{longest}}",
     "patient": (
-        f"Optuna's PatientPruner, when {PATIENCE + 1} evaluations in a row are worse than "
-        f"one before"
+        f"Optuna's PatientPruner, when {PATIENCE + 1} evaluations in a row are worse than one "
+        "before"
     ),
 }
 
 
-def _pruner(rule: str, first: int, longest: int) -> BasePruner:
+def _pruner(rule: str, rungs: _Rungs) -> BasePruner:
     if rule == "median":
-        return MedianPruner(n_warmup_steps=first)
+        return MedianPruner(n_warmup_steps=rungs.first)
     if rule == "asha":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=FACTOR)
+        return SuccessiveHalvingPruner(min_resource=rungs.first, reduction_factor=FACTOR)
     if rule == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=longest, reduction_factor=FACTOR)
+        return HyperbandPruner(
+            min_resource=rungs.first, max_resource=rungs.longest, reduction_factor=FACTOR
+        )
     return PatientPruner(None, patience=PATIENCE)
 
 
 def _study(pruner: BasePruner, metric: Metric) -> optuna.Study:
-    """In memory, and always of one name: Hyperband draws brackets from it."""
+    """A study in memory. Its name is always the same, because Hyperband draws brackets from it."""
     return optuna.create_study(
         study_name="backtest", sampler=RandomSampler(), pruner=pruner, direction=metric.direction
     )
 
 
-def _rank_stops(rule: str, curves: Sequence[Curve], first: int, longest: int) -> Stops:
+def _rank_stops(rule: str, curves: Sequence[Curve], rungs: _Rungs) -> Stops:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Optuna's that some pruners are experimental, and that a study of theirs is
-        metric = curves[0].metric
-        finished = _study(_pruner(rule, first, longest), metric)
-        for curve in curves:
-            trial = finished.ask()
-            _report(trial, curve, to_the_end=True)
-            last = curve.points[-1].value
-            finished.tell(trial, *((last,) if math.isfinite(last) else (None, TrialState.FAIL)))
-        others = finished.get_trials(deepcopy=False)
+        # Optuna warns that some pruners are experimental, and so are parts of its studies.
+        warnings.simplefilter("ignore")
+        trials = _whole_trials(rule, curves, rungs)
         stops: Stops = []
         for number, curve in enumerate(curves):
-            study = _study(_pruner(rule, first, longest), metric)
-            study.add_trials(others[:number])
+            study = _study(_pruner(rule, rungs), curves[0].metric)
+            study.add_trials(trials[:number])
             trial = study.ask()
-            study.add_trials(others[number + 1 :])
-            at = _report(trial, curve)
-            stops.append(None if at is None else (at, _in_words(rule, curve, at)))
-    return stops
+            study.add_trials(trials[number + 1 :])
+            stops.append(_rank_stop(rule, curve, trial))
+        return stops
 
 
-def _in_words(rule: str, curve: Curve, at: int) -> str:
-    point = curve.points[at]
-    return f"{rule}: {curve.metric.name} {point.value:.3f} at step {point.step}"
+def _whole_trials(
+    rule: str, curves: Sequence[Curve], rungs: _Rungs
+) -> list[optuna.trial.FrozenTrial]:
+    """All runs as trials that have trained to their ends."""
+    study = _study(_pruner(rule, rungs), curves[0].metric)
+    for curve in curves:
+        trial = study.ask()
+        for point in curve.points:
+            trial.report(point.value, point.step)
+            # The answer does not count, but the pruner keeps notes on the trial.
+            trial.should_prune()
+        last = curve.points[-1].value
+        if math.isfinite(last):
+            study.tell(trial, last)
+        else:
+            study.tell(trial, None, TrialState.FAIL)
+    return study.get_trials(deepcopy=False)
 
 
-def _report(trial: optuna.Trial, curve: Curve, to_the_end: bool = False) -> int | None:
-    """Index of the evaluation at which the pruner ends the trial. The pruner is asked at each, for
-    it keeps notes on the trial.
-    """
-    for at, point in enumerate(curve.points):
+def _rank_stop(rule: str, curve: Curve, trial: optuna.Trial) -> ReplayedStop | None:
+    """Where the pruner stops the trial."""
+    for index, point in enumerate(curve.points):
         trial.report(point.value, point.step)
-        if trial.should_prune() and not to_the_end:
-            return at
+        if trial.should_prune():
+            reason = f"{rule}: {curve.metric.name} {point.value:.3f} at step {point.step}"
+            return ReplayedStop(index, reason)
     return None
 
 
@@ -487,39 +564,51 @@ def sweep(curves: Sequence[Curve], default: OwnPast | None = None) -> tuple[Safe
     ones around the default, which stop every run that ended badly and no other one.
     """
     default = default or OwnPast().of(curves[0].metric)
+    return tuple(
+        _safe_range(curves, default, constant)
+        for constant in SWEEP
+        if getattr(default, constant) is not None
+    )
+
+
+def _safe_range(curves: Sequence[Curve], default: OwnPast, constant: str) -> SafeRange:
+    default_value = getattr(default, constant)
+    tried: list[Tried] = []
+    for value in sorted({*SWEEP[constant], default_value}):
+        typed_value = type(default_value)(value)
+        rule = default.model_copy(update={constant: typed_value})
+        tried.append(_tried(curves, rule, value))
+    return SafeRange(
+        constant=constant,
+        default=default_value,
+        safe=_safe_around(tried, default_value),
+        tried=tuple(tried),
+    )
+
+
+def _tried(curves: Sequence[Curve], rule: OwnPast, value: float) -> Tried:
+    """How the rule errs with this value of a constant."""
     bad = {curve.name for curve in curves if curve.ended_badly}
-    found = []
-    for constant, values in SWEEP.items():
-        here = getattr(default, constant)
-        if here is None:
-            continue
-        tried = []
-        for value in sorted({*values, here}):
-            rule = default.model_copy(update={constant: type(here)(value)})
-            stopped = {
-                curve.name
-                for curve, stop in zip(curves, own_past_stops(curves, rule), strict=True)
-                if stop
-            }
-            tried.append(
-                Tried(
-                    value=value,
-                    bad_missed=tuple(sorted(bad - stopped)),
-                    healthy_stopped=tuple(sorted(stopped - bad)),
-                )
-            )
-        safe = _around(
-            [row.value for row in tried if not row.errs], [row.value for row in tried], here
-        )
-        found.append(SafeRange(constant=constant, default=here, safe=safe, tried=tuple(tried)))
-    return tuple(found)
+    stops = own_past_stops(curves, rule)
+    stopped = {curve.name for curve, stop in zip(curves, stops, strict=True) if stop}
+    return Tried(
+        value=value,
+        bad_missed=tuple(sorted(bad - stopped)),
+        healthy_stopped=tuple(sorted(stopped - bad)),
+    )
 
 
-def _around(safe: list[float], tried: list[float], default: float) -> tuple[float, float] | None:
-    """(lowest, highest) of the safe values that lie together with the default."""
-    if default not in safe:
+def _safe_around(tried: Sequence[Tried], default: float) -> tuple[float, float] | None:
+    """(lowest, highest) of the safe values that lie together with the default; None if the default
+    is not safe.
+    """
+    values = [entry.value for entry in tried]
+    lowest = values.index(default)
+    highest = lowest
+    if tried[lowest].errs:
         return None
-    at = tried.index(default)
-    low = next((n + 1 for n in range(at, -1, -1) if tried[n] not in safe), 0)
-    high = next((n - 1 for n in range(at, len(tried)) if tried[n] not in safe), len(tried) - 1)
-    return tried[low], tried[high]
+    while lowest > 0 and not tried[lowest - 1].errs:
+        lowest -= 1
+    while highest < len(tried) - 1 and not tried[highest + 1].errs:
+        highest += 1
+    return values[lowest], values[highest]

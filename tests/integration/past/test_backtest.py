@@ -196,9 +196,9 @@ def test_the_replay_is_the_live_rule() -> None:
     (stop,) = own_past_stops([curve("rising", RISING)], rule)
     assert stop is not None
     points = curve("rising", RISING).points
-    assert rule.judge(points[: stop[0]], PER) is None
-    live = rule.judge(points[: stop[0] + 1], PER)
-    assert live is not None and live.reason == stop[1]
+    assert rule.judge(points[: stop.index], PER) is None
+    live = rule.judge(points[: stop.index + 1], PER)
+    assert live is not None and live.reason == stop.reason
 
 
 def test_a_sweep_names_what_breaks() -> None:
