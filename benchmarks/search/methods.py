@@ -23,7 +23,8 @@ from simulate import Curves, Rules, Search
 from hpo.curve import Point
 from hpo.decoder.trainer import PER
 from hpo.space.policy import Seen, propose
-from hpo.space.spec import Policy, SamplerSettings, StudySpec
+from hpo.space.sections import SamplerSettings
+from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast, Stop
 from hpo.study.sampling import distribution, sampler_of
 

@@ -27,7 +27,8 @@ from hpo.analysis.retrain import (
 from hpo.analysis.stats import Comparison, compare
 from hpo.errors import CallerError, StudyError
 from hpo.settings import Config
-from hpo.space.spec import Contrast, Question, StudySpec
+from hpo.space.sections import Contrast, Question
+from hpo.space.spec import StudySpec
 from hpo.study.pick import pick_trial
 from hpo.study.study import Study
 from hpo.text import plural, value_text

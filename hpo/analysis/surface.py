@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from hpo.space.spec import Parameter
+from hpo.space.parameter import Parameter
 
 STEPS = 12  # of a heat map's axis
 MIN_FREEDOM = 4  # residual degrees of freedom of a test

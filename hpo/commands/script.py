@@ -55,7 +55,7 @@ def try_(
     script = CompleteScript.model_validate(spec.script)
     config: Any = spec.config()
     trial = Trial(
-        script, config, _loaded(spec, data), _site(path, spec, device), click.echo, spec.others()
+        script, config, _loaded(spec, data), _site(path, spec, device), click.echo, spec.alternatives()
     )
     found = _alone(trial)
     place = out or try_file(path)

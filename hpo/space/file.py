@@ -1,0 +1,154 @@
+"""A study file: YAML, read with care and checked as far as that needs no trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from hpo.errors import SpecError
+from hpo.settings import Settings, explain, unknown
+from hpo.space.parameter import Parameter
+from hpo.space.sections import DEFAULT_POLICY, Contrast, Policy, Question
+from hpo.space.stopping import OwnPast
+from hpo.space.upgrade import REMOVED_POLICIES
+from hpo.trainer import DEFAULT_TRAINER
+
+
+class Profile(Settings):
+    """Overlays the file, field by field; its starts come after those of the file."""
+
+    base: dict[str, Any] = {}
+    starts: dict[str, dict[str, Any]] = {}
+    budget: dict[str, Any] = {}
+    sampler: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+
+
+class SpaceFile(Settings):
+    trainer: str = DEFAULT_TRAINER
+    script: dict[str, Any] | None = None
+    question: str = ""
+    questions: list[Question] = []
+    base: dict[str, Any] = {}
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    starts: dict[str, dict[str, Any]] = {}
+    budget: dict[str, Any] = {}
+    attempts: dict[str, Any] = {}
+    policy: Policy = DEFAULT_POLICY
+    sampler: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+    stopping: OwnPast | None = Field(
+        default=OwnPast(), description="null: only values that are not finite stop a trial"
+    )
+    profiles: dict[str, Profile] = {}
+
+    @model_validator(mode="after")
+    def _has_one_trainer(self) -> Self:
+        if self.script is None:
+            return self
+        if "trainer" in self.model_fields_set:
+            raise ValueError(
+                "has both script: and trainer:. Valid: one of them; a script needs no trainer"
+            )
+        if "validation" in self.model_fields_set:
+            raise ValueError(
+                "has both script: and validation:. A script holds out its own validation data: "
+                "remove validation:"
+            )
+        return self
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _is_offered(cls, policy: Any) -> Any:
+        if isinstance(policy, str) and policy in REMOVED_POLICIES:
+            raise ValueError(f"{policy} was removed. Use {REMOVED_POLICIES[policy]}")
+        return policy
+
+    def sections(self, overlay: Profile) -> dict[str, dict[str, Any]]:
+        """The sections whose fields a profile may overlay or the file may leave out, by name."""
+        return {
+            "budget": self.budget | overlay.budget,
+            "attempts": self.attempts,
+            "sampler": self.sampler | overlay.sampler,
+            "validation": self.validation | overlay.validation,
+        }
+
+
+def read_file(path: Path) -> SpaceFile:
+    """Raises SpecError, one line with the place and what is valid."""
+    tree = _tree(path)
+    try:
+        return SpaceFile.model_validate(tree)
+    except ValidationError as error:
+        for fault in error.errors():
+            if fault["type"] == "extra_forbidden":
+                raise SpecError(_unknown_field(path, fault["loc"])) from None
+        raise SpecError(explain(error, f"{path}: ")) from None
+
+
+def value_in_text(text: str, place: str) -> Any:
+    """A value as a study file would have it. Raises SpecError."""
+    try:
+        return yaml.safe_load(text)
+    # PyYAML raises ValueError for a date that does not exist.
+    except (yaml.YAMLError, ValueError):
+        raise SpecError(
+            f"{place}: {text!r} is not a value. Valid: a number, true, false, null or a name"
+        ) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses equal keys, which are a mistake in a study file; PyYAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} appears twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return, unused-ignore]
+
+
+def _tree(path: Path) -> Any:
+    try:
+        # The loader is a SafeLoader.
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: not a text file in UTF-8") from None
+    # PyYAML raises ValueError for a date that does not exist.
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise SpecError(f"{path}: not valid YAML{line}: {problem}") from None
+
+
+def _unknown_field(path: Path, location: Sequence[int | str]) -> str:
+    """The message for a field that does not exist. location: as pydantic gives it."""
+    parts = [str(part) for part in location]
+    above = parts[:-1]
+    fields = _settings_at(above).model_fields
+    valid = tuple(field.alias or name for name, field in fields.items())
+    place = f"{path}: {'.'.join(above)}" if above else str(path)
+    return unknown(parts[-1], valid, place)
+
+
+def _settings_at(above: Sequence[str]) -> type[Settings]:
+    """The settings at a place of the file, such as those of a parameter at parameters.NAME."""
+    if not above:
+        return SpaceFile
+    # questions.INDEX.compare.INDEX
+    if len(above) == 4:
+        return Contrast
+    if len(above) != 2:
+        return OwnPast
+    if above[0] == "profiles":
+        return Profile
+    if above[0] == "questions":
+        return Question
+    return Parameter
