@@ -1,7 +1,9 @@
-"""What a study may cost, and whether it can afford a trial: pure functions, asked under the study's lock before a trial starts.
+"""What a study may cost, and whether it can afford another trial.
 
-Trials are counted exactly. GPU-hours and the deadline are kept twice: a trial starts only if what trials have taken so far
-says that it will end in time, and those that run all the same when the budget is spent are handed back with a checkpoint.
+These are pure functions, called under the study's lock before a trial starts. Trials are counted
+exactly. GPU-hours and the deadline are enforced twice: a trial starts only if earlier trials
+suggest that it will end in time, and trials that still run when the budget is spent are handed back
+with a checkpoint.
 """
 
 from collections.abc import Mapping
@@ -11,49 +13,68 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from hpo.settings import Real, Settings, Whole
+from hpo.settings import Positive, Settings, Whole
 from hpo.text import local
 
 HOUR = 3600.0
 
 
 def _with_zone(moment: datetime) -> datetime:
-    """Without a time zone, this machine's is meant."""
+    """A moment without a time zone is in the zone of this machine."""
     return moment.astimezone(UTC)
 
 
 class Budget(Settings):
-    trials: Whole = Field(default=100, ge=0)  # completed or stopped by a rule
-    failures: Whole = Field(default=10, ge=0)  # failed trials are replaced, at most this many
-    gpu_hours: Annotated[Real, Field(gt=0)] | None = (
-        None  # of all workers; trainings that share a GPU share its hours
+    trials: Whole = Field(default=100, ge=0, description="completed, or stopped by a rule")
+    failures: Whole = Field(
+        default=10, ge=0, description="failed trials that are replaced, at most"
+    )
+    gpu_hours: Positive | None = Field(
+        default=None, description="of all workers; trainings that share a GPU share its hours"
     )
     deadline: Annotated[datetime, AfterValidator(_with_zone)] | None = None
 
     def covers(self, other: "Budget") -> bool:
-        """Whether this is no smaller in anything."""
-        hours, late = self.gpu_hours, self.deadline
+        """Whether no limit of this budget is below the other's."""
         return (
             self.trials >= other.trials
             and self.failures >= other.failures
-            and (hours is None or (other.gpu_hours is not None and hours >= other.gpu_hours))
-            and (late is None or (other.deadline is not None and late >= other.deadline))
+            and _at_least(self.gpu_hours, other.gpu_hours)
+            and _at_least(self.deadline, other.deadline)
         )
 
-    def changed(self, given: Mapping[str, str]) -> "Budget":
-        """With fields as a person gives them: a value, +5 or -5 for a change, none. Raises pydantic's ValidationError."""
-        values: dict[str, Any] = {}
-        for name, text in given.items():
-            values[name] = None if text.lower() == "none" else text
-            if text[:1] in "+-" and (by := _number(text)) is not None:
-                values[name] = (getattr(self, name) or 0) + by
+    def changed(self, changes: Mapping[str, str]) -> "Budget":
+        """A copy with some fields changed.
+
+        changes: field -> what the user typed: a value, +5 or -5 for a change, or none.
+        Raises pydantic's ValidationError.
+        """
+        values = {name: self._changed_value(name, text) for name, text in changes.items()}
         return Budget.model_validate(self.model_dump() | values)
+
+    def _changed_value(self, name: str, text: str) -> Any:
+        if text.lower() == "none":
+            return None
+        if text.startswith(("+", "-")):
+            change = _number(text)
+            if change is not None:
+                return (getattr(self, name) or 0) + change
+        return text
 
     def __str__(self) -> str:
         parts = [f"{self.trials} trials"]
-        parts += [f"{self.gpu_hours:g} GPU-hours"] if self.gpu_hours is not None else []
-        parts += [f"until {local(self.deadline)}"] if self.deadline else []
+        if self.gpu_hours is not None:
+            parts.append(f"{self.gpu_hours:g} GPU-hours")
+        if self.deadline is not None:
+            parts.append(f"until {local(self.deadline)}")
         return ", ".join(parts)
+
+
+def _at_least(limit: Any, other: Any) -> bool:
+    """Whether a limit is no lower than another one. None: no limit."""
+    if limit is None:
+        return True
+    return other is not None and bool(limit >= other)
 
 
 def _number(text: str) -> float | None:
@@ -68,22 +89,29 @@ class Spent:
     """Where a study stands, by the database's clock."""
 
     now: datetime
-    ended: int  # complete or stopped
+    # Trials that are complete or stopped.
+    ended: int
     running: int
     failed: int
-    gpu_seconds: float  # of all trials
-    promised: float  # GPU-seconds that the running trials will still take
-    typical: float | None  # GPU-seconds of a complete trial, on average; None: there is none yet
+    # Of all trials.
+    gpu_seconds: float
+    # GPU-seconds that the running trials will still take.
+    promised: float
+    # Mean GPU-seconds of a complete trial; None before the first one is complete.
+    typical: float | None
 
     def __str__(self) -> str:
-        typical = (
-            f", {self.typical / HOUR:.3g} a complete trial" if self.typical is not None else ""
+        text = (
+            f"{self.ended} trials done, {self.running} running; "
+            f"{self.gpu_seconds / HOUR:.3g} GPU-hours"
         )
-        return f"{self.ended} trials, {self.running} more run; {self.gpu_seconds / HOUR:.3g} GPU-hours{typical}"
+        if self.typical is None:
+            return text
+        return f"{text}, {self.typical / HOUR:.3g} per complete trial"
 
 
 def over(budget: Budget, spent: Spent) -> str | None:
-    """Why the study is over now, whoever still runs; None if it is not. Running trials are handed back then."""
+    """Why the study is over, so that running trials are handed back; None if it is not over."""
     if budget.gpu_hours is not None and spent.gpu_seconds >= budget.gpu_hours * HOUR:
         return f"{spent.gpu_seconds / HOUR:.3g} of {budget.gpu_hours:g} GPU-hours are spent"
     if budget.deadline is not None and spent.now >= budget.deadline:
@@ -92,55 +120,67 @@ def over(budget: Budget, spent: Spent) -> str | None:
 
 
 def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
-    """Why no trial may start now; None if one may. done: GPU-seconds that were put into the trial before."""
+    """Why no trial may start now; None if one may.
+
+    done: GPU-seconds that earlier attempts at the trial took.
+    """
+    if spent.ended >= budget.trials:
+        return f"the budget of {budget.trials} trials is spent"
     if spent.ended + spent.running >= budget.trials:
-        return f"the budget of {budget.trials} trials is {'taken' if spent.running else 'spent'}"
+        return f"the running trials use up the budget of {budget.trials} trials"
     if spent.failed > budget.failures:
         return f"{spent.failed} trials failed, more than the budget's {budget.failures}"
-    if reason := over(budget, spent):
+    reason = over(budget, spent)
+    if reason is not None:
         return reason
-    cost = max(0.0, spent.typical - done) if spent.typical is not None else 0.0
-    if (
-        budget.gpu_hours is not None
-        and spent.gpu_seconds + spent.promised + cost > budget.gpu_hours * HOUR
-    ):
+    cost = 0.0 if spent.typical is None else max(0.0, spent.typical - done)
+    planned = spent.gpu_seconds + spent.promised + cost
+    if budget.gpu_hours is not None and planned > budget.gpu_hours * HOUR:
         left = budget.gpu_hours * HOUR - spent.gpu_seconds - spent.promised
         return (
-            f"of {budget.gpu_hours:g} GPU-hours {max(0.0, left) / HOUR:.3g} are not spent or promised, "
+            f"{max(0.0, left) / HOUR:.3g} of {budget.gpu_hours:g} GPU-hours are left, "
             f"and a trial takes {cost / HOUR:.3g}"
         )
     if budget.deadline is not None and spent.now + timedelta(seconds=cost) > budget.deadline:
-        return f"a trial takes {cost / HOUR:.3g} hours and would not end before the deadline {local(budget.deadline)}"
+        return (
+            f"a trial takes {cost / HOUR:.3g} hours and would not end "
+            f"before the deadline {local(budget.deadline)}"
+        )
     return None
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What trials took so far, and what those that run have before them."""
+    """How fast a study advances, and what its running trials still have to do."""
 
-    steps: int  # of all trials
-    seconds: float  # of all, training and evaluation
+    # Steps of all trials.
+    steps: int
+    # That all trials took, training and evaluation.
+    seconds: float
     gpu_seconds: float
-    typical: float | None  # steps of a trial that ended, on average; None: there is none yet
-    begun: int  # trials of the budget: ended or running
+    # Mean steps of a trial that ended; None before the first one ended.
+    typical: float | None
+    # Trials of the budget that ended or run.
+    begun: int
     running: int
-    to_come: int  # steps of those that run
+    # Steps that the running trials still have to do.
+    to_come: int
 
 
 def seconds_left(budget: Budget, pace: Pace, now: datetime) -> float | None:
-    """Until the trials, the GPU-hours or the time are used up, whichever is first, with as many running as now; None: not known."""
+    """How long the study will still take, with as many trials running as now; None if unknown.
+
+    It ends when the trials, the GPU-hours or the time are used up, whichever is first.
+    """
     if not pace.steps or not pace.running:
         return None
     typical = pace.typical or (pace.steps + pace.to_come) / pace.running
-    to_come = max(0, budget.trials - pace.begun) * typical + pace.to_come
-    left = [to_come * pace.seconds / pace.steps / pace.running]
+    trials_to_start = max(0, budget.trials - pace.begun)
+    steps_to_come = trials_to_start * typical + pace.to_come
+    limits = [steps_to_come * pace.seconds / pace.steps / pace.running]
     if budget.gpu_hours is not None and pace.gpu_seconds:
-        left.append(
-            (budget.gpu_hours * HOUR - pace.gpu_seconds)
-            * pace.seconds
-            / pace.gpu_seconds
-            / pace.running
-        )
+        gpu_seconds_left = budget.gpu_hours * HOUR - pace.gpu_seconds
+        limits.append(gpu_seconds_left * pace.seconds / pace.gpu_seconds / pace.running)
     if budget.deadline is not None:
-        left.append((budget.deadline - now).total_seconds())
-    return max(0.0, min(left))
+        limits.append((budget.deadline - now).total_seconds())
+    return max(0.0, min(limits))
