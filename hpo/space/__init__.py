@@ -1,1 +1,1 @@
-"""What is searched and under which rules: values only."""
+"""The space of a search, its budget and its rules: values and pure functions only."""

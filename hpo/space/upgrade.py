@@ -1,4 +1,4 @@
-"""What an earlier version stored, read with the names and values that this version has."""
+"""Reads what earlier versions stored, with the names and values of this version."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,14 +7,17 @@ from hpo.curve import Point
 from hpo.settings import flatten
 from hpo.trainer import DEFAULT_TRAINER, Metric, load_trainer
 
-# What an earlier version offered as a policy, and what a study made with it goes on with.
+# Policies of earlier versions, and the policies with which their studies continue.
 REMOVED_POLICIES = {"gp-halving": "gp"}
-# Of a point in a checkpoint of a version that knew one metric.
+# Fields of a point in the checkpoints of versions that knew one metric only.
 OLD_METRICS = ("grad_norm", "lr", "step_seconds")
 
 
 def upgraded_spec(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stored spec, as StudySpec takes them now. Raises SpecError for a field that is gone."""
+    """The values of a stored spec as StudySpec takes them now.
+
+    Raises SpecError for a field that no longer exists.
+    """
     spec = dict(stored)
     if spec.get("policy") in REMOVED_POLICIES:
         spec["policy"] = REMOVED_POLICIES[spec["policy"]]
@@ -28,17 +31,23 @@ def upgraded_spec(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_budget(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stored budget as Budget takes them now."""
     return {name: value for name, value in stored.items() if name != "min_gain"}
 
 
 def metric_of(attributes: Mapping[str, Any]) -> Metric:
-    """A study's metric, from its attributes. Before there were others it was the default trainer's."""
+    """A study's metric, from its attributes.
+
+    Studies of versions that knew one metric only have the default trainer's.
+    """
     stored = attributes.get("metric")
-    return Metric.model_validate(stored) if stored else load_trainer(DEFAULT_TRAINER).metric
+    if not stored:
+        return load_trainer(DEFAULT_TRAINER).metric
+    return Metric.model_validate(stored)
 
 
 def upgraded_curve(stored: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """The curve in a checkpoint."""
+    """The curve that a checkpoint holds."""
     return [_point(point) for point in stored]
 
 
@@ -47,17 +56,21 @@ def _point(stored: Mapping[str, Any]) -> Point:
         return Point(**stored)
     metrics = {name: stored[name] for name in OLD_METRICS}
     return Point(
-        int(stored["step"]), stored["per"], stored["loss"], stored["validation_loss"], metrics
+        step=int(stored["step"]),
+        value=stored["per"],
+        loss=stored["loss"],
+        validation_loss=stored["validation_loss"],
+        metrics=metrics,
     )
 
 
 def what_changed(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> list[str]:
-    """What a stored study loses in this version, a line each."""
+    """Lines for people: what a stored study loses in this version."""
     lines = []
     if spec.get("policy") in REMOVED_POLICIES:
         lines.append(
-            f"policy {spec['policy']} was removed; the study goes on with "
-            f"{REMOVED_POLICIES[spec['policy']]}, and trials that were parked wait to be trained on"
+            f"policy {spec['policy']} was removed; the study continues with "
+            f"{REMOVED_POLICIES[spec['policy']]}, and its parked trials wait to be resumed"
         )
     if budget.get("min_gain") is not None:
         lines.append("min_gain was removed from budgets; the study no longer ends because of it")
