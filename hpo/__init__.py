@@ -1,7 +1,8 @@
-"""Hyperparameter optimization for speech-BCI phoneme decoders: see README.md for the map of this package.
+"""Hyperparameter optimization for speech-BCI phoneme decoders.
 
-What a lab's own code may use is here: the parts of a trainer (README, "Your own training"), and
-`open_study` to read what a study has found.
+These names are what a lab's own code may use: the parts of a trainer (README, "Your own training"),
+and `open_study` and `read_study` to read what a study has found. docs/architecture.md is the map of
+the package.
 """
 
 from importlib import import_module
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from hpo.study.study import Study, open_study
     from hpo.trainer import DataRequest, Metric, Progress, Score, Trainer, Training, Weights
 
-# Where each name is defined. They are imported when they are asked for: `hpo --help` needs none of them.
+# Where each name is defined. A name is imported when it is first used: `hpo --help` needs none.
 _HOMES = {
     "Config": "hpo.settings",
     "DataRequest": "hpo.trainer",

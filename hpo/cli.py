@@ -1,4 +1,4 @@
-"""The command line: every command, by name."""
+"""The command line: all commands under their names."""
 
 import click
 
@@ -31,16 +31,36 @@ def main() -> None:
 
 
 for command in (
-    *(search.launch, search.worker, search.budget),
-    *(script.try_, script.recipe, script.script_helper),
-    *(watch.status, watch.logs, studies.studies, studies.delete),
-    *(control.pause, control.resume, control.stop, control.kill, control.enqueue, control.note),
+    search.launch,
+    search.worker,
+    search.budget,
+    script.try_,
+    script.recipe,
+    script.script_helper,
+    watch.status,
+    watch.logs,
+    studies.studies,
+    studies.delete,
+    control.pause,
+    control.resume,
+    control.stop,
+    control.kill,
+    control.enqueue,
+    control.note,
     dashboard.dashboard,
-    *(results.report, results.export, results.evaluate),
-    *(past.import_, past.backtest),
-    *(confirm.confirm, confirm.ablate),
-    *(effects.effects, effects.ensemble, effects.plan),
-    *(machine.doctor, machine.data, machine.database),
+    results.report,
+    results.export,
+    results.evaluate,
+    past.import_,
+    past.backtest,
+    confirm.confirm,
+    confirm.ablate,
+    effects.effects,
+    effects.ensemble,
+    effects.plan,
+    machine.doctor,
+    machine.data,
+    machine.database,
 ):
     main.add_command(command)
 

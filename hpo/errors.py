@@ -1,17 +1,20 @@
-"""Every error that a person is meant to read. The text is one line: what was given, what is valid, what to do.
+"""Every error that users are meant to read.
+
+The text is one line: what was given, what is valid, what to do.
 
 HpoError
-|-- CallerError    exit code 2: something that was asked for is wrong
+|-- CallerError    exit code 2: the user asked for something that is wrong
 |   |-- SpecError      a study file, a profile, a --set
 |   |-- DataError      a data set
-|   `-- StudyError     a study name, a study that differs, a trial that is not there
+|   `-- StudyError     a study name, a study that differs, a trial that does not exist
 `-- MachineError   exit code 1: the machine or the network failed
     |-- DatabaseError  no server, no permission, no binaries
-    |   `-- DatabaseAwayError  it may answer again: asked again later
-    |-- SlurmError     what SLURM's commands refused, or they are not there
-    `-- WorkerError    no worker could go on
-        |-- MemoryShortError   exit code 3: the trials of this device need more memory than it has; fewer at once may do
-        `-- BadNodeError       exit code 4: trials fail on this host that other hosts bring to their end
+    |   `-- DatabaseAwayError  it may answer again, so the call is repeated later
+    |-- SlurmError     SLURM's commands are missing or refused a request
+    `-- WorkerError    no worker could continue
+        |-- MemoryShortError   exit code 3: the trials on this device need more memory than it has;
+        |                      fewer at once may fit
+        `-- BadNodeError       exit code 4: trials fail on this host that succeed on others
 """
 
 import errno
@@ -65,6 +68,7 @@ class BadNodeError(WorkerError):
     exit_code = 4
 
 
+# What to do about an error of the operating system.
 _ADVICE = {
     errno.ENOSPC: "Free the space or give another place",
     errno.EDQUOT: "Free some of your quota or give another place",
@@ -72,22 +76,23 @@ _ADVICE = {
     errno.EPERM: "Give a place that you may use, or change its permissions",
     errno.EROFS: "Give a place that can be written",
     errno.ENOENT: "Give a place that exists",
-    errno.ENOTDIR: "Give a path whose folders are folders",
+    errno.ENOTDIR: "Give a path of which every part but the last is a folder",
     errno.EISDIR: "Give a file, not a folder",
     errno.ENAMETOOLONG: "Give a shorter name",
     errno.EFBIG: "Raise the limit of file sizes (ulimit -f), or give another file system",
     errno.EMFILE: "Raise the limit of open files: ulimit -n",
-    errno.ENOMEM: "Free memory, or take another machine",
-    errno.EIO: "The disk or its network fails: look at `dmesg`, or give another place",
+    errno.ENOMEM: "Free memory, or use another machine",
+    errno.EIO: "The disk or its network is failing: look at `dmesg`, or give another place",
     errno.ESTALE: "The network file system lost the file: mount it again, or give another place",
 }
 
 
 def os_error_text(error: OSError) -> str:
-    """One line: the file if one is known, what the system says, and what to do."""
-    place = f"{error.filename}: " if error.filename is not None else ""
-    said = error.strerror or str(error) or type(error).__name__
+    """One line: the file if it is known, what the system says, and what to do."""
+    text = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        text = f"{error.filename}: {text}"
     if isinstance(error, ConnectionError | TimeoutError):
-        return f"{place}{said}. The network or the other side does not answer: try again later"
+        return f"{text}. The network or the other side does not answer: try again later"
     advice = _ADVICE.get(error.errno or 0)
-    return f"{place}{said}. {advice}" if advice else f"{place}{said}"
+    return text if advice is None else f"{text}. {advice}"

@@ -1,4 +1,4 @@
-"""Typed settings: dotted names, numbers as a person writes them, and errors that name the place.
+"""Typed settings: dotted names, numbers as people write them, and errors that name the place.
 
 A setting is addressed by its dotted name (`optimizer.lr`) in study files, on the command line and
 in reports.
@@ -15,7 +15,7 @@ from hpo.errors import SpecError
 
 
 def number_in_text(value: Any) -> Any:
-    """YAML 1.1 (PyYAML) reads `1e-4` as text, because it lacks a dot: take the number that a person means."""
+    """The number in a text, if it holds one: PyYAML (YAML 1.1) reads `1e-4` as text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -26,7 +26,9 @@ def number_in_text(value: Any) -> Any:
 
 def _whole_number(value: Any) -> Any:
     value = number_in_text(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 Real = Annotated[float, BeforeValidator(number_in_text), Field(strict=True, allow_inf_nan=False)]
@@ -39,16 +41,16 @@ Count = Annotated[Whole, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """A frozen group of settings; names that it does not have are errors."""
+    """A frozen group of settings. Unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Config(Settings):
-    """What one training is: every number that shapes it, with one default each.
+    """Every number that shapes one training, each with one default.
 
-    A trainer's configuration is a subclass, whose fields are numbers, flags, names or further
-    groups of `Settings`. Frozen; `with_values` makes a changed copy.
+    The configuration of a trainer is a subclass whose fields are numbers, flags, names or groups of
+    `Settings`. It is frozen; `with_values` makes a changed copy.
     """
 
     steps: Whole = Field(default=1000, ge=0, description="optimizer updates of a whole training")
@@ -56,7 +58,7 @@ class Config(Settings):
     seed: Whole = Field(default=0, ge=0, description="of everything that is drawn at random")
 
     evaluates_regularly: ClassVar[bool] = True
-    """False: nobody knows at which steps a training is evaluated, and `evaluate_every` means nothing."""
+    """False if the steps of evaluations are not known, so that `evaluate_every` means nothing."""
 
     def with_values(self, values: Mapping[str, Any], place: str = "") -> Self:
         """A copy with some fields replaced.
@@ -76,13 +78,15 @@ class Config(Settings):
             return type(self).model_validate(tree)
         except ValidationError as error:
             raise SpecError(explain(error, place)) from None
-        except Exception as error:  # of a check that a lab wrote
+        # A validator that a lab wrote may raise anything.
+        except Exception as error:
             raise SpecError(
-                f"{place}{type(self).__name__}: its check ended with {type(error).__name__}: {error}"
+                f"{place}{type(self).__name__}: its check ended with "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def flat(self) -> dict[str, Any]:
-        """Dotted name -> value as JSON has it, every field."""
+        """Dotted name -> JSON-ready value, every field."""
         return flatten(self.model_dump(mode="json"))
 
     @classmethod
@@ -93,7 +97,7 @@ class Config(Settings):
 
     @classmethod
     def check_name(cls, name: str, place: str) -> None:
-        """Raises SpecError if there is no such field, with the likely one first and all of them after."""
+        """Raises SpecError if there is no such field; the message suggests the most similar one."""
         if name not in cls.names():
             raise SpecError(unknown(name, cls.names(), place))
 
@@ -110,23 +114,28 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unknown(name: str, valid: tuple[str, ...], place: str) -> str:
+    """The message for a name that does not exist."""
     return f"{place}: there is no {name!r}.{guess(name, valid)} Valid: {', '.join(valid)}"
 
 
 def guess(name: str, valid: Sequence[str]) -> str:
-    """The name that is most like it, as a question; nothing if none is."""
+    """The most similar name as a question, with a space before it; empty if none is similar."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def explain(error: ValidationError, place: str = "") -> str:
     """The first fault of a pydantic error as one line: the place, what was given, what is valid."""
-    first = error.errors()[0]
-    where = place + ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith("function-")
-    )
-    what = first["msg"].removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    given = first["input"]
-    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
-    return f"{where.rstrip('.')}: {what[:1].lower() + what[1:]}{shown}{more}"
+    fault = error.errors()[0]
+    parts = [str(part) for part in fault["loc"]]
+    # pydantic names the validators of a field in its location.
+    name = ".".join(part for part in parts if not part.startswith("function-"))
+    message = fault["msg"].removeprefix("Value error, ")
+    line = f"{place}{name}".rstrip(".") + f": {message[:1].lower()}{message[1:]}"
+    given = fault["input"]
+    if not isinstance(given, (dict, BaseModel)):
+        line += f" (given: {given!r})"
+    others = error.error_count() - 1
+    if others:
+        line += f" (and {others} more)"
+    return line

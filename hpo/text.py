@@ -5,25 +5,39 @@ from datetime import datetime, timedelta
 from typing import Any
 
 
-def percent(per: float) -> str:
-    return f"{100 * per:.2f} %"
+def percent(fraction: float) -> str:
+    """12.34 %"""
+    return f"{100 * fraction:.2f} %"
 
 
 def between(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f} %"
+    """An interval of fractions: 12.3..14.5 %"""
+    if interval is None:
+        return "-"
+    return f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+    """99 s, or 1:40:00"""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return str(timedelta(seconds=round(seconds)))
 
 
 def value_text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "off" if value is None else str(value)
+    """The value of a field; None reads as off."""
+    if value is None:
+        return "off"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def plural(count: int, noun: str) -> str:
+    """1 trial, 2 trials"""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def local(moment: datetime) -> str:
+    """2027-01-31 09:00 CET, in this machine's time zone."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"
