@@ -1,8 +1,10 @@
-"""What a search needs of a training, and nothing else: no PyTorch, no Optuna and no database here.
+"""The interface between a search and the trainings that it runs.
 
-A lab writes a module that makes a `Trainer`, and a space names it: `trainer: my_lab/train.py:trainer`.
-The search starts its trainings, asks them for their progress, and keeps and restores their states.
-`hpo.decoder.trainer:gru_ctc` is the one that is built in.
+A lab writes a module that makes a `Trainer`, and a study file names it:
+`trainer: my_lab/train.py:trainer`. The search starts trainings through it, reads their progress,
+and saves and restores their states. `hpo.decoder.trainer:gru_ctc` is the built-in trainer.
+
+Nothing here depends on PyTorch, Optuna or a database.
 """
 
 import hashlib
@@ -25,12 +27,12 @@ from hpo.errors import SpecError
 from hpo.settings import Config, Flag, Settings, explain
 
 DEFAULT_TRAINER = "hpo.decoder.trainer:gru_ctc"
-# Of studies whose file has a `script:` section.
+# The trainer of studies whose file has a `script:` section.
 SCRIPT_TRAINER = "hpo.script.trainer:script"
 
 
 class Metric(Settings):
-    """What a training is judged by."""
+    """The number that a training is judged by."""
 
     name: str = Field(description="as people write it: PER, accuracy")
     unit: str = Field(default="", description="percent: a fraction of 1 that is shown as percent")
@@ -41,7 +43,7 @@ class Metric(Settings):
 
     @property
     def sign(self) -> int:
-        """1 where lower is better, -1 where higher is: `sign * value` is to be made small."""
+        """1 where lower is better, -1 where higher is: a lower `sign * value` is always better."""
         return 1 if self.direction == "minimize" else -1
 
     @property
@@ -51,15 +53,19 @@ class Metric(Settings):
 
     @property
     def lowest(self) -> str:
-        """The word for the best value."""
+        """The word for the best value: lowest or highest."""
         return "lowest" if self.direction == "minimize" else "highest"
 
     @property
     def good(self) -> str:
+        """The word for a good value: low or high."""
         return "low" if self.direction == "minimize" else "high"
 
     def worst(self, values: Sequence[float]) -> float:
-        """What a training that diverged counts with: of a bounded metric its bound, else the worst of these values."""
+        """The value that a diverged training counts with.
+
+        It is the bad bound of a bounded metric, otherwise the worst of these values.
+        """
         if self.bounded or not values:
             return 1.0 if self.direction == "minimize" else 0.0
         return max(values, key=lambda value: self.sign * value)
@@ -68,24 +74,24 @@ class Metric(Settings):
         return self.sign * value < self.sign * than
 
     def best(self, values: Sequence[float]) -> float:
-        """Of at least one value."""
+        """The best of at least one value."""
         return min(values, key=lambda value: self.sign * value)
 
     def bare(self, value: float) -> str:
-        """13.24, or 0.1324: where the unit is said elsewhere."""
+        """A value without its unit: 13.24, or 0.1324."""
         return f"{100 * value:.2f}" if self.unit == "percent" else f"{value:.4g}"
 
     def text(self, value: float) -> str:
-        """13.24 %, or 0.1324 with the unit."""
+        """A value with its unit: 13.24 %, or 0.1324."""
         return f"{self.bare(value)} {self.sign_of_unit}".rstrip()
 
     def short(self, value: float) -> str:
-        """13.2 %, or 0.132 with the unit: for a table."""
+        """A value with its unit, for a table: 13.2 %, or 0.132."""
         shown = f"{100 * value:.1f}" if self.unit == "percent" else f"{value:.3g}"
         return f"{shown} {self.sign_of_unit}".rstrip()
 
     def between(self, interval: Sequence[float] | None) -> str:
-        """12.1..14.3 %"""
+        """An interval with its unit: 12.1..14.3 %"""
         if interval is None:
             return "-"
         low, high = interval
@@ -94,61 +100,66 @@ class Metric(Settings):
         return f"{low:.3g}..{high:.3g} {self.unit}".rstrip()
 
     def difference(self, difference: float | None) -> str:
-        """+1.23, in points where the unit is percent."""
+        """A difference without its unit: +1.23, in points where the unit is percent."""
         if difference is None:
             return "-"
         return f"{100 * difference:+.2f}" if self.unit == "percent" else f"{difference:+.3g}"
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by where it is drawn or a difference is shown."""
+        """The factor by which values are multiplied in plots, and differences in text."""
         return 100.0 if self.unit == "percent" else 1.0
 
     @property
     def label(self) -> str:
-        """Of an axis: PER (%)."""
+        """The label of an axis: PER (%)."""
         return f"{self.name} ({self.sign_of_unit})" if self.unit else self.name
 
     @property
     def sign_of_unit(self) -> str:
+        """The unit as it stands behind a value: %."""
         return "%" if self.unit == "percent" else self.unit
 
     @property
     def difference_unit(self) -> str:
-        """Differences of percentages are points."""
-        return "points" if self.unit == "percent" else self.unit or f"units of {self.name}"
+        """The unit of a difference. Differences of percentages are points."""
+        if self.unit == "percent":
+            return "points"
+        return self.unit or f"units of {self.name}"
 
 
-# Keys of dotted names and their values, where nothing is the metric's.
+# Keys that hold dotted names and their values, among which no value is the metric's.
 PARTS_OF_A_CONFIGURATION = ("config", "params", "base", "change")
 
 
 def named(facts: Any, metric: Metric) -> Any:
-    """JSON-ready facts with the metric's values under its own name too: beside `best_value` there is `best_per`.
+    """JSON-ready facts that also hold the metric's values under its own name.
 
-    Programs that know the metric read them by its name; those that know any read `value`.
+    Next to `best_value` they hold `best_per`, say: programs written for one metric read its name,
+    programs for any metric read `value`.
     """
-    if isinstance(facts, Mapping):
-        found = {
-            key: item if key in PARTS_OF_A_CONFIGURATION else named(item, metric)
-            for key, item in facts.items()
-        }
-        for key in facts:
-            own = re.sub(r"(?<![a-z])value(?![a-z])", metric.key, key)
-            found.setdefault(own, found[key])
-        return found
     if isinstance(facts, (list, tuple)):
         return [named(item, metric) for item in facts]
-    return facts
+    if not isinstance(facts, Mapping):
+        return facts
+    result: dict[str, Any] = {}
+    for key, item in facts.items():
+        result[key] = item if key in PARTS_OF_A_CONFIGURATION else named(item, metric)
+    for key in facts:
+        own_name = re.sub(r"(?<![a-z])value(?![a-z])", metric.key, key)
+        result.setdefault(own_name, result[key])
+    return result
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value as a ratio of sums over items, kept per item so that intervals can be computed.
+    """A metric's value as a ratio of sums over items.
 
-    errors and lengths: one entry per item, in the same order for every training on the same data. Of
-    a phoneme error rate they are a sentence's edit errors and its number of phonemes; of an accuracy
-    1 or 0 for each item, and 1.
+    It is kept per item, so that intervals can be computed. `errors` and `lengths` have one entry
+    per item, in the same order for every training on the same data: for a phoneme error rate the
+    edit errors of a sentence and its number of phonemes, for an accuracy 1 or 0, and 1.
+
+    Raises ValueError if their numbers differ or the lengths sum to 0.
     """
 
     errors: tuple[float, ...]
@@ -156,16 +167,18 @@ class Score:
 
     def __post_init__(self) -> None:
         for name in ("errors", "lengths"):
-            object.__setattr__(self, name, tuple(_plain(number) for number in getattr(self, name)))
+            numbers = tuple(_plain(number) for number in getattr(self, name))
+            object.__setattr__(self, name, numbers)
         if len(self.errors) != len(self.lengths) or not sum(self.lengths):
             raise ValueError(
-                f"a score of {len(self.errors)} errors and {len(self.lengths)} lengths that sum up to {sum(self.lengths):g}. "
+                f"a score of {len(self.errors)} errors and {len(self.lengths)} lengths "
+                f"that sum up to {sum(self.lengths):g}. "
                 f"Valid: one of each per item, and a sum of the lengths that is not 0"
             )
 
     @classmethod
     def of(cls, value: float) -> "Score":
-        """Where nothing is known but one number. An interval over items cannot be had then."""
+        """The score of a metric that is known as one number. It has no interval over items."""
         return cls((value,), (1.0,))
 
     @property
@@ -173,43 +186,50 @@ class Score:
         return sum(self.errors) / sum(self.lengths)
 
 
-def as_score(found: Any) -> Score:
-    """A score as it is, or one number as a score."""
-    return found if isinstance(found, Score) else Score.of(_plain(found))
+def as_score(score: Any) -> Score:
+    """A score as it is, or one number as a score. Raises TypeError or ValueError for others."""
+    if isinstance(score, Score):
+        return score
+    return Score.of(_plain(score))
 
 
 def _plain(number: Any) -> float:
-    """Python's own number. Raises TypeError or ValueError for what is none."""
+    """The number as an int or float of Python. Raises TypeError or ValueError if it is none."""
     return number if type(number) in (int, float) else float(number)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One look at a training, after at least one step since the look before."""
+    """One look at a training, after at least one step since the previous look.
+
+    Numbers of NumPy and PyTorch become Python's, and a single number as `score` becomes a `Score`.
+    """
 
     step: int
     """Optimizer updates done."""
     loss: float | None
-    """Of the training data, mean since the look before. Not finite: the training has diverged. None: not known."""
+    """Mean training loss since the previous look; None if unknown. If it is not finite, the
+    training has diverged.
+    """
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Learning rate, gradient norm, ...: drawn, never interpreted. Kept where there is a score."""
+    """Learning rate, gradient norm and the like. They are plotted and never interpreted, and kept
+    only at looks that have a score.
+    """
     score: Score | None = None
-    """Where the training was evaluated: every `evaluate_every` steps and at the last one. A training that ends before, or after
-    steps without a score, is evaluated once more.
+    """The score, if the training was evaluated: every `evaluate_every` steps and at the last step.
+    A training that ends without a score at its last step is evaluated once more.
     """
     validation_loss: float | None = None
     """On the items of the score."""
     diverged: str = ""
-    """Why the training cannot go on, for people. A loss that is not finite needs no word."""
+    """Why the training cannot continue, for people. Not needed for a loss that is not finite."""
 
     def __post_init__(self) -> None:
-        """Numbers of NumPy and of PyTorch become Python's, which the database takes, and a single number a score."""
         object.__setattr__(self, "step", int(self.step))
         if self.loss is not None:
             object.__setattr__(self, "loss", _plain(self.loss))
-        object.__setattr__(
-            self, "metrics", {str(name): _plain(value) for name, value in self.metrics.items()}
-        )
+        metrics = {str(name): _plain(value) for name, value in self.metrics.items()}
+        object.__setattr__(self, "metrics", metrics)
         if self.score is not None:
             object.__setattr__(self, "score", as_score(self.score))
         if self.validation_loss is not None:
@@ -217,7 +237,7 @@ class Progress:
 
     @property
     def reason_to_end(self) -> str:
-        """Why it has diverged; empty: it has not."""
+        """Why the training has diverged; empty if it has not."""
         if self.diverged or self.loss is None or math.isfinite(self.loss):
             return self.diverged
         return f"training loss {self.loss:.3g}"
@@ -225,19 +245,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A look at a training that has nothing new to tell, but works: its lease is renewed.
+    """A look at a training that works but has nothing new to report. It renews the lease.
 
-    For trainings that are silent for longer than a lease; others need not yield it.
+    Only trainings that may be silent for longer than a lease need to yield it.
     """
 
     goes_on_at: int | None = None
-    """Known now: the step of the next look. Points of the curve from there on are made again."""
+    """The step of the next look, if it is known. Points of the curve from there on are replaced."""
 
 
 class TrainingFailedError(Exception):
-    """A training has ended by trouble of its own that has been put into words: no traceback is of use.
+    """A training failed for a reason that it can name, so that a traceback would not help.
 
-    lost: something from outside ended it, such as a signal, so that it may well succeed next time.
+    words: the reason, for people. lost: something outside ended it, such as a signal, so that
+    another attempt may succeed.
     """
 
     def __init__(self, words: str, lost: bool = False):
@@ -257,68 +278,74 @@ class Training(Protocol):
         """Optimizer updates done."""
 
     def train(self) -> Iterator[Progress | Waiting]:
-        """Advance to the last step, yielding on the way. Who asks may stop asking at any time.
+        """Advance to the last step and yield looks on the way. The caller may stop at any time.
 
-        A training that was resumed may begin earlier than at `step`: the points of the curve from
-        there on are replaced.
+        A resumed training may begin before `step`: the points of the curve from there on are
+        replaced.
         """
 
     def evaluate(self, data: Any) -> Score:
-        """Score what the training has learned so far. data: made by the trainer's `load_data`."""
+        """Score the current weights on data that the trainer's `load_data` returned."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, random generators included: tensors and plain Python values."""
+        """All that changes during training: tensors and plain Python values.
+
+        The states of random generators belong to it, or a resumed training draws other numbers.
+        """
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from such a state, with tensors on the CPU. Raises ValueError if it does not fit."""
+        """Resume from a state of `state_dict`, whose tensors are on the CPU.
+
+        Raises ValueError if it does not fit.
+        """
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """Which data a study trains on."""
+    """Which data to load, and for which device."""
 
     path: Path | None
-    """None: what the trainer itself brings."""
+    """None: the trainer's own data."""
     config: Config
     device: str
     """cpu, cuda:0, ..."""
     fraction: float = 0.1
-    """Of the training data, cut off to validate on."""
+    """The fraction of the training data that is held out for validation."""
     seed: int = 0
-    """Of that cut."""
+    """The seed with which it is drawn."""
     partition: str = "train"
-    """`train`: what trains, with the part that validates. Another one is only scored."""
+    """`train`: the data to train on, with the validation part. Other partitions are only scored."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attempt at a trial runs, for trainings that keep files of their own."""
+    """Where an attempt at a trial runs, for trainings that write files of their own."""
 
     folder: Path
-    """Of the trial, in which every attempt may keep files."""
+    """The trial's folder, shared by all its attempts."""
     log: Path
-    """Of the trial."""
+    """The trial's log."""
     study: str
     trial: int
     attempt: int
     device: str
     """cpu, cuda:0, or several as cuda:0,1"""
     gpus: str = ""
-    """The same as CUDA_VISIBLE_DEVICES has them: their UUIDs; empty: none."""
+    """The same devices as UUIDs, for CUDA_VISIBLE_DEVICES; empty if there are none."""
     secrets: tuple[str, ...] = ()
-    """What no process that the training starts may see: the database's URL and password."""
+    """The database's URL and password, which no process of the training may see."""
 
 
 class Dataset(Protocol):
-    """One partition of the data, made ready for trainings on one device."""
+    """One partition of the data, ready for trainings on one device."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal data, wherever they lie."""
+        """Equal for equal data, wherever they are stored."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Plain values that the study keeps of the data; may be empty."""
+        """JSON-ready values about the data that the study stores; may be empty."""
 
     def describe(self, config: Config) -> list[str]:
         """Lines for people about these data and this configuration.
@@ -329,31 +356,33 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """How a trainer keeps what a training has learned: a file per trial, `best` and `last`."""
+    """How the weights of a training are saved: two files per trial, `best` and `last`."""
 
     suffix: str
-    """Of the file's name: .pt"""
+    """The suffix of the files: .pt"""
     collect: Callable[[Any], dict[str, Any]]
-    """Of a training: tensors and plain values, taken between two steps."""
+    """(training) -> tensors and plain values. Called between two steps."""
     write: Callable[[Path, dict[str, Any], Config, dict[str, Any]], None]
-    """(path, collected, config, facts): write what was collected, with the configuration and facts of its origin.
-
-    Raises OSError.
+    """(path, collected, config, facts): writes what was collected, with the configuration and
+    facts about its origin. Raises OSError.
     """
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A number that a trainer computes from fields, because it tells more than they do alone."""
+    """A number computed from several fields, because it tells a model more than they do alone."""
 
     fields: tuple[str, ...]
     compute: Callable[[Mapping[str, Any]], Any]
-    """Field -> array of values, one per configuration; returns an array of numbers around 0."""
+    """(field -> array of values, one per configuration) -> array of numbers around 0."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A configuration in the names of another code base, for `hpo export`. A trainer offers it as `arguments`."""
+    """A configuration in the names of another code base, for `hpo export`.
+
+    A trainer offers it as `arguments`.
+    """
 
     about: tuple[str, ...]
     """Lines for people, above the values."""
@@ -363,130 +392,158 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Ensembles:
-    """How trained models of one trainer are combined, for `hpo ensemble`. A trainer offers it as `ensemble`."""
+    """How trained models of one trainer are combined, for `hpo ensemble`.
+
+    A trainer offers it as `ensemble`.
+    """
 
     matching: tuple[str, ...]
     """Fields in which all members must agree."""
     means: tuple[str, ...]
     """The ways to combine them."""
     outputs: Callable[[Any, Mapping[int, Path]], tuple[Any, dict[int, tuple[float, int]]]]
-    """(Dataset, file of weights by number) -> what each says of the data; seconds and number of parameters of each."""
+    """(Dataset, number -> file of weights) -> the outputs of all models on the data, and
+    number -> (seconds, number of parameters).
+    """
     select: Callable[[Any, str, int], list[int]]
-    """(outputs, mean, size) -> members in the order in which they are best added, the best single one first."""
+    """(outputs, mean, size) -> members, the best single one first, then each that helps most."""
     scores_along: Callable[[Sequence[int], Any, str], list[Score]]
     """(members, outputs, mean) -> the score of the first, of the first two, and so on."""
 
 
 @dataclass(frozen=True)
 class PastRuns:
-    """How run folders of a trainer's own kind are read, for `hpo import`. A trainer offers it as `past_runs`."""
+    """How run folders of a trainer's own kind are read, for `hpo import`.
+
+    A trainer offers it as `past_runs`.
+    """
 
     read: Callable[[Path], Any]
-    """A file of plain values. Raises DataError."""
+    """(path) -> the contents of a file of plain values. Raises DataError."""
     translate: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
-    """A run's arguments -> (dotted name: value, as far as they tell; what the configuration cannot say)."""
+    """(arguments of a run) -> (dotted name: value for every field that they set, and a line for
+    each argument that a configuration cannot express).
+    """
     lr_factor: Callable[[Any, int], float]
-    """(configuration, steps done) -> planned learning rate / its largest."""
+    """(configuration, steps done) -> planned learning rate / its largest value."""
+
+
+def _steps_in_words(config: Any) -> str:
+    return f"{config.steps} steps"
+
+
+def _sizes_in_words(config: Any) -> Mapping[str, str]:
+    return {"steps": f"{config.steps} optimizer updates"}
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Functions that make trainings, and nothing to inherit."""
+    """Functions that make trainings. A trainer has nothing to inherit from."""
 
     config: type[Config]
+    """The type of its configurations."""
     load_data: Callable[[DataRequest], Any]
-    """Returns a Dataset. Raises DataError, MemoryError."""
+    """(request) -> Dataset. Raises DataError, MemoryError."""
     start: Callable[..., Any]
-    """(configuration, Dataset) -> Training at step 0; with a Site as the third argument if `needs_site`."""
+    """(configuration, Dataset) -> Training at step 0; with a Site as the third argument if
+    `needs_site`.
+    """
     metric: Metric
     weights: Weights | None = None
-    """None: `state_dict()` in a file of torch.save."""
+    """None: `state_dict()` is saved with torch.save."""
     feature: Feature | None = None
-    """For the model that `gp` has of the space."""
+    """For the model of the space that `gp` fits."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """Fields whose interaction `hpo effects` looks at in any case."""
+    """Pairs of fields whose interaction `hpo effects` always looks at."""
     free: tuple[str, ...] = ()
-    """Fields that change no result, beside the seed and `evaluate_every`."""
+    """Fields that change no result, in addition to the seed and `evaluate_every`."""
     code: tuple[str, ...] = ()
-    """Files, relative to the trainer's folder, that shape results. Empty: the file with the trainer."""
+    """Files, relative to the trainer's folder, whose code shapes results. Empty: the trainer's own
+    file.
+    """
     bundled: str = "the trainer's own data"
-    """What it trains on without a path, in words."""
+    """The data that it trains on when no path is given, in words."""
     what: str = "a model"
     """What it trains, for a paper's methods section."""
     cut: str = "the training items"
-    """What the validation part is a fraction of, for the same."""
-    summary: Callable[[Any], str] = lambda config: f"{config.steps} steps"
-    """What a configuration trains, in a few words."""
-    sizes: Callable[[Any], Mapping[str, str]] = lambda config: {
-        "steps": f"{config.steps} optimizer updates"
-    }
-    """What a methods section says of a configuration, by the field that says it."""
+    """What the validation part is a fraction of, for a paper's methods section."""
+    summary: Callable[[Any], str] = _steps_in_words
+    """(configuration) -> what it trains, in a few words."""
+    sizes: Callable[[Any], Mapping[str, str]] = _sizes_in_words
+    """(configuration) -> field: what a methods section says about it."""
     offers: Mapping[str, Any] = field(default_factory=dict)
-    """What else it can do, by the name of a feature of hpo that asks for it; see `offered`."""
+    """What else it can do, under the names that hpo's commands ask for; see `offered`."""
     needs_site: bool = False
     """Whether `start` takes a Site."""
     keeps_files: bool = False
-    """Whether its trainings keep their results in their own files: the worker writes no weights."""
+    """Whether its trainings save their results themselves, so that the worker saves no weights."""
     partition: str = "validation"
-    """What its scores are of. `test`: the search selects on it, and every report says so."""
+    """The partition that scores are computed on. With `test` the search selects on the test
+    partition, and every report says so.
+    """
     cuts_validation: bool = True
-    """Whether `load_data` cuts the validation part, and can load `test` too."""
+    """Whether `load_data` holds out the validation part, and can load `test` too."""
     take: Literal["last", "best"] = "last"
     """Which value of a curve is the trial's. `best` flatters, and every report says so."""
     seeded: bool = True
     """Whether the configuration's seed reaches the training."""
     gpus: int = 1
-    """That a training takes."""
+    """GPUs per training."""
     ending_seconds: float = 0.0
-    """How long a training may take to end when it is asked to."""
+    """How long a training may take to end once it is asked to."""
     resume: str = "exact"
-    """`exact`, `within X`, `none`, or `not known`: what going on with an interrupted training gives."""
+    """How well a resumed training repeats an uninterrupted one: `exact`, `within X`, `none`, or
+    `not known`.
+    """
     state_of_code: Callable[[], str] | None = None
-    """The state of code that lies outside of `code`, equal for equal code. Raises SpecError."""
+    """() -> the state of code outside of `code`, equal for equal code. Raises SpecError."""
 
 
 @dataclass(frozen=True)
 class SectionOfFile:
-    """The section of a study file that a trainer is made of, and what lies around it."""
+    """The section of a study file that a trainer is made from, and its surroundings."""
 
     path: Path
-    """Of the study file."""
+    """The study file."""
     section: Mapping[str, Any]
     parameters: Mapping[str, Any]
     """Name -> Parameter, as in the file."""
     base: Mapping[str, Any]
     """Dotted name -> value, as in the file."""
     starts: Mapping[str, Mapping[str, Any]]
+    """Name -> dotted name -> value, as in the file."""
 
 
 @dataclass(frozen=True)
 class TrainerMaker:
-    """Makes the trainer of a study out of a section of its file."""
+    """Makes the trainer of a study from a section of its file."""
 
     resolve: Callable[[SectionOfFile], dict[str, Any]]
-    """The section made complete: JSON-ready values that a worker on another host can use. Raises SpecError."""
+    """(section) -> the complete section: JSON-ready values that a worker on another host can use.
+    Raises SpecError.
+    """
     make: Callable[[Mapping[str, Any]], Trainer]
-    """Of a complete section."""
+    """(complete section) -> Trainer."""
 
 
 def load_maker(reference: str) -> TrainerMaker:
-    """reference: `module:name` of one of ours."""
-    place, _, name = reference.rpartition(":")
-    maker: TrainerMaker = getattr(importlib.import_module(place), name)
+    """The maker that a reference of our own names, as `module:name`."""
+    module, _, name = reference.rpartition(":")
+    maker: TrainerMaker = getattr(importlib.import_module(module), name)
     return maker
 
 
 @cache
 def make_trainer(reference: str, section: str) -> Trainer:
-    """The trainer of a complete section, given as JSON."""
+    """The trainer of a complete section. reference: of its maker. section: as JSON."""
     return load_maker(reference).make(json.loads(section))
 
 
 def offered(trainer: Trainer, reference: str, name: str, what: str) -> Any:
-    """What a trainer offers beyond training.
+    """Something that a trainer offers beyond training.
 
-    name: `export`, `ensemble`, `evaluate` or `past_runs`. reference, what: for the message.
-    Raises SpecError, one line, if this trainer does not.
+    name: its key in `Trainer.offers`. reference, what: for the message.
+    Raises SpecError, one line, if this trainer does not offer it.
     """
     if name in trainer.offers:
         return trainer.offers[name]
@@ -499,32 +556,41 @@ def offered(trainer: Trainer, reference: str, name: str, what: str) -> Any:
 def load_trainer(reference: str) -> Trainer:
     """The trainer that a reference names: `path/to/train.py:name`, or `package.module:name`.
 
-    Raises SpecError if it cannot be loaded, with its own error in one line.
+    Raises SpecError if it cannot be loaded, with the error of its own code in one line.
     """
     place, _, name = reference.rpartition(":")
     if not place or not name:
         raise SpecError(
-            f"trainer {reference!r}: valid is FILE.py:NAME or PACKAGE.MODULE:NAME, such as {DEFAULT_TRAINER}"
+            f"trainer {reference!r}: not a reference. "
+            f"Valid: FILE.py:NAME or PACKAGE.MODULE:NAME, such as {DEFAULT_TRAINER}"
         )
+    module = _module(reference, place)
+    trainer = getattr(module, name, None)
+    if not isinstance(trainer, Trainer):
+        names = sorted(other for other, value in vars(module).items() if isinstance(value, Trainer))
+        valid = ", ".join(names) or "(it holds no hpo.Trainer)"
+        if trainer is None:
+            raise SpecError(f"trainer {reference}: {place} has no {name}. Valid: {valid}")
+        raise SpecError(
+            f"trainer {reference}: {name} is a {type(trainer).__name__}, not an hpo.Trainer. "
+            f"Valid: {valid}"
+        )
+    _check_config(reference, trainer.config)
+    return trainer
+
+
+def _module(reference: str, place: str) -> Any:
+    """The module of a trainer. place: a Python file, or a module's name. Raises SpecError."""
     try:
-        module = (
-            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        if place.endswith(".py"):
+            return _load_file(Path(place))
+        return importlib.import_module(place)
     except FileNotFoundError:
         raise SpecError(f"trainer {reference}: there is no file {place}") from None
     except Exception as error:
         raise SpecError(
             f"trainer {reference}: {place} cannot be loaded ({_one_line(error)})"
         ) from None
-    found = getattr(module, name, None)
-    if not isinstance(found, Trainer):
-        names = sorted(other for other, value in vars(module).items() if isinstance(value, Trainer))
-        kind = "nothing" if found is None else f"a {type(found).__name__}"
-        raise SpecError(
-            f"trainer {reference}: {name} is {kind} there, not an hpo.Trainer. Valid: {', '.join(names) or 'none is there'}"
-        )
-    _check_config(reference, found.config)
-    return found
 
 
 def _check_config(reference: str, config: Any) -> None:
@@ -535,47 +601,53 @@ def _check_config(reference: str, config: Any) -> None:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pydantic, about what is told below
+            # pydantic warns about values that are reported below.
+            warnings.simplefilter("ignore")
             json.dumps(config().with_values({}).flat(), allow_nan=False)
     except (ValidationError, SpecError) as error:
         fault = explain(error) if isinstance(error, ValidationError) else error
         raise SpecError(
-            f"trainer {reference}: {config.__name__} cannot be made of its defaults ({fault}). Give each field a valid one"
+            f"trainer {reference}: {config.__name__} cannot be made from its defaults ({fault}). "
+            f"Give each field a valid default"
         ) from None
-    except (
-        TypeError,
-        ValueError,
-    ) as error:  # of pydantic or json, for a value that JSON cannot hold
+    # pydantic and json raise these for a value that JSON cannot hold.
+    except (TypeError, ValueError) as error:
         raise SpecError(
-            f"trainer {reference}: {config.__name__} has a value that cannot be stored ({error}). Valid: numbers, flags, text, "
-            f"None, and lists and groups of them"
+            f"trainer {reference}: {config.__name__} has a value that cannot be stored ({error}). "
+            f"Valid: numbers, flags, text, None, and lists and groups of them"
         ) from None
 
 
 def trainer_files(trainer: Trainer, reference: str) -> list[Path]:
-    """The files whose code shapes the results of trainings: those that the trainer names, else its own."""
+    """The files whose code shapes the results of trainings.
+
+    They are the files that the trainer names, otherwise its own.
+    """
     place = reference.rpartition(":")[0]
-    own = (
-        Path(place) if place.endswith(".py") else Path(str(importlib.import_module(place).__file__))
-    )
-    return [own.parent / name for name in trainer.code] or [own]
+    if place.endswith(".py"):
+        own_file = Path(place)
+    else:
+        own_file = Path(str(importlib.import_module(place).__file__))
+    if not trainer.code:
+        return [own_file]
+    return [own_file.parent / name for name in trainer.code]
 
 
 def _load_file(path: Path) -> Any:
-    """A file as a module of its own; its folder comes first on the path, so that it can import its neighbours."""
+    """A file as a module of its own. Its folder comes first on sys.path, for its own imports."""
     path = path.absolute()
     if not path.is_file():
         raise FileNotFoundError(path)
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"hpo_trainer_{path.stem}_{digest}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
