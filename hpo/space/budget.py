@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from hpo.settings import Positive, Settings, Whole
-from hpo.text import local
+from hpo.text import local, plural
 
 HOUR = 3600.0
 
@@ -62,7 +62,7 @@ class Budget(Settings):
         return text
 
     def __str__(self) -> str:
-        parts = [f"{self.trials} trials"]
+        parts = [plural(self.trials, "trial")]
         if self.gpu_hours is not None:
             parts.append(f"{self.gpu_hours:g} GPU-hours")
         if self.deadline is not None:
@@ -102,7 +102,7 @@ class Spent:
 
     def __str__(self) -> str:
         text = (
-            f"{self.ended} trials done, {self.running} running; "
+            f"{plural(self.ended, 'trial')} done, {self.running} running; "
             f"{self.gpu_seconds / HOUR:.3g} GPU-hours"
         )
         if self.typical is None:
@@ -124,12 +124,14 @@ def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
 
     done: GPU-seconds that earlier attempts at the trial took.
     """
+    trials = plural(budget.trials, "trial")
     if spent.ended >= budget.trials:
-        return f"the budget of {budget.trials} trials is spent"
+        return f"the budget of {trials} is spent"
     if spent.ended + spent.running >= budget.trials:
-        return f"the running trials use up the budget of {budget.trials} trials"
+        return f"the running trials use up the budget of {trials}"
     if spent.failed > budget.failures:
-        return f"{spent.failed} trials failed, more than the budget's {budget.failures}"
+        failed = plural(spent.failed, "trial")
+        return f"{failed} failed, more than the budget's {budget.failures}"
     reason = over(budget, spent)
     if reason is not None:
         return reason

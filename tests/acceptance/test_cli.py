@@ -83,7 +83,7 @@ def test_a_study_that_fails_too_often_says_so(
     choices = "  optimizer.momentum: {choices: [0.0, 0.9]}\n  optimizer.nesterov: {choices: [false, true]}"
     space.write_text(f"{sizes}\nparameters:\n{choices}\nbudget: {{trials: 40, failures: 0}}\n")
     done = launch_with(space, tiny_data, "--workers", "1")
-    one_line(done, 1, "study odd is not done: 1 trials failed, more than the budget's 0")
+    one_line(done, 1, "study odd is not done: 1 trial failed, more than the budget's 0")
     assert "optimizer.nesterov needs optimizer.momentum above 0" in done.stdout
 
 

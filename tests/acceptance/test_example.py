@@ -179,13 +179,13 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     ("trainer", "parts"),
     [
         ("nowhere.py:x", ("there is no file", "nowhere.py")),
-        ("digits.py", ("valid is FILE.py:NAME or PACKAGE.MODULE:NAME",)),
-        ("digits.py:DIGITS", ("DIGITS is nothing there, not an hpo.Trainer. Valid: digits",)),
+        ("digits.py", ("Valid: FILE.py:NAME or PACKAGE.MODULE:NAME",)),
+        ("digits.py:DIGITS", ("digits.py has no DIGITS. Valid: digits",)),
         ("digits.py:Training", ("Training is a type there, not an hpo.Trainer",)),
         ("broken.py:x", ("broken.py cannot be loaded (ZeroDivisionError: division by zero)",)),
         ("syntax.py:x", ("cannot be loaded (SyntaxError",)),
         ("no_such_package.train:x", ("cannot be loaded (ModuleNotFoundError",)),
-        ("json:x", ("x is nothing there", "none is there")),
+        ("json:x", ("json has no x", "(it holds no hpo.Trainer)")),
     ],
 )
 def test_a_trainer_that_cannot_be_loaded_is_one_line(
@@ -231,12 +231,12 @@ FAULTS = {
     "a default of another type": (
         "units: int = 32",
         'units: int = "many"',
-        "cannot be made of its defaults (units: ",
+        "cannot be made from its defaults (units: ",
     ),
     "a field without a default": (
         "units: int = 32",
         "units: int",
-        "cannot be made of its defaults (units: field required",
+        "cannot be made from its defaults (units: field required",
     ),
     "a value that JSON cannot hold": (
         "units: int = 32",

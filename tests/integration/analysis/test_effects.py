@@ -22,7 +22,8 @@ from hpo.analysis.effects import (
 )
 from hpo.analysis.surface import Axis, interaction, main_effect, surface
 from hpo.decoder.trainer import PER
-from hpo.space.spec import Parameter, StudySpec, load_spec
+from hpo.space.parameter import Parameter
+from hpo.space.spec import StudySpec, load_spec
 from hpo.study.study import Study
 from hpo.study.trial import Cause, Failed, Record
 from hpo.trainer import named

@@ -28,7 +28,8 @@ def test_trials_that_run_count() -> None:
     budget = Budget(trials=4, failures=1)
     assert refusal(budget, replace(NOTHING, ended=2, running=1, failed=1)) is None
     assert (
-        refusal(budget, replace(NOTHING, ended=3, running=1)) == "the budget of 4 trials is taken"
+        refusal(budget, replace(NOTHING, ended=3, running=1))
+        == "the running trials use up the budget of 4 trials"
     )
     assert refusal(budget, replace(NOTHING, ended=4)) == "the budget of 4 trials is spent"
     assert "2 trials failed" in str(refusal(budget, replace(NOTHING, failed=2)))
@@ -66,7 +67,7 @@ def test_gpu_hours_are_promised_to_those_that_run() -> None:
     assert refusal(budget, known) is None
     assert (
         refusal(budget, replace(known, promised=1200.0))
-        == "of 1 GPU-hours 0.25 are not spent or promised, and a trial takes 0.278"
+        == "0.25 of 1 GPU-hours are left, and a trial takes 0.278"
     )
     assert (
         refusal(budget, replace(known, promised=1200.0), done=200.0) is None

@@ -288,12 +288,12 @@ def test_the_budget_is_spent_or_below(make_study: Make, tiny_spec: StudySpec) ->
         study.finish(claim(study), completed(per))
     below = hpo("budget", "--study", "s", "--trials", "1").stdout
     assert (
-        "Nothing new starts: the budget of 1 trials is spent. To go on, raise it with hpo budget --study s"
+        "Nothing new starts: the budget of 1 trial is spent. To go on, raise it with hpo budget --study s"
         in below
     )
     claim_refused = hpo("enqueue", "--study", "s", "optimizer.lr=0.02").stdout
     assert (
-        "It is one of the budget's 1 trials: the budget of 1 trials is spent. To go on, raise it"
+        "It is one of the budget's 1 trials: the budget of 1 trial is spent. To go on, raise it"
         in claim_refused
     )
     hpo("budget", "--study", "s", "--trials", "+2")

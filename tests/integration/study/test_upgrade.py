@@ -30,7 +30,7 @@ def test_a_study_with_a_removed_policy_goes_on_and_its_parked_trials_too(
 
     with caplog.at_level(logging.WARNING):
         opened = make_study(tiny_spec.model_copy(update={"policy": Policy.GP}))
-    assert "policy gp-halving was removed; the study goes on with gp" in caplog.text
+    assert "policy gp-halving was removed; the study continues with gp" in caplog.text
     assert "min_gain was removed from budgets" in caplog.text
     assert opened.spec.policy == Policy.GP
     assert opened.records()[0].state == "waiting"

@@ -130,9 +130,9 @@ def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.Monke
     monkeypatch.setattr("hpo.space.policy.KNOWN", 40)
     seen = ended(range(60))
     model = Model(CUBE, seen)
-    assert len(model._points_NP) <= 40
+    assert len(model.points_NP) <= 40
     best = min(seen, key=lambda trial: trial.value or 1.0)
-    assert (model._points_NP[0] == CUBE.point(best.values)).all()
+    assert (model.points_NP[0] == CUBE.point(best.values)).all()
 
 
 # ---- the study file
@@ -141,8 +141,8 @@ def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("text", "policy", "said"), [
     (TINY.replace("policy: tpe", "policy: gp-halvin"), None, "'gp', 'tpe' or 'random'"),
     (TINY, "bayes", "--policy: there is no 'bayes'. Valid: gp, tpe, random"),
-    (TINY.replace("policy: tpe", "policy: gp-halving"), None, "policy: gp-halving was removed. Take gp"),
-    (TINY, "gp-halving", "--policy gp-halving: it was removed. Take gp"),
+    (TINY.replace("policy: tpe", "policy: gp-halving"), None, "policy: gp-halving was removed. Use gp"),
+    (TINY, "gp-halving", "--policy gp-halving: it was removed. Use gp"),
     (TINY.replace("trials: 4", "trials: 4, min_gain: 0.1"), None, "budget.*min_gain"),
 ])  # fmt: skip
 def test_a_policy_that_cannot_be(

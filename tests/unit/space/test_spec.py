@@ -43,7 +43,7 @@ def load(tmp_path: Path, text: str) -> StudySpec:
         ("budget: {trials: 4}", "budget: {trials: many}", ["trials", "'many'"]),
         ("budget: {trials: 4}", "budget: {trails: 4}", ["budget", "'trails'", "Did you mean trials?"]),
         ("budget: {trials: 4}", "budget: {trials: -1}", ["trials", "greater than or equal to 0", "-1"]),
-        ("budget: {trials: 4}", "budget: {trials: 4}\nbudget: {trials: 5}", ["line", "'budget' is there twice"]),
+        ("budget: {trials: 4}", "budget: {trials: 4}\nbudget: {trials: 5}", ["line", "'budget' appears twice"]),
         ("budget: {trials: 4}", "budget: {trials: 4", ["not valid YAML in line"]),
         ("budget: {trials: 4}", "stopping: {margn: 0.1}", ["stopping", "Did you mean margin?"]),
         (TINY, "- a\n- b", ["dictionary"]),
@@ -93,7 +93,7 @@ def test_text_that_is_no_yaml(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(SpecError, match=r"space.yaml: not "):
         load_spec(path)
-    with pytest.raises(SpecError, match="is no value"):
+    with pytest.raises(SpecError, match="is not a value"):
         parse_settings(("optimizer.lr=2024-13-01",))
 
 
