@@ -27,6 +27,8 @@ class Profile(Settings):
 
 
 class SpaceFile(Settings):
+    """A study file. The trainer and the configurations that it names are not checked yet."""
+
     trainer: str = DEFAULT_TRAINER
     script: dict[str, Any] | None = None
     question: str = ""
@@ -77,7 +79,10 @@ class SpaceFile(Settings):
 
 
 def read_file(path: Path) -> SpaceFile:
-    """Raises SpecError, one line with the place and what is valid."""
+    """Read a study file.
+
+    Raises SpecError, one line with the place and what is valid.
+    """
     tree = _tree(path)
     try:
         return SpaceFile.model_validate(tree)

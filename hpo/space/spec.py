@@ -21,7 +21,7 @@ from hpo.space.budget import Budget
 from hpo.space.file import Profile, SpaceFile, read_file, value_in_text
 from hpo.space.parameter import Parameter
 
-# Other rooms import these two from here.
+# Other rooms import DEFAULT_POLICY and Policy from here.
 from hpo.space.sections import DEFAULT_POLICY as DEFAULT_POLICY
 from hpo.space.sections import Attempts, Contrast, Question, SamplerSettings, Validation
 from hpo.space.sections import Policy as Policy
@@ -96,7 +96,7 @@ class StudySpec(Settings):
     )
     script: dict[str, Any] | None = Field(
         default=None,
-        description="the complete section that the trainer is made of, if the file has one",
+        description="the complete section that the trainer is made from, if the file has one",
     )
     metric: Metric = Field(
         description="the trainer's, so that reading a study does not need to load the trainer"
@@ -550,7 +550,7 @@ def _checked_conditions(
         foreign = [value for value in conditions[parent] if value not in choices]
         if foreign:
             raise SpecError(
-                f"{place}.when.{parent}: {foreign} not among its choices. Valid: {choices}"
+                f"{place}.when.{parent}: {foreign} is not among its choices. Valid: {choices}"
             )
     return conditions
 
