@@ -181,7 +181,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
         ("nowhere.py:x", ("there is no file", "nowhere.py")),
         ("digits.py", ("Valid: FILE.py:NAME or PACKAGE.MODULE:NAME",)),
         ("digits.py:DIGITS", ("digits.py has no DIGITS. Valid: digits",)),
-        ("digits.py:Training", ("Training is a type there, not an hpo.Trainer",)),
+        ("digits.py:Training", ("Training is a type, not an hpo.Trainer",)),
         ("broken.py:x", ("broken.py cannot be loaded (ZeroDivisionError: division by zero)",)),
         ("syntax.py:x", ("cannot be loaded (SyntaxError",)),
         ("no_such_package.train:x", ("cannot be loaded (ModuleNotFoundError",)),
