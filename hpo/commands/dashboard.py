@@ -18,18 +18,24 @@ from hpo.commands.shared import complete_study, database_option
     default=8080,
     show_default=True,
     metavar="N",
-    help="0: a free one.",
+    help="0 takes a free port.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
-              help="Where to listen. Beyond this machine there is a login: HPO_DASHBOARD_PASSWORD, or one is made and shown.")  # fmt: skip
-@click.option("--read-only", is_flag=True, help="Refuse everything that changes something.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where to listen. If other machines can reach it, users log in with the password in "
+    "HPO_DASHBOARD_PASSWORD, or with one that is made and printed.",
+)
+@click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option(
     "--base-path",
     default="",
     metavar="/PATH",
-    help="Behind a reverse proxy that serves it under this path.",
+    help="Set it if a reverse proxy serves the dashboard under this path.",
 )
-@click.option("--no-browser", is_flag=True, help="Open no browser.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @database_option
 def dashboard(
     study: str | None,
@@ -40,10 +46,9 @@ def dashboard(
     no_browser: bool,
     database: str | None,
 ) -> None:
-    """Serve the studies as web pages: curves, plots, notes and files of every trial. Runs until Ctrl-C."""
-    from hpo.dashboard.server import serve
+    """Serve the studies as web pages, with curves, plots, notes and files of every trial, until Ctrl-C."""
+    from hpo.dashboard.server import Options, serve
     from hpo.store.database import open_database
 
-    serve(
-        open_database(database), study, host, port, base_path, read_only, not no_browser, click.echo
-    )
+    options = Options(study, host, port, base_path, read_only, browser=not no_browser)
+    serve(open_database(database), options, click.echo)

@@ -1,1 +1,1 @@
-"""The studies in a browser: optuna-dashboard on our database, made cheap to leave open, guarded, and told what a lab wants to see."""
+"""The studies in a browser: optuna-dashboard, cheap to leave open, guarded, with a lab's notes."""

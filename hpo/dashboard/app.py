@@ -1,96 +1,133 @@
-"""optuna-dashboard with our pages in place of its slow ones, and its actions made safe for workers; served by waitress."""
+"""optuna-dashboard with hpo's views in place of the slow ones and of those that disturb workers."""
 
 import gzip
 import json
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request
 from optuna_dashboard import _note, wsgi
 
 from hpo.dashboard.content import FILES, curve_png, log_tail
-from hpo.dashboard.pages import Pages, without_ours
+from hpo.dashboard.pages import Pages, StudyPage, without_our_part
 from hpo.errors import HpoError, MachineError
 from hpo.report.report import export_text
 from hpo.study import control
 from hpo.study.studies import refuse_if_running
+from hpo.study.trial import Record
 
 View = Callable[..., Any]
-Replace = Callable[[str, str], Callable[[View], View]]
-ZIP_BYTES = 2000  # what is larger travels compressed
-RENAME = (
-    "hpo names a study's folder, with its weights and checkpoints, after it: it cannot be renamed. "
-    "Take hpo launch --name for a new one"
+# (HTTP method, bottle's rule for the path)
+Route = tuple[str, str]
+
+# Larger answers are compressed.
+COMPRESSED_FROM_BYTES = 2000
+NO_RENAME = (
+    "hpo names the folder with a study's weights and checkpoints after the study, so it cannot be "
+    "renamed. Start a new study with hpo launch --name"
 )
-VALUE = "a trial's value is what its worker measured. A trial can be failed here; it is kept as stopped by hand"
-ATTRIBUTES = "a trial's attributes are hpo's record of it. Write a note instead"
-UPLOAD = "nothing can be uploaded here: the files of a trial are made from its record"
+NO_VALUE = (
+    "a trial's value is what its worker measured, so it cannot be typed in. A trial can be failed "
+    "here; it is then recorded as stopped by hand"
+)
+NO_ATTRIBUTES = "a trial's attributes are hpo's record of it. Write a note instead"
+NO_UPLOAD = "files cannot be uploaded here: hpo makes the files of a trial from its record"
 
 
 def build_app(pages: Pages) -> Bottle:
-    """Raises MachineError if the installed optuna-dashboard has not what is replaced."""
+    """The WSGI application.
+
+    Raises MachineError if the installed optuna-dashboard lacks a view that hpo replaces.
+    """
     app = wsgi(pages.storage)
     assert isinstance(app, Bottle)
-    views: dict[tuple[str, str], View] = {}
-    for route in list(
-        app.routes
-    ):  # without optuna-dashboard's decorator, which tells the terminal what is wrong and not the page
-        view = views[route.method, route.rule] = getattr(
-            route.callback, "__wrapped__", route.callback
-        )
-        app.route(route.rule, route.method, telling(view))
+    originals: dict[Route, View] = {}
+    for route in list(app.routes):
+        # optuna-dashboard wraps its views so that errors are printed on the terminal.
+        # The page should show them, so the view inside the wrapper is taken.
+        view = getattr(route.callback, "__wrapped__", route.callback)
+        originals[route.method, route.rule] = view
+        app.route(route.rule, route.method, with_errors_as_answers(view))
 
-    def replace(method: str, rule: str) -> Callable[[View], View]:
-        """The view gets the one that it replaces as its first argument."""
-        if (there := views.get((method, rule))) is None:
+    replacements = StudyViews(pages).replacements()
+    if pages.base_path:
+        replacements |= MovedPages(pages.base_path).replacements()
+    for (method, rule), view in replacements.items():
+        original = originals.get((method, rule))
+        if original is None:
             raise MachineError(
                 f"the installed optuna-dashboard has no {method} {rule}. Install version 0.21"
             )
+        app.route(rule, method, with_errors_as_answers(partial(view, original)))
 
-        def install(view: View) -> View:
-            app.route(rule, method, telling(partial(view, there)))
-            return view
-
-        return install
-
-    _replace_reading(app, pages, replace)
-    _replace_writing(pages, replace)
-    if pages.base_path:
-        _move(pages.base_path, replace)
+    names = "|".join(re.escape(name) for name in FILES)
+    rule = f"/artifacts/<study_id:int>/<trial_id:int>/<name:re:{names}>"
+    app.route(rule, "GET", with_errors_as_answers(partial(send_file, pages)))
     return app
 
 
-def telling(view: View) -> View:
-    """The view, with what is wrong as its answer."""
+def with_errors_as_answers(view: View) -> View:
+    """The view, with each error turned into an answer that the page shows."""
 
     def answer(**arguments: Any) -> Any:
         try:
             return view(**arguments)
+        except MachineError as error:
+            return refusal(503, str(error))
         except HpoError as error:
-            return reason(503 if isinstance(error, MachineError) else 409, str(error))
-        except HTTPError as error:  # bottle's
-            return reason(error.status_code, str(error.body))
-        except KeyError:  # Optuna's
-            return reason(404, "it is not there, or not any more")
+            return refusal(409, str(error))
+        except HTTPError as error:
+            # Raised by bottle.
+            return refusal(error.status_code, str(error.body))
+        except KeyError:
+            # Raised by Optuna's storage.
+            return refusal(404, "it does not exist, or no longer exists")
 
     return answer
 
 
-def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
-    @replace("GET", "/api/studies/<study_id:int>")
-    def study(there: View, study_id: int) -> Any:
-        if (page := pages.of(study_id)) is None:
-            return there(study_id=study_id)
+class StudyViews:
+    """Replacements of optuna-dashboard's views.
+
+    Each takes the view that it replaces as its first argument; that one still answers for studies
+    that hpo did not make.
+    """
+
+    def __init__(self, pages: Pages):
+        self._pages = pages
+
+    def replacements(self) -> dict[Route, View]:
+        return {
+            ("GET", "/api/studies/<study_id:int>"): self.study,
+            ("GET", "/api/meta"): self.meta,
+            ("POST", "/api/studies/<study_id:int>/rename"): self.rename,
+            ("DELETE", "/api/studies/<study_id:int>"): self.delete,
+            ("POST", "/api/trials/<trial_id:int>/tell"): self.tell,
+            ("POST", "/api/trials/<trial_id:int>/user-attrs"): self.set_attributes,
+            ("PUT", "/api/studies/<study_id:int>/note"): self.save_study_note,
+            ("PUT", "/api/studies/<study_id:int>/<trial_id:int>/note"): self.save_trial_note,
+            ("POST", "/api/artifacts/<study_id:int>"): self.upload,
+            ("POST", "/api/artifacts/<study_id:int>/<trial_id:int>"): self.upload,
+        }
+
+    # ---- reading
+
+    def study(self, original: View, study_id: int) -> Any:
+        """The study with its trials from number `after` on, or 304 if the browser has it."""
+        page = self._pages.of(study_id)
+        if page is None:
+            return original(study_id=study_id)
         try:
-            tag, body = page.answer(
-                max(0, int(request.query.get("after", 0))), request.get_header("If-None-Match", "")
-            )
+            after = int(request.query.get("after", 0))
         except ValueError:
-            return reason(400, "after: not a number")
+            return refusal(400, "after: not a number")
+        known_tags = request.get_header("If-None-Match", "")
+        try:
+            tag, body = page.answer(max(0, after), known_tags)
         except KeyError:
-            pages.forget(study_id)
+            self._pages.forget(study_id)
             raise
         if body is None:
             return HTTPResponse(status=304, ETag=tag)
@@ -100,167 +137,184 @@ def _replace_reading(app: Bottle, pages: Pages, replace: Replace) -> None:
             "Cache-Control": "private, no-cache",
             "Vary": "Accept-Encoding",
         }
-        return zipped(body, headers)
+        return compressed(body, headers)
 
-    @replace("GET", "/api/meta")
-    def meta(there: View) -> Any:
-        """Trials have files, though none can be uploaded; plots are drawn by the browser, not here; where we are."""
-        mine = {"artifact_is_available": True, "plotlypy_is_available": False}
-        return {**there(), **mine, "jupyterlab_extension_context": {"base_url": pages.base_path}}
-
-    def file(study_id: int, trial_id: int, name: str) -> Any:
-        page = pages.of(study_id)
-        record = page.record(trial_id) if page else None
-        if page is None or record is None or not record.config:
-            return reason(404, "no such trial, or it has not begun")
-        try:
-            if name == "curve.png":
-                body = curve_png(
-                    record, page.study.curves([record])[record.number], page.study.spec.metric
-                )
-            elif name == "log.txt":
-                body = log_tail(page.study, record).encode()
-            else:
-                body = export_text(page.study, str(record.number)).encode()
-        except HpoError as error:
-            return reason(500, str(error))
-        policy = {
-            "Content-Security-Policy": "sandbox; default-src 'none'",
-            "Cache-Control": "private, no-cache",
+    def meta(self, original: View) -> Any:
+        """What the page may do: show files of trials, and draw plots in the browser."""
+        return {
+            **original(),
+            "artifact_is_available": True,
+            "plotlypy_is_available": False,
+            "jupyterlab_extension_context": {"base_url": self._pages.base_path},
         }
-        return HTTPResponse(body, headers={"Content-Type": FILES[name], **policy})
 
-    app.route(
-        f"/artifacts/<study_id:int>/<trial_id:int>/<name:re:{'|'.join(map(re.escape, FILES))}>",
-        "GET",
-        file,
-    )
+    # ---- writing
 
+    def rename(self, original: View, study_id: int) -> Any:
+        if self._pages.of(study_id):
+            return refusal(409, NO_RENAME)
+        return original(study_id=study_id)
 
-def _replace_writing(pages: Pages, replace: Replace) -> None:
-    @replace("POST", "/api/studies/<study_id:int>/rename")
-    def rename(there: View, study_id: int) -> Any:
-        return reason(409, RENAME) if pages.of(study_id) else there(study_id=study_id)
-
-    @replace("DELETE", "/api/studies/<study_id:int>")
-    def delete(there: View, study_id: int) -> Any:
-        """Its files stay; hpo delete removes them too."""
-        if page := pages.of(study_id):
+    def delete(self, original: View, study_id: int) -> Any:
+        """Delete the study in the database. Its files stay; `hpo delete` removes them too."""
+        page = self._pages.of(study_id)
+        if page is not None:
             refuse_if_running(page.study)
-        pages.forget(study_id)
-        return there(study_id=study_id)
+        self._pages.forget(study_id)
+        return original(study_id=study_id)
 
-    @replace("POST", "/api/trials/<trial_id:int>/tell")
-    def tell(there: View, trial_id: int) -> Any:
-        study_id, number = pages.place(trial_id)
-        if (page := pages.of(study_id)) is None:
-            return there(trial_id=trial_id)
-        if str(sent().get("state", "")).lower() != "fail":
-            return reason(409, VALUE)
+    def tell(self, original: View, trial_id: int) -> Any:
+        """Stop a trial. Values cannot be set."""
+        study_id, number = self._pages.place(trial_id)
+        page = self._pages.of(study_id)
+        if page is None:
+            return original(trial_id=trial_id)
+        state = str(sent_json().get("state", ""))
+        if state.lower() != "fail":
+            return refusal(409, NO_VALUE)
         control.kill(page.study, number, "in the dashboard")
         return HTTPResponse(status=204)
 
-    @replace("POST", "/api/trials/<trial_id:int>/user-attrs")
-    def attributes(there: View, trial_id: int) -> Any:
-        return (
-            reason(409, ATTRIBUTES)
-            if pages.of(pages.place(trial_id)[0])
-            else there(trial_id=trial_id)
-        )
+    def set_attributes(self, original: View, trial_id: int) -> Any:
+        study_id, _ = self._pages.place(trial_id)
+        if self._pages.of(study_id):
+            return refusal(409, NO_ATTRIBUTES)
+        return original(trial_id=trial_id)
 
-    def save(study_id: int, trial_id: int | None) -> Any:
-        """As optuna-dashboard does it, without our part of the note."""
-        version, body = sent().get("version"), sent().get("body")
+    def save_study_note(self, _original: View, study_id: int) -> Any:
+        return self._save_note(study_id, None)
+
+    def save_trial_note(self, _original: View, study_id: int, trial_id: int) -> Any:
+        return self._save_note(study_id, trial_id)
+
+    def upload(self, _original: View, **_ids: int) -> Any:
+        return refusal(409, NO_UPLOAD)
+
+    def _save_note(self, study_id: int, trial_id: int | None) -> Any:
+        """Save a note as optuna-dashboard does, without the part that hpo adds to it."""
+        version = sent_json().get("version")
+        body = sent_json().get("body")
         if not isinstance(version, int) or not isinstance(body, str):
-            return reason(400, "send version and body")
-        attributes = pages.storage.get_study_system_attrs(study_id)
+            return refusal(400, "send version and body")
+        storage = self._pages.storage
+        attributes = storage.get_study_system_attrs(study_id)
         if not _note.version_is_incremented(attributes, trial_id, version):
-            changed = (
-                "The text you are editing has changed. Please copy your edits and refresh the page."
-            )
-            there = _note.get_note_from_system_attrs(attributes, trial_id)
-            return HTTPResponse(
-                json.dumps({"reason": changed, "note": there}),
-                409,
-                {"Content-Type": "application/json"},
-            )
-        _note.save_note_with_version(pages.storage, study_id, trial_id, version, without_ours(body))
+            conflict = {
+                "reason": "The text you are editing has changed. "
+                "Please copy your edits and refresh the page.",
+                "note": _note.get_note_from_system_attrs(attributes, trial_id),
+            }
+            return json_response(409, conflict)
+        _note.save_note_with_version(storage, study_id, trial_id, version, without_our_part(body))
         return HTTPResponse(status=204)
 
-    @replace("PUT", "/api/studies/<study_id:int>/note")
-    def study_note(there: View, study_id: int) -> Any:
-        return save(study_id, None)
 
-    @replace("PUT", "/api/studies/<study_id:int>/<trial_id:int>/note")
-    def trial_note(there: View, study_id: int, trial_id: int) -> Any:
-        return save(study_id, trial_id)
+class MovedPages:
+    """optuna-dashboard's page and script under a base path: both contain absolute addresses."""
 
-    @replace("POST", "/api/artifacts/<study_id:int>")
-    def upload(there: View, **_: int) -> Any:
-        return reason(409, UPLOAD)
+    # Addresses in the script that need the base path in front of their first slash.
+    _QUOTED_ADDRESSES = ('"/dashboard"', "`/csv/", "`/artifacts/")
+    _API_ADDRESS = "`${this.baseURL}/api/"
 
-    replace("POST", "/api/artifacts/<study_id:int>/<trial_id:int>")(upload)
+    def __init__(self, base: str):
+        """base: such as "/hpo"."""
+        self._base = base
+        self._script: bytes | None = None
 
+    def replacements(self) -> dict[Route, View]:
+        return {
+            ("GET", "/static/<filename:path>"): self.static,
+            ("GET", "/dashboard<:re:(/.*)?>"): self.page,
+            ("GET", "/"): self.root,
+        }
 
-def _move(base: str, replace: Replace) -> None:
-    """Under a base path: the page and its script name absolute addresses."""
-
-    @cache
-    def script(there: View) -> bytes:
-        moved = there(filename="bundle.js").body.read()
-        for before in ('"/dashboard"', "`/csv/", "`/artifacts/", "`${this.baseURL}/api/"):
-            slash = before.index("/") if "$" not in before else 1
-            after = f"{before[:slash]}{base}{before[slash:]}".encode()
-            if before.encode() not in moved:
-                raise MachineError(
-                    f"--base-path: the installed optuna-dashboard's page has no {before}. Install version 0.21"
-                )
-            moved = moved.replace(before.encode(), after)
-        return bytes(moved)
-
-    @replace("GET", "/static/<filename:path>")
-    def static(there: View, filename: str) -> Any:
+    def static(self, original: View, filename: str) -> Any:
         if filename != "bundle.js":
-            return there(filename=filename)
+            return original(filename=filename)
+        # The original view must send the whole file, uncompressed, so that it can be changed.
         request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
-        encoding, request.environ["HTTP_ACCEPT_ENCODING"] = (
-            request.get_header("Accept-Encoding", ""),
-            "",
-        )
-        body = script(there)
-        request.environ["HTTP_ACCEPT_ENCODING"] = encoding
-        return zipped(body, {"Content-Type": "text/javascript"})
+        accepted = request.get_header("Accept-Encoding", "")
+        request.environ["HTTP_ACCEPT_ENCODING"] = ""
+        if self._script is None:
+            self._script = self._moved(original(filename=filename).body.read())
+        request.environ["HTTP_ACCEPT_ENCODING"] = accepted
+        return compressed(self._script, {"Content-Type": "text/javascript"})
 
-    @replace("GET", "/dashboard<:re:(/.*)?>")
-    def page(there: View) -> Any:
+    def page(self, original: View) -> Any:
         request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
-        found = there()
-        html = found.body.read().replace(b'"/static/', f'"{base}/static/'.encode())
-        return HTTPResponse(
-            html,
-            headers={
-                "Content-Type": "text/html",
-                "Content-Security-Policy": found.get_header("Content-Security-Policy"),
-            },
-        )
+        answer = original()
+        html = answer.body.read().replace(b'"/static/', f'"{self._base}/static/'.encode())
+        headers = {
+            "Content-Type": "text/html",
+            "Content-Security-Policy": answer.get_header("Content-Security-Policy"),
+        }
+        return HTTPResponse(html, headers=headers)
 
-    @replace("GET", "/")
-    def root(there: View) -> Any:
-        return HTTPResponse(status=302, Location=f"{base}/dashboard")
+    def root(self, _original: View) -> Any:
+        return HTTPResponse(status=302, Location=f"{self._base}/dashboard")
+
+    def _moved(self, script: bytes) -> bytes:
+        """The script with the base path in its addresses. Raises MachineError if one is missing."""
+        changes = {self._API_ADDRESS: "`" + self._base + self._API_ADDRESS[1:]}
+        for address in self._QUOTED_ADDRESSES:
+            changes[address] = address.replace("/", f"{self._base}/", 1)
+        for before, after in changes.items():
+            if before.encode() not in script:
+                raise MachineError(
+                    f"--base-path: the installed optuna-dashboard's page has no {before}. "
+                    "Install version 0.21"
+                )
+            script = script.replace(before.encode(), after.encode())
+        return script
 
 
-def sent() -> dict[str, Any]:
-    """The JSON of the request."""
-    found = request.json
-    return found if isinstance(found, dict) else {}
-
-
-def zipped(body: bytes, headers: dict[str, str]) -> HTTPResponse:
-    if len(body) > ZIP_BYTES and "gzip" in request.get_header("Accept-Encoding", ""):
-        return HTTPResponse(gzip.compress(body, 1), headers={**headers, "Content-Encoding": "gzip"})
+def send_file(pages: Pages, study_id: int, trial_id: int, name: str) -> Any:
+    """A file of a trial, made from its record when somebody opens it. `name`: one of FILES."""
+    page = pages.of(study_id)
+    record = page.record(trial_id) if page else None
+    if page is None or record is None or not record.config:
+        return refusal(404, "no such trial, or it has not started")
+    try:
+        body = file_content(page, record, name)
+    except HpoError as error:
+        return refusal(500, str(error))
+    headers = {
+        "Content-Type": FILES[name],
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cache-Control": "private, no-cache",
+    }
     return HTTPResponse(body, headers=headers)
 
 
-def reason(status: int, text: str) -> HTTPResponse:
-    """As optuna-dashboard's pages read it."""
-    return HTTPResponse(json.dumps({"reason": text}), status, {"Content-Type": "application/json"})
+def file_content(page: StudyPage, record: Record, name: str) -> bytes:
+    study = page.study
+    if name == "curve.png":
+        curve = study.curves([record])[record.number]
+        return curve_png(record, curve, study.spec.metric)
+    if name == "log.txt":
+        return log_tail(study, record).encode()
+    return export_text(study, str(record.number)).encode()
+
+
+def sent_json() -> dict[str, Any]:
+    """The JSON object of the request; empty if it sent something else."""
+    content = request.json
+    return content if isinstance(content, dict) else {}
+
+
+def compressed(body: bytes, headers: dict[str, str]) -> HTTPResponse:
+    """The body, compressed if it is large and the browser accepts that."""
+    accepts_gzip = "gzip" in request.get_header("Accept-Encoding", "")
+    if len(body) <= COMPRESSED_FROM_BYTES or not accepts_gzip:
+        return HTTPResponse(body, headers=headers)
+    fast = 1
+    return HTTPResponse(gzip.compress(body, fast), headers={**headers, "Content-Encoding": "gzip"})
+
+
+def refusal(status: int, reason: str) -> HTTPResponse:
+    """An error in the form that optuna-dashboard's pages show."""
+    return json_response(status, {"reason": reason})
+
+
+def json_response(status: int, content: dict[str, Any]) -> HTTPResponse:
+    return HTTPResponse(json.dumps(content), status, {"Content-Type": "application/json"})

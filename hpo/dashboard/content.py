@@ -1,4 +1,4 @@
-"""What a lab wants to see of a study and its trials, as optuna-dashboard shows it: notes in Markdown, and a trial's files."""
+"""What optuna-dashboard shows of a study and its trials: notes in Markdown, and files."""
 
 import io
 import re
@@ -16,6 +16,7 @@ from hpo.text import duration, value_text
 from hpo.trainer import Metric
 
 LOG_LINES = 200
+# The files of each trial, with their MIME types.
 FILES = {
     "curve.png": "image/png",
     "configuration.yaml": "text/plain; charset=utf-8",
@@ -24,8 +25,8 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Parent:
-    """The configuration that others are compared with: a start."""
+class Reference:
+    """The trial of a start, which notes compare other trials with."""
 
     number: int
     name: str
@@ -34,82 +35,98 @@ class Parent:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", " ".join(text.split()))
+    """Text in which Markdown shows every character as it is."""
+    one_line = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", one_line)
 
 
 # ---- notes
 
 
 def trial_note(
-    record: Record, attributes: Mapping[str, Any], parent: Parent | None, metric: Metric
+    record: Record, attributes: Mapping[str, Any], reference: Reference | None, metric: Metric
 ) -> str:
-    """Nothing that changes with every step: a page would read it again and again."""
-    lines = [f"**{record.state}**{_why(record)}"]
+    """A list in Markdown.
+
+    Nothing in it changes at every step, because the page would reload it each time.
+    """
+    lines = [f"**{record.state}**{_reason(record)}"]
     if record.value is not None and record.best_value is not None:
         lines.append(
-            f"{metric.name} {metric.text(record.value)} at the end; {metric.lowest} {metric.text(record.best_value)} "
-            f"at step {record.best_step}"
+            f"{metric.name} {metric.text(record.value)} at the end; "
+            f"{metric.lowest} {metric.text(record.best_value)} at step {record.best_step}"
         )
     if record.start:
         lines.append(f"start *{plain(record.start)}*")
     if ENQUEUED in attributes:
-        lines.append(f"put into the queue by {plain(str(attributes[ENQUEUED]))}")
+        lines.append(f"enqueued by {plain(str(attributes[ENQUEUED]))}")
     if record.host:
-        used = (
-            f", {duration(record.gpu_seconds)} of its device"
-            if record.state in ("complete", "stopped", "failed")
-            else ""
-        )
-        tries = f", attempt {record.attempts}" if record.attempts > 1 else ""
-        lines.append(
-            f"{plain(record.host)}, {plain(record.device)}{used}{tries}; code {plain(record.code_version)}"
-        )
-    if parent and record.config and record.number != parent.number:
-        lines.append(
-            f"Against [trial {parent.number}, the start {plain(parent.name)}]({parent.link}): {_differences(record, parent)}"
-        )
+        lines.append(_where_it_ran(record))
+    if reference and record.config and record.number != reference.number:
+        link = f"[trial {reference.number}, the start {plain(reference.name)}]({reference.link})"
+        lines.append(f"Compared with {link}: {_differences(record, reference)}")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _why(record: Record) -> str:
-    return f": {plain(record.reason)}" if record.reason else ""
+def _reason(record: Record) -> str:
+    if not record.reason:
+        return ""
+    return f": {plain(record.reason)}"
 
 
-def _differences(record: Record, parent: Parent) -> str:
-    found = [f"`{name}` {plain(value_text(before))} → {plain(value_text(record.config.get(name)))}"
-             for name, before in parent.config.items() if name != "seed" and record.config.get(name) != before]  # fmt: skip
-    return ", ".join(found) or "the same but for the seed"
+def _where_it_ran(record: Record) -> str:
+    parts = [plain(record.host), plain(record.device)]
+    if record.state in ("complete", "stopped", "failed"):
+        parts.append(f"{duration(record.gpu_seconds)} on its device")
+    if record.attempts > 1:
+        parts.append(f"attempt {record.attempts}")
+    return f"{', '.join(parts)}; code {plain(record.code_version)}"
 
 
-def study_note(study: Study, records: Sequence[Record], where: str, address: str) -> str:
-    """where: a worker can join. address: of the study's page."""
-    spec, metric = study.spec, study.spec.metric
+def _differences(record: Record, reference: Reference) -> str:
+    changes = []
+    for name, before in reference.config.items():
+        value = record.config.get(name)
+        if name != "seed" and value != before:
+            changes.append(f"`{name}` {plain(value_text(before))} → {plain(value_text(value))}")
+    if not changes:
+        return "the same, apart from the seed"
+    return ", ".join(changes)
+
+
+def study_note(study: Study, records: Sequence[Record], worker_place: str, address: str) -> str:
+    """worker_place: where workers can join, in words. address: the path of the study's page."""
+    spec = study.spec
+    metric = spec.metric
+
+    def link(record: Record) -> str:
+        return f"[trial {record.number}]({address}/trials?numbers={record.number})"
+
+    lines = []
+    if spec.question:
+        lines.append(plain(spec.question) + "\n")
     best = best_of(records, metric)
-    done = sum(record.state in DONE for record in records)
-    starts = {record.start: record for record in records if record.start}
-    lines = [plain(spec.question) + "\n"] if spec.question else []
     if best and best.value is not None:
-        lines.append(
-            f"- **Best**: {metric.name} {metric.text(best.value)}, [trial {best.number}]({address}/trials?numbers={best.number})"
-        )
+        lines.append(f"- **Best**: {metric.name} {metric.text(best.value)}, {link(best)}")
+    record_of_start = {record.start: record for record in records if record.start}
     for name in spec.starts:
-        if found := starts.get(name):
-            result = (
-                f"{metric.name} {metric.text(found.value)}"
-                if found.value is not None
-                else f"{found.state}{_why(found)}"
-            )
-            lines.append(
-                f"- **Start** {plain(name)}: [trial {found.number}]({address}/trials?numbers={found.number}), {result}"
-            )
-    source = str(study.data["path"] or spec.load_trainer().bundled)
-    lines.append(f"- **Data**: {plain(source)}, fingerprint {study.data['fingerprint']}")
-    lines.append(
-        f"- **Budget**: {plain(str(study.budget))}; {done} done"
-        + (f". {plain(str(study.halt))}" if study.halt else "")
-    )
-    lines.append(f"- **Join**: `hpo worker --study {study.name}`, on {plain(where)}")
+        record = record_of_start.get(name)
+        if record is None:
+            continue
+        if record.value is not None:
+            result = f"{metric.name} {metric.text(record.value)}"
+        else:
+            result = f"{record.state}{_reason(record)}"
+        lines.append(f"- **Start** {plain(name)}: {link(record)}, {result}")
+    source = study.data["path"] or spec.load_trainer().bundled
+    fingerprint = study.data["fingerprint"]
+    lines.append(f"- **Data**: {plain(str(source))}, fingerprint {fingerprint}")
+    done = [record for record in records if record.state in DONE]
+    budget = f"- **Budget**: {plain(str(study.budget))}; {len(done)} done"
+    if study.halt:
+        budget += f". {plain(str(study.halt))}"
+    lines.append(budget)
+    lines.append(f"- **Join**: `hpo worker --study {study.name}`, on {plain(worker_place)}")
     return "\n".join(lines)
 
 
@@ -117,15 +134,22 @@ def study_note(study: Study, records: Sequence[Record], where: str, address: str
 
 
 def files_of(record: Record) -> list[dict[str, str | None]]:
-    """As optuna-dashboard lists them; they are made when somebody looks at them."""
-    there = FILES if record.config else {}
-    return [{"artifact_id": name, "filename": name, "mimetype": mimetype.partition(";")[0], "encoding": None}
-            for name, mimetype in there.items()]  # fmt: skip
+    """The trial's files as optuna-dashboard lists them. Each is made when somebody opens it."""
+    if not record.config:
+        return []
+    files: list[dict[str, str | None]] = []
+    for name, mimetype in FILES.items():
+        short_type = mimetype.partition(";")[0]
+        files.append(
+            {"artifact_id": name, "filename": name, "mimetype": short_type, "encoding": None}
+        )
+    return files
 
 
 def curve_png(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
-    """The metric, the losses and, if the trainer tells one, the learning rate over steps."""
-    from matplotlib.figure import Figure  # takes a second, and nobody may look
+    """The metric, the losses and, if the trainer reports it, the learning rate over steps."""
+    # Imported here because it takes a second, and most pages never need it.
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
@@ -134,27 +158,35 @@ def curve_png(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
     top.set_title(f"trial {record.number}, {record.state}", fontsize=10)
     top.set_ylabel(metric.label)
     middle.plot(steps, [point.loss for point in curve], color=GREY, label="training")
-    on_validation = [
-        (point.step, point.validation_loss) for point in curve if point.validation_loss is not None
-    ]
-    if on_validation:
-        middle.plot(*zip(*on_validation, strict=True), color=BEST, label="validation")
+    validated = [point for point in curve if point.validation_loss is not None]
+    if validated:
+        middle.plot(
+            [point.step for point in validated],
+            [point.validation_loss for point in validated],
+            color=BEST,
+            label="validation",
+        )
     middle.set_ylabel("loss")
     middle.legend()
-    lrs = [(point.step, point.metrics["lr"]) for point in curve if "lr" in point.metrics]
-    if lrs:
-        bottom.plot(*zip(*lrs, strict=True), color=GREY)
+    with_rate = [point for point in curve if "lr" in point.metrics]
+    if with_rate:
+        rates = [point.metrics["lr"] for point in with_rate]
+        bottom.plot([point.step for point in with_rate], rates, color=GREY)
     bottom.set_ylabel("lr")
     bottom.set_xlabel("step (optimizer updates)")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return out.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()
 
 
 def log_tail(study: Study, record: Record) -> str:
-    """The last lines that workers on this machine logged of a trial, and where others are."""
-    from hpo.study.logs import TrialLog  # with it comes PyTorch
+    """The last lines that workers on this machine logged, and where the trial's other logs are."""
+    # Imported here because it imports PyTorch.
+    from hpo.study.logs import TrialLog
 
     log = TrialLog.of(study, record.number)
     lines = log.read()[-LOG_LINES:]
-    return "\n".join([*lines, *filter(None, [log.elsewhere(study, record)])]) + "\n"
+    elsewhere = log.elsewhere(study, record)
+    if elsewhere:
+        lines = [*lines, elsewhere]
+    return "\n".join(lines) + "\n"

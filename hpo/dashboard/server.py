@@ -1,11 +1,13 @@
-"""The dashboard's address: bind it, say who may come in, open a browser, serve."""
+"""The dashboard's address: bind it, print how to log in, open a browser, serve."""
 
 import os
+import re
 import secrets
 import socket
 import sys
 import webbrowser
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import waitress
 
@@ -16,98 +18,141 @@ from hpo.errors import CallerError
 from hpo.store.database import Database
 from hpo.study.study import Study
 
-PASSWORD = "HPO_DASHBOARD_PASSWORD"  # noqa: S105  (its name)
-SHORTEST = 8  # characters of a password
+# The environment variable that holds the password.
+PASSWORD = "HPO_DASHBOARD_PASSWORD"  # noqa: S105  (a name, not a password)
+SHORTEST_PASSWORD = 8
 THREADS = 4
-BODY_BYTES = (
-    2**20
-)  # of a request: more than a note, and no more than anybody may have this machine keep before the login
-PROXY = "127.0.0.1"  # whose word on https and on the address of the browser is taken
+# The largest request: more than any note, and small enough to be kept before the login.
+BODY_BYTES = 2**20
+# A reverse proxy at this address may say that the browser used https, and what its address is.
+PROXY = "127.0.0.1"
 
 
-def serve(database: Database, study: str | None, host: str, port: int, base_path: str, read_only: bool, browser: bool,
-          say: Callable[[str], None]) -> None:  # fmt: skip
-    """Until a signal. Raises CallerError or StudyError before it begins."""
-    base = _checked(base_path)
-    password = os.environ.get(PASSWORD)
-    alone = is_loopback(host)
-    token = _check_password(password, alone, host)
-    study_id = Study.open(database, study).id if study else None
-    guard = Guard(build_app(Pages(database, base)), password or token, read_only, base)
-    server = bind(guard, host, port, base)
-    place = f"{base}/dashboard" + (f"/studies/{study_id}" if study_id is not None else "")
-    bound = (
-        server.effective_port
-        if hasattr(server, "effective_port")
-        else server.effective_listen[0][1]
-    )
-    url = f"http://{_shown(host)}:{bound}{place}"
-    say(f"dashboard  {url}" + (", read-only" if read_only else ""))
-    if token:
-        say(f"password   {token} (made for this run; set {PASSWORD} for one of your own)")
-    if not alone:
-        say(f"no TLS     what is typed and shown crosses the network as it is. Put a reverse proxy with TLS on this machine before it, or "
-            f"keep --host 127.0.0.1 and come by: ssh -L {bound}:127.0.0.1:{bound} {socket.gethostname()}")  # fmt: skip
-    say("Ctrl-C ends it; the study goes on.")
-    if browser and _has_display():
+@dataclass(frozen=True)
+class Options:
+    """What `hpo dashboard` was asked for. port 0: a free one."""
+
+    study: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    base_path: str = ""
+    read_only: bool = False
+    browser: bool = False
+
+
+def serve(database: Database, options: Options, say: Callable[[str], None]) -> None:
+    """Serve until a signal arrives. Raises CallerError or StudyError before it begins."""
+    base = _checked_base_path(options.base_path)
+    given_password = os.environ.get(PASSWORD)
+    made_password = _check_password(given_password, options.host)
+    page = "/dashboard"
+    if options.study:
+        page = f"/dashboard/studies/{Study.open(database, options.study).id}"
+    app = build_app(Pages(database, base))
+    guard = Guard(app, given_password or made_password, options.read_only, base)
+    server = bind(guard, options.host, options.port, base)
+    port = _bound_port(server)
+    url = f"http://{_name_for_browser(options.host)}:{port}{base}{page}"
+
+    note = ", read-only" if options.read_only else ""
+    say(f"dashboard  {url}{note}")
+    if made_password:
+        say(f"password   {made_password} (for this run only; set {PASSWORD} to choose your own)")
+    if not is_loopback(options.host):
+        tunnel = f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
+        say(
+            "no TLS     passwords and pages cross the network unencrypted. Put a reverse proxy "
+            "with TLS on this machine in front of it, or keep --host 127.0.0.1 and connect "
+            f"through a tunnel: {tunnel}"
+        )
+    say("Ctrl-C stops the dashboard; the study continues.")
+    if options.browser and _has_display():
         webbrowser.open(url)
     server.run()
 
 
-def _checked(base_path: str) -> str:
-    """As "/a/b", or empty."""
-    base = "/" + base_path.strip("/") if base_path.strip("/") else ""
-    if not all(
-        part
-        and part.isascii()
-        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        for part in base.split("/")[1:]
-    ):
-        raise CallerError(
-            f"--base-path {base_path}: not a path. Valid: letters, digits, '.', '_', '-', such as /hpo"
-        )
-    return base
+def _checked_base_path(base_path: str) -> str:
+    """The path as "/a/b", or empty."""
+    parts = base_path.strip("/").split("/")
+    if parts == [""]:
+        return ""
+    for part in parts:
+        if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*", part):
+            raise CallerError(
+                f"--base-path {base_path}: not a path. "
+                "Valid: letters, digits, '.', '_', '-', such as /hpo"
+            )
+    return "/" + "/".join(parts)
 
 
-def _check_password(password: str | None, alone: bool, host: str) -> str | None:
-    """A token that is made, where one is needed and none was given. Raises CallerError."""
-    if password is not None and len(password) < SHORTEST:
-        raise CallerError(f"{PASSWORD}: {len(password)} characters. Valid: {SHORTEST} or more")
-    if password is not None or alone:
+def _check_password(password: str | None, host: str) -> str | None:
+    """A new password where one is needed and none was given. Raises CallerError."""
+    if password is not None:
+        if len(password) < SHORTEST_PASSWORD:
+            raise CallerError(
+                f"{PASSWORD}: {len(password)} characters. Valid: {SHORTEST_PASSWORD} or more"
+            )
         return None
-    if not sys.stdout.isatty():  # it would stand in a log
+    if is_loopback(host):
+        return None
+    if not sys.stdout.isatty():
+        # A password made here would end up in a log file.
         raise CallerError(
-            f"--host {host} without a login: others can reach it. Set {PASSWORD} in the environment"
+            f"--host {host} without a login: other machines can reach it. "
+            f"Set {PASSWORD} in the environment"
         )
     return secrets.token_urlsafe(16)
 
 
 def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.BaseWSGIServer":
+    """The server, listening. Raises CallerError if the address cannot be used."""
     try:
         return waitress.create_server(
-            guard, host=host, port=port, threads=THREADS, ident="hpo", url_prefix=base,
-            max_request_body_size=BODY_BYTES, clear_untrusted_proxy_headers=True, trusted_proxy=PROXY, trusted_proxy_count=1,
+            guard,
+            host=host,
+            port=port,
+            threads=THREADS,
+            ident="hpo",
+            url_prefix=base,
+            max_request_body_size=BODY_BYTES,
+            clear_untrusted_proxy_headers=True,
+            trusted_proxy=PROXY,
+            trusted_proxy_count=1,
             trusted_proxy_headers={"x-forwarded-for", "x-forwarded-proto"},
-        )  # fmt: skip
-    except ValueError:  # waitress's for a name that is none
+        )
+    except ValueError:
+        # Raised by waitress for a host name that does not exist.
         raise CallerError(
-            f"--host {host}: not an address of this machine. Valid: 127.0.0.1, 0.0.0.0, or one that it has"
+            f"--host {host}: not an address of this machine. "
+            "Valid: 127.0.0.1, 0.0.0.0, or one of its own addresses"
         ) from None
     except OSError as error:
         raise CallerError(
-            f"--host {host} --port {port}: {error.strerror}. Another dashboard may run there; --port 0 takes a free one"
+            f"--host {host} --port {port}: {error.strerror}. "
+            "Another dashboard may be running there; --port 0 takes a free port"
         ) from None
 
 
-def _shown(host: str) -> str:
-    """For people: a host that their browser can ask for."""
-    name = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104
+def _bound_port(server: "waitress.server.BaseWSGIServer") -> int:
+    if hasattr(server, "effective_port"):
+        return int(server.effective_port)
+    # A host name with several addresses gives a server that listens on all of them.
+    _, port = server.effective_listen[0]
+    return int(port)
+
+
+def _name_for_browser(host: str) -> str:
+    """A host that a browser can ask for."""
+    every_address = ("0.0.0.0", "::")  # noqa: S104
+    name = socket.gethostname() if host in every_address else host
     return f"[{name}]" if ":" in name else name
 
 
 def _has_display() -> bool:
-    """A browser in a window; without one webbrowser takes over the terminal, and over ssh it would open elsewhere."""
-    here = sys.platform in ("darwin", "win32") or any(
-        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY")
-    )
-    return here and sys.stdout.isatty()
+    """Whether a browser can open a window here.
+
+    Without a display `webbrowser` would take over the terminal.
+    """
+    has_windows = sys.platform in ("darwin", "win32")
+    has_windows = has_windows or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    return has_windows and sys.stdout.isatty()

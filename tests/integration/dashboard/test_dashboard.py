@@ -23,7 +23,7 @@ from sqlalchemy import make_url, text
 
 from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts
 from hpo.dashboard.pages import OURS, Pages
-from hpo.dashboard.server import serve
+from hpo.dashboard.server import Options, serve
 from hpo.errors import CallerError, HpoError, StudyError
 from hpo.process import Process
 from hpo.space.spec import StudySpec, load_spec
@@ -127,13 +127,13 @@ def test_only_what_changed_is_made_again(
     page = Pages(database).of(study.id)
     assert page
     tag, body = page.answer(0)
-    assert body and page.answer(0, known=tag) == (tag, None)
-    made = {number: piece.text for number, piece in page._pieces.items()}
+    assert body and page.answer(0, known_tags=tag) == (tag, None)
+    made = {number: piece.text for number, piece in page.pieces.items()}
     again = study.claim(Process.this(), RECORD)
     assert again
-    changed, _ = page.answer(0, known=tag)
+    changed, _ = page.answer(0, known_tags=tag)
     assert changed != tag
-    kept = {number: piece.text for number, piece in page._pieces.items()}
+    kept = {number: piece.text for number, piece in page.pieces.items()}
     assert [number for number in made if kept[number] is not made[number]] == [
         3
     ]  # it runs: read again, though nothing is new
@@ -487,7 +487,7 @@ def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> N
     assert attempts.wait("2001:db8::1") == 0
     for number in range(3 * ADDRESSES):
         attempts.wrong(f"10.0.{number // 256}.{number % 256}")
-    assert len(attempts._by) == ADDRESSES
+    assert len(attempts) == ADDRESSES
     assert attempts.wait("192.0.2.1") == WAIT_SECONDS  # so many addresses are one guesser
 
 
@@ -503,7 +503,7 @@ def test_what_cannot_be_served_is_one_line(
         base: str = "",
     ) -> None:
         with pytest.raises(kind, match=message):
-            serve(database, name, host, port, base, False, False, print)
+            serve(database, Options(name, host, port, base), print)
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
