@@ -1,10 +1,10 @@
 """What a study's numbers are worth: confirm, ablate."""
 
-import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,6 +13,7 @@ from hpo.commands.shared import (
     data_option,
     database_option,
     device_option,
+    echo_json,
     json_option,
     per_gpu_option,
     study_option,
@@ -24,27 +25,36 @@ if TYPE_CHECKING:
     from hpo.store.database import Database
     from hpo.study.study import Study
 
-LOOK_SECONDS = 2.0  # at trials that run elsewhere
+# Between looks at trials that run elsewhere.
+LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The study whose configurations are retrained, with its database."""
+
+    study: "Study"
+    database: "Database"
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that train."""
     workers = click.option(
         "--workers",
         type=int,
         metavar="N",
-        help="Worker processes here. Default: one per GPU, else one per two CPU cores.",
+        help="Worker processes here. Default: one per GPU, or one per two CPU cores without a GPU.",
     )
-    for option in reversed(
-        (
-            data_option,
-            workers,
-            per_gpu_option,
-            device_option,
-            code_option,
-            database_option,
-            json_option,
-        )
-    ):
+    options = (
+        data_option,
+        workers,
+        per_gpu_option,
+        device_option,
+        code_option,
+        database_option,
+        json_option,
+    )
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -57,7 +67,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     default=3,
     show_default=True,
     metavar="N",
-    help="How many of the search's best to retrain, beside the starts.",
+    help="How many of the best trials to retrain, in addition to the starts.",
 )
 @click.option(
     "--seeds",
@@ -71,58 +81,76 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 def confirm(
     study: str, top: int, seeds: int, database: str | None, as_json: bool, **how: Any
 ) -> None:
-    """Retrain the best configurations and the starts with fresh seeds and score them on test.
+    """Retrain the best configurations and the starts with fresh seeds, and score them on test.
 
-    Ctrl-C stops the workers; the same line goes on. Other machines may join by hpo worker --study STUDY.confirm.
+    Ctrl-C stops the workers; run the same command to continue. Other machines may join with
+    hpo worker --study STUDY.confirm.
     """
     from hpo.analysis.confirm import as_text, choose
-    from hpo.analysis.confirm import confirm as confirmed
-    from hpo.trainer import named
+    from hpo.analysis.confirm import confirm as retrain
 
-    opened, parent = _opened(study, database)
-    chosen = choose(parent, top)
-    has_test = parent.spec.load_trainer().cuts_validation
-    train, workers = _ready(parent, opened, as_json, score_test=has_test, **how)
-    child = _child(parent, opened, "confirm", workers, len(chosen) * seeds, as_json)
-    finding = confirmed(parent, child, top, seeds, train)
-    metric = parent.spec.metric
-    click.echo(
-        json.dumps(named(finding.model_dump(mode="json"), metric), indent=2)
-        if as_json
-        else as_text(study, finding, metric)
-    )
+    parent = _open_parent(study, database)
+    chosen = choose(parent.study, top)
+    has_test = parent.study.spec.load_trainer().cuts_validation
+    train, workers = _prepare_training(parent, as_json, score_test=has_test, **how)
+    child = _open_child(parent, "confirm", workers, len(chosen) * seeds, as_json)
+    finding = retrain(parent.study, child, top, seeds, train)
+    metric = parent.study.spec.metric
+    if as_json:
+        echo_json(finding.model_dump(mode="json"), metric)
+    else:
+        click.echo(as_text(study, finding, metric))
 
 
-def _opened(study: str, database: str | None) -> "tuple[Database, Study]":
+def _open_parent(study: str, database: str | None) -> Parent:
     from hpo.store.database import open_database
     from hpo.study.study import Study
 
     opened = open_database(database)
-    return opened, Study.open(opened, study)
+    return Parent(Study.open(opened, study), opened)
 
 
-def _child(
-    parent: "Study", opened: "Database", kind: Any, workers: int, trainings: int, as_json: bool
-) -> "Study":
+def _open_child(parent: Parent, kind: Any, workers: int, trainings: int, as_json: bool) -> "Study":
+    """The study that holds the retrainings. Prints what it may cost."""
     from hpo.analysis.child import open_child
     from hpo.analysis.retrain import cost
     from hpo.study.version import code_version
     from hpo.worker.trackers import choose, chosen
 
-    has_test = parent.spec.load_trainer().cuts_validation
-    child = open_child(opened, parent, kind, ("test",) if kind == "confirm" and has_test else ())
-    child.settle(parent.artifacts, code_version(parent.spec))
-    choose(child, chosen(parent)[0])
+    study = parent.study
+    partitions: tuple[Literal["test"], ...] = ()
+    if kind == "confirm" and study.spec.load_trainer().cuts_validation:
+        partitions = ("test",)
+    child = open_child(parent.database, study, kind, partitions)
+    child.settle(study.artifacts, code_version(study.spec))
+    trackers, _ = chosen(study)
+    choose(child, trackers)
     if not as_json:
-        left = sum(record.state == "waiting" for record in child.records())
-        click.echo(f"study      {child.name}: at most {cost(parent, trainings, workers)}; what it has already is not trained again"
-                   f"{f', {left} that an earlier line left waiting are done too' * bool(left)}")  # fmt: skip
+        line = (
+            f"study      {child.name}: at most {cost(study, trainings, workers)}; "
+            "finished trainings are not repeated"
+        )
+        waiting = sum(record.state == "waiting" for record in child.records())
+        if waiting:
+            line += f", {waiting} that an earlier command left waiting are done, too"
+        click.echo(line)
     return child
 
 
-def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool, data: Path | None, workers: int | None,
-           per_gpu: str | None, device: str | None, allow_different_code: bool) -> "tuple[Train, int]":  # fmt: skip
-    """Look at what training needs. Returns what runs a child's waiting trials to their end here, and how many workers it has."""
+def _prepare_training(
+    parent: Parent,
+    as_json: bool,
+    score_test: bool,
+    data: Path | None,
+    workers: int | None,
+    per_gpu: str | None,
+    device: str | None,
+    allow_different_code: bool,
+) -> "tuple[Train, int]":
+    """Check what training needs.
+
+    Returns a function that trains the waiting trials of a child study, and its number of workers.
+    """
     from rich.console import Console
 
     from hpo.analysis.retrain import check_data
@@ -131,30 +159,33 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     from hpo.study.version import check_code
     from hpo.terminal.live import LiveView
 
-    plan = plan_workers(workers, device, per_gpu, parent.spec.load_trainer().gpus)
-    check_code(parent, allow_different_code)
-    check_data(parent, data, score_test)
+    plan = plan_workers(workers, device, per_gpu, parent.study.spec.load_trainer().gpus)
+    check_code(parent.study, allow_different_code)
+    check_data(parent.study, data, score_test)
 
     def train(child: "Study") -> None:
         check_code(child, allow_different_code)
-        while open_ones := [
-            record for record in child.records() if record.state in ("waiting", "running")
-        ]:
-            if all(
-                record.state == "running" for record in open_ones
-            ):  # elsewhere, or its worker has died
+        launcher = Launcher(
+            child, parent.database, plan, data, allow_different_code=allow_different_code
+        )
+        while True:
+            states = {record.state for record in child.records()}
+            if not states & {"waiting", "running"}:
+                return
+            if "waiting" not in states:
+                # They run elsewhere, or their workers have died.
                 time.sleep(LOOK_SECONDS)
                 child.sweep()
                 continue
-            if over := child.why_over():
-                raise StudyError(f"study {child.name}: {over}")
+            why_over = child.why_over()
+            if why_over:
+                raise StudyError(f"study {child.name}: {why_over}")
             with LiveView(child, Console(highlight=False, quiet=as_json), tell_all=False) as view:
-                end = Launcher(
-                    child, opened, plan, data, allow_different_code=allow_different_code
-                ).run(view.look)
-            if end == "interrupted":
+                ending = launcher.run(view.look)
+            if ending == "interrupted":
                 click.echo(
-                    "Stopped. What was trained is kept; the same line goes on with it.", err=True
+                    "Stopped. Finished trainings are kept; run the same command to continue.",
+                    err=True,
                 )
                 raise SystemExit(130)
 
@@ -167,7 +198,7 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     "--from",
     "start",
     metavar="START|N|best",
-    help="Where the path begins: a start, a trial's number or best.",
+    help="Where the path begins: a start, a trial's number, or best.",
 )
 @click.option(
     "--to", "end", default="best", show_default=True, metavar="START|N|best", help="Where it ends."
@@ -189,52 +220,72 @@ def _ready(parent: "Study", opened: "Database", as_json: bool, score_test: bool,
     default=1,
     show_default=True,
     metavar="N",
-    help="Other seeds, to choose the next change with.",
+    help="Other seeds, which choose the next change.",
 )
-@click.option("--rounds", type=click.IntRange(min=0), metavar="N",
-              help="Rounds of choosing; the rest follows the last one's order, with 0 the space's. Default: to the end.")  # fmt: skip
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Rounds in which the next change is chosen; the rest follows the order of the last round, "
+    "or with 0 the order of the space. Default: choose to the end.",
+)
 @training_options
-def ablate(study: str, start: str | None, end: str, ask: bool, seeds: int, select_seeds: int, rounds: int | None, database: str | None,
-           as_json: bool, **how: Any) -> None:  # fmt: skip
-    """Say which difference between two configurations explains how much, by retraining, on validation.
+def ablate(
+    study: str,
+    start: str | None,
+    end: str,
+    ask: bool,
+    seeds: int,
+    select_seeds: int,
+    rounds: int | None,
+    database: str | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Measure how much each difference between two configurations explains, by retraining.
 
-    Ctrl-C stops the workers; the same line goes on. Other machines may join by hpo worker --study STUDY.ablate.
+    Scores are on the validation part. Ctrl-C stops the workers; run the same command to continue.
+    Other machines may join with hpo worker --study STUDY.ablate.
     """
     from hpo.analysis import ablate as path
-    from hpo.trainer import named
 
     if start is None and not ask:
         raise CallerError(
-            "neither --from nor --questions. Valid: --from START for the path to --to (best), --questions, or both"
+            "neither --from nor --questions. Valid: --from START for the path to --to (best), "
+            "--questions, or both"
         )
-    opened, parent = _opened(study, database)
+    parent = _open_parent(study, database)
+    spec = parent.study.spec
     path.check_seeds(seeds, select_seeds)
-    count = 0
+    trainings = 0
     if start is not None:
-        changes = path.differences(
-            parent.spec, path.named(parent, start)[1], path.named(parent, end)[1]
+        _, first = path.named(parent.study, start)
+        _, last = path.named(parent.study, end)
+        changes = path.differences(spec, first, last)
+        trainings += path.trainings(len(changes), seeds, select_seeds, rounds)
+    if ask:
+        trainings += sum(2 * seeds * len(question.compare) for question in spec.questions)
+    train, workers = _prepare_training(parent, as_json, score_test=False, **how)
+    child = _open_child(parent, "ablate", workers, trainings, as_json)
+
+    findings: dict[str, Any] = {}
+    texts = []
+    if start is not None:
+        ablation = path.ablate(
+            parent.study, child, (start, end), seeds, select_seeds, rounds, train
         )
-        count += path.trainings(len(changes), seeds, select_seeds, rounds)
-    count += sum(2 * seeds * len(question.compare) for question in parent.spec.questions if ask)
-    train, workers = _ready(parent, opened, as_json, score_test=False, **how)
-    child = _child(parent, opened, "ablate", workers, count, as_json)
-    metric = parent.spec.metric
-    ablation = (
-        path.ablate(parent, child, (start, end), seeds, select_seeds, rounds, train)
-        if start is not None
-        else None
-    )
-    answers = path.measure(parent, child, parent.spec.questions, seeds, train) if ask else None
+        findings["ablation"] = ablation
+        texts.append(path.path_text(study, ablation, spec.metric))
+    if ask:
+        answers = path.measure(parent.study, child, spec.questions, seeds, train)
+        findings["questions"] = answers
+        texts.append(path.questions_text(study, answers, spec.metric))
     if as_json:
-        findings = {"ablation": ablation, "questions": answers}
-        facts = {
+        content = {
             kind: finding.model_dump(mode="json", by_alias=True)
             for kind, finding in findings.items()
-            if finding
         }
-        click.echo(json.dumps(named(facts, metric), indent=2))
-        return
-    if ablation:
-        click.echo(path.path_text(study, ablation, metric))
-    if answers:
-        click.echo(path.questions_text(study, answers, metric))
+        echo_json(content, spec.metric)
+    else:
+        for text in texts:
+            click.echo(text)

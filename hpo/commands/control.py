@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hpo.study.study import Study
 
 reason_option = click.option(
-    "--reason", default="", metavar="TEXT", help="Why; kept, and shown with it."
+    "--reason", default="", metavar="TEXT", help="Why. It is stored and shown."
 )
 trial_option = click.option(
     "--trial", type=click.IntRange(min=0), metavar="N", help="The trial's number."
@@ -23,31 +23,33 @@ trial_option = click.option(
 @reason_option
 @database_option
 def pause(study: str, reason: str, database: str | None) -> None:
-    """Hand all running trials back with a checkpoint. Workers wait, with their data loaded, for hpo resume."""
+    """Hand all running trials back with a checkpoint. Workers keep their data loaded and wait."""
     from hpo.study import control
 
-    found = read_study(study, database)
-    running = found.standing().running
-    click.echo(
-        f"{control.halt(found, 'paused', reason)}\n{_handed_back(running)} Workers wait for: hpo resume --study {study}"
-    )
+    opened = read_study(study, database)
+    running = opened.standing().running
+    click.echo(control.halt(opened, "paused", reason))
+    click.echo(f"{_handed_back(running)} Workers wait for: hpo resume --study {study}")
 
 
 @click.command()
 @study_option
 @database_option
 def resume(study: str, database: str | None) -> None:
-    """Go on with a study that was paused or stopped."""
+    """Continue a study that was paused or stopped."""
     from hpo.study import control
 
-    ended = control.resume(read_study(study, database))
-    if ended is None:
+    halt = control.resume(read_study(study, database))
+    if halt is None:
         click.echo(f"study {study} is neither paused nor stopped")
-    elif ended.state == "paused":
-        click.echo(f"was {ended}\nWorkers that wait go on within seconds")
+        return
+    click.echo(f"was {halt}")
+    if halt.state == "paused":
+        click.echo("Waiting workers continue within seconds")
     else:
         click.echo(
-            f"was {ended}\nIts workers have left. Start some: the same launch line, or hpo worker --study {study}"
+            "Its workers have left. Start new ones with the same hpo launch command, "
+            f"or with hpo worker --study {study}"
         )
 
 
@@ -56,22 +58,24 @@ def resume(study: str, database: str | None) -> None:
 @reason_option
 @database_option
 def stop(study: str, reason: str, database: str | None) -> None:
-    """Hand all running trials back with a checkpoint, and let the workers leave. The same launch line goes on with the study."""
+    """Hand all running trials back with a checkpoint, and let the workers leave.
+
+    The same hpo launch command continues the study.
+    """
     from hpo.study import control
 
-    found = read_study(study, database)
-    running = found.standing().running
+    opened = read_study(study, database)
+    running = opened.standing().running
+    click.echo(control.halt(opened, "stopped", reason))
     click.echo(
-        f"{control.halt(found, 'stopped', reason)}\n{_handed_back(running)} Workers leave. To go on: the same launch line"
+        f"{_handed_back(running)} Workers leave. To continue, run the same hpo launch command"
     )
 
 
 def _handed_back(running: int) -> str:
-    return (
-        f"{running} running trials are handed back with a checkpoint within seconds."
-        if running
-        else "No trial runs."
-    )
+    if not running:
+        return "No trial is running."
+    return f"{running} running trials are handed back with a checkpoint within seconds."
 
 
 @click.command()
@@ -82,17 +86,26 @@ def _handed_back(running: int) -> str:
 @reason_option
 @database_option
 def kill(study: str, trial: int, reason: str, database: str | None) -> None:
-    """End one trial, running or waiting: stopped by hand, with who and why. Its worker takes the next one."""
-    found = open_study(study, database)
+    """Stop one trial, running or waiting. Its worker takes the next one.
+
+    The record says that it was stopped by hand, by whom, and why.
+    """
+    opened = open_study(study, database)
     from hpo.study import control
 
-    ran = control.kill(found, trial, reason)
-    if not ran:  # else its worker removes the checkpoints
+    was_running = control.kill(opened, trial, reason)
+    if was_running:
+        # The worker removes the checkpoints.
+        effect = "its worker takes the next one within seconds"
+    else:
         from hpo.study.paths import study_folder, trial_folder
 
-        shutil.rmtree(trial_folder(study_folder(found), trial), ignore_errors=True)
-    click.echo(f"trial {trial} is stopped by hand; {'its worker takes the next one within seconds' if ran else 'it did not run'}. "
-               f"It counts as one of the budget's {found.budget.trials}")  # fmt: skip
+        shutil.rmtree(trial_folder(study_folder(opened), trial), ignore_errors=True)
+        effect = "it was not running"
+    click.echo(
+        f"trial {trial} is stopped by hand; {effect}. "
+        f"It counts as one of the budget's {opened.budget.trials} trials"
+    )
 
 
 @click.command()
@@ -101,11 +114,11 @@ def kill(study: str, trial: int, reason: str, database: str | None) -> None:
 @click.option(
     "--like",
     metavar="best|START|N",
-    help="The trial whose values the other parameters get. Default: they are sampled.",
+    help="Take the other parameters from this trial. Default: they are sampled.",
 )
 @database_option
 def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str | None) -> None:
-    """Try a configuration of your own: the next trial to begin. The budget stays as it is."""
+    """Run a configuration of your own as the next trial. The budget stays the same."""
     from hpo.errors import CallerError
     from hpo.space.spec import parse_settings
     from hpo.study import control
@@ -114,31 +127,29 @@ def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str
         raise CallerError(
             "hpo enqueue: no values. Valid: FIELD=VALUE such as optimizer.lr=0.01, or --like best"
         )
-    found = open_study(study, database)
-    given = parse_settings(values, "hpo enqueue ", found.spec.base, found.spec.parameters)
-    chosen, sampled = control.chosen_values(
-        found.spec, given, _values_of(found, like) if like else {}
-    )
-    number = control.enqueue(found, chosen)
-    click.echo(
-        f"trial {number} begins next: {', '.join(f'{name}={value}' for name, value in chosen.items())}"
-    )
+    opened = open_study(study, database)
+    typed = parse_settings(values, "hpo enqueue ", opened.spec.base, opened.spec.parameters)
+    others = _values_of(opened, like) if like else {}
+    chosen, sampled = control.chosen_values(opened.spec, typed, others)
+    number = control.enqueue(opened, chosen)
+    shown = ", ".join(f"{name}={value}" for name, value in chosen.items())
+    click.echo(f"trial {number} runs next: {shown}")
     if sampled:
         click.echo(f"sampled by Optuna: {', '.join(sampled)}")
-    click.echo(
-        f"It is one of the budget's {found.budget.trials} trials"
-        + (f": {over}" if (over := found.why_over()) else "")
-    )
+    line = f"It is one of the budget's {opened.budget.trials} trials"
+    why_over = opened.why_over()
+    if why_over:
+        line += f": {why_over}"
+    click.echo(line)
 
 
 def _values_of(study: "Study", like: str) -> dict[str, Any]:
+    """The parameters of a start, of the best trial, or of a trial by its number."""
     from hpo.study.pick import pick_trial
 
-    return (
-        study.spec.start_values(like)
-        if like in study.spec.starts
-        else pick_trial(study, like).params
-    )
+    if like in study.spec.starts:
+        return study.spec.start_values(like)
+    return pick_trial(study, like).params
 
 
 @click.command()
@@ -147,8 +158,12 @@ def _values_of(study: "Study", like: str) -> dict[str, Any]:
 @click.argument("text")
 @database_option
 def note(study: str, trial: int | None, text: str, database: str | None) -> None:
-    """Add TEXT to the note of the study, or of a trial, that optuna-dashboard shows, with your name and the time."""
+    """Add TEXT, with your name and the time, to the note of a study or of a trial.
+
+    optuna-dashboard shows the notes.
+    """
     from hpo.study import control
 
     control.note(open_study(study, database), text, trial)
-    click.echo(f"noted on {'study ' + study if trial is None else f'trial {trial}'}")
+    noted = f"study {study}" if trial is None else f"trial {trial}"
+    click.echo(f"noted on {noted}")

@@ -46,7 +46,7 @@ def dashboard(
     no_browser: bool,
     database: str | None,
 ) -> None:
-    """Serve the studies as web pages, with curves, plots, notes and files of every trial, until Ctrl-C."""
+    """Serve the studies as web pages, with plots, notes and files of every trial, until Ctrl-C."""
     from hpo.dashboard.server import Options, serve
     from hpo.store.database import open_database
 

@@ -1,6 +1,5 @@
 """What a study's trials say together: effects, ensemble, plan."""
 
-import json
 from pathlib import Path
 
 import click
@@ -9,6 +8,7 @@ from hpo.commands.shared import (
     data_option,
     database_option,
     device_option,
+    echo_json,
     json_option,
     open_study,
     read_study,
@@ -28,9 +28,8 @@ from hpo.errors import CallerError
 @database_option
 @json_option
 def effects(study: str, plot: Path | None, database: str | None, as_json: bool) -> None:
-    """Show which parameters matter, which pairs of them interact, and whether that is more than noise."""
+    """Show which parameters matter, which pairs interact, and whether that is more than noise."""
     from hpo.analysis.effects import build_effects, effects_text
-    from hpo.trainer import named
 
     if plot:
         from hpo.report.heatmap import check_plot
@@ -38,17 +37,17 @@ def effects(study: str, plot: Path | None, database: str | None, as_json: bool) 
         check_plot(plot)
     opened = open_study(study, database)
     metric = opened.spec.metric
-    found = build_effects(opened)
+    finding = build_effects(opened)
     if plot:
         from hpo.report.heatmap import draw
 
-        draw(found.model_dump(mode="json"), plot, metric)
-    shown = (
-        json.dumps(named(found.model_dump(mode="json"), metric), indent=2)
-        if as_json
-        else effects_text(found, metric)
-    )
-    click.echo(shown + (f"\nwrote {plot}" if plot and not as_json else ""))
+        draw(finding.model_dump(mode="json"), plot, metric)
+    if as_json:
+        echo_json(finding.model_dump(mode="json"), metric)
+        return
+    click.echo(effects_text(finding, metric))
+    if plot:
+        click.echo(f"wrote {plot}")
 
 
 @click.command()
@@ -56,7 +55,7 @@ def effects(study: str, plot: Path | None, database: str | None, as_json: bool) 
 @click.option(
     "--trials",
     metavar="N,N,...",
-    help="Choose among these only. Default: the best 40 whose weights are here.",
+    help="Choose among these only. Default: the best 40 with weights on this machine.",
 )
 @click.option(
     "--max-size",
@@ -64,56 +63,68 @@ def effects(study: str, plot: Path | None, database: str | None, as_json: bool) 
     default=10,
     show_default=True,
     metavar="N",
-    help="Members, counted as often as they are taken.",
+    help="Members at most; one that is taken twice counts twice.",
 )
 @data_option
 @device_option
 @database_option
 @json_option
-def ensemble(study: str, trials: str | None, max_size: int, data: Path | None, device: str | None, database: str | None,
-             as_json: bool) -> None:  # fmt: skip
-    """Combine finished trials, chosen on validation, and score the combination on test beside the best single one."""
-    from hpo.analysis.ensemble import build_ensemble, ensemble_text
-    from hpo.trainer import named
+def ensemble(
+    study: str,
+    trials: str | None,
+    max_size: int,
+    data: Path | None,
+    device: str | None,
+    database: str | None,
+    as_json: bool,
+) -> None:
+    """Combine finished trials, chosen on validation, and score them on test.
 
-    numbers = [part.strip() for part in trials.split(",")] if trials is not None else []
+    The score of the best single trial is given for comparison.
+    """
+    from hpo.analysis.ensemble import build_ensemble, ensemble_text
+
+    numbers = []
+    if trials is not None:
+        numbers = [part.strip() for part in trials.split(",")]
     if not all(number.isdecimal() for number in numbers):
         raise CallerError(f"--trials {trials}: not trial numbers. Valid: such as 3,7,9")
     opened = open_study(study, database)
     opened.spec.offered("ensemble", "ensembles")
-    found = build_ensemble(opened, [int(number) for number in numbers], max_size, device, data)
+    finding = build_ensemble(opened, [int(number) for number in numbers], max_size, device, data)
     metric = opened.spec.metric
-    click.echo(
-        json.dumps(named(found.model_dump(mode="json"), metric), indent=2)
-        if as_json
-        else ensemble_text(found, metric)
-    )
+    if as_json:
+        echo_json(finding.model_dump(mode="json"), metric)
+    else:
+        click.echo(ensemble_text(finding, metric))
 
 
 @click.command()
 @study_option
 @click.option(
-    "--gpus", type=click.IntRange(min=1), required=True, metavar="N", help="That work at once."
+    "--gpus",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="N",
+    help="GPUs in use at the same time.",
 )
 @click.option(
     "--hours",
     type=click.FloatRange(min=0, min_open=True),
     required=True,
     metavar="H",
-    help="So long.",
+    help="Hours that they are used.",
 )
 @database_option
 @json_option
 def plan(study: str, gpus: int, hours: float, database: str | None, as_json: bool) -> None:
-    """Show how many trials fit into some GPUs and hours, by what the trials so far have cost."""
+    """Estimate how many trials fit into some GPU-hours, from the cost of the trials so far."""
     from hpo.analysis.plan import build_plan, plan_text
-    from hpo.trainer import named
 
     opened = read_study(study, database)
     metric = opened.spec.metric
-    found = build_plan(opened, gpus, hours)
-    click.echo(
-        json.dumps(named(found.model_dump(mode="json"), metric), indent=2)
-        if as_json
-        else plan_text(found, metric)
-    )
+    finding = build_plan(opened, gpus, hours)
+    if as_json:
+        echo_json(finding.model_dump(mode="json"), metric)
+    else:
+        click.echo(plan_text(finding, metric))

@@ -1,21 +1,24 @@
 """The machine, its data sets and its database: doctor, data, database."""
 
-import json
 from pathlib import Path
 
 import click
 
-from hpo.commands.shared import data_option, database_option, json_option
+from hpo.commands.shared import data_option, database_option, echo_json, json_option
 from hpo.errors import DatabaseError, MachineError
 
 
 @click.command()
 @click.option(
-    "--study", metavar="NAME", help="Compare code and data with those of this study's workers too."
+    "--study", metavar="NAME", help="Also compare code and data with those of this study's workers."
 )
 @data_option
-@click.option("--artifacts", type=click.Path(path_type=Path), metavar="DIR",
-              help="The folder that the machines share. Default: $HPO_HOME/studies.")  # fmt: skip
+@click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder that the machines share. Default: $HPO_HOME/studies.",
+)
 @database_option
 @json_option
 def doctor(
@@ -25,27 +28,27 @@ def doctor(
     database: str | None,
     as_json: bool,
 ) -> None:
-    """Look at what a worker on this machine needs: GPUs, database, clock, TLS, folders, the study's code and data.
+    """Check what a worker on this machine needs.
 
-    Exit code 1 if something is missing.
+    These are GPUs, database, clock, TLS, folders, and the study's code and data. The exit code is 1
+    if something is missing.
     """
     from dataclasses import asdict
 
     from hpo.launch.doctor import as_text, examine
 
     findings = examine(study, database, data, artifacts)
-    click.echo(
-        json.dumps([asdict(finding) for finding in findings], indent=2)
-        if as_json
-        else as_text(findings)
-    )
+    if as_json:
+        echo_json([asdict(finding) for finding in findings])
+    else:
+        click.echo(as_text(findings))
     if any(finding.level == "fail" for finding in findings):
         raise SystemExit(MachineError.exit_code)
 
 
 @click.group()
 def data() -> None:
-    """Look at data sets, and make them quick to open."""
+    """Check data sets, and convert them so that they open quickly."""
 
 
 @data.command(name="check")
@@ -54,25 +57,32 @@ def data() -> None:
     "--kernel",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Of the decoder, in bins, for CTC's needs. Default: 32.",
+    help="The decoder's kernel in bins: CTC needs enough outputs for each sentence. Default: 32.",
 )
 @click.option(
-    "--stride", type=click.IntRange(min=1), metavar="N", help="Of the decoder, in bins. Default: 4."
+    "--stride",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The decoder's stride in bins. Default: 4.",
 )
 @json_option
 def data_check(path: Path | None, kernel: int | None, stride: int | None, as_json: bool) -> None:
-    """Say what is in PATH and what is wrong with it. Without PATH: the bundled recordings.
+    """Describe the data set PATH and what is wrong with it. Without PATH: the bundled recordings.
 
-    Exit code 2 if it cannot be trained on.
+    The exit code is 2 if a decoder cannot be trained on it.
     """
     from hpo.decoder.config import ModelConfig
     from hpo.decoder.facts import data_facts
     from hpo.errors import DataError
 
-    given = {name: value for name, value in (("kernel", kernel), ("stride", stride)) if value}
-    facts = data_facts(path, ModelConfig.model_validate(given))
+    settings = {}
+    if kernel:
+        settings["kernel"] = kernel
+    if stride:
+        settings["stride"] = stride
+    facts = data_facts(path, ModelConfig.model_validate(settings))
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        echo_json(facts)
     else:
         from rich.console import Console
 
@@ -82,14 +92,18 @@ def data_check(path: Path | None, kernel: int | None, stride: int | None, as_jso
     if facts["fault"]:
         raise DataError(facts["fault"])
     if not as_json:
-        click.echo(f"\nNext: hpo launch --study lr-aug{f' --data {path}' if path else ''}")
+        option = f" --data {path}" if path else ""
+        click.echo(f"\nNext: hpo launch --study lr-aug{option}")
 
 
 @data.command(name="convert")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 def data_convert(source: Path, out: Path) -> None:
-    """Write the data set SRC as OUT, a folder that opens at once and that all workers of a machine share in memory."""
+    """Write the data set SRC as the folder OUT, which opens at once.
+
+    All workers of a machine share one copy of it in memory.
+    """
     from hpo.data.formats import open_source
     from hpo.data.store import convert
 
@@ -100,15 +114,16 @@ def data_convert(source: Path, out: Path) -> None:
         raise SystemExit(130) from None
     for name, part in manifest.partitions.items():
         click.echo(
-            f"{name:<12}{part.sentences} sentences, {part.features} features, fingerprint {part.fingerprint}"
+            f"{name:<12}{part.sentences} sentences, {part.features} features, "
+            f"fingerprint {part.fingerprint}"
         )
         if part.guessed:
             click.echo(
-                f"            {len(part.guessed)} words are in no dictionary, their phonemes guessed from their letters"
+                f"            {len(part.guessed)} words are not in the dictionary; "
+                "their phonemes are guessed from the spelling"
             )
-    click.echo(
-        f"wrote {out}, {manifest.bytes() / 1e9:.2f} GB\nNext: hpo data check {out}, or hpo launch --study lr-aug --data {out}"
-    )
+    click.echo(f"wrote {out}, {manifest.bytes() / 1e9:.2f} GB")
+    click.echo(f"Next: hpo data check {out}, or hpo launch --study lr-aug --data {out}")
 
 
 @click.group()
@@ -118,33 +133,37 @@ def database() -> None:
 
 @database.command(name="status")
 def database_status() -> None:
-    """Say whether it runs and where its data are."""
+    """Show whether the server runs and where its data are."""
     from hpo.store.database import home
     from hpo.store.embedded import EmbeddedServer
 
     server = EmbeddedServer(home())
     url = server.url()
-    if not url and (owner := server.owner_elsewhere()):
-        click.echo(f"not running here: it belongs to {owner}; data in {server.where()}")
-        return
-    click.echo(
-        f"{'running at ' + url.rpartition('@')[2] if url else 'not running'}; data in {server.where()}"
-    )
+    state = "not running"
+    if url:
+        _, _, address = url.rpartition("@")
+        state = f"running at {address}"
+    else:
+        owner = server.owner_elsewhere()
+        if owner:
+            state = f"not running here: it belongs to {owner}"
+    click.echo(f"{state}; data in {server.where()}")
 
 
 @database.command(name="stop")
 def database_stop() -> None:
-    """Stop it, for every process that uses it. The next command that needs it starts it again."""
+    """Stop the server for every process that uses it. The next command that needs it starts it."""
     from hpo.store.database import home
     from hpo.store.embedded import EmbeddedServer
 
-    click.echo("stopped" if EmbeddedServer(home()).stop() else "it was not running")
+    was_running = EmbeddedServer(home()).stop()
+    click.echo("stopped" if was_running else "it was not running")
 
 
 @database.command(name="adopt")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def database_adopt(yes: bool) -> None:
-    """Let this machine run it from now on, when the machine that ran it is gone for good."""
+    """Let this machine run the server, if the machine that ran it is gone for good."""
     from hpo.store.database import home
     from hpo.store.embedded import EmbeddedServer
 
@@ -164,11 +183,13 @@ def database_adopt(yes: bool) -> None:
         click.echo(f"It belongs to {owner}.")
     if server.has_data():
         click.echo(
-            f"Two servers on {server.data} destroy what is in it. Adopt it only if no other machine or container runs one."
+            f"Two servers on {server.data} would destroy its data. "
+            "Adopt it only if no other machine or container runs one."
         )
     else:
         click.echo(
-            f"Its files, {server.data}, are not on this machine. Adopted, it begins here without studies."
+            f"Its files in {server.data} are not on this machine. "
+            "If you adopt it, it starts here without any study."
         )
     if not yes:
         click.confirm("Adopt it?", abort=True)

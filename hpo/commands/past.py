@@ -1,13 +1,12 @@
 """Runs that were trained elsewhere: import, backtest."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpo.commands.shared import database_option, json_option, open_study
+from hpo.commands.shared import database_option, echo_json, json_option, open_study
 from hpo.errors import CallerError, SpecError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from hpo.study.study import Study
     from hpo.trainer import Metric, Trainer
 
-# What the Brain-to-Text '25 trainer writes into training_log, per-session lines left aside.
+# The lines that the Brain-to-Text '25 trainer writes into training_log, except those of sessions.
 BRAIN_TO_TEXT_25 = (
     r"Val batch (?P<step>\d+): PER \(avg\): (?P<value>\S+) "
     r"CTC Loss \(avg\): (?P<validation_loss>\S+)",
@@ -31,17 +30,17 @@ map_option = click.option(
     "maps",
     multiple=True,
     metavar="COLUMN=FIELD",
-    help="What a column of a CSV, TSV or JSONL table is: name, split, step (updates), per, loss, "
-    "seconds (since the "
-    "start), lr, or a field such as optimizer.lr. Columns of these names need none.",
+    help="What a column of a CSV, TSV or JSONL table means: name, split, step (updates), per, "
+    "loss, seconds (since the start), lr, or a field such as optimizer.lr. Columns with these "
+    "names need no --map.",
 )
 curve_option = click.option(
     "--curve",
     "study_file",
     type=path_argument,
     metavar="STUDYFILE.yaml",
-    help="Read the runs as the script: section of this study file says: its curve, metric and "
-    "config.",
+    help="Read the runs with the curve, metric and config in the script: section of this study "
+    "file.",
 )
 
 
@@ -63,7 +62,7 @@ def _scripts_of_study(settings: "CompleteScript", study: "Study") -> "ScriptRuns
 
 
 def _scripts_of_file(path: Path) -> "ScriptRuns":
-    """The runs of the script of a study file, whose code need not be here. Raises SpecError."""
+    """The runs of the script of a study file. Its code need not exist here. Raises SpecError."""
     from hpo.past.script_runs import Fields
     from hpo.script.files import read_base
     from hpo.script.section import read_section
@@ -72,7 +71,7 @@ def _scripts_of_file(path: Path) -> "ScriptRuns":
         raise SpecError(f"--curve {path}: no such file. Give a study file with a script: section")
     tree = read_base(path).tree
     if not isinstance(tree.get("script"), dict):
-        raise SpecError(f"--curve {path}: has no script: section. Give a study file that has one")
+        raise SpecError(f"--curve {path}: no script: section. Give a study file that has one")
     settings = read_section(tree["script"], f"{path.name}: script")
     targets = {name: [field] for name, field in _own_fields(settings).items()}
     fields = Fields(targets | _writes(tree), _fixed(settings), None, settings.steps)
@@ -80,21 +79,22 @@ def _scripts_of_file(path: Path) -> "ScriptRuns":
 
 
 def _own_fields(settings: "ScriptSettings") -> dict[str, str]:
-    """steps and seed, where they are fields."""
+    """The script's fields for steps and seed, if it has them."""
     own = {"steps": settings.steps, "seed": settings.seed}
     return {name: field for name, field in own.items() if isinstance(field, str)}
 
 
 def _writes(tree: Mapping[Any, Any]) -> dict[str, list[str]]:
-    """Of a study file: the parameters that write other fields than the one of their name."""
+    """The parameters of a study file that write other fields than the one they are named after."""
     parameters = tree.get("parameters")
     if not isinstance(parameters, dict):
         return {}
-    return {
-        str(name): [str(field) for field in parameter["writes"]]
-        for name, parameter in parameters.items()
-        if isinstance(parameter, dict) and isinstance(parameter.get("writes"), list)
-    }
+    written: dict[str, list[str]] = {}
+    for name, parameter in parameters.items():
+        fields = parameter.get("writes") if isinstance(parameter, dict) else None
+        if isinstance(fields, list):
+            written[str(name)] = [str(field) for field in fields]
+    return written
 
 
 def _fixed(settings: "ScriptSettings") -> frozenset[str]:
@@ -105,14 +105,18 @@ def _scripts(settings: "ScriptSettings", fields: "Fields", metric: "Metric") -> 
     from hpo.past.script_runs import CONFIG_FILES, ScriptRuns
     from hpo.script.files import read_base
 
-    given = settings.config
-    names = (given.file, given.origin and Path(given.origin).name) if given else ()
+    config_files = list(CONFIG_FILES)
+    if settings.config:
+        own_files = [settings.config.file]
+        if settings.config.origin:
+            own_files.append(Path(settings.config.origin).name)
+        config_files = [*filter(None, own_files), *CONFIG_FILES]
     return ScriptRuns(
         curve_file=settings.curve.file,
         form=_form(settings.curve),
         has_pattern=bool(settings.curve.pattern),
         read_config=lambda path: read_base(path).values(),
-        config_files=tuple(dict.fromkeys([*filter(None, names), *CONFIG_FILES])),
+        config_files=tuple(dict.fromkeys(config_files)),
         fields=fields,
         metric=metric,
         split=settings.partition,
@@ -120,7 +124,7 @@ def _scripts(settings: "ScriptSettings", fields: "Fields", metric: "Metric") -> 
 
 
 def _brain_to_text_25() -> "ScriptRuns":
-    """The runs of that trainer, which are known without a study."""
+    """The runs of the Brain-to-Text '25 trainer, which need no study to be read."""
     from hpo.past.script_runs import Fields, ScriptRuns
     from hpo.script.files import read_base
     from hpo.script.settings import CurveSettings
@@ -132,7 +136,7 @@ def _brain_to_text_25() -> "ScriptRuns":
         read_config=lambda path: read_base(path).values(),
         config_files=("args.yaml",),
         fields=Fields(steps="num_training_batches"),
-        # It evaluates at its last batch, which it counts from 0.
+        # The trainer counts batches from 0, and evaluates at its last one.
         steps_missing=1,
         foreign="a run of the Brain-to-Text '25 trainer, which the study does not train",
     )
@@ -153,18 +157,18 @@ def _form(curve: "CurveSettings") -> "Any":
 def _scripts_for(
     study: "Study | None", study_file: Path | None, maps: tuple[str, ...]
 ) -> "ScriptRuns | None":
-    """How the runs of a script are read, as its study or a study file says.
+    """How to read the runs of a script, from its study or from a study file.
 
-    None: nobody says that. Raises SpecError.
+    None if neither is given. Raises CallerError and SpecError.
     """
     of_script = study is not None and study.spec.script is not None
     if study_file and study:
         raise CallerError(
-            "--curve and --study: the study says itself how runs are read. Give one of them"
+            "--curve and --study: the study already says how to read runs. Give one of the two"
         )
     if maps and (of_script or study_file):
         raise CallerError(
-            "--map is for tables, and the curve: of the script says how its runs are read. Leave "
+            "--map is for tables; the runs of a script are read as its curve: section says. Leave "
             "--map out"
         )
     if study_file:
@@ -199,7 +203,7 @@ def _read(
 @click.command("import")
 @click.argument("runs_dir", type=path_argument, required=False)
 @click.option(
-    "--study", metavar="NAME", help="Add those that are comparable to this study, for its sampler."
+    "--study", metavar="NAME", help="Add the comparable runs to this study, for its sampler."
 )
 @click.option(
     "--from-study",
@@ -210,8 +214,8 @@ def _read(
 @click.option(
     "--same-data",
     is_flag=True,
-    help="I say that they were trained on the study's data and scored on its validation part: no "
-    "run records that.",
+    help="You confirm that the runs used the study's data and were scored on its validation part; "
+    "the runs themselves do not record that.",
 )
 @curve_option
 @map_option
@@ -220,7 +224,7 @@ def _read(
     "settings",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="What a field was in the runs that do not record it, such as optimizer.eps=1e-8.",
+    help="The value of a field in runs that do not record it, such as optimizer.eps=1e-8.",
 )
 @database_option
 @json_option
@@ -235,48 +239,48 @@ def import_(
     database: str | None,
     as_json: bool,
 ) -> None:
-    """Show past runs and what is doubtful about them; with --study, its sampler learns from them.
+    """Show past runs with warnings about them; with --study, its sampler learns from them.
 
     RUNS_DIR is a run folder of neural_seq_decoder or a descendant (args, metrics.jsonl,
-    trainingStats) or of the Brain-to-Text '25 trainer (training_log), a folder of such, or a table.
-    With the --study of a script, or with --curve, it holds runs of that script. --from-study takes
-    another study's trials on the same data. Imported runs are never best and count in no budget.
-    The same import twice adds nothing.
+    trainingStats) or of the Brain-to-Text '25 trainer (training_log), a folder of such folders, or
+    a table. With --study of a script, or with --curve, it holds runs of that script. --from-study
+    takes another study's trials on the same data. Imported runs are never reported as the best and
+    do not count in the budget. Importing the same runs again adds nothing.
     """
     from rich.console import Console
 
     from hpo.past.importing import facts, import_runs, runs_of, stated
     from hpo.space.spec import parse_settings
     from hpo.terminal.past import past_picture
-    from hpo.trainer import named
 
     if same_data and not study:
         raise CallerError(
-            "--same-data without --study: it says which study's data the runs are of. Add "
-            "--study NAME"
+            "--same-data without --study: it is about the data of a study. Add --study NAME"
         )
     if (runs_dir is None) == (other is None):
-        raise CallerError("give RUNS_DIR or --from-study NAME, one of them")
+        raise CallerError("give either RUNS_DIR or --from-study NAME")
     if other and not study:
         raise CallerError(
-            f"--from-study {other} without --study: it says whose sampler is to learn. Add "
+            f"--from-study {other} without --study: the study whose sampler learns is missing. Add "
             "--study NAME"
         )
-    found = open_study(study, database) if study else None
-    scripts = _scripts_for(found, study_file, maps)
-    trainer = _trainer(found)
+    opened = open_study(study, database) if study else None
+    scripts = _scripts_for(opened, study_file, maps)
+    trainer = _trainer(opened)
     metric = scripts.metric if scripts else trainer.metric
     if runs_dir is not None:
-        runs, refused = _read(runs_dir, maps, scripts, found)
+        runs, refused = _read(runs_dir, maps, scripts, opened)
         config = None if study_file else trainer.config
         values = parse_settings(settings, names=config.names() if config else None)
         runs = [stated(run, values, config) for run in runs]
     else:
-        assert found and other
-        runs, refused, same_data = runs_of(open_study(other, database), found), {}, True
-    rows = import_runs(found, runs, same_data) if found else [facts(run) for run in runs]
+        assert opened and other
+        runs = runs_of(open_study(other, database), opened)
+        refused = {}
+        same_data = True
+    rows = import_runs(opened, runs, same_data) if opened else [facts(run) for run in runs]
     if as_json:
-        click.echo(json.dumps(named({"runs": rows, "refused": refused}, metric), indent=2))
+        echo_json({"runs": rows, "refused": refused}, metric)
     else:
         Console(highlight=False).print(past_picture(rows, refused, metric))
 
@@ -286,22 +290,23 @@ def import_(
 @click.option(
     "--study",
     metavar="NAME",
-    help="Replay the trials of this study; with RUNS_DIR, past runs as this study reads and "
-    "judges them.",
+    help="Replay the trials of this study; with RUNS_DIR, read and judge past runs the way this "
+    "study does.",
 )
 @click.option(
     "--rule",
     "rules",
     multiple=True,
     metavar="RULE",
-    help="own-past, median, asha, hyperband or patient; several times for several. Default: "
-    "own-past, median, asha.",
+    help="own-past, median, asha, hyperband or patient; may be repeated. Default: own-past, "
+    "median, asha.",
 )
 @click.option(
     "--sweep",
     "with_sweep",
     is_flag=True,
-    help="Show how far each constant of own-past may move before it errs on these runs.",
+    help="Show how far each constant of own-past can be changed before it stops a healthy run or "
+    "misses a diverged one.",
 )
 @click.option(
     "--plot",
@@ -326,17 +331,17 @@ def backtest(
 ) -> None:
     """Replay stopping rules on past runs: what each would have stopped, saved and thrown away.
 
-    RUNS_DIR as for hpo import. own-past is the rule that runs live (with --study as the study has
-    it); the others are Optuna's pruners.
+    RUNS_DIR is the same as for hpo import. own-past is the rule that hpo applies during a search,
+    with the constants of --study; the others are Optuna's pruners.
     """
     from hpo.past.backtest import DEFAULT_RULES, past_curves, study_curves, sweep
     from hpo.past.backtest import backtest as replay
     from hpo.trainer import named
 
     if runs_dir is None and study is None:
-        raise CallerError("hpo backtest takes RUNS_DIR, --study NAME or both: what to replay")
+        raise CallerError("hpo backtest: nothing to replay. Give RUNS_DIR, --study NAME or both")
     if runs_dir is None and (study_file or maps):
-        raise CallerError("--curve and --map say how RUNS_DIR is read. Add RUNS_DIR")
+        raise CallerError("--curve and --map say how to read RUNS_DIR. Add RUNS_DIR")
     opened = open_study(study, database) if study else None
     own_past = opened.spec.stopping if opened else None
     refused: dict[str, str] = {}
@@ -349,24 +354,29 @@ def backtest(
         assert opened
         metric = opened.spec.metric
         curves, left_out = study_curves(opened)
-    found = replay(curves, rules or DEFAULT_RULES, own_past)
+    finding = replay(curves, rules or DEFAULT_RULES, own_past)
     not_replayable = left_out | refused
     ranges = sweep(curves, own_past) if with_sweep else ()
     if plot:
         from hpo.past.pictures import backtest_picture
 
-        backtest_picture(found, curves, plot)
-    facts = found.model_dump(mode="json") | {"not_replayable": not_replayable}
-    swept = {"sweep": [row.model_dump(mode="json") for row in ranges]} if with_sweep else {}
+        backtest_picture(finding, curves, plot)
+    content = finding.model_dump(mode="json") | {"not_replayable": not_replayable}
+    # Names in the sweep are those of the rule's constants, whatever the metric is called.
+    swept = {}
+    if with_sweep:
+        swept["sweep"] = [row.model_dump(mode="json") for row in ranges]
     if opened and runs_dir is None:
-        opened.keep_result("backtest", facts | swept)
+        opened.keep_result("backtest", content | swept)
     if as_json:
-        click.echo(json.dumps(named(facts, metric) | swept, indent=2))
+        echo_json(named(content, metric) | swept)
         return
     from rich.console import Console
 
     from hpo.terminal import past as terminal
 
-    Console(highlight=False).print(terminal.backtest_picture(found, ranges, not_replayable, metric))
+    Console(highlight=False).print(
+        terminal.backtest_picture(finding, ranges, not_replayable, metric)
+    )
     if plot:
         click.echo(f"wrote {plot}")

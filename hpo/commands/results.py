@@ -1,6 +1,5 @@
 """What a study found, and its decoders: report, export, evaluate."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from hpo.commands.shared import (
     data_option,
     database_option,
     device_option,
+    echo_json,
     json_option,
     read_study,
     study_option,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write all that is known as one page, with pictures.",
+    help="Write the whole report as one page with pictures.",
 )
 @click.option(
     "--md",
@@ -41,19 +41,20 @@ if TYPE_CHECKING:
 def report(
     study: str, database: str | None, as_json: bool, html: Path | None, md: Path | None
 ) -> None:
-    """Report the best PER beside the starts, what was stopped and why, and the compute."""
-    found = read_study(study, database)
+    """Report the best PER and that of the starts, what was stopped and why, and the compute."""
+    opened = read_study(study, database)
     if as_json or not (html or md):
-        print_report(found, database, as_json)
-    if html or md:
-        from hpo.report.page import as_html, as_markdown
-        from hpo.report.report_page import facts_of, page_of
+        print_report(opened, database, as_json)
+    if not (html or md):
+        return
+    from hpo.report.page import as_html, as_markdown
+    from hpo.report.report_page import facts_of, page_of
 
-        page = page_of(facts_of(found))
-        for option, path, render in (("--html", html, as_html), ("--md", md, as_markdown)):
-            if path:
-                _write(option, path, render(*page))
-                click.echo(f"wrote {path}", err=as_json)
+    page = page_of(facts_of(opened))
+    for option, path, render in (("--html", html, as_html), ("--md", md, as_markdown)):
+        if path:
+            _write(option, path, render(*page))
+            click.echo(f"wrote {path}", err=as_json)
 
 
 def _write(option: str, path: Path, text: str) -> None:
@@ -66,8 +67,15 @@ def _write(option: str, path: Path, text: str) -> None:
 @click.command()
 @study_option
 @click.option("--trial", default="best", show_default=True, metavar="best|N", help="Which trial.")
-@click.option("--format", "kind", type=click.Choice(["yaml", "neural_seq_decoder", "script"]), default="yaml", show_default=True,
-              help="The configuration, the folder that the reference code's loadModel reads, or a script's files.")  # fmt: skip
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["yaml", "neural_seq_decoder", "script"]),
+    default="yaml",
+    show_default=True,
+    help="The configuration, a folder that loadModel of the reference code reads, or the files of "
+    "a script.",
+)
 @weights_option
 @click.option(
     "--out",
@@ -83,25 +91,29 @@ def export(
     """Write a trial's configuration as YAML, or its model for the lab's own code."""
     from hpo.report.report import export_script, export_text
 
-    found = read_study(study, database)
+    opened = read_study(study, database)
     if kind == "script":
-        click.echo("\n".join(export_script(found, trial, out)))
+        click.echo("\n".join(export_script(opened, trial, out)))
         return
     if kind == "neural_seq_decoder":
-        found.spec.offered("reference folder", "export to neural_seq_decoder")
+        opened.spec.offered("reference folder", "export to neural_seq_decoder")
         from hpo.analysis.weights import weights_of
         from hpo.decoder.scoring import export_reference
 
-        click.echo("\n".join(export_reference(weights_of(found, trial, weights), out)))
+        click.echo("\n".join(export_reference(weights_of(opened, trial, weights), out)))
         return
-    _write("--out", out, export_text(found, trial))
+    _write("--out", out, export_text(opened, trial))
     click.echo(f"wrote {out}")
 
 
 @click.command()
-@click.option("--model", required=True, metavar="PATH|best|N",
-              help="A .safetensors file, a neural_seq_decoder folder, or with --study a trial.")  # fmt: skip
-@click.option("--study", metavar="NAME", help="The study, when --model is a trial.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="PATH|best|N",
+    help="A .safetensors file, a neural_seq_decoder folder, or with --study a trial.",
+)
+@click.option("--study", metavar="NAME", help="The study, if --model is a trial.")
 @weights_option
 @data_option
 @click.option(
@@ -113,14 +125,26 @@ def export(
 @click.option(
     "--padding",
     type=click.Choice(["masked", "reference"]),
-    help="How padding is treated. Default: as the model was trained.",
+    help="How padding is treated. Default: as in the training of the model.",
 )
 @device_option
 @database_option
 @json_option
-def evaluate(model: str, study: str | None, weights: str, data: Path | None, partition: "Partition", padding: str | None,
-             device: str | None, database: str | None, as_json: bool) -> None:  # fmt: skip
-    """Score one decoder on a partition: PER, and the errors of each sentence. Select nothing on test or competition."""
+def evaluate(
+    model: str,
+    study: str | None,
+    weights: str,
+    data: Path | None,
+    partition: "Partition",
+    padding: str | None,
+    device: str | None,
+    database: str | None,
+    as_json: bool,
+) -> None:
+    """Score one decoder on a partition: PER, and the errors of each sentence.
+
+    Do not select anything by its score on test or competition.
+    """
     from hpo.analysis.weights import weights_of
     from hpo.decoder.scoring import score, score_text
     from hpo.worker.device import choose_device, device_name
@@ -129,18 +153,24 @@ def evaluate(model: str, study: str | None, weights: str, data: Path | None, par
     if study:
         trained = read_study(study, database)
         trained.spec.offered("evaluate", "scoring of its weights here")
-        path, data = weights_of(trained, model, weights), data or trained.data_path
+        path = weights_of(trained, model, weights)
+        data = data or trained.data_path
     chosen = choose_device(device)
-    found = score(path, data, partition, chosen, padding) | {"device": device_name(chosen)}
-    click.echo(json.dumps(found, indent=2) if as_json else score_text(found))
+    result = score(path, data, partition, chosen, padding)
+    result = result | {"device": device_name(chosen)}
+    if as_json:
+        echo_json(result)
+    else:
+        click.echo(score_text(result))
 
 
 def print_report(study: "StudyReader", database: str | None, as_json: bool = False) -> None:
     from hpo.report.report import as_text, build_report, next_command
-    from hpo.trainer import named
 
-    report, metric = build_report(study), study.spec.metric
+    metric = study.spec.metric
+    content = build_report(study)
     if as_json:
-        click.echo(json.dumps(named(report, metric), indent=2))
-    else:
-        click.echo(f"{as_text(report, metric)}\nNext: {next_command(report, database)}")
+        echo_json(content, metric)
+        return
+    click.echo(as_text(content, metric))
+    click.echo(f"Next: {next_command(content, database)}")

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where to write what was found. Default: FILE.try.json.",
+    help="Where to write the findings. Default: FILE.try.json.",
 )
 def try_(
     space: str, settings: tuple[str, ...], data: Path | None, device: str | None, out: Path | None
 ) -> None:
-    """Run a script a few times, shortened: does it start, are its values found, can it go on where it was interrupted?
+    """Run a script in a few short trainings, and report what hpo can rely on.
 
-    What is found is written beside the study file, where hpo launch looks for it.
+    Does it start, does hpo find its values, and does it resume where it was interrupted? The
+    findings are written next to the study file, where hpo launch looks for them.
     """
     from hpo.script.section import CompleteScript, try_file
     from hpo.script.trying import Trial, written
@@ -48,33 +49,34 @@ def try_(
     spec = load_spec(path, None, parse_settings(settings))
     if spec.script is None:
         raise SpecError(
-            f"{path}: has no script: section, and hpo try is for scripts. hpo launch --study {space} runs it"
+            f"{path}: no script: section, and hpo try is for scripts. "
+            f"Run hpo launch --study {space}"
         )
-    looked = look_at_data(data, spec)
-    click.echo("\n".join(looked.lines))
+    dataset = look_at_data(data, spec)
+    click.echo("\n".join(dataset.lines))
     script = CompleteScript.model_validate(spec.script)
     config: Any = spec.config()
     trial = Trial(
         script, config, _loaded(spec, data), _site(path, spec, device), click.echo, spec.alternatives()
     )
-    found = _alone(trial)
-    place = out or try_file(path)
+    findings = _run_alone(trial)
     click.echo(
-        f"takes      about {duration(found.seconds)} a training, as far as the short ones say"
+        f"takes      about {duration(findings.seconds)} per training, estimated from the short ones"
     )
+    file = out or try_file(path)
     try:
-        written(place, found, looked.facts["script"]["digest"])
+        written(file, findings, dataset.facts["script"]["digest"])
     except OSError as error:
         raise CallerError(
-            f"{place}: cannot be written ({error.strerror}). Put `resume: {found.resume or 'none'}` into script: by hand"
+            f"{file}: cannot be written ({error.strerror}). "
+            f"Put `resume: {findings.resume or 'none'}` into the script: section by hand"
         ) from None
-    click.echo(
-        f"wrote {place}: resume {found.resume or 'not known'}\nNext: hpo launch --study {space}"
-    )
+    click.echo(f"wrote {file}: resume {findings.resume or 'not known'}")
+    click.echo(f"Next: hpo launch --study {space}")
 
 
-def _alone(trial: "Trial") -> "Found":
-    """Two at once would end each other's script."""
+def _run_alone(trial: "Trial") -> "Found":
+    """Run it under a lock: two at the same time would end each other's scripts."""
     from filelock import FileLock, Timeout
 
     folder = trial.site.folder
@@ -84,7 +86,7 @@ def _alone(trial: "Trial") -> "Found":
             return trial.find()
     except Timeout:
         raise CallerError(
-            f"another hpo try of this study file runs ({folder}). Wait for its end"
+            f"another hpo try of this study file is running ({folder}). Wait until it ends"
         ) from None
 
 
@@ -112,24 +114,27 @@ def _site(path: Path, spec: "StudySpec", device: str | None) -> "Site":
 @click.command()
 @click.argument("name", required=False)
 def recipe(name: str | None) -> None:
-    """Print a ready study file for a kind of training script; without a name, which there are.
+    """Print a ready study file for a kind of training script; without a name, list them.
 
     hpo recipe brain-to-text-25 > t15.yaml
     """
     from hpo.script.recipes import recipe_names, recipe_text
 
-    click.echo(recipe_text(name) if name else "\n".join(recipe_names()), nl=not name)
+    if name:
+        click.echo(recipe_text(name), nl=False)
+    else:
+        click.echo("\n".join(recipe_names()))
 
 
 @click.command(name="script-helper")
 def script_helper() -> None:
-    """Print hpo_report.py: one file without dependencies that a script may use to report (Python 3.6 or later).
+    """Print hpo_report.py, a file without dependencies that a script may use to report.
+
+    It runs under Python 3.6 or later:
 
     hpo script-helper > hpo_report.py
     """
     import hpo.script
 
-    click.echo(
-        (Path(str(hpo.script.__file__)).parent / "hpo_report.py").read_text(encoding="utf-8"),
-        nl=False,
-    )
+    helper = Path(str(hpo.script.__file__)).parent / "hpo_report.py"
+    click.echo(helper.read_text(encoding="utf-8"), nl=False)

@@ -1,12 +1,17 @@
 """All the studies of a database: studies, delete."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpo.commands.shared import database_option, json_option, open_study, study_option
+from hpo.commands.shared import (
+    database_option,
+    echo_json,
+    json_option,
+    open_study,
+    study_option,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,26 +29,27 @@ def studies(database: str | None, as_json: bool) -> None:
     from hpo.store.database import open_database
     from hpo.study.study_list import all_studies
 
-    found = all_studies(open_database(database))
+    listed = all_studies(open_database(database))
     if as_json:
-        click.echo(json.dumps([_facts(line) for line in found], indent=2))
-    elif found:
-        Console(highlight=False).print(_table(found))
+        echo_json([_as_json(line) for line in listed])
+    elif listed:
+        Console(highlight=False).print(_table(listed))
     else:
-        click.echo("There is no study. hpo launch makes one")
+        click.echo("There is no study yet. hpo launch creates one")
 
 
-def _facts(line: "Line") -> dict[str, Any]:
+def _as_json(line: "Line") -> dict[str, Any]:
     from dataclasses import asdict
 
     from hpo.trainer import named
 
-    facts = asdict(line) | {
-        "last": line.last and line.last.isoformat(),
-        "metric": line.metric and line.metric.name,
-    }
-    found: dict[str, Any] = named(facts, line.metric) if line.metric else facts
-    return found
+    content = asdict(line)
+    content["last"] = line.last.isoformat() if line.last else None
+    content["metric"] = line.metric.name if line.metric else None
+    if line.metric is None:
+        return content
+    renamed: dict[str, Any] = named(content, line.metric)
+    return renamed
 
 
 def _table(lines: "Sequence[Line]") -> "Table":
@@ -55,17 +61,23 @@ def _table(lines: "Sequence[Line]") -> "Table":
     names = {line.metric.name for line in lines if line.metric}
     best = f"best {names.pop()}" if len(names) == 1 else "best"
     table = Table(box=None, pad_edge=False)
-    for title in ("study", "state", "trials", "run", "failed", best, "last activity"):
-        table.add_column(
-            title,
-            justify="left" if title in ("study", "state") else "right",
-            no_wrap=title != "study",
-            overflow="fold",
-        )
+    table.add_column("study", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for title in ("trials", "run", "failed", best, "last activity"):
+        table.add_column(title, justify="right", no_wrap=True)
     for line in lines:
-        of = "" if line.budget is None else f" of {line.budget}"
-        table.add_row(Text(line.name), line.state, f"{line.ended}{of}", str(line.running), str(line.failed),
-                      _best(line), local(line.last) if line.last else "")  # fmt: skip
+        trials = str(line.ended)
+        if line.budget is not None:
+            trials += f" of {line.budget}"
+        table.add_row(
+            Text(line.name),
+            line.state,
+            trials,
+            str(line.running),
+            str(line.failed),
+            _best(line),
+            local(line.last) if line.last else "",
+        )
     return table
 
 
@@ -77,14 +89,14 @@ def _best(line: "Line") -> str:
 
 @click.command()
 @study_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option(
-    "--force", is_flag=True, help="Also while workers run: their trials are lost, and they leave."
+    "--force", is_flag=True, help="Even while workers run: their trials are lost, and they leave."
 )
 @database_option
 def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
-    """Remove a study: its trials, results and files. There is no way back."""
-    found = open_study(study, database)
+    """Delete a study with its trials, results and files. This cannot be undone."""
+    opened = open_study(study, database)
     from hpo.store.database import open_database
     from hpo.study.paths import study_folder
     from hpo.study.pick import best_of
@@ -92,22 +104,25 @@ def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     from hpo.study.study_list import children
 
     if not force:
-        refuse_if_running(found)
-    records, folder = found.records(), study_folder(found)
-    metric = found.spec.metric
+        refuse_if_running(opened)
+    records = opened.records()
+    folder = study_folder(opened)
+    metric = opened.spec.metric
     best = best_of(records, metric)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    files = (
-        f"{size / 1e6:.1f} MB of weights, checkpoints and logs" if folder.is_dir() else "none here"
-    )
+    files = "none on this machine"
+    if folder.is_dir():
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        files = f"{size / 1e6:.1f} MB of weights, checkpoints and logs"
     shown = f"study {study}: {len(records)} trials"
     if best and best.value is not None:
         shown += f", best {metric.name} {metric.text(best.value)}"
     click.echo(shown)
     click.echo(f"files       {folder}: {files}")
     for child in children(open_database(database), study):
-        click.echo(f"stays       {child}, made from it: hpo delete --study {child}")
+        click.echo(f"kept        {child}, which was made from it: hpo delete --study {child}")
     if not yes:
-        click.confirm("Remove all of it, for good?", abort=True)
-    remove(found, folder)
-    click.echo(f"removed study {study} and its files here; other hosts may hold some of their own")
+        click.confirm("Delete all of this for good?", abort=True)
+    remove(opened, folder)
+    click.echo(
+        f"deleted study {study} and its files on this machine; other hosts may have files, too"
+    )

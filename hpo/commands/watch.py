@@ -1,6 +1,5 @@
 """Looking at a study that runs: status, logs."""
 
-import json
 import os
 import select
 import sys
@@ -8,18 +7,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from shutil import which
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpo.commands.shared import database_option, json_option, open_study, read_study, study_option
+from hpo.commands.shared import (
+    database_option,
+    echo_json,
+    json_option,
+    open_study,
+    read_study,
+    study_option,
+)
 from hpo.errors import CallerError, DatabaseError, SlurmError, StudyError
 
 if TYPE_CHECKING:
     from hpo.launch.slurm import Element
     from hpo.study.reader import StudyReader
 
-FOLLOW_SECONDS = 1.0  # between looks at a log
+# Between looks at a log.
+FOLLOW_SECONDS = 1.0
 
 
 @click.command()
@@ -27,61 +34,67 @@ FOLLOW_SECONDS = 1.0  # between looks at a log
 @click.option(
     "--watch",
     is_flag=True,
-    help="Stay and look again every two seconds: full screen, or a line a change. q leaves.",
+    help="Refresh every two seconds: full screen on a terminal, otherwise a line for each change. "
+    "Press q to leave.",
 )
 @database_option
 @json_option
 def status(study: str, watch: bool, database: str | None, as_json: bool) -> None:
-    """Show the trials of a study as they are now."""
+    """Show the trials of a study."""
     from dataclasses import asdict
 
     from rich.console import Console
 
     from hpo.terminal.status import trial_table
-    from hpo.trainer import named
 
     if watch and as_json:
         raise CallerError(
-            "--watch with --json: give one of them; --watch prints a line a change where the output is no terminal"
+            "--watch with --json: give one of the two. "
+            "--watch prints a line for each change if the output is not a terminal"
         )
-    found = read_study(study, database)
+    opened = read_study(study, database)
     if watch:
         with suppress(KeyboardInterrupt):
-            _watch(found)
+            _watch(opened)
         return
-    if found.has_orphans():
+    if opened.has_orphans():
         open_study(study, database).sweep()
-    records, imported = found.records(), found.imported()
-    jobs = _jobs(found)
+    records = opened.records()
+    imported = opened.imported()
+    jobs = _jobs(opened)
+    metric = opened.spec.metric
     if as_json:
-        trials = [asdict(record) for record in records]
-        parts = {"study": found.name, "budget": found.budget.model_dump(mode="json"), "trials": trials,
-                 "imported": [asdict(record) for record in imported]}  # fmt: skip
-        parts |= {} if jobs is None else {"jobs": [asdict(job) for job in jobs]}
-        click.echo(json.dumps(named(parts, found.spec.metric), indent=2))
-    else:
-        Console(highlight=False).print(trial_table(records, found.budget, found.spec.metric))
-        for record in imported:
-            click.echo(
-                f"imported trial {record.number}: past run {record.imported}, {record.state}"
-            )
-        if halted := found.halt:
-            click.echo(f"The study is {halted}. hpo resume --study {found.name} goes on")
-        for job in jobs or []:
-            click.echo(f"SLURM {job}")
-        if jobs == []:
-            click.echo("SLURM none of this study's jobs waits or runs")
+        content: dict[str, Any] = {
+            "study": opened.name,
+            "budget": opened.budget.model_dump(mode="json"),
+            "trials": [asdict(record) for record in records],
+            "imported": [asdict(record) for record in imported],
+        }
+        if jobs is not None:
+            content["jobs"] = [asdict(job) for job in jobs]
+        echo_json(content, metric)
+        return
+    Console(highlight=False).print(trial_table(records, opened.budget, metric))
+    for record in imported:
+        click.echo(f"imported trial {record.number}: past run {record.imported}, {record.state}")
+    if opened.halt:
+        click.echo(f"The study is {opened.halt}. hpo resume --study {opened.name} continues it")
+    for job in jobs or []:
+        click.echo(f"SLURM {job}")
+    if jobs == []:
+        click.echo("SLURM no job of this study is waiting or running")
 
 
 def _jobs(study: "StudyReader") -> "list[Element] | None":
-    """In SLURM's queue; None: there is no SLURM here, or it has not to do with this study."""
+    """The study's jobs in SLURM's queue; None without SLURM, or if the study never used it."""
     if not which("squeue"):
         return None
     from hpo.launch.slurm import known_elements
 
     try:
         return known_elements(study)
-    except SlurmError as error:  # the trials are worth showing without it
+    except SlurmError as error:
+        # The trials are worth showing without the jobs.
         click.echo(f"hpo: {error}", err=True)
         return None
 
@@ -92,13 +105,14 @@ def _watch(study: "StudyReader") -> None:
     from hpo.terminal.live import LOOK_SECONDS, LiveView
 
     console = Console(highlight=False)
-    wait = _keys if console.is_terminal else _no_keys
-    with wait() as pressed, LiveView(study, console, screen=True) as view:
+    keys = _read_keys if console.is_terminal else _ignore_keys
+    with keys() as q_pressed_within, LiveView(study, console, screen=True) as view:
         while True:
             view.look(at_once=True)
-            if not console.is_terminal and view.seen and not view.seen.running and _is_over(study):
+            nothing_runs = view.seen is not None and not view.seen.running
+            if not console.is_terminal and nothing_runs and _is_over(study):
                 return
-            if pressed(LOOK_SECONDS):
+            if q_pressed_within(LOOK_SECONDS):
                 return
 
 
@@ -110,13 +124,13 @@ def _is_over(study: "StudyReader") -> bool:
 
 
 @contextmanager
-def _no_keys() -> Iterator[Callable[[float], object]]:
+def _ignore_keys() -> Iterator[Callable[[float], object]]:
     yield time.sleep
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], object]]:
-    """pressed(seconds) waits so long for a `q` and says whether it came."""
+def _read_keys() -> Iterator[Callable[[float], object]]:
+    """A function that waits some seconds for the key q, and returns whether it was pressed."""
     import termios
     import tty
 
@@ -124,20 +138,20 @@ def _keys() -> Iterator[Callable[[float], object]]:
         yield time.sleep
         return
 
-    def pressed(seconds: float) -> bool:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if (
-                select.select([sys.stdin], [], [], left)[0]
-                and b"q" in os.read(sys.stdin.fileno(), 64).lower()
-            ):
+    def q_pressed_within(seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            readable, _, _ = select.select([sys.stdin], [], [], left)
+            if readable and b"q" in os.read(sys.stdin.fileno(), 64).lower():
                 return True
-        return False
 
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
     try:
-        yield pressed
+        yield q_pressed_within
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
@@ -147,18 +161,17 @@ def _keys() -> Iterator[Callable[[float], object]]:
 @click.option(
     "--trial", required=True, type=click.IntRange(min=0), metavar="N", help="The trial's number."
 )
-@click.option(
-    "-f", "--follow", is_flag=True, help="Go on with what is logged until the trial is over."
-)
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until the trial ends.")
 @database_option
 def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
-    """Print what workers logged of a trial, over all its attempts."""
+    """Print what workers logged about a trial, over all its attempts."""
     from hpo.study.logs import TrialLog
 
-    found = read_study(study, database)
-    log = TrialLog.of(found, trial)
+    opened = read_study(study, database)
+    log = TrialLog.of(opened, trial)
     while True:
-        record = next((record for record in found.records() if record.number == trial), None)
+        records = {record.number: record for record in opened.records()}
+        record = records.get(trial)
         if record is None:
             raise StudyError(f"study {study}: there is no trial {trial}")
         for line in log.read():
@@ -170,6 +183,8 @@ def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
         except KeyboardInterrupt:
             break
     if not record.attempts:
-        click.echo(f"trial {trial} has not begun: no worker has logged anything of it", err=True)
-    elif place := log.elsewhere(found, record):
-        click.echo(place, err=True)
+        click.echo(f"trial {trial} has not started, so no worker has logged anything", err=True)
+        return
+    elsewhere = log.elsewhere(opened, record)
+    if elsewhere:
+        click.echo(elsewhere, err=True)

@@ -159,5 +159,5 @@ def test_the_worker_s_command_joins_a_study(tiny_space: Path, tiny_data: Path) -
     assert (done.returncode, done.stderr, done.stdout) == (
         0,
         "",
-        "0 trials came to an end here; nothing is left to do\n",
+        "0 trials ended here; nothing is left to do\n",
     )

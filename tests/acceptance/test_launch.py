@@ -120,7 +120,7 @@ def test_a_worker_joins_by_hand(
     asked("budget", "--study", "by-hand", "--trials", "2")
     assert (
         asked("worker", "--study", "by-hand", "--device", "cpu").stdout
-        == "2 trials came to an end here; nothing is left to do\n"
+        == "2 trials ended here; nothing is left to do\n"
     )
     other = tiny_contents()
     other["train"][0]["phonemes"][0][0] += 1
@@ -170,7 +170,7 @@ def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c
 ) -> None:
     running.process.send_signal(signal.SIGINT)
     out, _ = running.process.communicate(timeout=60)
-    assert "the same line goes on with it" in out
+    assert "run the same command to continue" in out
     assert running.process.returncode == 130
     before = running.records()
     assert [record.state for record in before] == ["waiting", "waiting"]

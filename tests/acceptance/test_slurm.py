@@ -210,7 +210,7 @@ def test_a_worker_leaves_before_the_wall_limit(
     done = asked("worker", "--study", "tiny", "--device", "cpu")
     assert (done.returncode, done.stdout) == (
         0,
-        "0 trials came to an end here; stopped by a signal or the wall limit\n",
+        "0 trials ended here; stopped by a signal or the wall limit\n",
     ), done.stderr
     record = Study.open(database, "tiny").records()[0]
     assert (record.state, record.step > 0) == ("waiting", True)
@@ -356,7 +356,7 @@ def test_two_nodes_run_the_budget_and_leave(
     assert re.findall(r"Restarts=(\d)", shown) == ["0", "0"]
     assert {f"slurm-{number}_0.log", f"worker-slurm-{number}_1-0.log"} <= set(log_texts())
     assert (
-        "SLURM none of this study's jobs waits or runs" in asked("status", "--study", "tiny").stdout
+        "SLURM no job of this study is waiting or running" in asked("status", "--study", "tiny").stdout
     )
     assert "Nothing is left to do" in launch(tiny_space, tiny_data, *line).stdout
 
@@ -419,7 +419,7 @@ def test_preemption_the_wall_limit_and_cancelling(
     again = launch(tiny_space, tiny_data, *line)
     assert (
         again.returncode,
-        "In SLURM's queue already: 1 running. Nothing was submitted" in again.stdout,
+        "Already in SLURM's queue: 1 running. Nothing was submitted" in again.stdout,
     ) == (0, True)
     status = json.loads(asked("status", "--study", "tiny", "--json").stdout)
     node = element(preempted)["NodeList"]

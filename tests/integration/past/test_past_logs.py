@@ -684,7 +684,7 @@ def test_what_was_looked_for(tmp_path: Path) -> None:
     ("options", "parts"),
     [
         (("--curve", "{here}/gone.yaml"), ("gone.yaml: no such file",)),
-        (("--curve", "{here}/plain.yaml"), ("has no script: section",)),
+        (("--curve", "{here}/plain.yaml"), ("no script: section",)),
         (("--curve", "{here}/broken.yaml"), ("broken.yaml: is not valid YAML",)),
         (("--curve", "{here}/group.yaml"), ("group.yaml: script.curve.pattern: no group `value`",)),
         (("--curve", "{here}/short.yaml"), ("short.yaml: script: ", "is missing")),

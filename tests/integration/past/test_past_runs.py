@@ -455,7 +455,7 @@ def test_a_study_begins_with_what_another_has_found(make_study: Make, spec: Stud
     assert not elsewhere.imported()
     one_line(hpo("import", "--from-study", "s", "--study", "s"), "that is the study itself")
     one_line(hpo("import", "--from-study", "other"), "Add --study NAME")
-    one_line(hpo("import"), "give RUNS_DIR or --from-study NAME")
+    one_line(hpo("import"), "give either RUNS_DIR or --from-study NAME")
 
 
 def one_line(done: Any, part: str) -> None:

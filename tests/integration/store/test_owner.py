@@ -275,7 +275,7 @@ def test_on_a_network_the_data_lie_on_a_disk_of_this_machine(shared_home: Path) 
         shutil.rmtree(embedded.root)
     # As on another machine: the pointer is there, the files are not.
     adopted = on_host_b(embedded, "database", "adopt", "--yes")
-    assert "are not on this machine. Adopted, it begins here without studies" in adopted.stdout
+    assert "are not on this machine. If you adopt it, it starts here without any study" in adopted.stdout
     shutil.rmtree(embedded.root, ignore_errors=True)
 
 

@@ -147,7 +147,7 @@ def test_the_same_launch_line_goes_on_after_a_stop(
     assert hpo(*line).exit_code == 0
     hpo("stop", "--study", "again", "--reason", "no power")
     done = hpo(*line)
-    assert "(no power); it goes on now" in done.stdout
+    assert "(no power); it continues now" in done.stdout
     assert Study.open(database, "again").halt is None
 
 
@@ -240,7 +240,7 @@ def test_what_is_put_in_runs_next(make_study: Make, tiny_spec: StudySpec) -> Non
     done = hpo("enqueue", "--study", "s", "optimizer.lr=0.01", "--like", "slow")
     assert (
         done.stdout
-        == "trial 2 begins next: optimizer.lr=0.01, optimizer.name=sgd\nIt is one of the budget's 4 trials\n"
+        == "trial 2 runs next: optimizer.lr=0.01, optimizer.name=sgd\nIt is one of the budget's 4 trials\n"
     )
     assert (
         "sampled by Optuna: optimizer.name, optimizer.eps"
@@ -299,7 +299,7 @@ def test_the_budget_is_spent_or_below(make_study: Make, tiny_spec: StudySpec) ->
     hpo("budget", "--study", "s", "--trials", "+2")
     claim(study)
     late = hpo("budget", "--study", "s", "--deadline", "2020-01-01").stdout
-    assert "Nothing new starts: the deadline" in late and "Trials that run are handed back." in late
+    assert "Nothing new starts: the deadline" in late and "Running trials are handed back." in late
 
 
 def test_notes_are_text_with_a_name(make_study: Make, tiny_spec: StudySpec) -> None:

@@ -28,7 +28,7 @@ def hpo(*arguments: str, said: str | None = None) -> Result:
 
 
 def test_the_list(make_study: Make, tiny_spec: StudySpec) -> None:
-    assert hpo("studies").stdout == "There is no study. hpo launch makes one\n"
+    assert hpo("studies").stdout == "There is no study yet. hpo launch creates one\n"
     busy, done, halted, _ = (
         make_study(tiny_spec, name) for name in ("busy", "done", "halted", "new")
     )
@@ -88,11 +88,11 @@ def test_the_end_of_a_study(make_study: Make, tiny_spec: StudySpec, database: Da
     for part in (
         "study s: 2 trials, best PER 25.00 %",
         f"{folder}: 2.0 MB",
-        "stays       s.confirm, made from it",
+        "kept        s.confirm, which was made from it",
     ):
         assert part in asked.stdout
     assert weights.exists() and len(study.records()) == 2
-    assert "removed study s" in hpo("delete", "--study", "s", "--yes").stdout
+    assert "deleted study s" in hpo("delete", "--study", "s", "--yes").stdout
     assert not folder.exists()
     gone = hpo("status", "--study", "s")
     assert (

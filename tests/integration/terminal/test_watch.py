@@ -146,7 +146,7 @@ def test_a_pipe_gets_plain_lines_until_the_study_is_over(study: Study) -> None:
     assert done.exit_code == 0 and "\x1b" not in done.stdout
     assert [line.split(";")[0].split()[1] for line in done.stdout.splitlines()] == ["0", "1", "2"]
     both = CliRunner().invoke(main, ["status", "--study", "s", "--watch", "--json"])
-    assert (both.exit_code, "--watch with --json: give one of them" in both.stderr) == (2, True)
+    assert (both.exit_code, "--watch with --json: give one of the two" in both.stderr) == (2, True)
 
 
 def test_the_screen_comes_and_goes_with_a_key(study: Study) -> None:

@@ -320,7 +320,7 @@ def test_a_launch_says_that_its_database_is_away_and_goes_on(
         )  # as its scheduler does, or the clock before a wall limit: none is started again
     _, err = running.process.communicate(timeout=60)
     assert (running.process.returncode, err.count("\n")) == (1, 1)
-    assert "trials wait for a worker; the same line goes on" in err
+    assert "trials wait for a worker; run the same command to continue" in err
 
 
 def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_are_not(
