@@ -6,21 +6,22 @@ from contextlib import contextmanager
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.engine import Connection
 
-LOCK_CLASS = (
-    0x4850  # first key of our advisory locks; the second is the study, 0 for the list of studies
-)
-MIGRATION_IDLE = (
-    "2h"  # the same, around what makes or changes tables: a large curve takes long to rewrite
-)
-LOCK_IDLE = "30s"  # a process that is halted while it holds a lock loses its session, and with it the lock, after so long
+# The first key of hpo's advisory locks. The second is the id of a study.
+LOCK_CLASS = 0x4850
+# The second key of the lock on the list of studies.
+LIST_OF_STUDIES = 0
+# A suspended process that holds a lock loses its session, and with it the lock, after this time.
+LOCK_IDLE = "30s"
+# The same while tables are created or migrated: rewriting a large curve takes long.
+MIGRATION_IDLE = "2h"
 
 
 @contextmanager
 def locked(engine: Engine, study_id: int, idle_limit: str = LOCK_IDLE) -> Iterator[Connection]:
-    """A connection that alone works on the study (0: on the list of studies). Each statement on it commits at once.
+    """Lock the study, or the list of studies (0). Gives a connection that commits each statement.
 
-    The lock is the session's, not a transaction's: Optuna writes on a connection of its own meanwhile, and would wait for
-    ever for a row that an open transaction of ours has touched.
+    The lock belongs to the session, not to a transaction: meanwhile Optuna writes on a connection
+    of its own, and would wait forever for a row that an open transaction here has touched.
     """
     keys = (LOCK_CLASS, study_id)
     idle = text("SELECT set_config('idle_session_timeout', :value, false)")
@@ -37,8 +38,9 @@ def locked(engine: Engine, study_id: int, idle_limit: str = LOCK_IDLE) -> Iterat
 
 @contextmanager
 def alone(engine: Engine) -> Iterator[None]:
-    """While no other process is here too. Around what creates tables: Postgres lets one of two
-    CREATE TABLE IF NOT EXISTS at once fail.
+    """Keep other processes from creating or migrating tables at the same time.
+
+    When two sessions run CREATE TABLE IF NOT EXISTS at once, Postgres lets one of them fail.
     """
-    with locked(engine, 0, MIGRATION_IDLE):
+    with locked(engine, LIST_OF_STUDIES, MIGRATION_IDLE):
         yield

@@ -1,4 +1,4 @@
-"""What we read of Optuna's tables, and the attributes of studies that we write, without Optuna, which is slow to import."""
+"""Reads Optuna's tables, and writes attributes of studies, without Optuna: it is slow to import."""
 
 import json
 import math
@@ -20,91 +20,99 @@ from hpo.store.tables import (
     optuna_values,
 )
 
+# Optuna's names of the values that a column of numbers does not hold.
 NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as Optuna has it."""
+    """A trial as Optuna's tables have it."""
 
     id: int
     number: int
+    # Optuna's name of it: COMPLETE, PRUNED, ...
     state: str
-    """Optuna's name of it: COMPLETE, PRUNED, ..."""
     value: float | None
     params: Mapping[str, Any]
+    # User attributes.
     attributes: Mapping[str, Any]
-    """The user's."""
+    # Intermediate values by step.
     curve: Mapping[int, float]
-    """Intermediate values by step."""
 
 
 def study_names(connection: Connection) -> list[str]:
+    """The names of all studies, sorted."""
     statement = select(optuna_studies.c.study_name).order_by(optuna_studies.c.study_name)
     return list(connection.execute(statement).scalars())
 
 
 def study_id_of(connection: Connection, name: str) -> int | None:
-    found: int | None = connection.execute(
-        select(optuna_studies.c.study_id).where(optuna_studies.c.study_name == name)
-    ).scalar()
-    return found
+    """The id of the study of this name; None if there is none."""
+    statement = select(optuna_studies.c.study_id).where(optuna_studies.c.study_name == name)
+    study_id: int | None = connection.execute(statement).scalar()
+    return study_id
 
 
 def study_attributes(connection: Connection, study_id: int) -> dict[str, Any]:
-    """The user's. Raises KeyError if the study is not there any more."""
+    """The study's user attributes. Raises KeyError if the study was deleted."""
     attributes = optuna_study_attributes.c
     joined = optuna_studies.outerjoin(
         optuna_study_attributes, attributes.study_id == optuna_studies.c.study_id
     )
-    statement = select(attributes.key, attributes.value_json).select_from(joined)
-    rows = connection.execute(statement.where(optuna_studies.c.study_id == study_id)).all()
+    statement = (
+        select(attributes.key, attributes.value_json)
+        .select_from(joined)
+        .where(optuna_studies.c.study_id == study_id)
+    )
+    rows = connection.execute(statement).all()
     if not rows:
         raise KeyError(study_id)
+    # A study without attributes has one row, of nulls.
     return {row.key: json.loads(row.value_json) for row in rows if row.key is not None}
 
 
 def set_study_attribute(connection: Connection, study_id: int, key: str, value: Any) -> None:
-    """As Optuna's Study.set_user_attr does."""
+    """Write a user attribute as Optuna's Study.set_user_attr does."""
     statement = insert(optuna_study_attributes).values(
         study_id=study_id, key=key, value_json=json.dumps(value)
     )
-    again = {"value_json": statement.excluded.value_json}
+    replaced = {"value_json": statement.excluded.value_json}
     connection.execute(
-        statement.on_conflict_do_update(index_elements=["study_id", "key"], set_=again)
+        statement.on_conflict_do_update(index_elements=["study_id", "key"], set_=replaced)
     )
 
 
 def trial_states(connection: Connection, study_id: int) -> dict[int, str]:
     """Optuna's name of each trial's state by trial id, in the order of the trials' numbers."""
     trials = optuna_trials.c
-    statement = select(trials.trial_id, cast(trials.state, String).label("state")).where(
-        trials.study_id == study_id
+    statement = (
+        select(trials.trial_id, cast(trials.state, String).label("state"))
+        .where(trials.study_id == study_id)
+        .order_by(trials.number)
     )
-    return {
-        row.trial_id: row.state for row in connection.execute(statement.order_by(trials.number))
-    }
+    return {row.trial_id: row.state for row in connection.execute(statement)}
 
 
 def trial_rows(connection: Connection, trial_ids: Sequence[int]) -> dict[int, TrialRow]:
-    """By trial id."""
+    """The trials by trial id."""
     if not trial_ids:
         return {}
+    params = _params(connection, trial_ids)
+    attributes = _attributes(connection, trial_ids)
+    curves = _curves(connection, trial_ids)
     trials = optuna_trials.c
-    params, attributes, curves = (_by_trial(trial_ids) for _ in range(3))
-    for row in _of_trials(connection, optuna_params, trial_ids):
-        params[row.trial_id][row.param_name] = _external(
-            row.param_value, json.loads(row.distribution_json)
+    statement = (
+        select(
+            trials.trial_id,
+            trials.number,
+            cast(trials.state, String).label("state"),
+            optuna_values.c.value,
         )
-    for row in _of_trials(connection, optuna_attributes, trial_ids):
-        attributes[row.trial_id][row.key] = json.loads(row.value_json)
-    for row in _of_trials(connection, optuna_intermediates, trial_ids):
-        curves[row.trial_id][row.step] = NOT_FINITE.get(
-            row.intermediate_value_type, row.intermediate_value
+        .select_from(
+            optuna_trials.outerjoin(optuna_values, optuna_values.c.trial_id == trials.trial_id)
         )
-    joined = optuna_trials.outerjoin(optuna_values, optuna_values.c.trial_id == trials.trial_id)
-    state, value = cast(trials.state, String).label("state"), optuna_values.c.value
-    statement = select(trials.trial_id, trials.number, state, value).select_from(joined)
+        .where(trials.trial_id.in_(trial_ids))
+    )
     return {
         row.trial_id: TrialRow(
             id=row.trial_id,
@@ -115,14 +123,40 @@ def trial_rows(connection: Connection, trial_ids: Sequence[int]) -> dict[int, Tr
             attributes=attributes[row.trial_id],
             curve=curves[row.trial_id],
         )
-        for row in connection.execute(statement.where(trials.trial_id.in_(trial_ids)))
+        for row in connection.execute(statement)
     }
 
 
-def _of_trials(
+def _params(connection: Connection, trial_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    params: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in trial_ids}
+    for row in _rows_of_trials(connection, optuna_params, trial_ids):
+        value = _external(row.param_value, json.loads(row.distribution_json))
+        params[row.trial_id][row.param_name] = value
+    return params
+
+
+def _attributes(connection: Connection, trial_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    attributes: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in trial_ids}
+    for row in _rows_of_trials(connection, optuna_attributes, trial_ids):
+        attributes[row.trial_id][row.key] = json.loads(row.value_json)
+    return attributes
+
+
+def _curves(connection: Connection, trial_ids: Sequence[int]) -> dict[int, dict[int, float]]:
+    curves: dict[int, dict[int, float]] = {trial_id: {} for trial_id in trial_ids}
+    for row in _rows_of_trials(connection, optuna_intermediates, trial_ids):
+        value = NOT_FINITE.get(row.intermediate_value_type, row.intermediate_value)
+        curves[row.trial_id][row.step] = value
+    return curves
+
+
+def _rows_of_trials(
     connection: Connection, table: Table, trial_ids: Sequence[int]
 ) -> Iterable[Row[Any]]:
-    """In the order in which they were written. Types of Optuna's own are read as text."""
+    """The table's rows of these trials in the order in which they were written.
+
+    Columns of types that Optuna has defined in the database are read as text.
+    """
     columns = [
         cast(column, String).label(column.name) if isinstance(column.type, String) else column
         for column in table.columns
@@ -132,13 +166,11 @@ def _of_trials(
     return connection.execute(statement)
 
 
-def _by_trial(trial_ids: Sequence[int]) -> dict[int, dict[Any, Any]]:
-    return {trial_id: {} for trial_id in trial_ids}
-
-
 def _external(stored: float, distribution: Mapping[str, Any]) -> Any:
-    """A parameter as people write it. Optuna stores a choice as its place among the choices."""
-    attributes = distribution["attributes"]
-    if distribution["name"] == "CategoricalDistribution":
-        return attributes["choices"][int(stored)]
-    return int(stored) if distribution["name"] == "IntDistribution" else stored
+    """A parameter's value as people write it. Optuna stores a choice as its index."""
+    kind = distribution["name"]
+    if kind == "CategoricalDistribution":
+        return distribution["attributes"]["choices"][int(stored)]
+    if kind == "IntDistribution":
+        return int(stored)
+    return stored

@@ -15,11 +15,12 @@ from hpo.store.tables import (
     trial_table,
 )
 
-ENQUEUED = "enqueued"  # attribute of a trial that a person put into the queue: by whom
+# The attribute of a trial that someone put into the queue. Its value is who did.
+ENQUEUED = "enqueued"
 
 
 def not_imported() -> Any:
-    """Of trials: that they were not trained outside."""
+    """The condition that a trial was not trained outside."""
     attributes = optuna_attributes.c
     imported = select(attributes.trial_id).where(
         attributes.key == IMPORTED, attributes.trial_id == optuna_trials.c.trial_id
@@ -28,78 +29,106 @@ def not_imported() -> Any:
 
 
 def own_trials(study_id: int) -> Any:
-    """The study's trials, without imported ones."""
+    """The condition that a trial belongs to the study and was not imported."""
     return (optuna_trials.c.study_id == study_id) & not_imported()
 
 
 def counts(connection: Connection, study_id: int) -> dict[str, int]:
-    """Trials by Optuna's name of their state."""
+    """The number of trials by Optuna's name of their state."""
     state = cast(optuna_trials.c.state, String)
     statement = select(state, func.count()).where(own_trials(study_id)).group_by(state)
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
 def gpu_time(connection: Connection, study_id: int) -> tuple[float, float, float | None]:
-    """GPU-seconds: of all trials; that the running ones will still take; of a complete trial on average (None: of none)."""
-    table, state = trial_table.c, cast(optuna_trials.c.state, String)
-    of_study = optuna_trials.join(trial_table, optuna_trials.c.trial_id == table.trial_id)
-    mine = own_trials(study_id)
-    complete = func.avg(table.gpu_seconds).filter(state == "COMPLETE")
-    spent, typical = connection.execute(
-        select(func.coalesce(func.sum(table.gpu_seconds), 0), complete)
-        .select_from(of_study)
-        .where(mine)
-    ).one()
+    """GPU-seconds: spent by all trials, still needed by the running ones, and typical of a trial.
+
+    Typical is the mean over complete trials, or None if there are none. A running trial is
+    expected to need the typical time.
+    """
+    table = trial_table.c
+    state = cast(optuna_trials.c.state, String)
+    joined = optuna_trials.join(trial_table, optuna_trials.c.trial_id == table.trial_id)
+    own = own_trials(study_id)
+
+    total = func.coalesce(func.sum(table.gpu_seconds), 0)
+    mean_complete = func.avg(table.gpu_seconds).filter(state == "COMPLETE")
+    statement = select(total, mean_complete).select_from(joined).where(own)
+    spent, typical = connection.execute(statement).one()
+
     left = func.sum(func.greatest(0, (typical or 0.0) - table.gpu_seconds))
-    promised = connection.execute(
-        select(func.coalesce(left, 0)).select_from(of_study).where(mine, state == "RUNNING")
-    ).scalar_one()
+    statement = select(func.coalesce(left, 0)).select_from(joined).where(own, state == "RUNNING")
+    promised = connection.execute(statement).scalar_one()
     return spent, promised, typical
 
 
 def now(connection: Connection) -> datetime:
-    found: datetime = connection.execute(select(func.now())).scalar_one()
-    return found
+    """The time by the database's clock."""
+    time: datetime = connection.execute(select(func.now())).scalar_one()
+    return time
 
 
 def waiting(connection: Connection, study_id: int) -> list[Row[Any]]:
-    """Trials that wait, those that a person put in first: trial_id, number, gpu_seconds so far, and outcome and host of the last
-    attempt (None: there was none).
+    """The trials that wait, those that someone enqueued first, each group by number.
+
+    Each row has trial_id, number, gpu_seconds so far, and outcome and host of the last attempt,
+    which are None if there was no attempt.
     """
-    table, trials, attempt = trial_table.c, optuna_trials.c, attempt_table.c
+    table = trial_table.c
+    trials = optuna_trials.c
+    attempt = attempt_table.c
     joined = optuna_trials.outerjoin(trial_table, trials.trial_id == table.trial_id).outerjoin(
         attempt_table, LAST_ATTEMPT
     )
-    seconds = func.coalesce(table.gpu_seconds, 0).label("gpu_seconds")
-    statement = select(trials.trial_id, trials.number, seconds, attempt.outcome, attempt.host)
-    statement = statement.select_from(joined).where(
-        trials.study_id == study_id, cast(trials.state, String) == "WAITING"
-    )
-    by_hand = exists().where(
+    gpu_seconds = func.coalesce(table.gpu_seconds, 0).label("gpu_seconds")
+    enqueued = exists().where(
         optuna_attributes.c.trial_id == trials.trial_id, optuna_attributes.c.key == ENQUEUED
     )
-    return list(connection.execute(statement.order_by(by_hand.desc(), trials.number)))
+    statement = (
+        select(trials.trial_id, trials.number, gpu_seconds, attempt.outcome, attempt.host)
+        .select_from(joined)
+        .where(trials.study_id == study_id, cast(trials.state, String) == "WAITING")
+        .order_by(enqueued.desc(), trials.number)
+    )
+    return list(connection.execute(statement))
 
 
 def works_elsewhere(connection: Connection, study_id: int, host: str) -> bool:
-    """Whether another host holds a trial of the study now."""
-    table, trials = trial_table.c, optuna_trials.c
-    statement = select(table.trial_id).join(optuna_trials, trials.trial_id == table.trial_id)
-    statement = statement.where(
-        trials.study_id == study_id,
-        table.host != host,
-        table.lease.is_not(None),
-        table.lease_until > func.now(),
+    """Whether a worker on another host holds a trial of the study now."""
+    table = trial_table.c
+    trials = optuna_trials.c
+    statement = (
+        select(table.trial_id)
+        .join(optuna_trials, trials.trial_id == table.trial_id)
+        .where(
+            trials.study_id == study_id,
+            table.host != host,
+            table.lease.is_not(None),
+            table.lease_until > func.now(),
+        )
+        .limit(1)
     )
-    return connection.execute(statement.limit(1)).first() is not None
+    return connection.execute(statement).first() is not None
 
 
-def outcomes(connection: Connection, study_id: int, host: str, here: bool, limit: int) -> list[str]:
-    """Of the last attempts that ended on `host`, or on all others; the newest first."""
-    attempt, trials = attempt_table.c, optuna_trials.c
-    place = attempt.host == host if here else attempt.host != host
-    statement = select(attempt.outcome).join(optuna_trials, trials.trial_id == attempt.trial_id)
-    statement = statement.where(
-        trials.study_id == study_id, place, attempt.outcome.is_not(None)
-    ).order_by(attempt.ended.desc())
-    return list(connection.execute(statement.limit(limit)).scalars())
+def outcomes_on(connection: Connection, study_id: int, host: str, limit: int) -> list[str]:
+    """The outcomes of the last attempts that ended on the host, the newest first."""
+    return _outcomes(connection, study_id, attempt_table.c.host == host, limit)
+
+
+def outcomes_elsewhere(connection: Connection, study_id: int, host: str, limit: int) -> list[str]:
+    """The outcomes of the last attempts that ended on all other hosts, the newest first."""
+    return _outcomes(connection, study_id, attempt_table.c.host != host, limit)
+
+
+def _outcomes(connection: Connection, study_id: int, on_host: Any, limit: int) -> list[str]:
+    attempt = attempt_table.c
+    trials = optuna_trials.c
+    statement = (
+        select(attempt.outcome)
+        .join(optuna_trials, trials.trial_id == attempt.trial_id)
+        .where(trials.study_id == study_id, on_host, attempt.outcome.is_not(None))
+        .order_by(attempt.ended.desc())
+        .limit(limit)
+    )
+    return list(connection.execute(statement).scalars())

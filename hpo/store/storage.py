@@ -1,4 +1,7 @@
-"""How a database is opened: with all tables, Optuna's and ours. Optuna itself, which is slow to import, only where it is asked for."""
+"""Opens a database with all its tables, Optuna's and hpo's.
+
+Optuna is slow to import, so only `open_storage` imports it.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ ENGINE_OPTIONS: dict[str, Any] = {
 
 
 def ready_engine(database: Database) -> Engine:
-    """An engine on the database, with the tables made or brought to this version if need be."""
+    """An engine on the database. Creates or migrates the tables first if they need it."""
     engine = create_engine(database.url, **ENGINE_OPTIONS)
     translate_errors(engine)
     with engine.connect() as connection:
@@ -34,7 +37,7 @@ def ready_engine(database: Database) -> Engine:
 
 
 def open_storage(database: Database) -> "optuna.storages.RDBStorage":
-    """Optuna's storage, with our tables beside its own."""
+    """Optuna's storage on the database, with hpo's tables next to its own."""
     import optuna
 
     with locks.alone(open_engine(database)):

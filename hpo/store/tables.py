@@ -1,4 +1,4 @@
-"""Our tables beside Optuna's, and what we read of Optuna's own."""
+"""hpo's tables, and the columns of Optuna's own tables that hpo reads."""
 
 from pathlib import Path
 
@@ -18,24 +18,41 @@ from sqlalchemy import (
     func,
     inspect,
     text,
-)  # fmt: skip
+)
 from sqlalchemy.engine import Connection
 
 from hpo.errors import DatabaseError
 
-# Of the tables below. hpo/store/migrations has the way to it from the version before.
+# The version of the tables below. hpo/store/migrations has the step to it from the version before.
 VERSION = "2"
 VERSION_TABLE = "hpo_version"
+# The user attribute of a trial that was trained outside. Its value is the name of the past run.
+IMPORTED = "imported"
 
 metadata = MetaData()
-optuna_trials = Table("trials", metadata, Column("trial_id", Integer, primary_key=True), Column("number", Integer),
-                      Column("study_id", Integer), Column("state", String), Column("datetime_complete", DateTime))  # fmt: skip
-optuna_attributes = Table("trial_user_attributes", metadata, Column("trial_user_attribute_id", Integer, primary_key=True),
-                          Column("trial_id", Integer), Column("key", String), Column("value_json", String))  # fmt: skip
-IMPORTED = "imported"  # the user attribute of a trial that was trained outside; its value is the run's name
 
+optuna_trials = Table(
+    "trials",
+    metadata,
+    Column("trial_id", Integer, primary_key=True),
+    Column("number", Integer),
+    Column("study_id", Integer),
+    Column("state", String),
+    Column("datetime_complete", DateTime),
+)
+optuna_attributes = Table(
+    "trial_user_attributes",
+    metadata,
+    Column("trial_user_attribute_id", Integer, primary_key=True),
+    Column("trial_id", Integer),
+    Column("key", String),
+    Column("value_json", String),
+)
 optuna_studies = Table(
-    "studies", metadata, Column("study_id", Integer, primary_key=True), Column("study_name", String)
+    "studies",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("study_name", String),
 )
 optuna_study_attributes = Table(
     "study_user_attributes",
@@ -80,24 +97,27 @@ trial_table = Table(
     "hpo_trial",
     metadata,
     Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("lease", String),  # the holder's token; null: nobody
+    # The token of the worker that holds the trial; null if none does.
+    Column("lease", String),
     Column("lease_until", DateTime(timezone=True)),
     Column("host", String),
     Column("process", String),
     Column("device", String),
     Column("code_version", String),
-    Column("data", String),  # fingerprint
-    Column("config", JSON),  # dotted name -> value
+    # The fingerprint of the data.
+    Column("data", String),
+    # Values by dotted name.
+    Column("config", JSON),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("step", Integer, nullable=False, server_default="0"),
-    Column("seconds", Double, nullable=False, server_default="0"),  # over all attempts
-    Column("seconds_before", Double, nullable=False, server_default="0"),  # this attempt
-    Column(
-        "gpu_seconds", Double, nullable=False, server_default="0"
-    ),  # seconds / trainings on the GPU, summed up
-    Column(
-        "memory", BigInteger
-    ),  # bytes that the holder's process has taken so far at most, on its GPU or of the machine
+    # Over all attempts.
+    Column("seconds", Double, nullable=False, server_default="0"),
+    # Over the attempts before this one.
+    Column("seconds_before", Double, nullable=False, server_default="0"),
+    # Over all attempts; where several trainings share a GPU, each is charged its part of the time.
+    Column("gpu_seconds", Double, nullable=False, server_default="0"),
+    # Peak bytes that the holder's process has taken, on its GPU or of the machine.
+    Column("memory", BigInteger),
 )
 Index(
     "hpo_trial_held",
@@ -109,16 +129,19 @@ attempt_table = Table(
     "hpo_attempt",
     metadata,
     Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("attempt", Integer, primary_key=True),  # from 1
+    # Counts from 1.
+    Column("attempt", Integer, primary_key=True),
     Column("host", String, nullable=False),
     Column("process", String, nullable=False),
     Column("device", String, nullable=False),
     Column("code_version", String, nullable=False),
     Column("begun", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("first_step", Integer),  # after which it went on; null: it did not come so far
+    # The step after which the training resumed; null if the attempt ended before that.
+    Column("first_step", Integer),
     Column("last_step", Integer),
     Column("ended", DateTime(timezone=True)),
-    Column("outcome", String),  # complete, stopped, by hand, or a Cause
+    # complete, stopped, by hand, or a Cause.
+    Column("outcome", String),
     Column("reason", String),
 )
 curve_table = Table(
@@ -126,17 +149,25 @@ curve_table = Table(
     metadata,
     Column("trial_id", Integer, _trial(), primary_key=True),
     Column("step", Integer, primary_key=True),
-    Column("attempt", Integer),  # that measured it
-    Column("value", Double, nullable=False),  # of the metric
-    Column("validation_loss", Double),  # null: the trainer tells none
-    Column("loss", Double, nullable=False),  # training, mean since the last point
-    Column("metrics", JSON, nullable=False),  # what the trainer tells beside, by name
+    # The attempt that measured the point; null for imported trials.
+    Column("attempt", Integer),
+    # The value of the metric.
+    Column("value", Double, nullable=False),
+    # Null if the trainer does not report one.
+    Column("validation_loss", Double),
+    # The training loss, as a mean since the previous point.
+    Column("loss", Double, nullable=False),
+    # Other values that the trainer reports, by name.
+    Column("metrics", JSON, nullable=False),
 )
+# Scores at the end of a training.
 score_table = Table(
-    "hpo_score",  # at the end of the training, an item each
+    "hpo_score",
     metadata,
     Column("trial_id", Integer, _trial(), primary_key=True),
-    Column("partition", String, primary_key=True),  # validation; the others no search sees
+    # A search sees "validation" only.
+    Column("partition", String, primary_key=True),
+    # One value for each item.
     Column("errors", ARRAY(Double), nullable=False),
     Column("lengths", ARRAY(Double), nullable=False),
 )
@@ -152,34 +183,39 @@ result_table = Table(
 )
 
 
-# Joins a trial with the attempt that was made at it last.
+# Joins a trial with its last attempt.
 LAST_ATTEMPT = (attempt_table.c.trial_id == trial_table.c.trial_id) & (
     attempt_table.c.attempt == trial_table.c.attempts
 )
 
 
 def version_of(connection: Connection) -> str | None:
-    """Of the tables in this database; None: they have none yet, or there are none."""
+    """The version of hpo's tables in this database; None if it has none, or none with a version."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
+    # The name is a constant, so nothing can be injected.
     statement = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
-    found: str | None = connection.execute(statement).scalar()
-    return found
+    version: str | None = connection.execute(statement).scalar()
+    return version
 
 
 def upgrade_tables(connection: Connection) -> None:
-    """Make our tables, or bring those of an earlier version to this one. Raises DatabaseError for a later version's."""
-    found = version_of(connection)
-    if found == VERSION:
+    """Create hpo's tables, or migrate those of an earlier version.
+
+    Raises DatabaseError for the tables of a later version.
+    """
+    version = version_of(connection)
+    if version == VERSION:
         return
-    if found is not None and int(found) > int(VERSION):
+    if version is not None and int(version) > int(VERSION):
         raise DatabaseError(
-            f"database: its tables are of a later version of hpo (tables {found}, this one knows {VERSION}). "
+            f"database: its tables are of a later version of hpo "
+            f"(tables {version}, this one knows {VERSION}). "
             f"Upgrade hpo here: pip install --upgrade bci-hpo"
         )
-    # Each row of a curve is written anew.
+    # A migration rewrites every row of every curve, which takes as long as it takes.
     connection.execute(text("SET LOCAL statement_timeout = 0"))
-    # Slow to import, and only a new or an old database needs it.
+    # Alembic is slow to import, and only a new or an old database needs it.
     from alembic import command
     from alembic.config import Config
 

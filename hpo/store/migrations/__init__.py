@@ -1,1 +1,1 @@
-"""How our tables came to be what they are: a step a version, run by alembic when a database is opened."""
+"""The history of hpo's tables: one migration a version, which alembic runs on an older database."""

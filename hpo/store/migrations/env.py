@@ -1,4 +1,4 @@
-"""What alembic runs to bring a database to another version, on the connection that it is given."""
+"""Run by alembic: migrates a database on the connection that the caller has passed."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The tables as they were before they had a version, made where they are missing or incomplete."""
+"""Creates the tables of the time before versions, where they are missing or incomplete."""
 
 from alembic import op
 

@@ -1,6 +1,7 @@
-"""Any metric: a curve holds a value, losses, and what else a trainer tells as JSON; all scores are in one table.
+"""Makes room for any metric.
 
-In the stored findings `per` becomes `value`, as everywhere.
+A curve holds a value, losses, and whatever else a trainer reports as JSON. All scores are in one
+table. In the stored findings `per` becomes `value`.
 """
 
 import json
@@ -9,21 +10,26 @@ from typing import Any
 
 from alembic import op
 from sqlalchemy import text
+from sqlalchemy.engine import Connection
 
 revision = "2"
 down_revision = "1"
 
-# Imported runs have NaN for what is not known of them, and JSON has no word for it. They have no attempt.
+# Imported runs, which have no attempt, have NaN for unknown values. JSON cannot hold NaN.
 CURVE = """
 ALTER TABLE hpo_curve RENAME COLUMN per TO value;
 ALTER TABLE hpo_curve ALTER COLUMN validation_loss DROP NOT NULL;
 ALTER TABLE hpo_curve ADD COLUMN metrics JSON;
 UPDATE hpo_curve SET
-    validation_loss = CASE WHEN attempt IS NULL THEN nullif(validation_loss, 'NaN') ELSE validation_loss END,
+    validation_loss = CASE
+        WHEN attempt IS NULL THEN nullif(validation_loss, 'NaN')
+        ELSE validation_loss
+    END,
     metrics = json_strip_nulls(json_build_object(
         'lr', CASE WHEN abs(lr) < 'Infinity' THEN lr END,
         'grad_norm', CASE WHEN abs(grad_norm) < 'Infinity' THEN grad_norm END,
-        'step_seconds', CASE WHEN abs(step_seconds) < 'Infinity' THEN step_seconds END));
+        'step_seconds', CASE WHEN abs(step_seconds) < 'Infinity' THEN step_seconds END
+    ));
 ALTER TABLE hpo_curve ALTER COLUMN metrics SET NOT NULL;
 ALTER TABLE hpo_curve DROP COLUMN grad_norm, DROP COLUMN lr, DROP COLUMN step_seconds;
 """
@@ -41,24 +47,29 @@ ALTER TABLE hpo_trial DROP COLUMN errors, DROP COLUMN lengths;
 def upgrade() -> None:
     op.execute(CURVE)
     op.execute(SCORES)
-    connection = op.get_bind()
-    rows = connection.execute(text("SELECT study_id, kind, content FROM hpo_result")).all()
-    for row in rows:
+    _rename_in_findings(op.get_bind())
+
+
+def _rename_in_findings(connection: Connection) -> None:
+    update = text(
+        "UPDATE hpo_result SET content = :content WHERE study_id = :study AND kind = :kind"
+    )
+    findings = connection.execute(text("SELECT study_id, kind, content FROM hpo_result")).all()
+    for finding in findings:
+        content = json.dumps(renamed(finding.content))
         connection.execute(
-            text(
-                "UPDATE hpo_result SET content = :content WHERE study_id = :study AND kind = :kind"
-            ),
-            {"content": json.dumps(renamed(row.content)), "study": row.study_id, "kind": row.kind},
+            update, {"content": content, "study": finding.study_id, "kind": finding.kind}
         )
 
 
 def renamed(finding: Any) -> Any:
-    """The same with `value` in the place of `per` in every key: search_per becomes search_value."""
+    """The finding with `value` for `per` in every key: search_per becomes search_value."""
     if isinstance(finding, dict):
-        return {
-            re.sub(r"(?<![a-z])per(?![a-z])", "value", key): renamed(item)
-            for key, item in finding.items()
-        }
+        return {_renamed_key(key): renamed(item) for key, item in finding.items()}
     if isinstance(finding, list):
         return [renamed(item) for item in finding]
     return finding
+
+
+def _renamed_key(key: str) -> str:
+    return re.sub(r"(?<![a-z])per(?![a-z])", "value", key)
