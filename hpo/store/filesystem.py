@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-# f_type of statfs(2), from linux/magic.h and from the sources of those that are not in the kernel.
+# f_type of statfs(2), from linux/magic.h or the sources of file systems outside the kernel.
 NETWORK = {
     0x6969: "NFS",
     0x0BD00BD0: "Lustre",
@@ -28,24 +28,24 @@ NETWORK = {
     0x013111A8: "IBRIX",
     0xBACBACBC: "VMware's shared folders",
 }
-# In memory: what lies there is gone after a reboot.
+# File systems in memory, which are empty after a reboot.
 VOLATILE = {0x01021994, 0x858458F6}
-# struct statfs has at most 120 bytes on the machines that run Linux; its first field is f_type, a long.
+# struct statfs has at most 120 bytes on Linux. Its first field is f_type, a long.
 STATFS_BYTES = 256
 
 
 def network_filesystem(folder: Path) -> str | None:
-    """The name of the file system if it is one of a network; None if it is local or cannot be told."""
+    """The name of the network file system that holds the folder; None if it is local or unknown."""
     return NETWORK.get(_magic(folder))
 
 
 def is_lasting(folder: Path) -> bool:
-    """Whether `folder` is on a disk of this machine."""
+    """Whether the folder exists on a disk of this machine."""
     return folder.is_dir() and _magic(folder) not in NETWORK.keys() | VOLATILE
 
 
 def _magic(folder: Path) -> int:
-    """f_type of the file system; 0 where this system does not tell."""
+    """The f_type of the file system; 0 on systems that do not report one."""
     if sys.platform != "linux":
         return 0
     buffer = ctypes.create_string_buffer(STATFS_BYTES)

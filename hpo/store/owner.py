@@ -1,9 +1,9 @@
 """Which machine or container the embedded server of an HPO_HOME belongs to.
 
-A home folder is often shared between machines. A server's process is only seen where it runs, so
-nobody else can tell a stale postmaster.pid from the one of a live server, and two servers on the same
-files destroy them. So the first place that starts the server is written down, and only that place ever
-starts it again, until a person gives it to another one.
+Machines often share a home folder. A server's process is visible only where it runs, so no other
+machine can tell a stale postmaster.pid from that of a live server, and two servers on the same
+files destroy them. So the first place that starts the server is recorded, and only that place
+starts it again, until someone hands it over to another one.
 """
 
 import json
@@ -22,7 +22,7 @@ MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 @dataclass(frozen=True)
 class Owner:
-    """A place where processes see each other. A container has a process namespace of its own."""
+    """A place whose processes see each other: a machine, or a container on it."""
 
     host: str
     machine: str
@@ -31,10 +31,10 @@ class Owner:
     since: str
 
     def is_here(self) -> bool:
-        """Whether this process runs where that one ran, or on the same machine after a reboot."""
+        """Whether this process runs there, or on the same machine after a reboot."""
         here = this_place()
         if not here.boot:
-            # This system tells no more than the name of the host.
+            # This system reports nothing but the name of the host.
             return self.host == here.host
         if self.boot == here.boot:
             return self.pid_namespace == here.pid_namespace
@@ -48,17 +48,25 @@ class Owner:
 
 
 def this_place() -> Owner:
-    """Here and now. Parts that the system does not tell are empty."""
+    """The place of this process, since now. Parts that the system does not report are empty."""
     try:
         namespace = str(PID_NAMESPACE.readlink())
     except OSError:
         namespace = ""
-    machine = next(filter(None, map(_text, MACHINE_IDS)), "")
     since = time.strftime("%Y-%m-%d %H:%M %Z")
-    return Owner(socket.gethostname(), machine, _text(BOOT_ID), namespace, since)
+    return Owner(socket.gethostname(), _machine_id(), _text(BOOT_ID), namespace, since)
+
+
+def _machine_id() -> str:
+    for path in MACHINE_IDS:
+        machine_id = _text(path)
+        if machine_id:
+            return machine_id
+    return ""
 
 
 def _text(path: Path) -> str:
+    """The stripped text of a file; empty if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -66,21 +74,26 @@ def _text(path: Path) -> str:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Raises DatabaseError for a file that cannot be understood: whoever wrote it may own the server."""
+    """The owner that the file names; None if there is no file.
+
+    Raises DatabaseError for a file that cannot be read: another place may own the server.
+    """
     try:
         return Owner(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise DatabaseError(
-            f"{path}: does not say which machine runs the embedded Postgres ({error}). If no other machine does: hpo database adopt"
+            f"{path}: does not say which machine runs the embedded Postgres ({error}). "
+            f"If no other machine does: hpo database adopt"
         ) from None
 
 
 def write_owner(path: Path, before: Owner | None) -> None:
-    """Write down that it is here.
+    """Record this place as the owner.
 
-    Raises OSError, and DatabaseError if there was no owner and another place was quicker.
+    before: the owner that the file names now. Raises OSError, and DatabaseError if there was no
+    owner and another place recorded itself first.
     """
     contents = json.dumps(asdict(this_place()), indent=2)
     if before is not None:
@@ -89,12 +102,12 @@ def write_owner(path: Path, before: Owner | None) -> None:
         draft.replace(path)
         return
     try:
-        # Only one place can make a file, also on file systems without locks.
+        # Only one place can create a file, even on file systems without locks.
         with path.open("x") as file:
             file.write(contents)
     except FileExistsError:
         raise DatabaseError(
-            f"{path}: another machine has just begun here. Type the same line again"
+            f"{path}: another machine has just started here. Run the same command again"
         ) from None
     except OSError:
         path.unlink(missing_ok=True)
