@@ -1,18 +1,17 @@
-"""A trial as Optuna's tables and ours have it, in one value."""
+"""A trial's record, put together from Optuna's tables and hpo's."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
-
-from sqlalchemy.engine import Row
 
 from hpo.settings import Config
 from hpo.store.optuna_rows import TrialRow
 from hpo.store.tables import IMPORTED
-from hpo.study.trial import Record, State
+from hpo.store.trials import WorkRow
+from hpo.study.trial import BY_HAND, Record, State
 from hpo.trainer import Metric
 
-THIN_CURVE = 25  # values a trial that Optuna gets, at most
-# What Optuna calls a trial's state, and we.
+# Optuna gets at most this many values of a trial's curve.
+THIN_CURVE = 25
+# hpo's name of a state by Optuna's.
 STATES: dict[str, State] = {
     "WAITING": "waiting",
     "RUNNING": "running",
@@ -23,61 +22,109 @@ STATES: dict[str, State] = {
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 
 
-def record_of(trial: TrialRow, row: Row[Any] | None, metric: Metric) -> Record:
+def record_of(trial: TrialRow, work: WorkRow | None, metric: Metric) -> Record:
+    """The trial as one value. work: None if no worker has claimed the trial."""
+    ended_by_hand = _was_ended_by_hand(trial, work)
+    work = work or WorkRow(trial.id)
     attributes = trial.attributes
-    curve = dict(trial.curve)
-    if trial.state == "COMPLETE" and trial.value is not None and row is not None and row.scored:
-        curve.setdefault(
-            row.step, trial.value
-        )  # of a training that ended before its last step it is not in the thin curve
-    best_step = min(curve, key=lambda step: metric.sign * curve[step]) if curve else None
-    unscored = trial.state == "COMPLETE" and (
-        row is None or (row.attempts and not row.scored)
-    )  # by hand
-    troubled = row is not None and (unscored or trial.state in ("WAITING", "FAIL"))
+    curve = _known_values(trial, work)
+    best_step = _best_step(curve, metric)
+    cause, reason = _ending(trial, work, ended_by_hand)
     return Record(
         id=trial.id,
         number=trial.number,
-        state="stopped" if unscored else STATES[trial.state],
+        state="stopped" if ended_by_hand else STATES[trial.state],
         start=attributes.get("start"),
         label=attributes.get("label", ""),
         params=dict(trial.params),
-        config=(row.config if row else None) or {},
-        value=trial.value if trial.state == "COMPLETE" and not unscored else None,
+        config=work.config or {},
+        value=trial.value if trial.state == "COMPLETE" and not ended_by_hand else None,
         last_value=curve[max(curve)] if curve else None,
-        best_value=None if best_step is None else curve[best_step],
+        best_value=curve[best_step] if best_step is not None else None,
         best_step=best_step,
-        step=row.step if row else 0,
-        seconds=row.seconds if row else 0.0,
-        gpu_seconds=row.gpu_seconds if row else 0.0,
-        attempts=row.attempts if row else 0,
-        rule=attributes.get("rule", "by hand" if unscored else ""),
-        cause=(row.outcome if troubled and row else "") or attributes.get("cause", ""),
-        reason=(row.reason if troubled and row else "") or attributes.get("reason", ""),
-        host=(row.host or "").split()[0] if row and row.host else "",
-        device=(row.device if row else "") or "",
-        code_version=(row.code_version if row else "") or "",
-        data=(row.data if row else "") or "",
+        step=work.step,
+        seconds=work.seconds,
+        gpu_seconds=work.gpu_seconds,
+        attempts=work.attempts,
+        rule=attributes.get("rule", BY_HAND if ended_by_hand else ""),
+        cause=cause,
+        reason=reason,
+        # Without the boot and the process namespace, which follow the name.
+        host=work.host.split()[0] if work.host else "",
+        device=work.device or "",
+        code_version=work.code_version or "",
+        data=work.data or "",
         imported=attributes.get(IMPORTED, ""),
-        lost_seconds=row.seconds_before
-        if row and row.attempts > 1 and row.first_step == 0
-        else 0.0,
+        lost_seconds=_lost_seconds(work),
     )
 
 
-def in_thin_curve(step: int, config: Config, existing: Callable[[], Iterable[int]] = tuple) -> bool:
-    """Whether the evaluation at `step` goes to Optuna: evenly, at most THIN_CURVE of them, the last one always.
+def _was_ended_by_hand(trial: TrialRow, work: WorkRow | None) -> bool:
+    """Whether someone typed a value into optuna-dashboard: no attempt has scored the trial."""
+    if trial.state != "COMPLETE":
+        return False
+    if work is None:
+        return True
+    # An imported trial is complete without any attempt.
+    return work.attempts > 0 and not work.scored
 
-    existing: the steps of those that it has, asked for where evaluations come at any steps.
+
+def _known_values(trial: TrialRow, work: WorkRow) -> dict[int, float]:
+    """The thin curve by step, with the final value.
+
+    The thin curve lacks the final value of a training that ended before its last step.
+    """
+    curve = dict(trial.curve)
+    if trial.state == "COMPLETE" and trial.value is not None and work.scored:
+        curve.setdefault(work.step, trial.value)
+    return curve
+
+
+def _best_step(curve: dict[int, float], metric: Metric) -> int | None:
+    if not curve:
+        return None
+    return min(curve, key=lambda step: metric.sign * curve[step])
+
+
+def _ending(trial: TrialRow, work: WorkRow, ended_by_hand: bool) -> tuple[str, str]:
+    """Cause and reason: those of the last attempt, or those that were stored with the trial."""
+    cause = trial.attributes.get("cause", "")
+    reason = trial.attributes.get("reason", "")
+    if ended_by_hand or trial.state in ("WAITING", "FAIL"):
+        return work.outcome or cause, work.reason or reason
+    return cause, reason
+
+
+def _lost_seconds(work: WorkRow) -> float:
+    """The time of earlier attempts, if the last one began again at step 0."""
+    if work.attempts > 1 and work.first_step == 0:
+        return work.seconds_before
+    return 0.0
+
+
+def in_thin_curve(step: int, config: Config, existing: Callable[[], Iterable[int]] = tuple) -> bool:
+    """Whether Optuna gets the evaluation at `step`.
+
+    It gets at most THIN_CURVE of them, evenly spread, and always the last one.
+    existing: gives the steps that Optuna has; called only if evaluations come at irregular steps.
     """
     if step == config.steps:
         return True
-    if not config.evaluates_regularly:
-        share = step * THIN_CURVE // max(1, config.steps)
-        return all(
-            other * THIN_CURVE // max(1, config.steps) != share or other == step
-            for other in existing()
-        )
+    if config.evaluates_regularly:
+        return _is_in_regular_curve(step, config)
+    share = _share(step, config)
+    return all(_share(other, config) != share or other == step for other in existing())
+
+
+def _share(step: int, config: Config) -> int:
+    """Which of THIN_CURVE equal parts of the training the step lies in."""
+    return step * THIN_CURVE // max(1, config.steps)
+
+
+def _is_in_regular_curve(step: int, config: Config) -> bool:
+    # Both divisions round up.
     evaluations = -(-config.steps // config.evaluate_every)
     every = -(-evaluations // THIN_CURVE)
-    return step % config.evaluate_every == 0 and step // config.evaluate_every % every == 0
+    if step % config.evaluate_every != 0:
+        return False
+    return step // config.evaluate_every % every == 0

@@ -1,4 +1,7 @@
-"""The values that a trial is passed around as: Trial for its worker, Outcome of an attempt, Cause of its trouble, Record for readers."""
+"""The values that describe a trial.
+
+Trial is for its worker, Outcome and Cause say how an attempt ended, and Record is for readers.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,68 +14,88 @@ from hpo.space.stopping import Stop
 from hpo.trainer import Score
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
-DONE: tuple[State, ...] = (
-    "complete",
-    "stopped",
-)  # what a budget of trials counts, besides those that run
-BY_HAND = "by hand"  # the rule of a trial that a person has stopped
+# These count against a budget of trials, in addition to running ones.
+DONE: tuple[State, ...] = ("complete", "stopped")
+# The rule of a trial that someone has stopped.
+BY_HAND = "by hand"
 
 
 class Cause(StrEnum):
     """Why an attempt ended before its trial did."""
 
-    INTERRUPTED = "interrupted"  # a signal, pre-emption, the end of an allocation: it goes on, as often as that happens
-    LOST = "lost"  # its worker died, or showed no step for the length of a lease
-    OUT_OF_MEMORY = "out of memory"  # it waits for a worker with a larger share of a device
-    HUNG = "hung"  # it showed no sign of life and was ended: tried once more
-    CODE_ERROR = "code error"  # an exception: tried once more
-    BAD_CONFIGURATION = "bad configuration"  # it would be as bad again
+    # By a signal, preemption or the end of an allocation. The trial resumes, however often it
+    # happens.
+    INTERRUPTED = "interrupted"
+    # The worker died, or its training made no step for the length of a lease.
+    LOST = "lost"
+    # The trial waits for a worker with a larger share of a device.
+    OUT_OF_MEMORY = "out of memory"
+    # The training showed no sign of life and was ended. It gets one more attempt.
+    HUNG = "hung"
+    # The training raised an exception. It gets one more attempt.
+    CODE_ERROR = "code error"
+    # Another attempt would fail in the same way.
+    BAD_CONFIGURATION = "bad configuration"
 
 
+# After this many attempts with the same cause a trial fails. Other causes are limited by the
+# study's max_attempts.
 ALLOWED = {
     Cause.HUNG: 2,
     Cause.CODE_ERROR: 2,
     Cause.BAD_CONFIGURATION: 1,
-}  # attempts that may end so; the others: the study's max_attempts
+}
 
 
 def is_over(causes: Sequence[Cause], max_attempts: int) -> bool:
-    """Whether a trial whose attempts ended with these causes (the last one last) fails, instead of waiting for another attempt."""
+    """Whether a trial fails, rather than waits for another attempt.
+
+    causes: why its attempts ended, the last one last.
+    """
     counted = [cause for cause in causes if cause != Cause.INTERRUPTED]
     if not counted or causes[-1] == Cause.INTERRUPTED:
         return False
-    return len(counted) >= max_attempts or counted.count(counted[-1]) >= ALLOWED.get(
-        counted[-1], max_attempts
-    )
+    last = counted[-1]
+    if len(counted) >= max_attempts:
+        return True
+    return counted.count(last) >= ALLOWED.get(last, max_attempts)
 
 
 @dataclass(frozen=True)
 class Completed:
-    """Trained to its last step. The trial's value is the metric there, not the best along the curve."""
+    """The training reached its last step.
+
+    The trial's value is the metric at that step, not the best value of the curve.
+    """
 
     score: Score
-    held_out: Mapping[str, Score] = field(
-        default_factory=dict
-    )  # by partition; of children that score one only
+    # By partition. Only trials of child studies are scored on held-out partitions.
+    held_out: Mapping[str, Score] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """Ended early by a rule. Diverging is a result: the sampler learns from it, and it is never best."""
+    """A rule stopped the training.
+
+    Diverging is a result: the sampler learns from it, and such a trial is never the best one.
+    """
 
     stop: Stop
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Ended by a signal or a spent budget, to go on later."""
+    """A signal or a spent budget ended the attempt. The trial resumes later."""
 
     reason: str = "a signal"
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Ended by trouble. The trial waits for another attempt or fails, by its cause and how often that happened."""
+    """An error ended the attempt.
+
+    The trial waits for another attempt or fails, depending on the cause and the earlier attempts.
+    """
 
     reason: str
     cause: Cause = Cause.CODE_ERROR
@@ -82,7 +105,7 @@ Outcome = Completed | Stopped | Interrupted | Failed
 
 
 def in_words(outcome: Outcome) -> tuple[str, str]:
-    """What an attempt ended with, and why."""
+    """How an attempt ended, and why, as the database stores it."""
     match outcome:
         case Completed():
             return "complete", ""
@@ -95,67 +118,86 @@ def in_words(outcome: Outcome) -> tuple[str, str]:
 
 
 def _storable(text: str) -> str:
-    """Postgres takes no NUL in a text."""
+    """The text without NUL, which Postgres does not accept."""
     return text.replace("\0", "?")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A claimed trial: what its worker needs to run it."""
+    """A claimed trial, with all that its worker needs to run it."""
 
     id: int
     number: int
     config: Config
+    # The token of the worker's lease.
     lease: str
+    # The name of the start that the trial is, if it is one.
     start: str | None
     attempt: int = 1
 
 
 @dataclass(frozen=True)
 class Halt:
-    """That a person has paused a study (its workers wait) or stopped it (they leave)."""
+    """Someone has paused a study, so that its workers wait, or stopped it, so that they leave."""
 
     state: Literal["paused", "stopped"]
-    by: str  # USER@HOST
-    since: str  # ISO 8601, UTC
+    # As USER@HOST.
+    by: str
+    # ISO 8601, UTC.
+    since: str
     why: str = ""
 
     def __str__(self) -> str:
         since = datetime.fromisoformat(self.since).astimezone()
-        return f"{self.state} by {self.by} at {since:%Y-%m-%d %H:%M:%S}" + (
-            f" ({self.why})" if self.why else ""
-        )
+        text = f"{self.state} by {self.by} at {since:%Y-%m-%d %H:%M:%S}"
+        if self.why:
+            text += f" ({self.why})"
+        return text
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a trial, for displays and reports."""
+    """All that is known about a trial, for displays and reports."""
 
     id: int
     number: int
     state: State
     start: str | None
-    label: str  # what a child's trial retrains; empty for a trial of a search
+    # What a trial of a child study retrains; empty in a search.
+    label: str
     params: dict[str, Any]
-    config: dict[str, Any]  # dotted name -> value; empty before a worker took it
-    value: float | None  # of the metric, at the end of the training; None unless complete
-    last_value: float | None  # of the thin curve
-    best_value: float | None  # of the thin curve
+    # By dotted name; empty before a worker has claimed the trial.
+    config: dict[str, Any]
+    # The metric at the end of the training; None unless the trial is complete.
+    value: float | None
+    # The last and the best value of the thin curve.
+    last_value: float | None
+    best_value: float | None
     best_step: int | None
     step: int
-    seconds: float  # training and evaluation, over all attempts
-    gpu_seconds: float  # the same, where trainings shared a GPU divided by their number
+    # Time of training and evaluation, over all attempts.
+    seconds: float
+    # The same; where several trainings shared a GPU, divided by their number.
+    gpu_seconds: float
     attempts: int
-    rule: str  # that stopped it
-    cause: str  # by which of its limits; of a failed or waiting trial, what its last attempt ended with
-    reason: str  # why it was stopped or failed, or waits, for people
+    # The rule that stopped the trial.
+    rule: str
+    # Which limit of the rule was exceeded; for failed or waiting trials, how the last attempt
+    # ended.
+    cause: str
+    # Why the trial was stopped or failed, or why it waits, for people.
+    reason: str
     host: str
     device: str
     code_version: str
-    data: str  # fingerprint
-    imported: str = ""  # name of the past run that it is; empty: a trial of the study
-    lost_seconds: float = 0.0  # of attempts after which the training began again at step 0
+    # The fingerprint of the data.
+    data: str
+    # The name of the past run that was imported as this trial; empty for a trial of the study.
+    imported: str = ""
+    # Time of attempts after which the training began again at step 0.
+    lost_seconds: float = 0.0
 
     @property
     def steps(self) -> int:
+        """The steps of a whole training; 0 before a worker has claimed the trial."""
         return int(self.config.get("steps", 0))
