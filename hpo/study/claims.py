@@ -1,10 +1,11 @@
-"""The life of a trial: claimed under a lock of the study, told of while it runs, ended once, and handed back if its worker is gone.
+"""The life of a trial: claimed, reported on, ended once, and handed back if its worker is gone.
 
-States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) | FAIL; RUNNING -> WAITING
-when an attempt at a trial ended before it: number, parameters and curve stay, the next claim goes on with it.
+States: WAITING (a start, or interrupted) -> RUNNING -> COMPLETE | PRUNED (stopped by a rule) |
+FAIL. RUNNING goes back to WAITING when an attempt ends before its trial does: number, parameters
+and curve stay, and the next claim resumes the trial.
 
-Trials are claimed under a lock of the study, so a budget is exact over any number of workers; what a worker writes of its trial
-is fenced by its lease.
+Trials are claimed under a lock of the study, so a budget is exact over any number of workers.
+Whatever a worker writes about its trial is fenced by its lease.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
@@ -23,8 +24,8 @@ from hpo.process import Process
 from hpo.settings import Config
 from hpo.space.budget import refusal
 from hpo.store import curves, findings, leases, locks, standing, trials
-from hpo.store.leases import LeaseLostError
-from hpo.study import choice
+from hpo.store.leases import Lease, LeaseLostError, Orphan
+from hpo.study import choice, optuna_internals
 from hpo.study.reader import StudyReader
 from hpo.study.record import in_thin_curve
 from hpo.study.trial import (
@@ -40,82 +41,116 @@ from hpo.study.trial import (
 )
 from hpo.trainer import Score
 
-BAD_NODE_ERRORS = 2  # in a row on one host, while others succeed
+# A host is bad after this many errors in a row, while trials succeed on others.
+BAD_NODE_ERRORS = 2
 
 
 class Claims(StudyReader):
-    """A study whose trials are claimed, told of and ended."""
+    """A study whose trials workers claim, report on and end."""
 
     def __init__(self, optuna_study: optuna.Study, storage: optuna.storages.RDBStorage):
-        super().__init__(storage.engine, optuna_study._study_id, optuna_study.study_name)
+        study_id = optuna_internals.id_of_study(optuna_study)
+        super().__init__(storage.engine, study_id, optuna_study.study_name)
         self.optuna = optuna_study
-        self._thin: dict[int, set[int]] = {}
-        self.storage = optuna_study._storage  # the same database behind Optuna's cache
+        # The same database as `storage`, behind Optuna's cache.
+        self.storage = optuna_internals.cached_storage(optuna_study)
+        self._thin_curves: dict[int, set[int]] = {}
+
+    # ---- claiming
 
     def claim(
-        self, process: Process, record: Mapping[str, str], idle: bool = False
+        self, process: Process, provenance: Mapping[str, str], idle: bool = False
     ) -> Trial | None:
-        """Take a trial that waits, or a new one if the budget allows; None if there is nothing to do.
+        """Take a waiting trial, or a new one if the budget allows; None if there is nothing to do.
 
-        record: device, code_version and data of the worker. idle: what `process` seems to hold is of
-        a claim whose answer was lost. Sampling, which can be slow, comes after the lock. A draw that
-        makes no valid configuration (two parameters that exclude each other) is a failed trial, and
-        the next one is taken.
+        provenance: device, code_version and data of the worker. idle: `process` works on no trial,
+        so a trial that it holds comes from a claim whose answer was lost.
         """
         while True:
             self.refresh()
-            lease = uuid4().hex
-            with locks.locked(self.engine, self.id) as connection:
-                self._sweep(connection, process if idle else None)
-                trial_id = None if self.halt else self._take(connection, process.host)
-                if trial_id is None:
-                    return None
-                attempt = leases.take_lease(
-                    connection, trial_id, lease, process, dict(record), self._lease_seconds
-                )
-            number = self.storage.get_trial_number_from_id(trial_id)
-            try:
-                with leases.fenced(trial_id, lease):
-                    config, start = self.configure(trial_id)
-            except (LeaseLostError, UpdateFinishedTrialError):  # the second: ended by hand
-                continue
-            except (SpecError, ValueError) as error:
-                trial = Trial(trial_id, number, self.spec.config(), lease, None, attempt)
-                self.finish(trial, Failed(str(error), Cause.BAD_CONFIGURATION))
-                continue
-            with self.engine.begin() as connection:
-                if leases.renew_lease(
-                    connection, trial_id, lease, self._lease_seconds, config=config.flat()
-                ):
-                    return Trial(trial_id, number, config, lease, start, attempt)
+            reserved = self._reserve(process, provenance, idle)
+            if reserved is None:
+                return None
+            lease, attempt = reserved
+            # Sampling can be slow, so it happens after the study's lock is released.
+            trial = self._configured(lease, attempt)
+            if trial is not None:
+                return trial
+
+    def _reserve(
+        self, process: Process, provenance: Mapping[str, str], idle: bool
+    ) -> tuple[Lease, int] | None:
+        """Take a trial under the study's lock. Returns its lease and the number of the attempt."""
+        token = uuid4().hex
+        with locks.locked(self.engine, self.id) as connection:
+            self._sweep(connection, process if idle else None)
+            if self.halt:
+                return None
+            trial_id = self._take(connection, process.host)
+            if trial_id is None:
+                return None
+            lease = Lease(trial_id, token, self._lease_seconds)
+            attempt = leases.take_lease(connection, lease, process, dict(provenance))
+        return lease, attempt
+
+    def _configured(self, lease: Lease, attempt: int) -> Trial | None:
+        """The trial with its configuration; None if it was lost, ended by hand or has failed.
+
+        A draw that gives no valid configuration, such as two parameters that exclude each other,
+        makes the trial fail.
+        """
+        number = self.storage.get_trial_number_from_id(lease.trial_id)
+        try:
+            with leases.fenced(lease.trial_id, lease.token):
+                config, start = self.configure(lease.trial_id)
+        except (LeaseLostError, UpdateFinishedTrialError):
+            # Another worker holds the trial, or someone ended it by hand.
+            return None
+        except (SpecError, ValueError) as error:
+            trial = Trial(lease.trial_id, number, self.spec.config(), lease.token, None, attempt)
+            self.finish(trial, Failed(str(error), Cause.BAD_CONFIGURATION))
+            return None
+        with self.engine.begin() as connection:
+            if not leases.renew_lease(connection, lease, config=config.flat()):
+                return None
+        return Trial(lease.trial_id, number, config, lease.token, start, attempt)
 
     def configure(self, trial_id: int) -> tuple[Config, str | None]:
-        """Draw the trial's parameters if it has none. Returns its configuration, and the name of the start that it is."""
+        """Draw the trial's parameters, or keep those that it has.
+
+        Returns its configuration, and the name of the start if it is one.
+        """
         trial = self.storage.get_trial(trial_id)
 
-        def asked_of(sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
-            self.storage.get_all_trials(
-                self.id, deepcopy=False
-            )  # Optuna's cache takes parameters of trials that it has seen only
+        def known_to_optuna(sampler: BaseSampler) -> optuna.Trial:
+            # Optuna's cache accepts parameters only for trials that it has read.
+            self.storage.get_all_trials(self.id, deepcopy=False)
             return self.optuna_trial(trial_id, sampler)
 
-        return choice.configure(self.spec, trial, self.all_records, asked_of)
+        return choice.configure(self.spec, trial, self.all_records, known_to_optuna)
 
-    def optuna_trial(self, trial_id: int, sampler: optuna.samplers.BaseSampler) -> optuna.Trial:
-        """Optuna's trial, on a Study made anew because one keeps the trials that it saw first. `sampler` is asked at once."""
+    def optuna_trial(self, trial_id: int, sampler: BaseSampler) -> optuna.Trial:
+        """Optuna's trial. The sampler draws at once.
+
+        The Study is a new one, because a Study keeps the trials that it has read first.
+        """
         return optuna.Trial(optuna.Study(self.name, self.storage, sampler), trial_id)
 
     def _take(self, connection: Connection, host: str) -> int | None:
-        """The id of a trial that is RUNNING for us now. The caller holds the study's lock.
+        """Set a trial to RUNNING. Returns its id, or None. The caller holds the study's lock.
 
-        One that an error on this host has ended is left to another host, if there is one that works.
+        A trial whose last attempt ended with an error on this host is left to other hosts, as long
+        as one of them works.
         """
-        budget, spent = self.budget, self.spent_in(connection)
+        budget = self.budget
+        spent = self.spent_in(connection)
         waiting = standing.waiting(connection, self.id)
-        bad_here = [row for row in waiting if (row.outcome, row.host) == (Cause.CODE_ERROR, host)]
-        elsewhere = bool(bad_here) and standing.works_elsewhere(connection, self.id, host)
+        failed_here = {
+            row.trial_id for row in waiting if row.outcome == Cause.CODE_ERROR and row.host == host
+        }
+        leave_to_others = bool(failed_here) and standing.works_elsewhere(connection, self.id, host)
         for row in waiting:
-            if elsewhere and row in bad_here:
+            if leave_to_others and row.trial_id in failed_here:
                 continue
             if refusal(budget, spent, row.gpu_seconds) is not None:
                 continue
@@ -125,17 +160,21 @@ class Claims(StudyReader):
             return None
         return self.storage.create_new_trial(self.id)
 
+    # ---- reporting
+
     def resume(self, trial: Trial, step: int, curve: list[Point]) -> bool:
-        """The trial goes on after `step` with the points of `curve` behind it; others are forgotten. False: it is another's now."""
+        """Resume the trial after `step` with the points of `curve`, dropping later ones.
+
+        Returns False if another worker holds the trial.
+        """
         with self.engine.begin() as connection:
-            if not leases.renew_lease(
-                connection, trial.id, trial.lease, self._lease_seconds, step=step
-            ):
+            if not leases.renew_lease(connection, self._lease_of(trial), step=step):
                 return False
             leases.begin_attempt(connection, trial.id, trial.attempt, step)
-            # Nothing is behind it: a point at step 0 is forgotten too.
-            kept = step if step > 0 or curve else -1
-            curves.forget_curve_after(connection, trial.id, kept)
+            starts_from_scratch = step == 0 and not curve
+            # A training from scratch measures a point at step 0 again.
+            last_kept = -1 if starts_from_scratch else step
+            curves.forget_curve_after(connection, trial.id, last_kept)
         return self.deliver(trial, curve, step, 0.0)
 
     def deliver(
@@ -146,77 +185,120 @@ class Claims(StudyReader):
         seconds: float,
         memory: int | None = None,
     ) -> bool:
-        """Renew the lease after `seconds` of this attempt, and add points to the curve. Told twice it is written once.
+        """Renew the lease after `seconds` of this attempt, and add points to the curve.
 
-        False: the trial is another's now, or was ended by hand in optuna-dashboard; nothing was written.
+        A repeated call writes nothing twice. Returns False, and writes nothing, if another worker
+        holds the trial or someone ended it by hand in optuna-dashboard.
         """
         with self.engine.begin() as connection:
             if leases.ended_by_hand(connection, trial.id, trial.lease):
                 return False
-            lease = trial.lease, self._lease_seconds
-            if not leases.renew_lease(
-                connection, trial.id, *lease, worked=seconds, step=step, memory=memory
-            ):
+            lease = self._lease_of(trial)
+            if not leases.renew_lease(connection, lease, worked=seconds, step=step, memory=memory):
                 return False
             curves.add_points(connection, trial.id, trial.attempt, points)
         try:
             with leases.fenced(trial.id, trial.lease):
-                for point in points:
-                    if in_thin_curve(point.step, trial.config, partial(self._thin_steps, trial.id)):
-                        self._thin.get(trial.id, set()).add(point.step)
-                        self.storage.set_trial_intermediate_value(trial.id, point.step, point.value)
+                self._add_to_thin_curve(trial, points)
         except LeaseLostError:
             return False
         except UpdateFinishedTrialError:
-            return self.deliver(trial, [], step, seconds, memory)  # which sees it
+            # Someone has just ended the trial by hand, which a second call notices.
+            return self.deliver(trial, [], step, seconds, memory)
         return True
 
+    def _add_to_thin_curve(self, trial: Trial, points: list[Point]) -> None:
+        for point in points:
+            if not in_thin_curve(point.step, trial.config, partial(self._thin_steps, trial.id)):
+                continue
+            if trial.id in self._thin_curves:
+                self._thin_curves[trial.id].add(point.step)
+            self.storage.set_trial_intermediate_value(trial.id, point.step, point.value)
+
     def _thin_steps(self, trial_id: int) -> set[int]:
-        """The steps of the points that Optuna has of a trial; asked for once, because only its holder adds some."""
-        if trial_id not in self._thin:
-            self._thin = {trial_id: set(self.storage.get_trial(trial_id).intermediate_values)}
-        return self._thin[trial_id]
+        """The steps of the trial's points in Optuna.
+
+        They are read once, because only the trial's holder adds points.
+        """
+        if trial_id not in self._thin_curves:
+            steps = set(self.storage.get_trial(trial_id).intermediate_values)
+            # A worker has one trial at a time: forget the others.
+            self._thin_curves = {trial_id: steps}
+        return self._thin_curves[trial_id]
+
+    def stopped_by_hand(self, trial: Trial) -> str | None:
+        """Why someone stopped the trial while its worker trained it; None if nobody did."""
+        with self.engine.begin() as connection:
+            attempts = trials.attempts_of(connection, [trial.id])[trial.id]
+        for row in attempts:
+            if row.attempt == trial.attempt and row.outcome == BY_HAND:
+                reason: str | None = row.reason
+                return reason
+        return None
+
+    def shares_device(self, trial: Trial) -> bool:
+        """Whether other trials of any study run on the trial's device."""
+        with self.engine.begin() as connection:
+            return leases.count_sharing_device(connection, trial.id) > 0
+
+    # ---- ending
 
     def finish(self, trial: Trial, outcome: Outcome, seconds: float = 0.0) -> bool:
-        """Write the outcome after `seconds` of this attempt. Told twice it is written once. False as for `deliver`."""
+        """Write the outcome after `seconds` of this attempt.
+
+        A repeated call writes nothing twice. Returns False if another worker holds the trial or
+        someone ended it by hand in optuna-dashboard.
+        """
+        state = self._record_outcome(trial, outcome, seconds)
+        if state is None:
+            return False
+        was_held = True
+        try:
+            with leases.fenced(trial.id, trial.lease):
+                self._tell_optuna(trial.id, state, outcome)
+        except LeaseLostError:
+            return False
+        except UpdateFinishedTrialError:
+            # Someone has just ended the trial by hand.
+            was_held = False
+        with self.engine.begin() as connection:
+            leases.drop_lease(connection, trial.id, trial.lease)
+        return was_held
+
+    def _record_outcome(self, trial: Trial, outcome: Outcome, seconds: float) -> TrialState | None:
+        """Write the outcome to hpo's tables. Returns the state that the trial is to have.
+
+        Returns None if another worker holds the trial or someone ended it by hand.
+        """
         scores: dict[str, Score] = {}
         if isinstance(outcome, Completed):
             scores = {findings.VALIDATION: outcome.score, **outcome.held_out}
         word, reason = in_words(outcome)
         with self.engine.begin() as connection:
             if leases.ended_by_hand(connection, trial.id, trial.lease):
-                return False
-            if not leases.renew_lease(
-                connection, trial.id, trial.lease, self._lease_seconds, worked=seconds
-            ):
-                return False
+                return None
+            if not leases.renew_lease(connection, self._lease_of(trial), worked=seconds):
+                return None
             findings.put_scores(connection, trial.id, scores)
             leases.end_attempt(connection, trial.id, trial.attempt, word, reason)
-            state = self._state_after(connection, trial.id, outcome)
-        attributes = {"reason": reason} if state in (TrialState.PRUNED, TrialState.FAIL) else {}
+            return self._state_after(connection, trial.id, outcome)
+
+    def _tell_optuna(self, trial_id: int, state: TrialState, outcome: Outcome) -> None:
+        """Write the outcome to Optuna's tables."""
+        if self.storage.get_trial(trial_id).state == state:
+            # An earlier call wrote it, and its answer was lost.
+            return
+        attributes: dict[str, str] = {}
+        if state in (TrialState.PRUNED, TrialState.FAIL):
+            _, attributes["reason"] = in_words(outcome)
+        values: list[float] | None = None
         if isinstance(outcome, Stopped):
-            attributes |= {"rule": outcome.stop.rule, "cause": outcome.stop.cause}
-        held = True
-        try:
-            with leases.fenced(trial.id, trial.lease):
-                if (
-                    self.storage.get_trial(trial.id).state != state
-                ):  # else an attempt to write it did, and was not told so
-                    if isinstance(outcome, Stopped):
-                        self.optuna_trial(trial.id, RandomSampler()).set_constraint("diverged", 1.0)
-                    self.end_trial(
-                        trial.id,
-                        state,
-                        attributes,
-                        [outcome.score.value] if isinstance(outcome, Completed) else None,
-                    )
-        except LeaseLostError:
-            return False
-        except UpdateFinishedTrialError:
-            held = False
-        with self.engine.begin() as connection:
-            leases.drop_lease(connection, trial.id, trial.lease)
-        return held
+            attributes["rule"] = outcome.stop.rule
+            attributes["cause"] = outcome.stop.cause
+            self.optuna_trial(trial_id, RandomSampler()).set_constraint("diverged", 1.0)
+        elif isinstance(outcome, Completed):
+            values = [outcome.score.value]
+        self.end_trial(trial_id, state, attributes, values)
 
     def _state_after(self, connection: Connection, trial_id: int, outcome: Outcome) -> TrialState:
         match outcome:
@@ -225,19 +307,17 @@ class Claims(StudyReader):
             case Stopped():
                 return TrialState.PRUNED
             case Failed():
-                return self._after_trouble(connection, trial_id)
+                return self._state_after_failure(connection, trial_id)
             case _:
                 return TrialState.WAITING
 
-    def _after_trouble(self, connection: Connection, trial_id: int) -> TrialState:
-        """WAITING, or FAIL if the attempts at the trial were too many."""
+    def _state_after_failure(self, connection: Connection, trial_id: int) -> TrialState:
+        """WAITING, or FAIL after too many attempts at the trial."""
         attempts = trials.attempts_of(connection, [trial_id])[trial_id]
         causes = [Cause(row.outcome) for row in attempts if row.outcome in set(Cause)]
-        return (
-            TrialState.FAIL
-            if is_over(causes, self.spec.attempts.max_attempts)
-            else TrialState.WAITING
-        )
+        if is_over(causes, self.spec.attempts.max_attempts):
+            return TrialState.FAIL
+        return TrialState.WAITING
 
     def end_trial(
         self,
@@ -246,6 +326,7 @@ class Claims(StudyReader):
         attributes: Mapping[str, str],
         values: list[float] | None = None,
     ) -> None:
+        """Write user attributes, and then the state, to Optuna's tables."""
         for key, value in attributes.items():
             self.storage.set_trial_user_attr(trial_id, key, value)
         self.storage.set_trial_state_values(trial_id, state, values)
@@ -254,68 +335,62 @@ class Claims(StudyReader):
     def _lease_seconds(self) -> float:
         return self.spec.attempts.lease_seconds
 
-    def _sweep(self, connection: Connection, idle: Process | None = None) -> None:
-        """Set the trials that nobody works on to wait, or to fail if that happened too often: such a trial kills its
-        workers, and as the first in the queue it would kill them all. The caller holds the study's lock.
-        """
-        for trial_id, lease, until, alive in leases.orphans(connection, self.id, idle):
-            if lease is None:
-                self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
-            elif attempt := leases.drop_lease(
-                connection, trial_id, lease, until
-            ):  # else its holder was only late
-                if self.storage.get_trial(trial_id).state != TrialState.RUNNING:
-                    continue  # its holder's last word arrived before the lease was dropped; now no other can
-                reason = (
-                    "its worker lost the database" if alive else "its worker died or fell silent"
-                )
-                leases.end_attempt(
-                    connection,
-                    trial_id,
-                    attempt,
-                    Cause.INTERRUPTED if alive else Cause.LOST,
-                    reason,
-                )
-                state = self._after_trouble(connection, trial_id)
-                self.end_trial(
-                    trial_id, state, {"reason": reason} if state == TrialState.FAIL else {}
-                )
+    def _lease_of(self, trial: Trial) -> Lease:
+        return Lease(trial.id, trial.lease, self._lease_seconds)
+
+    # ---- sweeping
 
     def sweep(self) -> None:
+        """Hand back the trials that nobody works on."""
         with locks.locked(self.engine, self.id) as connection:
             self._sweep(connection)
 
+    def _sweep(self, connection: Connection, idle: Process | None = None) -> None:
+        """Set trials that nobody works on to WAITING, or to FAIL if that happened too often.
+
+        A trial that kills its workers would kill all of them if it always came back as the first
+        in the queue. The caller holds the study's lock.
+        """
+        for orphan in leases.orphans(connection, self.id, idle):
+            self._hand_back(connection, orphan)
+
+    def _hand_back(self, connection: Connection, orphan: Orphan) -> None:
+        trial_id = orphan.trial_id
+        if orphan.token is None:
+            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            return
+        attempt = leases.drop_lease(connection, trial_id, orphan.token, orphan.lease_until)
+        if not attempt:
+            # The holder was only late, and has renewed its lease.
+            return
+        if self.storage.get_trial(trial_id).state != TrialState.RUNNING:
+            # The holder ended the trial before the lease was dropped.
+            return
+        if orphan.is_holder_alive:
+            cause = Cause.INTERRUPTED
+            reason = "its worker lost the database"
+        else:
+            cause = Cause.LOST
+            reason = "its worker died or fell silent"
+        leases.end_attempt(connection, trial_id, attempt, cause, reason)
+        state = self._state_after_failure(connection, trial_id)
+        attributes = {"reason": reason} if state == TrialState.FAIL else {}
+        self.end_trial(trial_id, state, attributes)
+
     def runs_elsewhere(self) -> bool:
-        """Whether trials run; asked by one whose own workers have left."""
+        """Whether trials run, for a caller whose own workers have left."""
         self.sweep()
         return self.standing().running > 0
 
-    def stopped_by_hand(self, trial: Trial) -> str | None:
-        """Why a person has stopped the trial under its worker; None: nobody has."""
-        with self.engine.begin() as connection:
-            attempts = trials.attempts_of(connection, [trial.id])[trial.id]
-        return next(
-            (
-                row.reason
-                for row in attempts
-                if (row.attempt, row.outcome) == (trial.attempt, BY_HAND)
-            ),
-            None,
-        )
-
-    def shares_device(self, trial: Trial) -> bool:
-        """Whether other trials of any study run on the trial's device."""
-        with self.engine.begin() as connection:
-            return leases.beside(connection, trial.id) > 0
-
     def bad_host(self, host: str) -> bool:
-        """Whether the last attempts on `host` ended with an error, while other hosts bring trials to their end."""
+        """Whether the last attempts on `host` ended with errors, while trials succeed elsewhere."""
         with self.engine.begin() as connection:
-            here = standing.outcomes(connection, self.id, host, True, BAD_NODE_ERRORS)
-            others = standing.outcomes(connection, self.id, host, False, 2 * BAD_NODE_ERRORS)
-            elsewhere = standing.works_elsewhere(connection, self.id, host)
+            here = standing.outcomes_on(connection, self.id, host, BAD_NODE_ERRORS)
+            others = standing.outcomes_elsewhere(connection, self.id, host, 2 * BAD_NODE_ERRORS)
+            works_elsewhere = standing.works_elsewhere(connection, self.id, host)
+        errors = [outcome for outcome in here if outcome == Cause.CODE_ERROR]
         return (
-            elsewhere
-            and here == [Cause.CODE_ERROR] * BAD_NODE_ERRORS
-            and bool({"complete", "stopped"} & set(others))
+            works_elsewhere
+            and len(errors) == BAD_NODE_ERRORS
+            and ("complete" in others or "stopped" in others)
         )
