@@ -16,7 +16,7 @@ from hpo.commands.shared import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hpo.study.study_list import Line
+    from hpo.study.study_list import StudySummary
 
 
 @click.command()
@@ -38,7 +38,7 @@ def studies(database: str | None, as_json: bool) -> None:
         click.echo("There is no study yet. hpo launch creates one")
 
 
-def _as_json(line: "Line") -> dict[str, Any]:
+def _as_json(line: "StudySummary") -> dict[str, Any]:
     from dataclasses import asdict
 
     from hpo.trainer import named
@@ -52,7 +52,7 @@ def _as_json(line: "Line") -> dict[str, Any]:
     return renamed
 
 
-def _table(lines: "Sequence[Line]") -> "Table":
+def _table(lines: "Sequence[StudySummary]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -81,7 +81,7 @@ def _table(lines: "Sequence[Line]") -> "Table":
     return table
 
 
-def _best(line: "Line") -> str:
+def _best(line: "StudySummary") -> str:
     if line.metric is None or line.best_value is None:
         return ""
     return line.metric.text(line.best_value)
