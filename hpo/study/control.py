@@ -1,7 +1,8 @@
-"""What people do to a study that runs: pause, resume, stop, kill a trial, put one in, leave a note.
+"""Steers a running study: pause, resume, stop, kill or enqueue a trial, leave a note.
 
-Each is a write to the database and returns at once. Workers learn of it with their next renewal of a lease, within
-seconds, on the connection that they have anyway; there is no other channel that a firewall could close.
+Each function writes to the database and returns at once. Workers notice it within seconds, at
+their next renewal of a lease, on a connection that they have anyway. There is no other channel
+that a firewall could close.
 """
 
 import getpass
@@ -13,13 +14,14 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any, Literal
 
+import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from hpo import process
 from hpo.errors import SpecError, StudyError
-from hpo.space.spec import StudySpec
+from hpo.space.spec import Parameter, StudySpec
 from hpo.store import leases, locks, standing
 from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
@@ -28,56 +30,71 @@ from hpo.study.trial import BY_HAND, Halt
 
 
 def person() -> str:
-    """USER@HOST of whoever asks."""
+    """The user of this process as USER@HOST."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container without the account
+    except (KeyError, OSError):
+        # A container without an account of this number.
         user = str(os.getuid())
     return f"{user}@{process.this_host()}"
 
 
 def halt(study: StudyReader, state: Literal["paused", "stopped"], why: str = "") -> Halt:
-    """Trials that run are handed back with a checkpoint; workers of a paused study wait, of a stopped one leave."""
-    found = Halt(state, person(), datetime.now(UTC).isoformat(timespec="seconds"), why)
-    study.set_attribute("halt", asdict(found))
-    return found
+    """Pause or stop the study.
+
+    Workers hand their trials back with a checkpoint. Those of a paused study wait, those of a
+    stopped one leave.
+    """
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    new = Halt(state, person(), since, why)
+    study.set_attribute("halt", asdict(new))
+    return new
 
 
 def resume(study: StudyReader) -> Halt | None:
-    """End a pause or a stop. Returns what it was; None: there was none."""
-    found = study.halt
-    if found:
+    """End a pause or a stop. Returns the one that ended; None if there was none."""
+    ended = study.halt
+    if ended:
         study.set_attribute("halt", None)
-    return found
+    return ended
 
 
 def kill(study: Study, number: int, why: str = "") -> bool:
-    """End a trial that runs or waits: it stays as stopped by hand. It counts as one of the budget's, and the sampler sees it as
-    stopped, not as diverged. Returns whether it ran. Raises StudyError.
+    """Stop a running or waiting trial by hand. Returns whether it was running.
+
+    The trial counts against the budget, and the sampler sees it as stopped, not as diverged.
+    Raises StudyError.
     """
-    storage, reason = study.storage, f"by hand, {person()}" + (f": {why}" if why else "")
+    storage = study.storage
+    reason = f"by hand, {person()}"
+    if why:
+        reason += f": {why}"
     trial_id = _trial_id(study, number)
     with locks.locked(study.engine, study.id):
-        before = storage.get_trial(trial_id)
+        was_running = storage.get_trial(trial_id).state == TrialState.RUNNING
         try:
-            with study.engine.begin() as connection:
-                configured = leases.take_away(connection, trial_id, BY_HAND, reason)
-            if configured is None:
-                raise UpdateFinishedTrialError
-            if not configured:
-                with suppress(
-                    SpecError, ValueError
-                ):  # a stopped trial without parameters would blind TPE to those of all others
-                    study.configure(trial_id)
-            study.end_trial(
-                trial_id, TrialState.PRUNED, {"rule": BY_HAND, "cause": BY_HAND, "reason": reason}
-            )
+            _stop_by_hand(study, trial_id, reason)
         except UpdateFinishedTrialError:
             state = STATES[storage.get_trial(trial_id).state.name]
             raise StudyError(
-                f"trial {number} of study {study.name} is over ({state}): nothing to kill. {_open(study)}"
+                f"trial {number} of study {study.name} is over ({state}): nothing to kill. "
+                f"{_unfinished(study)}"
             ) from None
-    return before.state == TrialState.RUNNING
+    return was_running
+
+
+def _stop_by_hand(study: Study, trial_id: int, reason: str) -> None:
+    """Raises UpdateFinishedTrialError if the trial is over."""
+    with study.engine.begin() as connection:
+        has_configuration = leases.revoke(connection, trial_id, BY_HAND, reason)
+    if has_configuration is None:
+        raise UpdateFinishedTrialError
+    if not has_configuration:
+        # A stopped trial without parameters would hide those of all other trials from TPE.
+        with suppress(SpecError, ValueError):
+            study.configure(trial_id)
+    attributes = {"rule": BY_HAND, "cause": BY_HAND, "reason": reason}
+    study.end_trial(trial_id, TrialState.PRUNED, attributes)
 
 
 def _trial_id(study: Study, number: int) -> int:
@@ -85,76 +102,93 @@ def _trial_id(study: Study, number: int) -> int:
         return study.storage.get_trial_id_from_study_id_trial_number(study.id, number)
     except KeyError:
         raise StudyError(
-            f"study {study.name}: there is no trial {number}. {_open(study)}"
+            f"study {study.name}: there is no trial {number}. {_unfinished(study)}"
         ) from None
 
 
-def _open(study: Study) -> str:
-    """What may be killed."""
+def _unfinished(study: Study) -> str:
+    """The trials that can be killed, for a message."""
     trials = study.storage.get_all_trials(
         study.id, deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
     )
-    return f"Running or waiting: {', '.join(str(trial.number) for trial in trials) or 'none'}"
+    numbers = ", ".join(str(trial.number) for trial in trials)
+    return f"Running or waiting: {numbers or 'none'}"
 
 
 def chosen_values(
     spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A value for each parameter that is `given` or in `like`, and the names of those that the sampler is to choose.
+    """Values for a trial to enqueue, and the names of the parameters that the sampler draws.
 
-    given: fields of the configuration. What one of them exists only with, and nothing names, is the base's if that fits.
-    Raises SpecError for what the space does not contain.
+    given: fields of the configuration, which come before those of `like`. Where a given field
+    exists only with a value of another that is not named, that one takes the base's value if it
+    fits. Raises SpecError for values outside the space.
     """
-    given = _parents(spec, given, like) | dict(given)
+    given = _implied(spec, given, like) | dict(given)
     for name in given:
         if name not in spec.parameters:
             fixed = spec.base[name]
             raise SpecError(
-                f"hpo enqueue: {name} is not searched, it is {fixed!r}. Valid: {', '.join(spec.parameters)}"
+                f"hpo enqueue: {name} is not searched, it is {fixed!r}. "
+                f"Valid: {', '.join(spec.parameters)}"
             )
     values: dict[str, Any] = {}
     sampled: list[str] = []
     for name, parameter in spec.parameters.items():
-        open_parents = [parent for parent in parameter.when if parent in sampled]
-        if open_parents or not spec.active(name, values):
+        depends_on_sampled = any(parent in sampled for parent in parameter.when)
+        if depends_on_sampled or not spec.active(name, values):
             if name in given:
-                needs = ", ".join(
-                    f"{parent}={allowed[0]}" for parent, allowed in parameter.when.items()
-                )
-                raise SpecError(
-                    f"hpo enqueue {name}={given[name]}: {name} exists only with {needs}. Give that too"
-                )
-            if open_parents:
+                raise _needs_parents(name, given[name], parameter)
+            if depends_on_sampled:
                 sampled.append(name)
-        elif name in given or name in like:
-            value = (given if name in given else like)[name]
-            value = spec.config({**values, name: value}, "hpo enqueue ").flat()[name]
-            if not parameter.contains(value):
-                raise SpecError(
-                    f"hpo enqueue: {name} = {value!r} is outside the space. Valid: {parameter}"
-                )
-            values[name] = value
+        elif name in given:
+            values[name] = _checked(spec, values, name, given[name])
+        elif name in like:
+            values[name] = _checked(spec, values, name, like[name])
         else:
             sampled.append(name)
     return values, sampled
 
 
-def _parents(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's values of parameters that nothing names and without which a given one would not exist."""
-    base, found = spec.base, dict[str, Any]()
-    for name, parameter in reversed(spec.parameters.items()):  # a parent stands before its children
-        for parent, allowed in parameter.when.items() if name in given or name in found else ():
+def _implied(spec: StudySpec, given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's values of parameters that nobody names but that given ones depend on."""
+    base = spec.base
+    implied: dict[str, Any] = {}
+    # A parent stands before its children, so children come first here.
+    for name, parameter in reversed(spec.parameters.items()):
+        if name not in given and name not in implied:
+            continue
+        for parent, allowed in parameter.when.items():
             if parent not in given and parent not in like and base[parent] in allowed:
-                found[parent] = base[parent]
-    return found
+                implied[parent] = base[parent]
+    return implied
+
+
+def _needs_parents(name: str, value: Any, parameter: Parameter) -> SpecError:
+    needs = ", ".join(f"{parent}={allowed[0]}" for parent, allowed in parameter.when.items())
+    return SpecError(f"hpo enqueue {name}={value}: {name} exists only with {needs}. Give that too")
+
+
+def _checked(spec: StudySpec, values: Mapping[str, Any], name: str, value: Any) -> Any:
+    """The value as the type of its field. Raises SpecError if the space does not contain it."""
+    config = spec.config({**values, name: value}, "hpo enqueue ")
+    typed = config.flat()[name]
+    parameter = spec.parameters[name]
+    if not parameter.contains(typed):
+        raise SpecError(f"hpo enqueue: {name} = {typed!r} is outside the space. Valid: {parameter}")
+    return typed
 
 
 def enqueue(study: Study, values: Mapping[str, Any]) -> int:
-    """Let a trial with these values wait, before all others that do. Returns its number. Raises StudyError."""
-    if child := study.spec.child:
-        parent = child.parent
+    """Let a trial with these values wait, before all others. Returns its number.
+
+    Raises StudyError for a child study.
+    """
+    child = study.spec.child
+    if child:
         raise StudyError(
-            f"study {study.name} retrains configurations of {parent}: nothing can be put in. Give --study {parent}"
+            f"study {study.name} retrains configurations of {child.parent}: "
+            f"no trial can be enqueued. Give --study {child.parent}"
         )
     with locks.locked(study.engine, study.id):
         study.optuna.enqueue_trial(dict(values), user_attrs={standing.ENQUEUED: person()})
@@ -165,17 +199,17 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> int:
 
 
 def note(study: Study, text: str, number: int | None = None) -> None:
-    """Add to the note of the study, or of a trial, that optuna-dashboard shows. It reads Markdown with HTML; ours is text.
+    """Add text to the note of the study, or of a trial, that optuna-dashboard shows.
 
-    Raises StudyError.
+    optuna-dashboard reads notes as Markdown with HTML, so the text is escaped. Raises StudyError.
     """
-    from optuna_dashboard import get_note, save_note  # takes seconds
+    # Slow to import.
+    from optuna_dashboard import get_note, save_note
 
-    of = (
-        study.optuna
-        if number is None
-        else study.optuna_trial(_trial_id(study, number), RandomSampler())
-    )
-    before = get_note(of)
-    said = f"{escape(text, quote=False)}\n\n*{person()}, {datetime.now():%Y-%m-%d %H:%M}*"
-    save_note(of, f"{before}\n\n{said}" if before else said)
+    annotated: optuna.Study | optuna.Trial = study.optuna
+    if number is not None:
+        annotated = study.optuna_trial(_trial_id(study, number), RandomSampler())
+    before = get_note(annotated)
+    signature = f"*{person()}, {datetime.now():%Y-%m-%d %H:%M}*"
+    added = f"{escape(text, quote=False)}\n\n{signature}"
+    save_note(annotated, f"{before}\n\n{added}" if before else added)

@@ -16,20 +16,23 @@ FORMAT = "%(asctime)s %(message)s"
 
 
 def log_path(folder: Path, number: int) -> Path:
-    """folder: of the study's files."""
+    """The log of trial `number` in the folder of the study's files."""
     return folder / "logs" / f"trial-{number}.log"
 
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """What this process logs meanwhile goes there too. A disk that does not take it costs the log, not the training."""
+    """Append what this process logs meanwhile to the file.
+
+    If the file cannot be written, the log is lost and the training continues.
+    """
     root = logging.getLogger()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         root.warning(
-            "%s: cannot be written (%s); what is logged of this attempt is in the worker's output",
+            "%s: cannot be written (%s); the log of this attempt is in the worker's output",
             path,
             error.strerror,
         )
@@ -46,40 +49,44 @@ def logged(path: Path) -> Iterator[None]:
 
 @dataclass
 class TrialLog:
-    """`read` gives what is new of it."""
+    """A trial's log on this machine, read piece by piece."""
 
     path: Path
     number: int
-    attempts: int = 0  # whose lines were found
-    _place: int = 0
+    # How many attempts the log has shown so far.
+    attempts: int = 0
+    # Up to which byte the log was read.
+    _position: int = 0
 
     @classmethod
     def of(cls, study: StudyReader, number: int) -> "TrialLog":
+        """The log of the study's trial `number`."""
         return cls(log_path(study_folder(study), number), number)
 
     def read(self) -> list[str]:
-        """The new whole lines."""
+        """The whole lines that are new since the last call."""
         if not self.path.is_file():
             return []
         with self.path.open("rb") as file:
-            file.seek(self._place)
+            file.seek(self._position)
             whole, _, _ = file.read().rpartition(b"\n")
         if not whole:
             return []
-        self._place += len(whole) + 1
+        self._position += len(whole) + 1
         lines = whole.decode(errors="replace").splitlines()
-        begins = re.compile(rf"\S+ \S+ trial {self.number}: begins")
-        self.attempts += sum(begins.match(line) is not None for line in lines)
+        first_line = re.compile(rf"\S+ \S+ trial {self.number}: begins")
+        self.attempts += sum(1 for line in lines if first_line.match(line))
         return lines
 
     def elsewhere(self, study: StudyReader, record: Record) -> str | None:
-        """Where the lines of the attempts are that are not here; None: all are here."""
-        if self.attempts >= record.attempts:
+        """Where to look for the attempts whose lines are not here; None if all are."""
+        missing = record.attempts - self.attempts
+        if missing <= 0:
             return None
         with study.engine.begin() as connection:
-            hosts = [
-                row.host.split(" ")[0]
-                for row in trials.attempts_of(connection, [record.id])[record.id]
-            ]
-        places = ", ".join(sorted({f"{host}:{self.path}" for host in hosts}))
-        return f"{record.attempts - self.attempts} of {record.attempts} attempts are not in {self.path} here. Look in {places}"
+            rows = trials.attempts_of(connection, [record.id])[record.id]
+        hosts = {row.host.split(" ")[0] for row in rows}
+        places = ", ".join(sorted(f"{host}:{self.path}" for host in hosts))
+        return (
+            f"{missing} of {record.attempts} attempts are not in {self.path} here. Look in {places}"
+        )

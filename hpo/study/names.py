@@ -7,12 +7,16 @@ NAME_LENGTH = 100
 
 def check_name(name: str) -> None:
     """Raises StudyError for a study name that a folder, a URL or a shell could not hold."""
-    valid = (
-        name[:1].isalnum()
-        and len(name) <= NAME_LENGTH
-        and all(letter.isalnum() or letter in "._-" for letter in name)
-    )
-    if not (valid and name.isascii()):
+    if not _is_valid(name):
         raise StudyError(
-            f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; first a letter or digit; {NAME_LENGTH} at most"
+            f"study name {name!r}. Valid: letters, digits, '.', '_', '-'; "
+            f"first a letter or digit; {NAME_LENGTH} at most"
         )
+
+
+def _is_valid(name: str) -> bool:
+    if not name.isascii() or len(name) > NAME_LENGTH:
+        return False
+    if not name[:1].isalnum():
+        return False
+    return all(letter.isalnum() or letter in "._-" for letter in name)

@@ -1,4 +1,4 @@
-"""Where the files of a study lie: checkpoints, weights and logs."""
+"""Where the files of a study are: checkpoints, weights and logs."""
 
 import logging
 from pathlib import Path
@@ -10,19 +10,22 @@ log = logging.getLogger(__name__)
 
 
 def study_folder(study: StudyReader, artifacts: Path | None = None) -> Path:
-    """Checkpoints, weights and logs: in the study's shared folder, else on this machine.
+    """The folder of the study's files: in its shared folder, else in HPO_HOME of this machine.
 
-    The unique part keeps studies of one name in two databases apart.
+    The unique part of its name separates studies of the same name in two databases.
     """
     shared = artifacts or study.artifacts
     if shared and not shared.is_dir():
         log.warning(
-            "%s: not there on this machine. Checkpoints stay here, and trials that go on elsewhere begin again",
+            "%s: does not exist on this machine. Checkpoints stay here, "
+            "and trials that resume elsewhere begin again",
             shared,
         )
         shared = None
-    return (shared or home() / "studies") / f"{study.name}-{study.unique}"
+    parent = shared or home() / "studies"
+    return parent / f"{study.name}-{study.unique}"
 
 
 def trial_folder(folder: Path, number: int) -> Path:
+    """The folder of trial `number` in the folder of the study's files."""
     return folder / f"trial-{number}"

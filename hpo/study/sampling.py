@@ -20,7 +20,7 @@ from hpo.space.spec import Policy, StudySpec
 
 
 class Proposed(BaseSampler):
-    """Gives a trial the values that a policy has chosen."""
+    """A sampler that returns the values that a policy has chosen."""
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = values
@@ -58,12 +58,15 @@ def sampler_of(spec: StudySpec, number: int) -> BaseSampler:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """A seed for one trial's sampling: the same whichever worker draws it, and independent of the other trials'."""
+    """The seed of one trial's sampler, the same for any worker and independent of other trials."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def fixed_trial(spec: StudySpec, config: Config, label: str) -> FrozenTrial:
-    """A waiting trial of a given configuration, in or outside the space; it shows those of its parameters that the space has."""
+    """A waiting trial of a given configuration, which may lie outside the space.
+
+    Its parameters are those of its values that the space contains.
+    """
     flat = config.flat()
     values = {
         name: value
@@ -78,6 +81,7 @@ def fixed_trial(spec: StudySpec, config: Config, label: str) -> FrozenTrial:
 
 
 def distribution(spec: StudySpec, name: str) -> BaseDistribution:
+    """Optuna's distribution of a parameter of the space."""
     parameter = spec.parameters[name]
     if parameter.choices is not None:
         return CategoricalDistribution(parameter.choices)
@@ -88,5 +92,5 @@ def distribution(spec: StudySpec, name: str) -> BaseDistribution:
 
 
 def fixed_key(flat: Mapping[str, Any]) -> str:
-    """Equal for equal configurations (dotted name -> value)."""
+    """A text that is equal for equal configurations, which are values by dotted name."""
     return json.dumps(flat, sort_keys=True)
