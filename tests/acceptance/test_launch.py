@@ -64,7 +64,7 @@ def test_launch_report_and_launch_again(
     assert report_of("tiny") == report
 
     more = asked(*line, "--trials", "5")
-    assert (more.returncode, "Take --extend to go on with it" in more.stderr) == (2, True)
+    assert (more.returncode, "Take --extend to continue it" in more.stderr) == (2, True)
     assert asked(*line, "--workers", "1", "--trials", "5", "--extend").returncode == 0
     assert sum(report_of("tiny")["trials"].values()) >= 5
 

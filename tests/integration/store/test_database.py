@@ -315,7 +315,7 @@ def test_as_root_the_binaries_may_lie_where_nobody_else_reads(
     monkeypatch.syspath_prepend(site_packages)
     reachable = private_folder / "root-folder"
     reachable.mkdir(mode=0o711)
-    monkeypatch.setattr("hpo.store.embedded.ROOT_FOLDER", reachable)
+    monkeypatch.setattr("hpo.store.programs.ROOT_FOLDER", reachable)
     home_folder = private_folder / "home-umask077"
     home_folder.mkdir(mode=0o711)
     embedded = EmbeddedServer(home_folder)

@@ -130,7 +130,7 @@ def test_it_is_raised_and_lowered_while_the_study_runs(
     for trial in running:
         assert study.finish(trial, completed(0.5))  # those that had begun end
     assert study.claim(Process.this(), RECORD) is None
-    assert "the budget of 2 trials is spent. To go on, raise it with hpo budget --study s" in str(
+    assert "the budget of 2 trials is spent. To continue, raise it with hpo budget --study s" in str(
         study.why_over()
     )
     with pytest.raises(StudyError, match=r"budget trials.*'few'"):

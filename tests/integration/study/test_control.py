@@ -120,7 +120,7 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
     assert claim(study).number == 1
 
 
-def ledger_rows(study: Study) -> list[tuple[int, str]]:
+def ledger_rows(study: Study) -> list[tuple[int, str | None]]:
     """(number, process) of each trial that a worker has taken."""
     records = study.records()
     with study.engine.begin() as connection:
@@ -277,7 +277,7 @@ def test_nothing_is_put_into_a_study_that_retrains(
     open_child(database, make_study(tiny_spec, "s"), "confirm")
     told = error("enqueue", "--study", "s.confirm", "optimizer.lr=0.01")
     assert (
-        "study s.confirm retrains configurations of s: nothing can be put in. Give --study s"
+        "study s.confirm retrains configurations of s: no trial can be enqueued. Give --study s"
         in told
     )
 
@@ -288,12 +288,12 @@ def test_the_budget_is_spent_or_below(make_study: Make, tiny_spec: StudySpec) ->
         study.finish(claim(study), completed(per))
     below = hpo("budget", "--study", "s", "--trials", "1").stdout
     assert (
-        "Nothing new starts: the budget of 1 trial is spent. To go on, raise it with hpo budget --study s"
+        "Nothing new starts: the budget of 1 trial is spent. To continue, raise it with hpo budget --study s"
         in below
     )
     claim_refused = hpo("enqueue", "--study", "s", "optimizer.lr=0.02").stdout
     assert (
-        "It is one of the budget's 1 trials: the budget of 1 trial is spent. To go on, raise it"
+        "It is one of the budget's 1 trials: the budget of 1 trial is spent. To continue, raise it"
         in claim_refused
     )
     hpo("budget", "--study", "s", "--trials", "+2")

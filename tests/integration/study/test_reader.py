@@ -13,6 +13,7 @@ from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
 from hpo.store import optuna_rows
 from hpo.store.database import Database
+from hpo.study.optuna_internals import id_of_trial
 from hpo.study.reader import open_reader
 from hpo.study.study import Study
 
@@ -58,9 +59,9 @@ def test_trials_are_those_that_optuna_reads(odd: Study) -> None:
         states = optuna_rows.trial_states(connection, odd.id)
         rows = optuna_rows.trial_rows(connection, list(states))
     trials = odd.optuna.get_trials()
-    assert list(states) == [trial._trial_id for trial in trials]
+    assert list(states) == [id_of_trial(trial) for trial in trials]
     for trial in trials:
-        row = rows[trial._trial_id]
+        row = rows[id_of_trial(trial)]
         assert (row.number, row.state, row.value) == (trial.number, trial.state.name, trial.value)
         assert list(row.params.items()) == list(trial.params.items())
         assert [type(value) for value in row.params.values()] == [
@@ -97,7 +98,7 @@ def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) ->
     reader = open_reader(database, "s")
     odd.storage.delete_study(odd.id)
     for ask in (reader.records, lambda: reader.budget, lambda: reader.unique):
-        with pytest.raises(StudyError, match=r"study s was deleted\. Type the launch line again"):
+        with pytest.raises(StudyError, match=r"study s was deleted\. Run the launch command again"):
             ask()
     with pytest.raises(
         StudyError, match=r"no study 's' in .* There are: none; hpo launch makes one"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -24,7 +23,7 @@ from helpers.studies import (
 )
 from optuna.trial import TrialState
 from sqlalchemy import select, text
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import DatabaseAwayError, StudyError
@@ -34,6 +33,7 @@ from hpo.space.spec import StudySpec, load_spec
 from hpo.store import leases, trials
 from hpo.store.database import Database
 from hpo.store.tables import curve_table
+from hpo.store.trials import WorkRow
 from hpo.study.pick import best_of
 from hpo.study.record import in_thin_curve
 from hpo.study.study import Study
@@ -340,7 +340,7 @@ def test_records_are_read_again_only_of_trials_that_may_change(
     assert watcher.records() == study.records()
     asked = list[int]()
 
-    def rows(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
+    def rows(connection: Connection, trial_ids: list[int]) -> dict[int, WorkRow]:
         asked.extend(trial_ids)
         return rows_of(connection, trial_ids)
 
@@ -365,7 +365,7 @@ def test_a_study_that_hpo_did_not_make_is_left_alone(
     other = optuna.create_study(storage=database.url, study_name="theirs", direction="maximize")
     other.add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(
-        StudyError, match="study theirs is there already, to maximize, not to minimize"
+        StudyError, match="study theirs already exists, to maximize, not to minimize"
     ):
         make_study(tiny_spec, "theirs")
     assert other.user_attrs == {}
@@ -558,7 +558,7 @@ def test_a_study_of_the_other_direction_is_refused(
     """It was made by a process that died before it was whole, or by another program."""
     optuna.create_study(storage=database.url, study_name="s", direction="maximize")
     with pytest.raises(
-        StudyError, match=r"study s is there already, to maximize, not to minimize\. Take --name"
+        StudyError, match=r"study s already exists, to maximize, not to minimize\. Take --name"
     ):
         make_study(tiny_spec)
 

@@ -376,7 +376,7 @@ def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
     helper.join()
     assert (done.returncode, done.stderr) == (
         2,
-        "hpo: study s was deleted. Type the launch line again for a new one\n",
+        "hpo: study s was deleted. Run the launch command again for a new one\n",
     )
     with pytest.raises(StudyError, match="was deleted"):  # what a launch asks for
         endless.records()
@@ -463,7 +463,7 @@ def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
     with caplog.at_level("INFO"):
         work_at("other")
     assert says.format(left) in caplog.text
-    assert ("not there on this machine" in caplog.text) == (not shared)
+    assert ("does not exist on this machine" in caplog.text) == (not shared)
     assert (endless.records()[0].number, endless.records()[0].attempts) == (0, 2)
 
 
