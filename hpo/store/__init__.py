@@ -1,1 +1,1 @@
-"""Postgres: the database, its tables, and what is read and written of them."""
+"""Postgres: the database, its tables, and the queries on them."""

@@ -50,7 +50,7 @@ class StudyReader:
         for change in what_changed(attributes["spec"], attributes.get("budget") or {}):
             log.warning("study %s: %s", self.name, change)
 
-    # ---- what it is
+    # ---- its settings
 
     @property
     def attributes(self) -> dict[str, Any]:
