@@ -120,7 +120,7 @@ def _last_activity(connection: Connection) -> dict[int, datetime]:
         .join(attempt_table, attempt_table.c.trial_id == trials.trial_id)
         .group_by(trials.study_id)
     )
-    return dict(connection.execute(statement).tuples().all())
+    return dict(connection.execute(statement).all())
 
 
 def _attributes(connection: Connection) -> dict[int, dict[str, Any]]:
@@ -142,7 +142,7 @@ def _running_trials(connection: Connection) -> dict[int, int]:
         .where(trial_table.c.lease.is_not(None), trial_table.c.lease_until > func.now())
         .group_by(trials.study_id)
     )
-    return dict(connection.execute(statement).tuples().all())
+    return dict(connection.execute(statement).all())
 
 
 def _summary(name: str, facts: _Facts, now: datetime) -> StudySummary:

@@ -71,7 +71,7 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
             record for record in study.records() if record.state == "running" and record.step > 0
         ]
 
-    def holder(number: int) -> str:
+    def holder(number: int) -> str | None:
         return dict(ledger_rows(study))[number]
 
     until(lambda: len(running()) == 2)
