@@ -21,7 +21,8 @@ from optuna.trial import TrialState
 
 from hpo import process
 from hpo.errors import SpecError, StudyError
-from hpo.space.spec import Parameter, StudySpec
+from hpo.space.parameter import Parameter
+from hpo.space.spec import StudySpec
 from hpo.store import leases, locks, standing
 from hpo.study.reader import StudyReader
 from hpo.study.record import STATES
