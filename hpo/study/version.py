@@ -15,17 +15,20 @@ from hpo.study.reader import StudyReader, existing_reader
 from hpo.trainer import DEFAULT_TRAINER, load_trainer, trainer_files
 
 PACKAGE = Path(__file__).parents[1]
-# What changes the draw of a sampler or where a rule stops a training. What changes the result of a training
-# its trainer says; readers of recordings need not be there: the fingerprint of the data covers them.
+# The code that decides what a sampler draws and where a rule stops a training. Each trainer names
+# the files that decide how a training goes. Readers of recordings are not listed: the fingerprint
+# of the data covers them.
 SHAPES_RESULTS = (
     "space/cube.py",
     "space/policy.py",
     "space/stopping.py",
     "study/choice.py",
+    "study/optuna_internals.py",
     "study/sampling.py",
 )
-# Of a version of now: earlier ones that gave the same 16 trials of the demo, to the digit. Once the
-# code that shapes results has changed, its version has no entry, and none is right before it was compared.
+# The current version, and earlier ones that gave the same 16 trials of the demo to the last digit.
+# When code that shapes results changes, so does the version, and it has no entry until someone has
+# compared the trials.
 SAME_RESULTS = {
     "0.1.0 26e60bee": (
         "0.1.0 5769ca51",
@@ -37,66 +40,82 @@ SAME_RESULTS = {
         "0.1.0 98184a0f",
     ),
 }
-# Of a syntax node, what differs between versions of Python or says nothing of what it does.
+# Fields of a syntax node that differ between versions of Python or have no effect.
 IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_params")
 
 
 def check_code(study: StudyReader, allow_different: bool) -> None:
-    """Raises StudyError if the study was made with other code, whose results may not compare with this one's."""
+    """Raises StudyError if the study was made with other code, whose results may differ."""
     _check(study, code_version(study.spec), allow_different)
 
 
-def check_code_of(database: Database, name: str, here: str, allow_different: bool) -> None:
-    """The same of a study that may not be there yet, before anything of it is changed. here: the version of this code."""
-    if (study := existing_reader(database, name)) is not None:
-        _check(study, here, allow_different)
-        study.engine.dispose()
+def check_code_of(database: Database, name: str, version: str, allow_different: bool) -> None:
+    """The same check for a study that may not exist yet, before anything of it is changed.
 
-
-def _check(study: StudyReader, here: str, allow_different: bool) -> None:
-    if study.code == "" or allow_different or same_results(here, study.code):
+    version: of the code that runs here.
+    """
+    study = existing_reader(database, name)
+    if study is None:
         return
-    if here.partition(" script ")[0] == study.code.partition(" script ")[0]:
+    _check(study, version, allow_different)
+    study.engine.dispose()
+
+
+def _check(study: StudyReader, version: str, allow_different: bool) -> None:
+    if study.code == "" or allow_different or same_results(version, study.code):
+        return
+    own_version, _, _ = version.partition(" script ")
+    study_version, _, _ = study.code.partition(" script ")
+    if own_version == study_version:
         raise StudyError(
-            f"study {study.name} was made with another state of the script's code ({study.code}; here is {here}). Go back to "
-            f"that, or take --allow-different-code, or for another study hpo launch --name"
+            f"study {study.name} was made with another state of the script's code ({study.code}; "
+            f"here it is {version}). Go back to that state, or take --allow-different-code, or "
+            "start another study with hpo launch --name"
         )
     raise StudyError(
-        f"study {study.name} was made with hpo {study.code}; here is {here}. Install that, or take --allow-different-code"
+        f"study {study.name} was made with hpo {study.code}; here it is {version}. "
+        "Install that version, or take --allow-different-code"
     )
 
 
 def same_results(version: str, earlier: str) -> bool:
-    """Whether trials of the one version compare with trials of the other."""
-    ours, _, script = version.partition(" script ")
+    """Whether trials of one version can be compared with trials of the other."""
+    own, _, script = version.partition(" script ")
     before, _, script_before = earlier.partition(" script ")
-    return script == script_before and (before == ours or before in SAME_RESULTS.get(ours, ()))
+    if script != script_before:
+        return False
+    return before == own or before in SAME_RESULTS.get(own, ())
 
 
 def code_version(spec: StudySpec | None = None) -> str:
-    """The package's version, and a digest of the code that shapes the results of this spec's trainer; None: of the built-in one.
+    """The package's version, and a digest of the code that shapes results with this spec's trainer.
 
-    A script's own code follows: `0.1.0 5769ca51 script 1c2d3e4f`. Comments, docstrings and the layout of the lines of Python
-    files of ours and of trainers do not change it. Raises SpecError for a trainer or code that is not there.
+    Without a spec, the built-in trainer is meant. The state of a script's own code follows, as in
+    `0.1.0 5769ca51 script 1c2d3e4f`. Comments, docstrings and line breaks in Python files of hpo
+    and of trainers do not change the version. Raises SpecError for a trainer or code that does not
+    exist.
     """
     if spec is None:
         return version_of(tuple(trainer_files(load_trainer(DEFAULT_TRAINER), DEFAULT_TRAINER)))
     trainer = spec.load_trainer()
     version = version_of(tuple(trainer_files(trainer, spec.trainer)))
-    return f"{version} script {trainer.state_of_code()}" if trainer.state_of_code else version
+    if trainer.state_of_code is None:
+        return version
+    return f"{version} script {trainer.state_of_code()}"
 
 
 @cache
 def version_of(files: tuple[Path, ...]) -> str:
-    """files: of a trainer."""
+    """The version with a trainer whose results are shaped by these files."""
     digest = hashlib.sha256()
-    for path in [*(PACKAGE / name for name in SHAPES_RESULTS), *files]:
+    own_files = [PACKAGE / name for name in SHAPES_RESULTS]
+    for path in [*own_files, *files]:
         digest.update(json.dumps([path.name, meaning(path.read_text())]).encode())
     return f"{__version__} {digest.hexdigest()[:8]}"
 
 
 def meaning(source: str) -> Any:
-    """Python code as nested lists, equal for code that does the same in the same words."""
+    """Python code as nested lists, without comments, docstrings and layout."""
     return _plain(ast.parse(source))
 
 

@@ -264,7 +264,7 @@ def test_a_worker_with_other_code_is_refused(
     study.settle(None, "0.0 elsewhere")
     with pytest.raises(
         StudyError,
-        match=rf"made with hpo 0.0 elsewhere; here is {code_version()}. Install that, or take --allow-diff",
+        match=rf"made with hpo 0.0 elsewhere; here it is {code_version()}. Install that version, or take --allow-diff",
     ):
         run_worker(study, tiny_data, torch.device("cpu"), None, lambda: True)
 
