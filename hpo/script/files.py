@@ -1,9 +1,9 @@
-"""The configuration file of a script, read, changed and written.
+"""Reads, changes and writes the configuration file of a script.
 
-A field is addressed as `model.layers`, or as `callbacks.0.init_args.patience` where a list holds
-groups. YAML is read as PyYAML reads it, but for two things: `1e-5` is a number, as in YAML 1.2 and
-OmegaConf, and an unquoted date is text. What is written means the same to PyYAML and to OmegaConf.
-Comments of the base file are not written.
+A dotted name addresses a field: `model.layers`, or `callbacks.0.init_args.patience` where a list
+holds groups. YAML is read as PyYAML reads it, with two exceptions: `1e-5` is a number, as in YAML
+1.2 and OmegaConf, and an unquoted date is text. PyYAML and OmegaConf read the written files alike.
+Comments of the base file are lost.
 """
 
 import json
@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from pathlib import Path
@@ -27,10 +27,12 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000
 MAX_DEPTH = 50
 SHOWN_NAMES = 30
-_VALID = "numbers, true, false, null, text, lists and groups"
+_VALID_VALUES = "numbers, true, false, null, text, lists and groups"
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 
 _YAML = "tag:yaml.org,2002:"
+# Kinds that an unquoted value is never read as.
+_UNRESOLVED = (f"{_YAML}timestamp", f"{_YAML}value")
 _FLOAT = re.compile(
     r"""^(?:
         [-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -39,10 +41,10 @@ _FLOAT = re.compile(
     )$""",
     re.VERBOSE,
 )
-# Text that some reader takes for a number, a date or a flag, so that it is written in quotes.
+# Text that some reader takes for a number, a date or a flag. It is written in quotes.
 _LIKE_A_NUMBER = re.compile(r"^[-+]?\.?[0-9][0-9a-fA-FoOxX_.:eE+-]*$")
 _LIKE_A_FLAG = re.compile(r"^[yYnN]$")
-# Text that must be escaped: PyYAML reads these back as other line breaks, or folds them.
+# Text with these is escaped: PyYAML folds them, or reads them back as other line breaks.
 _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 
 
@@ -50,7 +52,7 @@ _LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 class Base:
     """The base values of a script's configuration.
 
-    A study stores `text` and `kind`, from which `parse_base` makes the same again elsewhere.
+    A study stores `text` and `kind`; from these, `parse_base` makes an equal Base on another host.
     """
 
     text: str
@@ -60,25 +62,30 @@ class Base:
     """The file, for messages."""
     tree: dict[Any, Any] = field(compare=False, repr=False)
     paths: Mapping[str, tuple[Any, ...]] = field(compare=False, repr=False)
-    """Dotted name -> keys and list indices: of fields, groups and the items of lists."""
+    """Dotted name of a field, group or list item -> the keys and indices that lead to it."""
     fields: tuple[str, ...] = field(compare=False, repr=False)
-    """The dotted names of the fields: single values, lists of them, and empty groups."""
+    """Dotted names of the fields: single values, lists of single values, and empty groups."""
 
     def values(self) -> dict[str, Any]:
-        """Dotted name -> value. Fields that JSON cannot hold are left out: dates, NaN, infinity."""
-        found = {name: _at(self.tree, self.paths[name]) for name in self.fields}
-        return {name: _plain(value, name) for name, value in found.items() if _is_json(value)}
+        """Dotted name -> value, without values that JSON cannot hold: dates, NaN, infinity."""
+        values = {}
+        for name in self.fields:
+            value = _value_at(self.tree, self.paths[name])
+            if _is_json(value):
+                values[name] = _plain(value, name)
+        return values
 
     def changed(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """A copy of the tree with some values replaced.
 
-        values: dotted name -> value. A name may be that of a whole group, and a group is replaced
-        before what is in it. A name that begins with `+` adds a field, and the groups on its way.
+        values: dotted name -> value. A name may address a whole group; groups are replaced before
+        the fields inside them. A name that begins with `+` adds a field, and its missing groups.
         Raises SpecError for a name that does not exist.
         """
         tree: dict[Any, Any] = _plain(self.tree, self.place)
         known = [name for name in values if name in self.paths]
-        for name in sorted(known, key=lambda name: len(self.paths[name])):
+        known.sort(key=self._depth)
+        for name in known:
             self._replace(tree, name, _plain(values[name], f"{self.place}: {name}"))
         for name, value in values.items():
             if name in self.paths:
@@ -89,48 +96,51 @@ class Base:
         return tree
 
     def unknown_name(self, name: str) -> str:
-        """The message for a name that does not exist: the likely one first."""
-        likely = guess(name, tuple(self.paths))
-        shown = ", ".join(self.fields[:SHOWN_NAMES])
+        """The message for a name that does not exist. It suggests the most similar one."""
+        suggestion = guess(name, tuple(self.paths))
+        valid = ", ".join(self.fields[:SHOWN_NAMES])
         more = len(self.fields) - SHOWN_NAMES
-        end = f" and {more} more" if more > 0 else ""
-        return f"{self.place}: there is no {name!r}.{likely} Valid: {shown}{end}; +{name} adds it"
+        if more > 0:
+            valid += f" and {more} more"
+        return f"{self.place}: there is no {name!r}.{suggestion} Valid: {valid}; +{name} adds it"
+
+    def _depth(self, name: str) -> int:
+        return len(self.paths[name])
 
     def _replace(self, tree: Any, name: str, value: Any) -> None:
-        *above, key = self.paths[name]
-        group = tree
+        *parents, key = self.paths[name]
         try:
-            for step in above:
-                group = group[step]
+            group = _value_at(tree, parents)
             group[key] = value
         except (KeyError, IndexError, TypeError):
             raise SpecError(
-                f"{self.place}: {name} is in a group that another value replaces. Give one of both"
+                f"{self.place}: {name} is in a group that another value replaces. Give only one"
             ) from None
 
     def _add(self, tree: Any, name: str, value: Any) -> None:
-        *above, key = self._new_path(name)
+        *parents, key = self._new_path(name)
         group = tree
-        for step in above:
-            group = _entered(group, step)
+        for parent in parents:
+            group = _entered(group, parent)
         if not isinstance(group, dict):
-            whole = name.rpartition(".")[0]
+            parent_name = name.rpartition(".")[0]
             raise SpecError(
-                f"{self.place}: +{name}: {whole} is a value, not a group. Replace {whole} whole"
+                f"{self.place}: +{name}: {parent_name} is a value, not a group. "
+                f"Replace {parent_name} as a whole"
             )
         if key in group:
-            raise SpecError(f"{self.place}: +{name} is there already. Write {name}, without the +")
+            raise SpecError(f"{self.place}: +{name} exists already. Write {name}, without the +")
         group[key] = value
 
     def _new_path(self, name: str) -> tuple[Any, ...]:
-        """The path of the longest known beginning of a name, and the other parts as keys."""
+        """The path of the longest existing prefix of a name, with the remaining parts as keys."""
         parts = name.split(".")
         if "" in parts:
-            raise SpecError(f"{self.place}: +{name} is no name. Valid: +field or +group.field")
-        for known in range(len(parts) - 1, 0, -1):
-            path = self.paths.get(".".join(parts[:known]))
+            raise SpecError(f"{self.place}: +{name} is not a name. Valid: +field or +group.field")
+        for known_parts in range(len(parts) - 1, 0, -1):
+            path = self.paths.get(".".join(parts[:known_parts]))
             if path is not None:
-                return (*path, *parts[known:])
+                return (*path, *parts[known_parts:])
         return tuple(parts)
 
 
@@ -140,10 +150,10 @@ def read_base(path: Path) -> Base:
 
 
 def parse_base(text: str, kind: str, place: str) -> Base:
-    """A base file from its text.
+    """Make a Base from the text of a file.
 
-    kind: yaml, json, toml, or empty: JSON if it is that, else YAML. place: the file, for messages.
-    Raises SpecError.
+    kind: yaml, json or toml; empty means JSON if the text is valid JSON, else YAML. place: the
+    file, for messages. Raises SpecError.
     """
     if not text.strip():
         raise SpecError(f"{place}: is empty. Valid: names with their values")
@@ -153,34 +163,34 @@ def parse_base(text: str, kind: str, place: str) -> Base:
         raise SpecError(f"{place}: is empty. Valid: names with their values")
     if not isinstance(tree, dict):
         raise SpecError(f"{place}: holds {_shown(tree)}. Valid: names with their values")
-    _check_size(tree, _inner, place)
+    _check_size(tree, _children, place)
     tree = _plain(tree, place)
-    found = _Names(place)
-    found.collect(tree)
-    return Base(text, kind, place, tree, found.paths, tuple(found.fields))
+    names = _Names(place)
+    names.collect(tree)
+    return Base(text, kind, place, tree, names.paths, tuple(names.fields))
 
 
 def nested(values: Mapping[str, Any], place: str) -> dict[Any, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}: the configuration of a script without a base file.
 
-    A leading `+` is allowed. Raises SpecError where a name is that of a value and of a group.
+    A leading `+` is allowed. Raises SpecError for a name of both a value and a group.
     """
     added = {f"+{name.removeprefix('+')}": value for name, value in values.items()}
     return Base("{}", "json", place, {}, {}, ()).changed(added)
 
 
 def kind_of(name: str, otherwise: str = "") -> str:
-    """yaml, json or toml, by a file's name; `otherwise` if that does not say. Raises SpecError."""
+    """yaml, json or toml by the suffix of a file, or `otherwise`. Raises SpecError for neither."""
     kind = KINDS.get(Path(name).suffix.lower(), otherwise)
     if not kind:
-        raise SpecError(f"{name}: its suffix does not say what to write. Valid: {', '.join(KINDS)}")
+        raise SpecError(f"{name}: its suffix does not name a format. Valid: {', '.join(KINDS)}")
     return kind
 
 
 def rendered(tree: Mapping[Any, Any], kind: str, place: str = "") -> str:
-    """The text of a configuration file.
+    """The text of a configuration file of this kind: yaml, json or toml.
 
-    place: the file, for messages. Raises SpecError for a value that this kind of file cannot hold.
+    place: the file, for messages. Raises SpecError for a value that this kind cannot hold.
     """
     plain = _plain(tree, place)
     if kind == "toml":
@@ -192,7 +202,7 @@ def rendered(tree: Mapping[Any, Any], kind: str, place: str = "") -> str:
             ) from None
     if kind == "json":
         return json.dumps(plain, indent=2, ensure_ascii=False, default=_iso) + "\n"
-    written: str = yaml.dump(
+    text: str = yaml.dump(
         plain,
         Dumper=_Dumper,
         sort_keys=False,
@@ -200,14 +210,14 @@ def rendered(tree: Mapping[Any, Any], kind: str, place: str = "") -> str:
         default_flow_style=False,
         width=sys.maxsize,
     )
-    return written
+    return text
 
 
 # ---------------------------------------------------------------------------------- reading
 
 
 def _text_of(path: Path) -> str:
-    """Raises SpecError."""
+    """Read a file of UTF-8 text. Raises SpecError."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -233,21 +243,20 @@ def _kind_of_content(text: str) -> str:
 
 
 def _parsed(text: str, kind: str, place: str) -> Any:
-    """Raises SpecError."""
-    parsers: dict[str, Callable[[str], Any]] = {
-        "yaml": lambda text: _parsed_yaml(text, place),
-        "json": json.loads,
-        "toml": tomllib.loads,
-    }
+    """Parse the text of a yaml, json or toml file. Raises SpecError."""
     try:
-        return parsers[kind](text)
+        if kind == "json":
+            return json.loads(text)
+        if kind == "toml":
+            return tomllib.loads(text)
+        return _parsed_yaml(text, place)
     except RecursionError:
         raise SpecError(_too_deep(place)) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         fault = f"{line}: {_one_line(error.problem or error.context)}"
-    # PyYAML lets Python's own errors through, such as of `!!int five`.
+    # PyYAML passes on errors of Python itself: `!!int five` raises a ValueError.
     except (yaml.YAMLError, ValueError, KeyError) as error:
         fault = f": {_one_line(error)}"
     raise SpecError(f"{place}: is not valid {kind.upper()}{fault}")
@@ -260,47 +269,50 @@ class _Loader(yaml.SafeLoader):
 def _parsed_yaml(text: str, place: str) -> Any:
     loader = _Loader(text)
     node = loader.get_single_node()
-    # Before anything is made of the nodes: aliases can stand for far more than was written.
-    _check_size(node, _inner_nodes, place)
+    # Check before constructing: aliases can expand to far more values than the text has.
+    _check_size(node, _child_nodes, place)
     return loader.construct_document(node) if node else None
 
 
 def _too_deep(place: str) -> str:
     return (
         f"{place}: is nested deeper than {MAX_DEPTH} groups. "
-        f"Valid: fewer levels, and no alias within itself"
+        f"Valid: fewer levels, and no alias that contains itself"
     )
 
 
-def _one_line(what: Any) -> str:
-    return " ".join(str(what).split())
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
-def _check_size(root: Any, inner: Callable[[Any], list[Any]], place: str) -> None:
-    """Raises SpecError if there are more values, or more levels, than a configuration has."""
-    count = 0
-    waiting = [(root, 0)]
-    while waiting:
-        value, depth = waiting.pop()
+def _check_size(root: Any, children_of: Callable[[Any], list[Any]], place: str) -> None:
+    """Raises SpecError for a tree with more values or more levels than a configuration has."""
+    leaves = 0
+    pending = [(root, 0)]
+    while pending:
+        value, depth = pending.pop()
         if depth > MAX_DEPTH:
             raise SpecError(_too_deep(place))
-        inside = inner(value)
-        count += not inside
-        if count > MAX_VALUES:
+        children = children_of(value)
+        if not children:
+            leaves += 1
+        if leaves > MAX_VALUES:
             raise SpecError(
                 f"{place}: has more than {MAX_VALUES} values. Give a configuration, not data"
             )
-        waiting += [(item, depth + 1) for item in inside]
+        pending += [(child, depth + 1) for child in children]
 
 
-def _inner(value: Any) -> list[Any]:
+def _children(value: Any) -> list[Any]:
     return [item for _, item in _items(value)]
 
 
-def _inner_nodes(node: yaml.Node | None) -> list[yaml.Node]:
+def _child_nodes(node: yaml.Node | None) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [value for _, value in node.value]
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    return []
 
 
 class _Names:
@@ -334,7 +346,7 @@ class _Names:
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
-    """What is in a group or a list, by key or index; nothing of a single value."""
+    """The items of a group by key, or of a list by index. A single value has none."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, list):
@@ -343,15 +355,17 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _key_text(key: Any) -> str:
-    """A key within a dotted name: as JSON spells it."""
+    """A key as a part of a dotted name: text as it is, other keys as in JSON."""
     return key if isinstance(key, str) else json.dumps(key)
 
 
 def _is_field(value: Any) -> bool:
-    """Whether this is one value of the configuration, rather than a group of several."""
+    """Whether this is one value of the configuration: no group, and no list that holds groups."""
     if isinstance(value, dict):
         return not value
-    return not isinstance(value, list) or not any(_holds_group(item) for item in value)
+    if isinstance(value, list):
+        return not any(_holds_group(item) for item in value)
+    return True
 
 
 def _holds_group(value: Any) -> bool:
@@ -366,43 +380,51 @@ def _is_json(value: Any) -> bool:
     return not isinstance(value, date | time)
 
 
-def _at(tree: Any, path: tuple[Any, ...]) -> Any:
+def _value_at(tree: Any, path: Sequence[Any]) -> Any:
+    """Raises KeyError, IndexError or TypeError if the path does not exist."""
+    value = tree
     for key in path:
-        tree = tree[key]
-    return tree
+        value = value[key]
+    return value
 
 
-def _entered(group: Any, step: Any) -> Any:
-    """What a group has at this key, made if it has nothing there; None if there is no group."""
+def _entered(group: Any, key: Any) -> Any:
+    """The item of a group or a list; a group gets an empty group for a missing key.
+
+    None for a value that has no items.
+    """
     if isinstance(group, dict):
-        return group.setdefault(step, {})
-    if isinstance(group, list) and isinstance(step, int) and step < len(group):
-        return group[step]
+        return group.setdefault(key, {})
+    if isinstance(group, list) and isinstance(key, int) and key < len(group):
+        return group[key]
     return None
 
 
 def _plain(value: Any, place: str) -> Any:
-    """A copy in Python's plain types, in which no two places share a list or a group.
+    """A deep copy in Python's plain types, in which no two places share a list or a group.
 
-    Raises SpecError for a value that no configuration file holds.
+    Raises SpecError for a value that no configuration file can hold.
     """
     if isinstance(value, Mapping):
-        return {key: _plain(item, _inside(place, key)) for key, item in value.items()}
+        return {key: _plain(item, _item_place(place, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, _inside(place, index)) for index, item in enumerate(value)]
+        return [_plain(item, _item_place(place, index)) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | str | date | time):
         return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return float(value)
-    raise SpecError(f"{place}: a {type(value).__name__} cannot be written. Valid: {_VALID}")
+    raise SpecError(f"{place}: a {type(value).__name__} cannot be written. Valid: {_VALID_VALUES}")
 
 
-def _inside(place: str, key: Any) -> str:
+def _item_place(place: str, key: Any) -> str:
     """The place of an item: `args.yaml: model`, then `args.yaml: model.layers`."""
-    separator = "." if ": " in place else ": " if place else ""
-    return f"{place}{separator}{_key_text(key)}"
+    name = _key_text(key)
+    if not place:
+        return name
+    separator = "." if ": " in place else ": "
+    return f"{place}{separator}{name}"
 
 
 def _shown(value: Any) -> str:
@@ -415,7 +437,7 @@ def _shown(value: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what PyYAML and readers of YAML 1.2 read alike."""
+    """Writes text that PyYAML and YAML 1.2 parsers read alike."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -426,23 +448,22 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar(f"{_YAML}str", text, style=style)
 
 
-def _iso(value: Any) -> str:
-    text: str = value.isoformat()
+def _write_moment(dumper: yaml.SafeDumper, moment: date | time) -> yaml.ScalarNode:
+    return _write_text(dumper, _iso(moment))
+
+
+def _iso(moment: Any) -> str:
+    text: str = moment.isoformat()
     return text
 
 
 _Loader.add_implicit_resolver(f"{_YAML}float", _FLOAT, list("-+.0123456789"))
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in (f"{_YAML}timestamp", f"{_YAML}value")
-    ]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-# A text is quoted if it resolves to another type. Real numbers meet their own resolvers first.
+for first, resolvers in _Loader.yaml_implicit_resolvers.items():
+    kept = [resolver for resolver in resolvers if resolver[0] not in _UNRESOLVED]
+    _Loader.yaml_implicit_resolvers[first] = kept
+# PyYAML quotes text that resolves to another type. Real numbers meet their own resolvers first.
 _Dumper.add_implicit_resolver(f"{_YAML}float", _LIKE_A_NUMBER, list("-+.0123456789"))
 _Dumper.add_implicit_resolver(f"{_YAML}bool", _LIKE_A_FLAG, list("yYnN"))
 _Dumper.add_representer(str, _write_text)
 for kind in (date, datetime, time):
-    _Dumper.add_representer(kind, lambda dumper, value: _write_text(dumper, _iso(value)))
+    _Dumper.add_representer(kind, _write_moment)
