@@ -11,7 +11,7 @@ from hpo.commands.shared import data_option, device_option
 from hpo.errors import CallerError, SpecError
 
 if TYPE_CHECKING:
-    from hpo.script.trying import Found, Trial
+    from hpo.script.trying import Tryout, TryResult
     from hpo.space.spec import StudySpec
     from hpo.trainer import Site
 
@@ -40,7 +40,7 @@ def try_(
     findings are written next to the study file, where hpo launch looks for them.
     """
     from hpo.script.section import CompleteScript, try_file
-    from hpo.script.trying import Trial, written
+    from hpo.script.trying import ScriptToTry, Tryout, write_result
     from hpo.space.spec import find_space, load_spec, parse_settings
     from hpo.text import duration
     from hpo.worker.dataset import look_at_data
@@ -56,16 +56,14 @@ def try_(
     click.echo("\n".join(dataset.lines))
     script = CompleteScript.model_validate(spec.script)
     config: Any = spec.config()
-    trial = Trial(
-        script, config, _loaded(spec, data), _site(path, spec, device), click.echo, spec.alternatives()
-    )
-    findings = _run_alone(trial)
+    to_try = ScriptToTry(script, config, _loaded(spec, data), _site(path, spec, device))
+    findings = _run_alone(Tryout(to_try, spec.alternatives(), click.echo))
     click.echo(
         f"takes      about {duration(findings.seconds)} per training, estimated from the short ones"
     )
     file = out or try_file(path)
     try:
-        written(file, findings, dataset.facts["script"]["digest"])
+        write_result(file, findings, dataset.facts["script"]["digest"])
     except OSError as error:
         raise CallerError(
             f"{file}: cannot be written ({error.strerror}). "
@@ -75,15 +73,15 @@ def try_(
     click.echo(f"Next: hpo launch --study {space}")
 
 
-def _run_alone(trial: "Trial") -> "Found":
+def _run_alone(tryout: "Tryout") -> "TryResult":
     """Run it under a lock: two at the same time would end each other's scripts."""
     from filelock import FileLock, Timeout
 
-    folder = trial.site.folder
+    folder = tryout.site.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            return trial.find()
+            return tryout.run()
     except Timeout:
         raise CallerError(
             f"another hpo try of this study file is running ({folder}). Wait until it ends"

@@ -1,7 +1,8 @@
-"""`hpo try`: does a script start, are its values found, can it go on where it was interrupted?
+"""`hpo try`: does a script start, are its values found, and can it resume after an interruption?
 
-The script is run four times on the base: until its second value, to learn how often it reports; then, as short as that
-allows, whole; stopped in the middle and resumed; and whole again, to learn how much two equal trainings differ.
+Four runs of the base configuration tell. The first ends at its second value, which shows how often
+the script reports. The others are as short as that allows: a whole run; one that is stopped halfway
+and resumed; and a second whole run, which shows how much two equal trainings differ.
 """
 
 import json
@@ -29,323 +30,393 @@ from hpo.trainer import Metric, Progress, Site, TrainingFailedError
 
 # Values that a whole short run should have.
 VALUES = 4
-# After so long without a value a line says that the run goes on.
+# After this time without a value a line says that the run still works.
 NEWS_SECONDS = 30.0
+STARTS_OVER = "An interrupted trial starts over"
+
+
+@dataclass(frozen=True)
+class ScriptToTry:
+    """A script with its base configuration. site: the folder in which the runs keep files."""
+
+    settings: CompleteScript
+    config: ScriptConfig
+    data: ScriptData
+    site: Site
+
+
+@dataclass(frozen=True)
+class StopAt:
+    """When hpo stops a run: at this number of values or at this step. Without either, never."""
+
+    values: int | None = None
+    step: int | None = None
+
+    def is_reached(self, values: Mapping[int, float]) -> bool:
+        """values: step -> value, at least one."""
+        if self.values is not None and len(values) >= self.values:
+            return True
+        return self.step is not None and max(values) >= self.step
 
 
 @dataclass(frozen=True)
 class Run:
     """What one run of the script has reported."""
 
+    # Step -> value of the metric.
     values: dict[int, float]
-    """Step -> value of the metric."""
+    # The step of the first value of the last attempt.
     first: int | None
-    """The step of the first value of the last attempt."""
     seconds: float
+    # From the start to the first value.
     first_seconds: float
-    """From the start to the first value."""
+    # From the request to stop until its end. None if it ended by itself.
     stop_seconds: float | None
-    """From our asking to its end; None: it had ended by itself."""
-
+    # Whether it is the second attempt, and why that failed.
     resumed: bool = False
-    """Whether it is the second attempt."""
     fault: str = ""
-    """Why the second attempt failed."""
 
     @property
     def last(self) -> int:
         return max(self.values)
 
+    @property
+    def ended_by_itself(self) -> bool:
+        return self.stop_seconds is None
+
 
 @dataclass(frozen=True)
-class Found:
+class ResumeVerdict:
+    """resume: exact, `within X`, or none; None if it could not be measured."""
+
+    resume: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class TryResult:
     """What `hpo try` has measured."""
 
     resume: str | None
-    """exact, `within X`, or none; None: it could not be measured."""
     why: str
+    # The largest difference between two whole runs.
     noise: float
-    """The largest difference between two whole runs."""
+    # Steps from one value to the next.
     every: int | None
-    """Steps from one value to the next."""
+    # Estimated duration of a whole training.
     seconds: float
-    """Of a whole training, as the short one says."""
 
 
-class Trial:
-    """Tries one script. `say` gets lines for people as they become known. Raises SpecError."""
+class Tryout:
+    """Runs a script a few times. `show` gets lines for the user as soon as they are known."""
 
     def __init__(
-        self,
-        settings: CompleteScript,
-        config: ScriptConfig,
-        data: ScriptData,
-        site: Site,
-        say: Callable[[str], None],
-        others: Mapping[str, Any],
+        self, script: ScriptToTry, other_values: Mapping[str, Any], show: Callable[[str], None]
     ):
-        """others: name -> another value than the base's, of each searched parameter."""
-        self.settings = settings
-        self.config = config
-        self.data = data
-        self.site = site
-        self.say = say
-        self.others = others
-        self.metric: Metric = settings.metric
+        """other_values: searched parameter -> a value that differs from the base's."""
+        self.settings = script.settings
+        self.config = script.config
+        self.data = script.data
+        self.site = script.site
+        self.other_values = other_values
+        self.show = show
+        self.metric: Metric = script.settings.metric
 
-    def find(self) -> Found:
+    def run(self) -> TryResult:
+        """Raises SpecError for a script that fails, diverges or reports no value."""
         probe = self._probe()
         config = self._shortened(probe)
-        whole = self._whole(config, "whole")
-        interrupted = self._interrupted(config, whole)
-        again = self._whole(config, "again")
-        noise = apart(whole.values, again.values)
-        for warning in (*self._unread(config, whole), *self._wrong_way(whole, noise)):
-            self.say(f"WARNING    {warning}")
-        self.say(
-            f"noise      the same configuration and seed twice: {self.metric.name} differs by at most "
-            f"{self._difference(noise)}"
+        whole = self._run_whole(config, "whole")
+        interrupted = self._run_interrupted(config, whole)
+        again = self._run_whole(config, "again")
+        noise = largest_difference(whole.values, again.values)
+        warnings = self._ignored_settings(config, whole) + self._wrong_direction(whole, noise)
+        for warning in warnings:
+            self.show(f"WARNING    {warning}")
+        self.show(
+            f"noise      two runs of the same configuration and seed: {self.metric.name} differs "
+            f"by at most {_difference_text(noise, self.metric)}"
         )
-        resume, why = judged(whole, interrupted, noise, self.metric)
-        self.say(f"resumes    {resume or 'not known'}: {why}")
-        steps = whole.last - min(whole.values) or whole.last or 1
-        seconds = (
-            whole.first_seconds + (whole.seconds - whole.first_seconds) * self.config.steps / steps
-        )
-        return Found(resume, why, noise, _interval(whole), seconds)
+        verdict = judge_resume(whole, interrupted, noise, self.metric)
+        self.show(f"resumes    {verdict.resume or 'not known'}: {verdict.why}")
+        seconds = self._estimated_seconds(whole)
+        return TryResult(verdict.resume, verdict.why, noise, _interval(whole), seconds)
 
-    def _difference(self, value: float) -> str:
-        return f"{self.metric.difference(value).lstrip('+')} {self.metric.difference_unit}"
+    def _estimated_seconds(self, run: Run) -> float:
+        steps = run.last - min(run.values) or run.last or 1
+        return run.first_seconds + (run.seconds - run.first_seconds) * self.config.steps / steps
+
+    # ---- the runs
 
     def _probe(self) -> Run:
-        run = self._run(self.config, "probe", lambda values: len(values) > 1)
-        shown = ", ".join(
-            f"{self.metric.text(value)} at step {step}" for step, value in run.values.items()
-        )
-        self.say(
+        run = self._run(self.config, "probe", StopAt(values=2))
+        values = [f"{self.metric.text(value)} at step {step}" for step, value in run.values.items()]
+        self.show(
             f"starts     yes, the first {self.metric.name} after {duration(run.first_seconds)}"
         )
-        self.say(f"values     {self.metric.name} {shown}")
+        self.show(f"values     {self.metric.name} {', '.join(values)}")
         if run.stop_seconds is not None:
-            self.say(f"stops      {run.stop_seconds:.1f} s after SIGTERM")
+            self.show(f"stops      {run.stop_seconds:.1f} s after SIGTERM")
         return run
 
     def _shortened(self, probe: Run) -> ScriptConfig:
-        """As many steps as give VALUES values, where the script can be told how many to do."""
+        """A configuration with just enough steps for VALUES values.
+
+        The same configuration if the script takes no number of steps.
+        """
         every = _interval(probe)
         if self.settings.steps_field is None or every is None:
             return self.config
-        last = max(probe.values) + (VALUES - 2) * every
-        # Of a script that counts from 0, step 499 is the last of 500.
-        steps = min(self.config.steps, last + 1 if (last + 1) % every == 0 else last)
-        return self.config.with_values({"steps": steps})
+        steps = probe.last + (VALUES - 2) * every
+        # If the script counts from 0, step 499 is the last of 500.
+        if (steps + 1) % every == 0:
+            steps += 1
+        return self.config.with_values({"steps": min(self.config.steps, steps)})
 
-    def _whole(self, config: ScriptConfig, name: str) -> Run:
-        run = self._run(config, name, self._enough(config))
-        how = (
-            "by itself"
-            if run.stop_seconds is None
-            else f"by us, after {plural(len(run.values), 'value')}"
-        )
-        self.say(
-            f"{name:10} {plural(len(run.values), 'value')} to step {run.last} in {duration(run.seconds)}, ended {how}"
-        )
+    def _run_whole(self, config: ScriptConfig, name: str) -> Run:
+        run = self._run(config, name, self._stop_of_whole_run(config))
+        count = plural(len(run.values), "value")
+        ending = "ended by itself" if run.ended_by_itself else f"stopped after {count}"
+        self.show(f"{name:10} {count} up to step {run.last} in {duration(run.seconds)}, {ending}")
         return run
 
-    def _unread(self, config: ScriptConfig, whole: Run) -> Iterator[str]:
-        """What the script does not seem to read: its number of steps, its searched values."""
-        if whole.stop_seconds is None and whole.last > config.steps:
-            yield (
-                f"hpo asked for {plural(config.steps, 'step')}, and the script made {whole.last}: it does not read "
-                f"{self.settings.steps}. Does a value reach it? Say flag: or config:, or read HPO_CONFIG"
-            )
-        other = config.with_values(self.others)
-        try:
-            run = self._run(other, "other", self._enough(config))
-        except SpecError as error:
-            yield f"with other values ({_listed(self.others)}): {error}"
-            return
-        if apart(whole.values, run.values) == 0:
-            yield (
-                f"with other values ({_listed(self.others)}) every {self.metric.name} is the same: the script does not "
-                f"read them. Say flag: or config:, or read HPO_CONFIG"
-            )
+    def _stop_of_whole_run(self, config: ScriptConfig) -> StopAt:
+        """A run that could not be shortened is stopped once it has enough values."""
+        is_shortened = config.steps < self.config.steps
+        return StopAt() if is_shortened else StopAt(values=VALUES)
 
-    def _wrong_way(self, whole: Run, noise: float) -> Iterator[str]:
-        """A metric that gets worse while a training goes on."""
-        values = [self.metric.sign * whole.values[step] for step in sorted(whole.values)]
-        always_worse = all(after > before for before, after in pairwise(values))
-        if len(values) > 2 and always_worse and values[-1] - values[0] > noise:
-            moves, better = ("rises", "lower") if self.metric.sign > 0 else ("falls", "higher")
-            yield (
-                f"{self.metric.name} {moves} while the script trains, and metric: direction: says that {better} is better"
-            )
+    def _run_interrupted(self, config: ScriptConfig, whole: Run) -> Run | None:
+        """A run that is stopped after half of the values of `whole`, and then resumed.
 
-    def _enough(self, config: ScriptConfig) -> Callable[[dict[int, float]], bool]:
-        """A run that cannot be made shorter is ended by us."""
-        shortened = config.steps < self.config.steps
-        return lambda values: not shortened and len(values) >= VALUES
-
-    def _interrupted(self, config: ScriptConfig, whole: Run) -> Run | None:
-        """Stopped after half of its values and resumed, up to where `whole` ended; None: it has nothing to go on from."""
+        None if it saves no checkpoint. The first attempt alone if that had already ended.
+        """
         steps = sorted(whole.values)
         half = steps[(len(steps) - 1) // 2]
-        stopped = self._run(config, "interrupted", lambda values: max(values) >= half)
-        if not any((self._folder("interrupted") / "attempt-1" / CHECKPOINTS).iterdir()):
+        stopped = self._run(config, "interrupted", StopAt(step=half))
+        checkpoints = self._folder("interrupted") / "attempt-1" / CHECKPOINTS
+        if not any(checkpoints.iterdir()):
             return None
-        if stopped.stop_seconds is None:
+        if stopped.ended_by_itself:
             return stopped
         try:
-            return self._run(config, "interrupted", lambda values: False, attempt=2)
+            return self._run(config, "interrupted", StopAt(), attempt=2)
         except SpecError as error:
             return replace(stopped, resumed=True, fault=str(error))
 
-    def _waits(self, name: str, log: Path, seconds: float, values: int) -> None:
-        self.say(
-            f"           {name} run: {plural(values, 'value')} in {duration(seconds)}; its output: {log}"
-        )
-
-    def _folder(self, name: str) -> Path:
-        return self.site.folder / name
-
-    def _run(
-        self,
-        config: ScriptConfig,
-        name: str,
-        enough: Callable[[dict[int, float]], bool],
-        attempt: int = 1,
-    ) -> Run:
+    def _run(self, config: ScriptConfig, name: str, stop_at: StopAt, attempt: int = 1) -> Run:
         folder = self._folder(name)
         if attempt == 1:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         site = replace(self.site, folder=folder, attempt=attempt, log=folder / "log")
-        # `resume` is what is to be found out.
+        # `resume` is unknown here: it is what the tryout measures.
         settings = self.settings.model_copy(update={"resume": None})
         training = ScriptTraining(settings, config, self.data, site)
+        show_waiting = partial(self._show_waiting, name, site.log)
         try:
-            return _followed(training, enough, partial(self._waits, name, site.log))
+            return _follow(training, stop_at, show_waiting)
         except (TrainingFailedError, MemoryError) as error:
             raise SpecError(f"{name} run: {error} (its output: {site.log})") from None
 
+    def _show_waiting(self, name: str, log: Path, seconds: float, values: int) -> None:
+        count = plural(values, "value")
+        self.show(f"           {name} run: {count} in {duration(seconds)}; its output: {log}")
 
-def _followed(
-    training: ScriptTraining,
-    enough: Callable[[dict[int, float]], bool],
-    say: Callable[[float, int], None],
+    def _folder(self, name: str) -> Path:
+        return self.site.folder / name
+
+    # ---- warnings
+
+    def _ignored_settings(self, config: ScriptConfig, whole: Run) -> list[str]:
+        """Warnings about values that the script does not seem to read: steps and parameters."""
+        warnings = []
+        if whole.ended_by_itself and whole.last > config.steps:
+            warnings.append(
+                f"hpo asked for {plural(config.steps, 'step')}, but the script made {whole.last}: "
+                f"it does not read {self.settings.steps}. Pass values with flag: or config:, or "
+                f"read HPO_CONFIG"
+            )
+        changes = ", ".join(
+            f"{name} {value_text(value)}" for name, value in self.other_values.items()
+        )
+        other_config = config.with_values(self.other_values)
+        try:
+            run = self._run(other_config, "other", self._stop_of_whole_run(other_config))
+        except SpecError as error:
+            warnings.append(f"with other values ({changes}): {error}")
+            return warnings
+        if largest_difference(whole.values, run.values) == 0:
+            warnings.append(
+                f"with other values ({changes}) every {self.metric.name} is the same: the script "
+                f"does not read them. Pass values with flag: or config:, or read HPO_CONFIG"
+            )
+        return warnings
+
+    def _wrong_direction(self, whole: Run, noise: float) -> list[str]:
+        """A warning if the metric only gets worse during the training."""
+        values = [self.metric.sign * whole.values[step] for step in sorted(whole.values)]
+        always_worse = all(after > before for before, after in pairwise(values))
+        if len(values) <= 2 or not always_worse or values[-1] - values[0] <= noise:
+            return []
+        moves, better = "falls", "higher"
+        if self.metric.sign > 0:
+            moves, better = "rises", "lower"
+        return [
+            f"{self.metric.name} {moves} while the script trains, but metric: direction: says "
+            f"that {better} is better"
+        ]
+
+
+# ---- one run
+
+
+def _follow(
+    training: ScriptTraining, stop_at: StopAt, show_waiting: Callable[[float, int], None]
 ) -> Run:
-    """say: is told (seconds, values so far) where nothing new comes for a while."""
+    """show_waiting: gets (seconds, number of values) while no new value comes."""
     begin = time.monotonic()
     values: dict[int, float] = {}
     first: int | None = None
     first_seconds = 0.0
     stop_seconds = None
     with closing(training.train()) as looks:
-        for look in _patient(looks, values, say):
-            for step in [step for step in values if step > look.step]:
-                del values[step]
-            values[look.step] = _finite(look)
-            if first is None and training.reading == training.site.attempt:
-                first, first_seconds = look.step, time.monotonic() - begin
-            if enough(values):
-                asked = time.monotonic()
-                looks.close()
-                end = end_of(training.folder)
-                if end is None or end.stopped:
-                    stop_seconds = time.monotonic() - asked
+        for progress in _evaluations(looks, values, show_waiting):
+            _add_value(values, progress)
+            is_of_this_attempt = training.attempt_being_read == training.site.attempt
+            if first is None and is_of_this_attempt:
+                first = progress.step
+                first_seconds = time.monotonic() - begin
+            if stop_at.is_reached(values):
+                stop_seconds = _stop(training, looks)
                 break
+    seconds = time.monotonic() - begin
     resumed = training.site.attempt > 1
-    return Run(values, first, time.monotonic() - begin, first_seconds, stop_seconds, resumed)
+    return Run(values, first, seconds, first_seconds, stop_seconds, resumed)
 
 
-def _patient(
-    looks: Looks, values: Mapping[int, float], say: Callable[[float, int], None]
+def _evaluations(
+    looks: Looks, values: Mapping[int, float], show_waiting: Callable[[float, int], None]
 ) -> Iterator[Progress]:
     """The looks that have a score. Raises TrainingFailedError for a training that diverges."""
-    begin = told = time.monotonic()
+    begin = time.monotonic()
+    last_news = begin
     for look in looks:
         now = time.monotonic()
         if isinstance(look, Progress):
-            if reason := look.reason_to_end:
+            reason = look.reason_to_end
+            if reason:
                 raise TrainingFailedError(f"the base diverges at step {look.step}: {reason}")
             if look.score is not None:
-                told = now
+                last_news = now
                 yield look
-        elif now - told > NEWS_SECONDS:
-            told = now
-            say(now - begin, len(values))
+        elif now - last_news > NEWS_SECONDS:
+            last_news = now
+            show_waiting(now - begin, len(values))
 
 
-def _finite(look: Progress) -> float:
-    assert look.score is not None
-    if not math.isfinite(look.score.value):
-        raise TrainingFailedError(f"the base diverges at step {look.step}: {look.score.value}")
-    return look.score.value
+def _add_value(values: dict[int, float], progress: Progress) -> None:
+    """Add a value, and forget those of later steps: the script has gone back behind them.
+
+    Raises TrainingFailedError for a value that is not finite.
+    """
+    assert progress.score is not None
+    for step in list(values):
+        if step > progress.step:
+            del values[step]
+    value = progress.score.value
+    if not math.isfinite(value):
+        raise TrainingFailedError(f"the base diverges at step {progress.step}: {value}")
+    values[progress.step] = value
+
+
+def _stop(training: ScriptTraining, looks: Looks) -> float | None:
+    """Stop the script. Returns how many seconds that took; None if it had already ended."""
+    begin = time.monotonic()
+    looks.close()
+    end = end_of(training.folder)
+    if end is not None and not end.stopped:
+        return None
+    return time.monotonic() - begin
 
 
 def _interval(run: Run) -> int | None:
-    """Steps from one value to the next, as most often; None: there is one value."""
+    """The most frequent number of steps from one value to the next; None for a single value."""
     steps = sorted(run.values)
-    return mode(after - before for before, after in pairwise(steps)) if len(steps) > 1 else None
+    if len(steps) < 2:
+        return None
+    return mode(after - before for before, after in pairwise(steps))
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
+# ---- what the runs mean
 
 
-def apart(a: dict[int, float], b: dict[int, float]) -> float:
-    """The largest difference at common steps; infinite if there is none."""
-    common = [step for step in a if step in b]
-    return max((abs(a[step] - b[step]) for step in common), default=math.inf)
+def largest_difference(a: Mapping[int, float], b: Mapping[int, float]) -> float:
+    """The largest absolute difference at common steps; infinite without common steps."""
+    differences = [abs(a[step] - b[step]) for step in a if step in b]
+    return max(differences, default=math.inf)
 
 
-def judged(
+def judge_resume(
     whole: Run, interrupted: Run | None, noise: float, metric: Metric
-) -> tuple[str | None, str]:
-    """(exact, `within X`, none or None; why). interrupted: stopped in the middle and resumed."""
+) -> ResumeVerdict:
+    """interrupted: stopped halfway and resumed; None if the script saved no checkpoint."""
     if interrupted is None:
-        return "none", "it keeps nothing in HPO_CHECKPOINTS. An interrupted trial begins again"
+        return ResumeVerdict("none", f"it saves nothing in HPO_CHECKPOINTS. {STARTS_OVER}")
     if interrupted.fault:
-        return "none", f"resumed it fails ({interrupted.fault}). An interrupted trial begins again"
+        why = f"it fails when it is resumed ({interrupted.fault}). {STARTS_OVER}"
+        return ResumeVerdict("none", why)
     if not interrupted.resumed:
-        return None, "the script had ended before it could be stopped"
-    if interrupted.first is None:
-        return "none", "the resumed script reports no value. An interrupted trial begins again"
-    if interrupted.first <= min(whole.values) and len(whole.values) > 1:
-        return (
-            "none",
-            f"the resumed script begins again, at step {interrupted.first}, although it has checkpoints",
-        )
-    if interrupted.last > whole.last and whole.stop_seconds is None:
-        return (
-            "none",
-            f"the resumed script goes on to step {interrupted.last}, a whole one ends at {whole.last}",
-        )
-    difference = apart(whole.values, interrupted.values)
+        return ResumeVerdict(None, "the script ended before it could be stopped")
+    fault = _resume_fault(whole, interrupted)
+    if fault:
+        return ResumeVerdict("none", fault)
+    difference = largest_difference(whole.values, interrupted.values)
     if math.isinf(difference):
-        return "none", "the resumed script reports at other steps than a whole one"
+        why = "the resumed script reports at other steps than a whole run"
+        return ResumeVerdict("none", why)
     if difference == 0:
-        return "exact", f"stopped and resumed it gives the same {metric.name} at every step"
-    words = f"{metric.difference(difference).lstrip('+')} {metric.difference_unit}"
-    if difference <= noise:
-        return (
-            f"within {difference:.2g}",
-            f"stopped and resumed it differs by at most {words}, as two whole runs do",
+        return ResumeVerdict(
+            "exact", f"stopped and resumed, it gives the same {metric.name} at every step"
         )
-    return (
-        f"within {difference:.2g}",
-        f"stopped and resumed it differs by {words}, which is more than two whole runs do",
-    )
+    why = f"stopped and resumed, it differs by at most {_difference_text(difference, metric)}"
+    if difference <= noise:
+        why += ", no more than two whole runs do"
+    else:
+        why += ", which is more than two whole runs do"
+    return ResumeVerdict(f"within {difference:.2g}", why)
 
 
-def written(path: Path, found: Found, code: str) -> None:
-    """Keep what was found beside the study file, where `hpo launch` looks. Raises OSError."""
-    facts = {
-        "resume": found.resume,
-        "why": found.why,
-        "noise": found.noise,
-        "steps_between_values": found.every,
-        "seconds_of_a_training": round(found.seconds, 1),
+def _resume_fault(whole: Run, resumed: Run) -> str:
+    """Why the resumed attempt is no continuation of the first, or empty."""
+    if resumed.first is None:
+        return f"the resumed script reports no value. {STARTS_OVER}"
+    if resumed.first <= min(whole.values) and len(whole.values) > 1:
+        return (
+            f"the resumed script starts over, at step {resumed.first}, although it has checkpoints"
+        )
+    if resumed.last > whole.last and whole.ended_by_itself:
+        return (
+            f"the resumed script continues to step {resumed.last}, but a whole run ends at "
+            f"{whole.last}"
+        )
+    return ""
+
+
+def _difference_text(difference: float, metric: Metric) -> str:
+    return f"{metric.difference(difference).lstrip('+')} {metric.difference_unit}"
+
+
+def write_result(path: Path, result: TryResult, code: str) -> None:
+    """Write a result to the file where `hpo launch` looks for it. Raises OSError.
+
+    code: the digest of the script's code.
+    """
+    content = {
+        "resume": result.resume,
+        "why": result.why,
+        "noise": result.noise,
+        "steps_between_values": result.every,
+        "seconds_of_a_training": round(result.seconds, 1),
         "code": code,
     }
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
