@@ -1,4 +1,4 @@
-"""The value of a row, computed of its other numbers: mean(per_0, per_1)."""
+"""Computes the value of a row from its other numbers: mean(per_0, per_1)."""
 
 import ast
 import math
@@ -41,14 +41,14 @@ _FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 
 @dataclass(frozen=True)
 class Expression:
-    """Arithmetic over the numbers of a row."""
+    """Arithmetic with the numbers of a row. names: those that it uses."""
 
     tree: ast.expr
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, text: str) -> "Expression":
-        """Raises ValueError, which says what is wrong."""
+        """Parse an expression. Raises ValueError, whose text says what is wrong."""
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
@@ -57,27 +57,30 @@ class Expression:
             raise ValueError(f"it cannot be read ({error})") from None
         names = dict.fromkeys(_names(tree, _DEEPEST))
         if not names:
-            raise ValueError("it uses no name, so its value is always the same")
+            raise ValueError("it uses no name, so its value never changes")
         return cls(tree, tuple(names))
 
     def value(self, numbers: Mapping[str, float]) -> float | None:
-        """None: a name is missing."""
+        """The value, or None if a number is missing."""
         if any(name not in numbers for name in self.names):
             return None
         return _evaluated(self.tree, numbers)
 
 
 def _names(node: ast.expr, depth: int) -> list[str]:
-    """Raises ValueError for anything but arithmetic."""
+    """The names that a node uses. Raises ValueError for anything but arithmetic."""
     if not depth:
-        raise ValueError(f"it is deeper than {_DEEPEST}")
+        raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
     if isinstance(node, ast.Name):
         return [node.id]
-    return [name for part in _parts(node) for name in _names(part, depth - 1)]
+    names = []
+    for part in _parts(node):
+        names += _names(part, depth - 1)
+    return names
 
 
 def _parts(node: ast.expr) -> list[ast.expr]:
-    """The operands. Raises ValueError for anything but arithmetic."""
+    """The operands of a node. Raises ValueError for anything but arithmetic."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return []
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
@@ -95,7 +98,7 @@ def _arguments(call: ast.Call) -> list[ast.expr]:
         raise ValueError(f"it uses {name}(...).{guess(name, tuple(_FUNCTIONS))}")
     if not call.args or call.keywords:
         text = printable(ast.unparse(call))
-        raise ValueError(f"it uses {text}, and {call.func.id} takes one number or more")
+        raise ValueError(f"it uses {text}, but {call.func.id} takes one or more numbers")
     return call.args
 
 
@@ -109,7 +112,7 @@ def _evaluated(node: ast.expr, numbers: Mapping[str, float]) -> float:
         return -parts[0] if isinstance(node.op, ast.USub) else parts[0]
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](*parts)
-    # The least of numbers among which is a NaN would depend on their order.
+    # With a NaN, the result of min and max would depend on the order.
     if any(math.isnan(part) for part in parts):
         return math.nan
     assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
@@ -117,5 +120,5 @@ def _evaluated(node: ast.expr, numbers: Mapping[str, float]) -> float:
 
 
 def name_of(column: str) -> str:
-    """As an expression writes it: `val/per` is val_per."""
+    """The name of a column in an expression: `val/per` is val_per."""
     return re.sub(r"\W", "_", column)

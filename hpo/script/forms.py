@@ -1,10 +1,11 @@
-"""The forms of a file of progress: lines that a pattern finds, a table, JSON lines."""
+"""The forms in which a script writes its progress: text with patterns, JSON lines, a table."""
 
 import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,33 +15,34 @@ from hpo.script.row import wrong
 from hpo.script.settings import CurveSettings
 
 DEEPEST = 8
-# Places in a torn line where another may begin.
+# Positions in a torn line at which a complete object is looked for.
 MOST_TEARS = 100
-# Stands for a number like nan or 1e-05 where a pattern is tried once more.
+# Replaces a number such as nan or 1e-05 when a pattern is tried a second time.
 _STAND_IN = "9.8765432198765"
 
 
 def ending_of(curve: CurveSettings) -> str:
-    """Of the file's name, where it says how the file is read."""
-    return "" if curve.pattern else Path(curve.file).suffix.lower()
+    """The ending of the file's name, which tells its form. Empty with a pattern."""
+    if curve.pattern:
+        return ""
+    return Path(curve.file).suffix.lower()
 
 
 class Form:
-    """How the lines of a file are read."""
+    """Reads the lines of a file. columns: those of a table, once its header was read."""
 
     columns: Sequence[str] = ()
-    """Of a table, as far as it is read."""
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
-        """Key -> what is given; None: a line that says nothing. is_ended: a line end follows.
+        """The values of a line by their keys, or None for a line without any.
 
-        Raises RowsError.
+        is_ended: a line end follows. Raises RowsError.
         """
         raise NotImplementedError
 
 
 class Patterns(Form):
-    """Lines that regular expressions find, among others."""
+    """Text in which regular expressions match some of the lines."""
 
     def __init__(self, curve: CurveSettings) -> None:
         self._name = curve.file
@@ -48,38 +50,47 @@ class Patterns(Form):
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
         special = list(SPECIAL.finditer(line))
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for pattern in self._patterns:
             for group, text in self._groups(pattern, line, special).items():
-                found.setdefault(group, text)
-        return found or None
+                texts.setdefault(group, text)
+        return texts or None
 
     def _groups(
         self, pattern: re.Pattern[str], line: str, special: list[re.Match[str]]
     ) -> dict[str, str]:
+        """Group -> text. special: the numbers of the line such as nan and 1e-05.
+
+        A pattern for ordinary numbers is tried again with ordinary numbers in their place.
+        """
         match = pattern.search(line)
-        cut = match and _cut(match, special)
-        if match and not cut:
+        cut_number = _cut_number(match, special) if match else ""
+        if match and not cut_number:
             return _texts(match)
         not_finite = [token for token in special if NOT_FINITE.fullmatch(token.group())]
-        for tokens in filter(None, (not_finite, special)):
-            plain = _Plain(line, tokens)
-            again = pattern.search(plain.text)
-            if again and not _cut(again, list(SPECIAL.finditer(plain.text))):
-                return {group: plain.original(*again.span(group)) for group in _texts(again)}
-        if cut:
-            what = f"the pattern {pattern.pattern} takes a part of {cut}. Valid: the whole number"
+        for tokens in (not_finite, special):
+            if not tokens:
+                continue
+            plain = _PlainLine(line, tokens)
+            match = pattern.search(plain.text)
+            if match and not _cut_number(match, list(SPECIAL.finditer(plain.text))):
+                return {group: plain.original(*match.span(group)) for group in _texts(match)}
+        if cut_number:
+            what = (
+                f"the pattern {pattern.pattern} matches only a part of {cut_number}. "
+                f"Valid: a pattern that matches the whole number"
+            )
             raise wrong(self._name, what, line)
         return {}
 
 
 def _texts(match: re.Match[str]) -> dict[str, str]:
-    """Of the groups that took part."""
+    """The texts of the groups that took part in the match."""
     return {group: text for group, text in match.groupdict().items() if text is not None}
 
 
-def _cut(match: re.Match[str], special: Sequence[re.Match[str]]) -> str:
-    """The number of which a group takes the beginning alone: 1 of 1e-05."""
+def _cut_number(match: re.Match[str], special: Sequence[re.Match[str]]) -> str:
+    """A number of which a group matches only the beginning, such as 1 of 1e-05; or empty."""
     for group in match.groupdict():
         end = match.end(group)
         for token in special:
@@ -88,65 +99,78 @@ def _cut(match: re.Match[str], special: Sequence[re.Match[str]]) -> str:
     return ""
 
 
-class _Plain:
-    """A line with a plain number in the place of each special one, and the way back."""
+@dataclass(frozen=True)
+class _Replacement:
+    """Where an ordinary number stands in the text, and the number it replaces in the line."""
+
+    begin: int
+    end: int
+    line_begin: int
+    line_end: int
+
+
+class _PlainLine:
+    """A line with an ordinary number in place of each special one, and the way back."""
 
     def __init__(self, line: str, special: Sequence[re.Match[str]]) -> None:
         self._line = line
-        # Begin and end here, begin and end in the line.
-        self._places: list[tuple[int, int, int, int]] = []
+        self._replacements: list[_Replacement] = []
         self.text = ""
-        done = 0
+        copied = 0
         for token in special:
-            self.text += line[done : token.start()]
+            self.text += line[copied : token.start()]
             begin = len(self.text)
             self.text += _STAND_IN
-            self._places.append((begin, len(self.text), token.start(), token.end()))
-            done = token.end()
-        self.text += line[done:]
+            self._replacements.append(
+                _Replacement(begin, len(self.text), token.start(), token.end())
+            )
+            copied = token.end()
+        self.text += line[copied:]
 
     def original(self, start: int, end: int) -> str:
-        """The line's text of this span; a special number that it touches is there whole."""
-        return self._line[self._position(start, False) : self._position(end, True)]
+        """The text of the line for a span of `text`, with every number that it touches whole."""
+        line_start = self._position_in_line(start, is_end=False)
+        line_end = self._position_in_line(end, is_end=True)
+        return self._line[line_start:line_end]
 
-    def _position(self, position: int, is_end: bool) -> int:
+    def _position_in_line(self, position: int, is_end: bool) -> int:
         shift = 0
-        for begin, end, line_begin, line_end in self._places:
-            if position <= begin:
+        for replacement in self._replacements:
+            if position <= replacement.begin:
                 break
-            if position < end:
-                return line_end if is_end else line_begin
-            shift = line_end - end
+            if position < replacement.end:
+                return replacement.line_end if is_end else replacement.line_begin
+            shift = replacement.line_end - replacement.end
         return position + shift
 
 
 class JsonLines(Form):
-    """An object a line.
+    """One JSON object per line.
 
-    is_taken_over: from a script that was killed, maybe in the middle of a line.
+    is_inherited: an earlier attempt began the file, and may have been killed in mid-line.
     """
 
-    def __init__(self, curve: CurveSettings, is_taken_over: bool) -> None:
+    def __init__(self, curve: CurveSettings, is_inherited: bool) -> None:
         self._name = curve.file
-        self._is_taken_over = is_taken_over
+        self._is_inherited = is_inherited
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
         if not line.strip():
             return None
         try:
-            found = parsed_json(line)
+            entry = parsed_json(line)
         except ValueError as error:
             if not is_ended:
                 return None
-            found = self._after_the_tear(line, error)
-        if not isinstance(found, dict):
-            raise wrong(self._name, f"a line is no object. Valid: {EXAMPLE}", line)
-        return flat(found)
+            entry = self._after_tear(line, error)
+        if not isinstance(entry, dict):
+            raise wrong(self._name, f"a line is not an object. Valid: {EXAMPLE}", line)
+        return flat(entry)
 
-    def _after_the_tear(self, line: str, error: ValueError) -> Any:
-        """What was written behind half a line; nothing if that is all. Raises RowsError."""
-        if not self._is_taken_over:
-            what = f"a line is no JSON ({error}). Valid: {EXAMPLE}"
+    def _after_tear(self, line: str, error: ValueError) -> Any:
+        """The object after a torn one in the same line, or an empty one. Raises RowsError."""
+        if not self._is_inherited:
+            what = f"a line is not valid JSON ({error}). Valid: {EXAMPLE}"
             raise wrong(self._name, what, line) from None
         for match in islice(re.finditer("(?<!^){", line), MOST_TEARS):
             with suppress(ValueError):
@@ -158,20 +182,24 @@ EXAMPLE = '{"step": 100, "value": 0.21}'
 
 
 def parsed_json(text: str) -> Any:
-    """NaN and infinity in any spelling. Raises ValueError."""
+    """Parse JSON in which NaN and infinity may have any spelling. Raises ValueError."""
     try:
         return json.loads(text)
     except ValueError:
-        plain = NOT_FINITE_ALONE.sub(lambda match: json.dumps(number(match.group())), text)
+        plain = NOT_FINITE_ALONE.sub(_json_spelling, text)
         if plain == text:
             raise
         return json.loads(plain)
     except RecursionError:
-        raise ValueError("too deep") from None
+        raise ValueError("nested too deeply") from None
+
+
+def _json_spelling(match: re.Match[str]) -> str:
+    return json.dumps(number(match.group()))
 
 
 class Table(Form):
-    """A row a line below a header. The header may come again, also with other columns."""
+    """A header and one row per line. The header may be repeated, and with other columns."""
 
     def __init__(self, curve: CurveSettings, step: str | None) -> None:
         self._name = curve.file
@@ -182,7 +210,7 @@ class Table(Form):
         try:
             (cells,) = csv.reader([line], dialect=self._dialect, skipinitialspace=True)
         except csv.Error as error:
-            raise wrong(self._name, f"a line is no row of a table ({error})", line) from None
+            raise wrong(self._name, f"a line is not a row of a table ({error})", line) from None
         return [cell.strip() for cell in cells]
 
     def entry(self, line: str, is_ended: bool) -> Mapping[str, Any] | None:
@@ -194,9 +222,12 @@ class Table(Form):
             return None
         if len(cells) < len(self.columns) and not is_ended:
             return None
-        if any(cells[len(self.columns) :]):
-            columns = f"the header has {len(self.columns)} columns"
-            what = f"{len(cells)} cells, and {columns}. Valid: one cell a column"
+        surplus = cells[len(self.columns) :]
+        if any(surplus):
+            what = (
+                f"{len(cells)} cells, but the header has {len(self.columns)} columns. "
+                f"Valid: one cell per column"
+            )
             raise wrong(self._name, what, line)
         pairs = zip(self.columns, cells, strict=False)
         return {column: _cell(cell) for column, cell in pairs if column}
@@ -210,14 +241,14 @@ def _cell(text: str) -> float | str:
 
 
 def flat(entry: Mapping[str, Any], depth: int = DEEPEST, prefix: str = "") -> dict[str, Any]:
-    """{"val": {"per": 0.1}} -> {"val/per": 0.1}"""
-    found: dict[str, Any] = {}
-    for key, given in entry.items():
-        if not isinstance(given, dict):
-            found[prefix + key] = given
+    """{"val": {"per": 0.1}} -> {"val/per": 0.1}. Groups below `depth` levels are left out."""
+    values: dict[str, Any] = {}
+    for key, value in entry.items():
+        if not isinstance(value, dict):
+            values[prefix + key] = value
         elif depth:
-            found |= flat(given, depth - 1, f"{prefix}{key}/")
-    return found
+            values |= flat(value, depth - 1, f"{prefix}{key}/")
+    return values
 
 
 def decoded(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Which key, column or group of a line is which field of a row."""
+"""Maps the keys, columns or groups of a line to the fields of a row."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,48 +14,54 @@ MOST_KEYS = 100
 
 @dataclass
 class Found:
-    """What one line says."""
+    """What one line says, or several lines about the same step."""
 
+    # Field of a row -> value.
     fields: dict[str, Any] = field(default_factory=dict)
+    # Name in the expression -> value.
     parts: dict[str, float] = field(default_factory=dict)
-    """What the expression uses."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Names:
-    """Which key, column or group is which field of a row."""
+    """Knows which key, column or group holds which field of a row.
+
+    columns: field -> its key, column or group. keys: all keys so far, in order, for advice.
+    """
 
     def __init__(self, curve: CurveSettings, expression: Expression | None) -> None:
         self._name = curve.file
         self._parts = expression.names if expression else ()
-        # Patterns may find errors and lengths in two lines.
-        self._lists_come_alone = bool(curve.pattern)
+        # Two patterns may find errors and lengths in two lines.
+        self._lists_may_come_alone = bool(curve.pattern)
         self.columns = dict(curve.names)
         taken = set(curve.names.values())
-        for each in FIELDS:
-            if each not in taken:
-                self.columns.setdefault(each, each)
-        # Keys in the order in which they were seen, for advice.
+        for name in FIELDS:
+            if name not in taken:
+                self.columns.setdefault(name, name)
         self.keys: dict[str, None] = {}
 
     def found(self, entry: Mapping[str, Any], line: str) -> Found:
-        """Raises RowsError for what should be a number and is none."""
-        present = {key: given for key, given in entry.items() if not _is_missing(given)}
+        """What an entry says. Raises RowsError for text where a number is expected.
+
+        entry: key -> value. line: the line of the entry, for messages.
+        """
+        present = {key: value for key, value in entry.items() if not _is_missing(value)}
         self._remember(present)
         found = Found()
-        for each, column in self.columns.items():
+        for name, column in self.columns.items():
             if column in present:
-                found.fields[each] = self._field(each, column, present[column], line)
+                found.fields[name] = self._field(name, column, present[column], line)
         self._check_lists(found.fields, line)
-        by_name = {name_of(column): column for column in present}
+        column_by_part = {name_of(column): column for column in present}
         for part in self._parts:
-            column = by_name.get(part) or self.columns.get(part, "")
+            column = column_by_part.get(part) or self.columns.get(part, "")
             if column in present:
                 found.parts[part] = self._field("", column, present[column], line)
-        core = set(self.columns.values())
-        for key, given in present.items():
-            metric = _metric(given)
-            if key not in core and metric is not None:
+        columns_of_fields = set(self.columns.values())
+        for key, value in present.items():
+            metric = _metric(value)
+            if key not in columns_of_fields and metric is not None:
                 found.metrics[key] = metric
         return found
 
@@ -64,19 +70,19 @@ class Names:
             if len(self.keys) < MOST_KEYS:
                 self.keys.setdefault(key)
 
-    def _field(self, each: str, column: str, given: Any, line: str) -> Any:
-        read, valid = _READERS.get(each, (as_number, "a number"))
+    def _field(self, name: str, column: str, value: Any, line: str) -> Any:
+        read, valid = _READERS.get(name, (as_number, "a number"))
         try:
-            return read(given)
+            return read(value)
         except ValueError:
-            what = f"{column}: {shown(given)} is not {valid}"
+            what = f"{column}: {shown(value)} is not {valid}"
             raise wrong(self._name, what, line) from None
 
     def _check_lists(self, fields: Mapping[str, Any], line: str) -> None:
-        given = [name for name in LISTS if name in fields]
-        if len(given) == 1 and not self._lists_come_alone:
-            (missing,) = set(LISTS) - set(given)
-            what = f"{given[0]} without {missing}. Valid: both, one of each per item"
+        present = [name for name in LISTS if name in fields]
+        if len(present) == 1 and not self._lists_may_come_alone:
+            (missing,) = set(LISTS) - set(present)
+            what = f"{present[0]} without {missing}. Valid: both, one of each per item"
             raise wrong(self._name, what, line)
 
 
@@ -87,14 +93,14 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _is_missing(given: Any) -> bool:
-    return given is None or (isinstance(given, str) and not given.strip())
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _metric(given: Any) -> float | None:
-    """Flags, lists and text are no metrics; a NaN may be written as text."""
-    if isinstance(given, str):
-        return number(given) if NOT_FINITE.fullmatch(given.strip()) else None
-    if isinstance(given, (bool, list)):
+def _metric(value: Any) -> float | None:
+    """A metric is a number, or the text of a NaN or infinity; None for anything else."""
+    if isinstance(value, str):
+        return number(value) if NOT_FINITE.fullmatch(value.strip()) else None
+    if isinstance(value, (bool, list)):
         return None
-    return as_number(given)
+    return as_number(value)

@@ -1,4 +1,4 @@
-"""Numbers, steps and lists of numbers in any spelling: of C, Python and JSON, NaN and infinity too."""
+"""Numbers, steps and lists of numbers as C, Python and JSON spell them, with NaN and infinity."""
 
 import math
 import re
@@ -6,12 +6,11 @@ from typing import Any
 
 LARGEST_STEP = 2**31 - 1
 
-
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 _NOT_FINITE_TEXT = r"[+-]?(?:\.?(?:nan|inf(?:inity)?)(?:\([a-z0-9_]*\))?|1\.#[a-z]+[0-9]*)"
 NOT_FINITE = re.compile(_NOT_FINITE_TEXT, re.IGNORECASE)
 NOT_FINITE_ALONE = re.compile(rf"(?<!\w){_NOT_FINITE_TEXT}(?!\w)", re.IGNORECASE)
-# What a group such as [\d.]+ does not match, or takes the beginning of: nan, -inf, 1e-05.
+# What a group such as [\d.]+ cannot match, or matches only in part: nan, -inf, 1e-05.
 SPECIAL = re.compile(
     rf"(?<!\w){_NOT_FINITE_TEXT}(?!\w)"
     r"|(?<![\w.])(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)e[+-]?[0-9]+(?!\w)",
@@ -20,7 +19,7 @@ SPECIAL = re.compile(
 
 
 def number(text: str) -> float:
-    """A number in any spelling of C, Python and JSON. Raises ValueError."""
+    """Parse a number as C, Python or JSON spells it. Raises ValueError."""
     text = text.strip()
     if _NUMBER.fullmatch(text):
         return float(text)
@@ -31,30 +30,34 @@ def number(text: str) -> float:
     return -math.inf if text.startswith("-") else math.inf
 
 
-def as_number(given: Any) -> float:
-    """Raises ValueError for flags, lists and text that is no number."""
-    if isinstance(given, str):
-        return number(given)
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise ValueError(given)
+def as_number(value: Any) -> float:
+    """Raises ValueError for flags, lists, and text that is not a number."""
+    if isinstance(value, str):
+        return number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(value)
     try:
-        return float(given)
+        return float(value)
     except OverflowError:
-        return math.inf if given > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf
 
 
-def as_step(given: Any) -> int:
-    """Raises ValueError for what is no whole number from 0."""
-    number = as_number(given)
-    if not 0 <= number <= LARGEST_STEP or number != int(number):
-        raise ValueError(given)
-    return int(number)
+def as_step(value: Any) -> int:
+    """Raises ValueError for anything but a whole number from 0 to LARGEST_STEP."""
+    step = as_number(value)
+    if not 0 <= step <= LARGEST_STEP or step != int(step):
+        raise ValueError(value)
+    return int(step)
 
 
-def as_list(given: Any) -> tuple[float, ...]:
-    """Of JSON a list; of text numbers between brackets, commas or blanks. Raises ValueError."""
-    if isinstance(given, str):
-        given = re.sub(r"[\[\](),;]", " ", given).split()
-    if not isinstance(given, list):
-        raise ValueError(given)
-    return tuple(as_number(item) for item in given)
+def as_list(value: Any) -> tuple[float, ...]:
+    """Numbers from a JSON list, or from text with brackets, commas or blanks between them.
+
+    Raises ValueError.
+    """
+    items = value
+    if isinstance(value, str):
+        items = re.sub(r"[\[\](),;]", " ", value).split()
+    if not isinstance(items, list):
+        raise ValueError(value)
+    return tuple(as_number(item) for item in items)

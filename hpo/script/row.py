@@ -1,4 +1,4 @@
-"""One step of a script's progress, and the error that quotes the line that says otherwise."""
+"""A row: one step of a script's progress; and the error for a line that cannot be read as one."""
 
 import json
 from collections.abc import Mapping
@@ -13,39 +13,41 @@ QUOTED = 200
 
 
 class RowsError(CallerError):
-    """What a script wrote cannot be read as its progress."""
+    """The output of a script cannot be read as progress."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one step."""
+    """What is known about one step."""
 
+    # Optimizer updates done, or whatever the script counts.
     step: int
-    """Optimizer updates done, or what the script counts."""
+    # Of the metric. None if the step was not evaluated.
     value: float | None
-    """Of the metric; None: the step was not evaluated."""
+    # On the training data.
     loss: float | None
-    """Of the training data."""
     validation_loss: float | None
+    # One per item, if the script reports them.
     errors: tuple[float, ...] | None
-    """One per item, where the script tells them."""
     lengths: tuple[float, ...] | None
+    # Other numbers: learning rate, gradient norm, ...
     metrics: Mapping[str, float]
-    """Other numbers: learning rate, gradient norm."""
+    # The last line about this step, shortened, for messages.
     line: str
-    """The last line about this step, cut, for messages."""
 
 
 def printable(text: str) -> str:
-    """Cut, and without what would steer the terminal that shows it."""
+    """The beginning of a text, without characters that would control a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:QUOTED])
 
 
 def wrong(name: str, what: str, line: str) -> RowsError:
-    """name: of the file. what: with what is valid."""
+    """The error for a line. name: the file. what: the fault, and what is valid."""
     return RowsError(f"{name}: {what}. The line: {printable(line)}")
 
 
-def shown(given: Any) -> str:
-    """What was given, as JSON has it, cut."""
-    return printable(given if isinstance(given, str) else json.dumps(given, default=str))
+def shown(value: Any) -> str:
+    """A value as JSON, shortened; text as it is."""
+    if isinstance(value, str):
+        return printable(value)
+    return printable(json.dumps(value, default=str))

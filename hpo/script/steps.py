@@ -1,4 +1,4 @@
-"""From what lines say to rows: one a step, whose steps never decrease."""
+"""Merges what lines say into rows: one per step, with steps that never decrease."""
 
 import json
 from collections.abc import Mapping
@@ -12,45 +12,50 @@ MOST_METRICS = 32
 
 
 class Steps:
-    """Makes one row of all that is said of a step.
+    """Merges everything that is said about a step into one row.
 
-    restarts: how often the script was started again, going on with its file: so often its steps may
-    go back. What it says again of earlier steps is passed over.
+    restarts: how often the script was restarted and continued its file. The steps may go back that
+    often; what the script repeats about earlier steps is skipped.
     """
 
     def __init__(self, expression: Expression | None, name: str, restarts: int) -> None:
         self._expression = expression
         self._name = name
         self._restarts = restarts
+        # How often the steps have gone back so far.
         self._returns = 0
-        # Where the file is, which may be before what was given.
+        # The step of the last line in the file. After a return it is before `_step`.
         self._at: int | None = None
         self._at_line = ""
+        # The latest step, and what is known about it.
         self._step: int | None = None
         self._found = Found()
         self._line = ""
-        # What was given of this step, as JSON: there NaN equals NaN.
-        self._given = _known(self._found)
+        # What the last returned row had of this step. As JSON, because there NaN equals NaN.
+        self._returned = _as_json(self._found)
         self.has_value = False
 
     def begin_again(self) -> None:
-        """The file is read from its first byte."""
+        """Prepare to read the file from its first byte."""
         self._returns = 0
         self._at = None
 
     def forget(self) -> None:
-        """What comes now is new, also of steps that were given before."""
+        """Forget all steps, so that a repeated step counts as new."""
         self._at = None
         self._step = None
         self._found = Found()
-        self._given = _known(self._found)
+        self._returned = _as_json(self._found)
 
     @property
     def has_step(self) -> bool:
         return self._step is not None
 
     def add(self, found: Found, line: str) -> list[Row]:
-        """The row before, if this line begins another one. Raises RowsError."""
+        """Add what a line says. Returns the row of the step before if this line begins a new step.
+
+        Raises RowsError for steps that go back too often.
+        """
         step = found.fields.pop("step", self._at)
         if step is None:
             return []
@@ -62,7 +67,7 @@ class Steps:
             rows = self.flush()
             self._step = step
             self._found = Found()
-            self._given = _known(self._found)
+            self._returned = _as_json(self._found)
         self._merge(found, line)
         return rows
 
@@ -81,31 +86,34 @@ class Steps:
         self._line = line[:QUOTED]
         self._found.fields |= found.fields
         self._found.parts |= found.parts
-        for name, given in found.metrics.items():
-            if name in self._found.metrics or len(self._found.metrics) < MOST_METRICS:
-                self._found.metrics[name] = given
+        metrics = self._found.metrics
+        for name, value in found.metrics.items():
+            if name in metrics or len(metrics) < MOST_METRICS:
+                metrics[name] = value
         self._check_lists()
 
     def _check_lists(self) -> None:
-        errors, lengths = (self._found.fields.get(name) for name in LISTS)
+        errors = self._found.fields.get("errors")
+        lengths = self._found.fields.get("lengths")
         if errors is None or lengths is None:
             return
         if len(errors) != len(lengths) or not sum(lengths):
             what = (
-                f"step {self._step} has {len(errors)} errors and {len(lengths)} lengths that sum "
-                f"up to {sum(lengths):g}. Valid: one of each per item, and a sum of the lengths "
-                f"that is not 0"
+                f"step {self._step} has {len(errors)} errors and {len(lengths)} lengths with the "
+                f"sum {sum(lengths):g}. Valid: one of each per item, and lengths with a sum other "
+                f"than 0"
             )
             raise wrong(self._name, what, self._line)
 
     def flush(self) -> list[Row]:
-        """The row of the step, if more is known of it than was given."""
-        known = _known(self._found)
-        if known == self._given:
+        """The row of the latest step, if more is known about it than was returned before."""
+        known = _as_json(self._found)
+        if known == self._returned:
             return []
-        self._given = known
+        self._returned = known
         row = self._row()
-        self.has_value = self.has_value or row.value is not None
+        if row.value is not None:
+            self.has_value = True
         return [row]
 
     def _row(self) -> Row:
@@ -114,39 +122,43 @@ class Steps:
         value = fields.get("value")
         if self._expression:
             value = self._expression.value(self._found.parts)
-        has_items = all(name in fields for name in LISTS)
+        errors = lengths = None
+        if all(name in fields for name in LISTS):
+            errors = tuple(fields["errors"])
+            lengths = tuple(fields["lengths"])
         return Row(
             step=self._step,
             value=value,
             loss=fields.get("loss"),
             validation_loss=fields.get("validation_loss"),
-            errors=tuple(fields["errors"]) if has_items else None,
-            lengths=tuple(fields["lengths"]) if has_items else None,
+            errors=errors,
+            lengths=lengths,
             metrics=dict(self._found.metrics),
             line=printable(self._line),
         )
 
     def place(self) -> dict[str, Any]:
+        """Where another process continues, JSON-ready."""
         return {
             "returns": self._returns,
             "at": self._at,
             "at_line": self._at_line,
             "step": self._step,
-            "known": _known(self._found),
+            "known": _as_json(self._found),
             "line": self._line,
             "has_value": self.has_value,
         }
 
-    def go_on(self, place: Mapping[str, Any]) -> None:
+    def continue_at(self, place: Mapping[str, Any]) -> None:
         self._returns = place["returns"]
         self._at = place["at"]
         self._at_line = place["at_line"]
         self._step = place["step"]
         self._found = Found(*json.loads(place["known"]))
-        self._given = place["known"]
+        self._returned = place["known"]
         self._line = place["line"]
         self.has_value = place["has_value"]
 
 
-def _known(found: Found) -> str:
+def _as_json(found: Found) -> str:
     return json.dumps([found.fields, found.parts, found.metrics])
