@@ -1,1 +1,4 @@
-"""Trainer 2: any training script, in any environment, run as a process. See README, "Your own script"."""
+"""Trainer 2: any training script, in any environment, run as a process.
+
+See README, "Your own script".
+"""

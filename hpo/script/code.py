@@ -1,7 +1,8 @@
-"""The state of a lab's code: its commit, what differs from it, and a digest, equal for equal code.
+"""The state of a lab's code: its commit, the differences from it, and a digest of its files.
 
-With git, tracked files of source and configuration count, and untracked ones of source. Without
-it, all files of source. Study files, and what trainings leave behind, never count.
+Equal code has equal digests. In a git repository, tracked files of source and configuration count,
+and untracked files of source. Elsewhere all files of source count. Study files and the output of
+trainings never count.
 """
 
 import hashlib
@@ -21,52 +22,57 @@ from hpo.errors import SpecError, os_error_text
 MAX_DIFF_BYTES = 100_000
 MAX_FILE_BYTES = 1_000_000
 MAX_FILES = 20_000
-# Data may lie beside the code, but a walk through all of it would take minutes on a network disk.
+# Data may lie next to the code, and a walk through it would take minutes on a network disk.
 MAX_LOOKED_AT = 200_000
 GIT_SECONDS = 60.0
-SOURCE_SUFFIXES = frozenset(
-    (
-        *(".py", ".pyx", ".pyi", ".pxd", ".jl", ".m", ".r", ".lua", ".sh"),
-        *(".c", ".cc", ".cpp", ".cu", ".h", ".hh", ".hpp", ".cuh"),
-    )
-)
-# Count where git tracks them. Else a training, or a person beside it, may have written them.
+_SCRIPT_SUFFIXES = (".py", ".pyx", ".pyi", ".pxd", ".jl", ".m", ".r", ".lua", ".sh")
+_C_SUFFIXES = (".c", ".cc", ".cpp", ".cu", ".h", ".hh", ".hpp", ".cuh")
+SOURCE_SUFFIXES = frozenset(_SCRIPT_SUFFIXES + _C_SUFFIXES)
+# These count only if git tracks them: otherwise a training may have written them.
 SETTINGS_SUFFIXES = frozenset((".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"))
-# Lines of a study file. It may lie among the code, and its budget may change.
+# Every study file has these lines. It may lie among the code, and its budget may change.
 STUDY_KEYS = (re.compile(rb"^script:", re.MULTILINE), re.compile(rb"^parameters:", re.MULTILINE))
-# Of environments, caches, and what trainings and their trackers write; hidden folders as well.
+# Folders of environments and caches, and those that trainings and trackers write to.
 NOT_CODE = frozenset(
     (
-        *("__pycache__", "venv", "site-packages", "node_modules"),
-        *("wandb", "runs", "outputs", "multirun", "mlruns", "lightning_logs"),
+        "__pycache__",
+        "venv",
+        "site-packages",
+        "node_modules",
+        "wandb",
+        "runs",
+        "outputs",
+        "multirun",
+        "mlruns",
+        "lightning_logs",
     )
 )
 
 
 @dataclass(frozen=True)
 class CodeState:
-    """What the code was, as a study records it."""
+    """The code as a study records it."""
 
+    # The git commit. Empty if none is known; `note` says why.
     commit: str
-    """Of git; empty: none is known, and `note` says why."""
+    # Whether the files differ from that commit.
     changed: bool
-    """The files differ from that commit."""
+    # 8 hex digits, from the names and contents of the files that count.
     digest: str
-    """8 hex digits, of the names and contents of the files that count."""
+    # The differences from the commit, to be read by people. Of untracked files only the names.
     diff: str
-    """What differs from the commit, for people; of untracked files the names."""
+    # The number of files that count.
     files: int
-    """That count."""
+    # Why there is no commit.
     note: str = ""
-    """Why there is no commit."""
 
 
 class _NoGitError(Exception):
-    """Git says nothing of this code. The text says why, for people."""
+    """Git knows nothing about this code. The text says why, in words for the user."""
 
 
 def code_state(code: Path) -> CodeState:
-    """The state of a folder, or of a single file. Raises SpecError if it is not there."""
+    """The state of a folder, or of a single file. Raises SpecError if it does not exist."""
     try:
         if code.is_file():
             return _file_state(code.resolve())
@@ -81,30 +87,35 @@ def _folder_state(folder: Path) -> CodeState:
     try:
         return _tracked_state(folder)
     except _NoGitError as reason:
-        files = _hashed(folder, _walk(folder), "sha1")
-        return CodeState("", False, _digest(files), "", len(files), note=str(reason))
+        hashes = _hashes(folder, _walk(folder), "sha1")
+        return CodeState("", False, _digest(hashes), "", len(hashes), note=str(reason))
 
 
 def _tracked_state(folder: Path) -> CodeState:
     """Raises _NoGitError."""
     with _git_in(folder) as git:
         commit = git.commit()
-        files = git.committed_files()
+        committed = git.committed_files()
         untracked = _untracked(git)
         differing = git.names("diff", *_PLAIN_DIFF, "--name-only", "-z", "HEAD")
-        changed = bool(untracked) or any(_counts_if_tracked(folder / name) for name in differing)
+        edited = [name for name in differing if _counts_if_tracked(folder / name)]
+        changed = bool(untracked or edited)
         diff = git.difference(".", untracked) if changed else ""
     for name in differing:
-        files.pop(name, None)
-    tracked = [name for name in differing if _counts_if_tracked(folder / name)]
-    present = [folder / name for name in [*tracked, *untracked]]
-    files = {name: hash for name, hash in files.items() if _counts_if_tracked(folder / name)}
-    files |= _hashed(folder, present, "sha1" if len(commit) == 40 else "sha256")
-    return CodeState(commit, changed, _digest(files), diff, len(files))
+        committed.pop(name, None)
+    hashes = {
+        name: blob_hash
+        for name, blob_hash in committed.items()
+        if _counts_if_tracked(folder / name)
+    }
+    not_committed = [folder / name for name in [*edited, *untracked]]
+    algorithm = "sha1" if len(commit) == 40 else "sha256"
+    hashes |= _hashes(folder, not_committed, algorithm)
+    return CodeState(commit, changed, _digest(hashes), diff, len(hashes))
 
 
 def _file_state(file: Path) -> CodeState:
-    """Of one file the content alone counts: its name and its neighbours may change."""
+    """Only the content of a single file counts: its name and its neighbours may change."""
     digest = _digest({"": _hash(file, "sha1")})
     name = f"./{file.name}"
     try:
@@ -117,26 +128,32 @@ def _file_state(file: Path) -> CodeState:
     return CodeState(commit, bool(diff), digest, diff, 1)
 
 
-def _digest(files: Mapping[str, str]) -> str:
-    listing = json.dumps(sorted(files.items()))
+def _digest(hashes: Mapping[str, str]) -> str:
+    """hashes: name -> hash of the content."""
+    listing = json.dumps(sorted(hashes.items()))
     return hashlib.sha256(listing.encode()).hexdigest()[:8]
 
 
 # -------------------------------------------------------------------------------------- git
 
-# Whatever a person configured for looking at differences.
+# These override the user's configuration of `git diff`.
 _PLAIN_DIFF = (
-    *("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--relative"),
-    *("--submodule=short", "--ignore-submodules=untracked"),
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-color",
+    "--no-renames",
+    "--relative",
+    "--submodule=short",
+    "--ignore-submodules=untracked",
 )
 
 
 class _Git:
-    """Git in one folder. Every method raises _NoGitError if it fails."""
+    """Git in one folder. Every method raises _NoGitError if git fails."""
 
     def __init__(self, folder: Path, index: Path | None = None) -> None:
         self.folder = folder
-        # Without what makes git take another repository for this one, as within a hook.
+        # Other variables may point git to another repository, as they do within a hook.
         self._environment = {
             name: value
             for name, value in os.environ.items()
@@ -153,10 +170,10 @@ class _Git:
             self._environment["GIT_INDEX_FILE"] = str(index)
 
     def output(self, *words: str) -> bytes:
-        """What it prints."""
+        """Run `git WORDS` and return its output."""
         command = ["git", "-c", "core.fsmonitor=false", *words]
         try:
-            done = subprocess.run(
+            completed = subprocess.run(
                 command,
                 cwd=self.folder,
                 env=self._environment,
@@ -169,12 +186,12 @@ class _Git:
             raise _NoGitError("git is not installed") from None
         except subprocess.TimeoutExpired:
             raise _NoGitError(f"git {words[0]} takes more than {GIT_SECONDS:.0f} s") from None
-        if done.returncode != 0:
-            raise _NoGitError(self._why(done.stderr.decode(errors="replace")))
-        return done.stdout
+        if completed.returncode != 0:
+            raise _NoGitError(self._fault(completed.stderr.decode(errors="replace")))
+        return completed.stdout
 
     def names(self, *words: str) -> list[str]:
-        """The names that it prints, each ended by a NUL."""
+        """Run `git WORDS`, which prints names separated by NUL characters."""
         return [os.fsdecode(name) for name in self.output(*words).split(b"\0") if name]
 
     def commit(self) -> str:
@@ -185,27 +202,29 @@ class _Git:
             raise _NoGitError("its git repository has no commit yet") from None
 
     def committed_files(self) -> dict[str, str]:
-        """Name -> hash, of the files in this folder that the commit has."""
+        """Name -> hash of the files in this folder, as the commit has them."""
         files = {}
         for line in self.names("ls-tree", "-r", "-z", "HEAD"):
-            facts, _, name = line.partition("\t")
-            files[name] = facts.split()[2]
+            # MODE TYPE HASH, a tab, and the name.
+            attributes, _, name = line.partition("\t")
+            files[name] = attributes.split()[2]
         if not files:
             raise _NoGitError("its git repository does not track it")
         return files
 
     def difference(self, name: str, untracked: list[str]) -> str:
-        """What differs from the commit, as text of bounded length."""
+        """The differences from the commit, as text of bounded length."""
         content = self.output("diff", *_PLAIN_DIFF, "HEAD", "--", name)
-        content += b"".join(b"Untracked: " + os.fsencode(name) + b"\n" for name in untracked)
-        # Postgres stores no NUL.
+        for untracked_name in untracked:
+            content += b"Untracked: " + os.fsencode(untracked_name) + b"\n"
+        # Postgres cannot store NUL.
         text = content[:MAX_DIFF_BYTES].decode(errors="replace").replace("\0", "\ufffd")
         if len(content) > MAX_DIFF_BYTES:
-            text += f"\n... cut here: what differs is longer than {MAX_DIFF_BYTES // 1000} kB\n"
+            text += f"\n... cut here: the diff is longer than {MAX_DIFF_BYTES // 1000} kB\n"
         return text
 
-    def _why(self, errors: str) -> str:
-        """A refusal as one line for people."""
+    def _fault(self, errors: str) -> str:
+        """What git printed to stderr, as one line for the user."""
         if "dubious ownership" in errors:
             return (
                 f"{self.folder} belongs to another account, so git does not trust it. To record "
@@ -219,12 +238,12 @@ class _Git:
 
 @contextmanager
 def _git_in(folder: Path) -> Iterator[_Git]:
-    """Git with a copy of the index: `git diff` would lock and refresh the lab's own.
+    """Git with a copy of the index, because `git diff` would lock and refresh the lab's own.
 
     Raises _NoGitError.
     """
-    found = _Git(folder).output("rev-parse", "--git-path", "index")
-    index = folder / os.fsdecode(found.removesuffix(b"\n"))
+    index_path = _Git(folder).output("rev-parse", "--git-path", "index")
+    index = folder / os.fsdecode(index_path.removesuffix(b"\n"))
     with TemporaryDirectory(prefix="hpo-code-") as temporary:
         copy = Path(temporary, "index")
         if index.exists():
@@ -233,36 +252,40 @@ def _git_in(folder: Path) -> Iterator[_Git]:
 
 
 def _untracked(git: _Git) -> list[str]:
-    """Files of code that git neither tracks nor ignores. Raises _NoGitError, SpecError."""
+    """Source files that git neither tracks nor ignores, sorted. Raises _NoGitError, SpecError."""
     folder = git.folder
-    found = []
+    names = []
     for name in git.names("ls-files", "--others", "--exclude-standard", "-z"):
         path = folder / name
         if name.endswith("/"):
             # A repository within this one.
-            found += [str(inner.relative_to(folder)) for inner in _walk(path)]
-        elif all(map(_may_hold_code, Path(name).parts)) and _is_code(path):
-            found.append(name)
-    if len(found) > MAX_FILES:
+            names += [str(inner.relative_to(folder)) for inner in _walk(path)]
+            continue
+        may_be_code = all(_may_hold_code(part) for part in Path(name).parts)
+        if may_be_code and _is_code(path):
+            names.append(name)
+    if len(names) > MAX_FILES:
         raise SpecError(_too_many(folder, MAX_FILES))
-    return sorted(found)
+    return sorted(names)
 
 
 # ------------------------------------------------------------------------------------ files
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files of code in a folder. Raises SpecError if there are more than code has."""
-    looked_at = counted = 0
-    for place, folders, names in os.walk(folder):
+    """The source files in a folder. Raises SpecError for more files than code has."""
+    looked_at = 0
+    source_files = 0
+    for parent, folders, names in os.walk(folder):
+        # os.walk descends into the folders that are left in this list, in their order.
         folders[:] = sorted(name for name in folders if _may_hold_code(name))
         looked_at += len(names) + len(folders)
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(parent, name)
             if not name.startswith(".") and _is_code(path):
-                counted += 1
+                source_files += 1
                 yield path
-                if counted > MAX_FILES:
+                if source_files > MAX_FILES:
                     raise SpecError(_too_many(folder, MAX_FILES))
         if looked_at > MAX_LOOKED_AT:
             raise SpecError(_too_many(folder, MAX_LOOKED_AT))
@@ -271,7 +294,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _too_many(folder: Path, limit: int) -> str:
     return (
         f"{folder}: has more than {limit} files. "
-        f"Give the folder of the code alone, or commit the code to git"
+        f"Give the folder of the code only, or commit the code to git"
     )
 
 
@@ -280,7 +303,10 @@ def _may_hold_code(name: str) -> bool:
 
 
 def _counts_if_tracked(path: Path) -> bool:
-    """Whether a tracked file is source or configuration, and no study file. A link or a submodule counts."""
+    """Whether a tracked file is source or configuration, but not a study file.
+
+    Links and submodules count.
+    """
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml") and path.is_file():
         content = path.read_bytes()
@@ -289,7 +315,7 @@ def _counts_if_tracked(path: Path) -> bool:
 
 
 def _is_code(path: Path) -> bool:
-    """Whether a file is source, by its suffix, or a program in text."""
+    """Whether a file is source by its suffix, or an executable text file without a suffix."""
     if path.suffix and path.suffix.lower() not in SOURCE_SUFFIXES:
         return False
     try:
@@ -305,26 +331,24 @@ def _is_text(path: Path) -> bool:
         return b"\0" not in file.read(1024)
 
 
-def _hashed(folder: Path, paths: Iterable[Path], algorithm: str) -> dict[str, str]:
-    """Name within the folder -> hash, of the files that are there and may be read."""
-    found = {}
+def _hashes(folder: Path, paths: Iterable[Path], algorithm: str) -> dict[str, str]:
+    """Name within the folder -> hash, for the files that exist and may be read."""
+    hashes = {}
     for path in paths:
         try:
-            found[path.relative_to(folder).as_posix()] = _hash(path, algorithm)
+            hashes[path.relative_to(folder).as_posix()] = _hash(path, algorithm)
         except (FileNotFoundError, PermissionError):
             continue
-    return found
+    return hashes
 
 
 def _hash(path: Path, algorithm: str) -> str:
-    """As git hashes a file, so that a change has the same hash before and after its commit.
-
-    A folder stands where git has a repository within this one, a submodule.
-    """
+    """The hash that git gives a file, so that it is the same before and after a commit."""
     if path.is_symlink():
         return _blob_hash(algorithm, os.fsencode(path.readlink()))
+    # A submodule: git lists it as one entry.
     if path.is_dir():
-        return _digest(_hashed(path, _walk(path), algorithm))
+        return _digest(_hashes(path, _walk(path), algorithm))
     return _blob_hash(algorithm, path.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""What a script trains on and which code it is, as far as we know."""
+"""What hpo knows about the data and the code of a script."""
 
 import hashlib
 import os
@@ -9,69 +9,76 @@ from typing import Any
 
 from hpo.errors import DataError
 from hpo.script.code import code_state
-from hpo.script.rendering import Rendered, render
+from hpo.script.rendering import Attempt, Rendered, render
 from hpo.script.section import CompleteScript
 from hpo.trainer import DataRequest, Site
 
 MOST_FILES = 100_000
+# Of a command, when it is shown.
 MOST_WORDS = 12
 LONGEST_WORD = 80
 
 
 @dataclass(frozen=True)
 class ScriptData:
-    """What the scripts of a study train on, as far as we know."""
+    """The data of a study's scripts. facts: plain values that the study keeps."""
 
     settings: CompleteScript
+    # None if the study has no --data.
     path: Path | None
     fingerprint: str
+    # Digest of the script's code at the time of loading.
     code: str
-    """The state of the script's code when this was loaded."""
     facts: Mapping[str, Any]
 
     def describe(self, config: Any) -> list[str]:
-        """Raises SpecError for a configuration that cannot be written down."""
+        """Lines for the user: the command, its code, and whether it can resume.
+
+        Raises SpecError for a configuration that cannot be written.
+        """
         site = Site(Path("TRIAL"), Path("log"), "STUDY", 0, 1, "cpu")
-        rendered = render(self.settings, config, site, Path("TRIAL/attempt-1"), self.path)
+        attempt = Attempt(site, Path("TRIAL/attempt-1"), self.path)
+        rendered = render(self.settings, config, attempt)
         return [
-            " ".join(_shown(rendered)),
-            _commit(self.facts["script"]),
-            _resumes(self.settings.resume),
+            _command_text(rendered),
+            _code_text(self.facts["script"]),
+            _resume_text(self.settings.resume),
         ]
 
 
-def _shown(rendered: Rendered) -> tuple[str, ...]:
-    """The command, cut where it is long."""
-    words = tuple(" ".join(word.split())[:LONGEST_WORD] for word in rendered.command)
-    return words if len(words) < MOST_WORDS else (*words[:MOST_WORDS], "...")
+def _command_text(rendered: Rendered) -> str:
+    """The command, shortened."""
+    words = [" ".join(word.split())[:LONGEST_WORD] for word in rendered.command]
+    if len(words) >= MOST_WORDS:
+        words = [*words[:MOST_WORDS], "..."]
+    return " ".join(words)
 
 
-def _commit(script: Mapping[str, Any]) -> str:
+def _code_text(script: Mapping[str, Any]) -> str:
     if not script["commit"]:
-        return f"code {script['folder']}, state {script['digest']}{_noted(script['note'])}"
-    changed = " with changes that are not committed" if script["changed"] else ""
-    return f"code {script['folder']}, commit {script['commit'][:10]}{changed}"
+        note = f" ({script['note']})" if script["note"] else ""
+        return f"code {script['folder']}, state {script['digest']}{note}"
+    changes = " with uncommitted changes" if script["changed"] else ""
+    return f"code {script['folder']}, commit {script['commit'][:10]}{changes}"
 
 
-def _noted(note: str) -> str:
-    return f" ({note})" if note else ""
-
-
-def _resumes(resume: str | None) -> str:
+def _resume_text(resume: str | None) -> str:
     if resume is None:
-        return "whether it can go on where it was interrupted is not known: see hpo try"
+        return "it is not known whether an interrupted trial can resume: run hpo try"
     if resume == "none":
-        return "it cannot go on where it was interrupted: such a trial begins again (hpo try)"
-    return f"it goes on where it was interrupted: {resume} (hpo try)"
+        return "an interrupted trial starts over: the script cannot resume (hpo try)"
+    return f"an interrupted trial resumes: {resume} (hpo try)"
 
 
 def load_data(settings: CompleteScript, request: DataRequest) -> ScriptData:
+    """Raises DataError for data that do not exist, or that a script cannot use."""
     if request.partition != "train":
         raise DataError(
-            f"a script scores its own {settings.partition} part alone; there is no {request.partition} to load"
+            f"a script scores only its own {settings.partition} part; "
+            f"there is no {request.partition} part to load"
         )
-    if request.path is None and _asks_for_data(settings):
-        raise DataError("the script: section says {data}, and no data are given. Add --data PATH")
+    if request.path is None and _uses_data(settings):
+        raise DataError("the script: section uses {data}, but no data are given. Add --data PATH")
     state = code_state(Path(settings.code))
     facts = {
         "script": {
@@ -86,7 +93,7 @@ def load_data(settings: CompleteScript, request: DataRequest) -> ScriptData:
     return ScriptData(settings, request.path, _fingerprint(request.path), state.digest, facts)
 
 
-def _asks_for_data(settings: CompleteScript) -> bool:
+def _uses_data(settings: CompleteScript) -> bool:
     texts = [
         *settings.command,
         *settings.resume_words,
@@ -97,7 +104,7 @@ def _asks_for_data(settings: CompleteScript) -> bool:
 
 
 def _fingerprint(path: Path | None) -> str:
-    """Of the names and sizes of the files: their contents are the script's matter."""
+    """A digest of the names and sizes of the files. Their contents are not read."""
     if path is None:
         return "not recorded"
     if not path.exists():
@@ -109,16 +116,18 @@ def _fingerprint(path: Path | None) -> str:
 
 
 def _sizes(path: Path) -> list[tuple[str, int]]:
+    """Name and bytes of each file. Raises DataError for too many files."""
     if path.is_file():
         return [("", path.stat().st_size)]
-    found: list[tuple[str, int]] = []
+    sizes: list[tuple[str, int]] = []
     for folder, _, names in os.walk(path):
         for name in names:
             file = Path(folder) / name
             if file.is_file():
-                found.append((file.relative_to(path).as_posix(), file.stat().st_size))
-        if len(found) > MOST_FILES:
+                sizes.append((file.relative_to(path).as_posix(), file.stat().st_size))
+        if len(sizes) > MOST_FILES:
             raise DataError(
-                f"{path}: has more than {MOST_FILES:,} files. Give a folder or a file of its own to --data"
+                f"{path}: has more than {MOST_FILES:,} files. "
+                f"Give --data a folder or a file of its own"
             )
-    return found
+    return sizes

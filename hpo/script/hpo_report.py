@@ -1,6 +1,6 @@
 """Lets a training script talk to hpo, the hyperparameter search. Python 3.6 or later, no packages.
 
-Copy this file beside your script. Outside of a search every function does nothing, so the script
+Copy this file next to your script. Outside of a search the functions do nothing, so that the script
 still runs on its own. In a training loop:
 
     import hpo_report
@@ -13,7 +13,7 @@ still runs on its own. In a training loop:
             if hpo_report.should_stop():
                 break
 
-With several processes (torchrun, accelerate), call `report` in the first one alone.
+With several processes (torchrun, accelerate), call `report` only in the first one.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 
 
 def config(default: Any = None) -> Any:
-    """The values of this trial, nested as in your base file; outside of a search `default`."""
+    """The values of this trial, nested as in your base file, or `default` outside of a search."""
     path = os.environ.get("HPO_CONFIG")
     if not path:
         return default
@@ -31,12 +31,13 @@ def config(default: Any = None) -> Any:
 
 
 def report(step: int, value: Any = None, **more: Any) -> None:
-    """Tell how far the training is, as often as you like.
+    """Report how far the training is, as often as you like.
 
-    step: updates (or epochs) done, never fewer than before. value: the figure that the search
-    judges by; leave it out where there is only a loss. more: `loss=...`, `validation_loss=...`, or
-    other numbers to look at. With `errors=[...], lengths=[...]`, one of each per validation
-    sentence, results get confidence intervals. NumPy, PyTorch and JAX values are fine.
+    step: the number of updates (or epochs) done, which never decreases. value: the figure that the
+    search optimizes; leave it out if you only report a loss. more: `loss=...`,
+    `validation_loss=...`, or any other numbers to plot. With `errors=[...], lengths=[...]`, one of
+    each per validation sentence, results get confidence intervals. Values of NumPy, PyTorch and
+    JAX are fine.
     """
     path = os.environ.get("HPO_METRICS")
     if not path:
@@ -47,7 +48,7 @@ def report(step: int, value: Any = None, **more: Any) -> None:
     for name, item in more.items():
         row[name] = _plain(item)
     line = json.dumps(row) + "\n"
-    # Unbuffered: a line is there at once, and whole even if several processes report.
+    # Unbuffered: hpo sees each line at once, and whole even if several processes report.
     with Path(path).open("ab", buffering=0) as file:
         file.write(line.encode())
 
@@ -55,18 +56,18 @@ def report(step: int, value: Any = None, **more: Any) -> None:
 def checkpoints() -> "str | None":
     """The folder for your checkpoints, or None outside of a search.
 
-    It holds what an earlier attempt of the same trial has saved there. See `resuming`.
+    It contains the files that an earlier attempt at the same trial saved. See `resuming`.
     """
     return os.environ.get("HPO_CHECKPOINTS") or None
 
 
 def resuming() -> bool:
-    """Whether an earlier attempt was interrupted, so that you can go on from its checkpoint."""
+    """Whether an earlier attempt was interrupted, so that you can resume from its checkpoint."""
     return os.environ.get("HPO_RESUME") == "1"
 
 
 def should_stop() -> bool:
-    """Whether to save a checkpoint and end now. Soon after, the script is ended from outside."""
+    """Whether to save a checkpoint and exit now. hpo ends the script soon after."""
     path = os.environ.get("HPO_STOP")
     return bool(path) and Path(str(path)).exists()
 
@@ -77,7 +78,7 @@ def seed(default: int = 0) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: arrays and tensors as lists, their single numbers as numbers."""
+    """The value for JSON: arrays and tensors as lists, arrays of a single number as that number."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,8 @@
-"""A training script as a process of its own: started, watched and ended with all that it started.
+"""Runs a training script as a process: starts it, watches it, and ends all of its processes.
 
-Between the worker and the script stands a keeper (`keeper.py`). It outlives a worker that is
-killed, to end the script. A script does not outlive its keeper. `clear` ends what is left.
+A keeper (`keeper.py`) stands between the worker and the script. It outlives a worker that is
+killed, in order to end the script. A script does not outlive its keeper. `clear` ends whatever an
+earlier attempt left.
 """
 
 import json
@@ -43,18 +44,18 @@ __all__ = [
     "script_environment",
 ]
 
-# Names that folder, in the environment of the script and of all that it starts.
+# Names the attempt's folder in the environment of the script and of all processes that it starts.
 FOLDER_VARIABLE = "HPO_FOLDER"
 ATTEMPTS = "attempt-*"
 
 START_SECONDS = 60.0
-# Over the grace: what a keeper takes for SIGKILL, and until it gives up.
+# Beyond the grace: the time in which a keeper kills what is left, or gives up.
 MARGIN_SECONDS = keeper.GIVE_UP_SECONDS + 5
 CLEAR_SECONDS = 20.0
 PAUSE_SECONDS = 0.05
-# A process shows no environment while it becomes another program: one look is not enough.
+# One look is not enough: a process has no environment while it becomes another program.
 EMPTY_LOOKS = 3
-# What Python itself needs to start. The rest may be secret.
+# What Python itself needs to start. Other variables may hold secrets.
 KEEPER_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH")
 SHORTEST_SECRET = 4
 
@@ -65,16 +66,19 @@ class ProcessError(Exception):
 
 @dataclass(frozen=True)
 class Job:
+    """A script to run."""
+
     command: tuple[str, ...]
-    # Of the attempt. The script starts there.
+    # The folder of the attempt, in which the script starts.
     folder: Path
-    # All of it. Without HPO_FOLDER, which names `folder`, `clear` finds no process of the script.
+    # The whole environment. By HPO_FOLDER, which names `folder`, `clear` finds the processes.
     environment: Mapping[str, str]
     log: Path
-    # Of the output, that go to the log.
+    # At most this much output goes to the log.
     log_bytes: int
+    # From SIGTERM to SIGKILL.
     grace_seconds: float
-    # Lines of the output that match one are added to `folder/output-rows`.
+    # Lines of the output that match one of these are added to `folder/output-rows`.
     patterns: tuple[str, ...] = ()
 
     def orders(self) -> Orders:
@@ -91,26 +95,29 @@ class Job:
 
 
 class Running:
-    """A script that was started, until its end is known."""
+    """A script that was started."""
 
     def __init__(self, job: Job, process: subprocess.Popen[bytes]):
         self.job = job
         self._process = process
         self._end: End | None = None
-        self._written = time.monotonic()
-        # Of each watched file: (time, bytes), as last seen.
+        self._last_change = time.monotonic()
+        # Watched file -> (time of modification, bytes), as last seen.
         self._seen: dict[Path, tuple[int, int]] = {}
 
     @classmethod
     def start(cls, job: Job) -> "Running":
-        """Raises ProcessError. Of a program that cannot be started, `end` tells."""
+        """Raises ProcessError for a keeper that does not start.
+
+        A script that does not start has an `end` with an error.
+        """
         try:
-            process = _started_keeper(job)
+            process = _start_keeper(job)
         except OSError as error:
             raise ProcessError(f"{sys.executable}: cannot be started: {error.strerror}") from error
         try:
-            _sign(job, process.pid)
-            _hand_over(process, job.orders())
+            _write_identity(job, process.pid)
+            _send_orders(process, job.orders())
         except (OSError, ProcessError) as error:
             process.kill()
             _close(process)
@@ -122,19 +129,20 @@ class Running:
         return self._process.pid
 
     def end(self) -> End | None:
-        """None: it runs."""
+        """How it ended, or None while it runs."""
         if self._end is None and self._process.poll() is not None:
-            self._end = self._collected()
+            self._end = self._read_end()
             _close(self._process)
         return self._end
 
     def stop(self) -> End:
         """Ask it to end, wait, then kill it. Returns when none of its processes is left."""
-        if end := self.end():
+        end = self.end()
+        if end is not None:
             return end
         self._process.terminate()
         self.wait(self.job.grace_seconds + MARGIN_SECONDS)
-        # Of one that has ended this does nothing.
+        # No effect on a keeper that has ended.
         self._process.kill()
         self._process.wait()
         end = self.end()
@@ -142,10 +150,10 @@ class Running:
         return end
 
     def wait(self, seconds: float) -> End | None:
-        """Up to so long, for its end. None: it runs."""
+        """Wait for its end. Returns None if it still runs after `seconds`."""
         if self._end is None:
             assert self._process.stdout is not None
-            # The keeper's end closes the pipe.
+            # The pipe closes when the keeper ends.
             readable, _, _ = select.select([self._process.stdout], [], [], seconds)
             if readable:
                 with suppress(subprocess.TimeoutExpired):
@@ -153,9 +161,9 @@ class Running:
         return self.end()
 
     def written(self, files: Iterable[Path] = ()) -> float:
-        """When the script was last seen to have printed something or changed one of `files`.
+        """When the script last printed something or changed one of `files`.
 
-        By the monotonic clock: of the first call that found the change.
+        A time of the monotonic clock: that of the first call that noticed the change.
         """
         for path in (self.job.folder / KEEPER_FILE, *files):
             with suppress(OSError):
@@ -163,45 +171,49 @@ class Running:
                 state = (status.st_mtime_ns, status.st_size)
                 if self._seen.get(path) != state:
                     self._seen[path] = state
-                    self._written = time.monotonic()
-        return self._written
+                    self._last_change = time.monotonic()
+        return self._last_change
 
-    def _collected(self) -> End:
+    def _read_end(self) -> End:
         assert self._process.stdout is not None
         try:
             return End(**json.loads(self._process.stdout.read()))
         except (ValueError, TypeError):
             cleared = _kill_marked(self.job.folder)
-        text = f"the process that keeps the script was ended ({_fate(self._process)}), and the script with it"
+        text = (
+            f"the process that keeps the script was ended ({_exit_text(self._process)}), "
+            f"and the script with it"
+        )
         if cleared:
             text += f"; {cleared} more processes were killed"
         return End(-signal.SIGKILL, text)
 
 
-def _started_keeper(job: Job) -> subprocess.Popen[bytes]:
+def _start_keeper(job: Job) -> subprocess.Popen[bytes]:
     with suppress(OSError):
         job.log.parent.mkdir(parents=True, exist_ok=True)
-    with _opened(job.log) as complaints:
+    with _open_log(job.log) as log:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(keeper.__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=log,
             env={name: os.environ[name] for name in KEEPER_VARIABLES if name in os.environ},
             start_new_session=True,
             bufsize=0,
         )
 
 
-def _opened(log: Path) -> BinaryIO:
+def _open_log(log: Path) -> BinaryIO:
+    """The log, or /dev/null if it cannot be written."""
     try:
         return log.open("ab", buffering=0)
     except OSError:
         return Path(os.devnull).open("wb", buffering=0)
 
 
-def _sign(job: Job, pid: int) -> None:
-    """Write down which keeper this is, for the worker that comes after."""
+def _write_identity(job: Job, pid: int) -> None:
+    """Record which process the keeper is, so that a later worker can end it."""
     identity = {
         "pid": pid,
         "start": start_time(pid),
@@ -211,24 +223,28 @@ def _sign(job: Job, pid: int) -> None:
     (job.folder / KEEPER_FILE).write_text(json.dumps(identity))
 
 
-def _hand_over(process: subprocess.Popen[bytes], orders: Orders) -> None:
+def _send_orders(process: subprocess.Popen[bytes], orders: Orders) -> None:
+    """Raises ProcessError for a keeper that does not answer."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(BrokenPipeError):
         _write_all(process.stdin.fileno(), json.dumps(asdict(orders)).encode() + b"\n")
-    if not select.select([process.stdout], [], [], START_SECONDS)[0]:
+    readable, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    if not readable:
         raise ProcessError(f"the keeper did not start within {START_SECONDS:.0f} s")
     if process.stdout.readline().decode().strip() != READY:
-        raise ProcessError(f"the keeper ended at once ({_fate(process)}): see {orders.log}")
+        raise ProcessError(f"the keeper ended at once ({_exit_text(process)}): see {orders.log}")
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        written = os.write(descriptor, rest)
+        rest = rest[written:]
 
 
-def _fate(process: subprocess.Popen[bytes]) -> str:
+def _exit_text(process: subprocess.Popen[bytes]) -> str:
+    """The signal that ended a process, or its exit code."""
     code = process.wait()
     return End(code).signal or f"exit code {code}"
 
@@ -241,7 +257,10 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_of(folder: Path) -> End | None:
-    """How the attempt in this folder ended, as its keeper wrote it; None: it runs, or nobody could write it."""
+    """How the attempt in this folder ended, as its keeper wrote it.
+
+    None if it still runs, or if the keeper could not write.
+    """
     try:
         return End(**json.loads((folder / END_FILE).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -249,24 +268,30 @@ def end_of(folder: Path) -> End | None:
 
 
 def clear(folder: Path) -> int:
-    """End what earlier attempts at a trial left on this host. Returns how many processes that were.
+    """End all processes that earlier attempts at a trial left on this host.
 
-    folder: of the trial. A keeper that lives has its grace for the script and counts as one.
+    folder: of the trial. A running keeper gives its script the usual grace. Returns the number of
+    processes ended here; a keeper with its script counts as one.
     """
-    keepers = sorted(folder.glob(f"{ATTEMPTS}/{KEEPER_FILE}"))
-    return sum(_end_keeper(file) for file in keepers) + _kill_marked(folder)
+    ended = 0
+    for file in sorted(folder.glob(f"{ATTEMPTS}/{KEEPER_FILE}")):
+        if _end_keeper(file):
+            ended += 1
+    return ended + _kill_marked(folder)
 
 
 def _end_keeper(file: Path) -> bool:
-    """Whether there was one."""
+    """End the keeper that a file names. Returns whether it was running."""
     try:
         identity = json.loads(file.read_bytes())
-        pid, start, host = identity["pid"], identity["start"], identity["host"]
+        pid = identity["pid"]
+        start = identity["start"]
+        host = identity["host"]
         grace = float(identity["grace_seconds"])
     except (OSError, ValueError, KeyError, TypeError):
-        # Never written whole: such a keeper has started nothing.
+        # A keeper whose file is incomplete has started nothing.
         return False
-    # Without /proc there is no start time, and the process may be another one.
+    # Without /proc there is no start time, and the process may be a different one.
     if not start or host != host_identity() or start_time(pid) != start:
         return False
     _signal(pid, signal.SIGTERM)
@@ -277,6 +302,7 @@ def _end_keeper(file: Path) -> bool:
 
 
 def _wait_for_end(pid: int, start: str, seconds: float) -> bool:
+    """Returns whether the process has ended. start: its start time."""
     give_up_at = time.monotonic() + seconds
     while start_time(pid) == start:
         if time.monotonic() >= give_up_at:
@@ -286,35 +312,42 @@ def _wait_for_end(pid: int, start: str, seconds: float) -> bool:
 
 
 def _kill_marked(folder: Path) -> int:
-    """Kill this user's processes whose environment names `folder` or one below as theirs."""
+    """Kill this user's processes whose environment names `folder` or a folder in it.
+
+    Returns their number.
+    """
     root = folder.resolve()
     killed: set[int] = set()
     empty_looks = 0
     give_up_at = time.monotonic() + CLEAR_SECONDS
     while empty_looks < EMPTY_LOOKS and time.monotonic() < give_up_at:
-        found = _marked(root) - {os.getpid()}
-        for pid in found:
+        marked = _marked(root) - {os.getpid()}
+        for pid in marked:
             _signal(pid, signal.SIGKILL)
-        killed |= found
-        empty_looks = 0 if found else empty_looks + 1
+        killed |= marked
+        empty_looks = 0 if marked else empty_looks + 1
         time.sleep(PAUSE_SECONDS / 2)
     return len(killed)
 
 
 def _marked(root: Path) -> set[int]:
-    found = set()
+    pids = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if entry.stat().st_uid == os.getuid() and _belongs(entry, root):
-                found.add(int(entry.name))
-    return found
+                pids.add(int(entry.name))
+    return pids
 
 
 def _belongs(process: Path, root: Path) -> bool:
     environment = (process / "environ").read_bytes()
     mark = f"{FOLDER_VARIABLE}=".encode()
-    values = [part[len(mark) :] for part in environment.split(b"\0") if part.startswith(mark)]
-    return any(Path(os.fsdecode(value)).resolve().is_relative_to(root) for value in values)
+    for variable in environment.split(b"\0"):
+        if variable.startswith(mark):
+            folder = Path(os.fsdecode(variable.removeprefix(mark)))
+            if folder.resolve().is_relative_to(root):
+                return True
+    return False
 
 
 def _signal(pid: int, number: int) -> None:
@@ -323,15 +356,16 @@ def _signal(pid: int, number: int) -> None:
 
 
 def script_environment(own: Mapping[str, str], secrets: Collection[str]) -> dict[str, str]:
-    """This process's environment without HPO_*, PG* and variables that hold a secret; and `own`.
+    """The environment of a script: that of this process, without secrets, and `own`.
 
-    secrets: the database's URL and its password. Those under 4 characters are not looked for.
+    Variables that begin with HPO_ or PG are left out too. secrets: the database's URL and its
+    password. Those under 4 characters are ignored.
     """
-    sought = [secret.lower() for secret in secrets if len(secret) >= SHORTEST_SECRET]
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HPO_", "PG"))
-        and not any(secret in value.lower() for secret in sought)
-    }
-    return {**kept, **own}
+    lowered = [secret.lower() for secret in secrets if len(secret) >= SHORTEST_SECRET]
+    inherited = {}
+    for name, value in os.environ.items():
+        is_own = name.startswith(("HPO_", "PG"))
+        has_secret = any(secret in value.lower() for secret in lowered)
+        if not is_own and not has_secret:
+            inherited[name] = value
+    return {**inherited, **own}

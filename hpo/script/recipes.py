@@ -1,4 +1,4 @@
-"""Ready study files for kinds of training scripts, which come with the package."""
+"""Recipes: ready study files for kinds of training scripts, which come with the package."""
 
 from pathlib import Path
 
@@ -7,10 +7,13 @@ from hpo.settings import guess
 
 
 def recipes_folder() -> Path:
-    """In a checkout beside the package, else in it."""
+    """The folder of the recipes: in the package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
-    places = (package / "search_spaces", package.parent / "search_spaces")
-    return next((place for place in places if place.is_dir()), package) / "recipes"
+    for parent in (package, package.parent):
+        folder = parent / "search_spaces"
+        if folder.is_dir():
+            return folder / "recipes"
+    return package / "recipes"
 
 
 def recipe_names() -> list[str]:
@@ -18,7 +21,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """Raises CallerError for one that is not there."""
+    """The study file of a recipe. Raises CallerError for an unknown name."""
     names = recipe_names()
     if name not in names:
         raise CallerError(

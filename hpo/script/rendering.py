@@ -1,4 +1,4 @@
-"""What a script gets for one configuration: its files, its words and its environment."""
+"""Renders a configuration for a script: its files, its command and its environment."""
 
 import shlex
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from hpo.script.settings import CHECKPOINTS, CONFIG, METRICS_FILE
 from hpo.script.words import fill, words
 from hpo.trainer import Site
 
-# Variables that tell a script nothing outside of a trial.
-OURS = (
+# Beginnings of variables that mean nothing outside of a trial.
+TRIAL_VARIABLES = (
     "PYTHONUNBUFFERED",
     "HPO_STUDY",
     "HPO_TRIAL",
@@ -29,43 +29,54 @@ OURS = (
 
 
 @dataclass(frozen=True)
-class Rendered:
-    command: tuple[str, ...]
-    files: Mapping[str, str]
-    """Name in the attempt's folder -> content."""
-    environment: Mapping[str, str]
-    """What the script's environment has beside the worker's."""
+class Attempt:
+    """Where an attempt runs. data: the path of the data, if there is one.
+
+    resuming: the attempt has the checkpoints of an earlier one.
+    """
+
+    site: Site
+    # In which the script starts, with its files.
     folder: Path
-    """Where the script starts."""
+    data: Path | None
+    resuming: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a script gets for one configuration."""
+
+    command: tuple[str, ...]
+    # Name in the attempt's folder -> content.
+    files: Mapping[str, str]
+    # Variables in addition to those of the worker.
+    environment: Mapping[str, str]
+    # In which the script starts.
+    folder: Path
 
     def shell_line(self) -> str:
-        """The command for a person's shell, started where the files are."""
+        """A line for a shell that runs the command in the folder of the files."""
         variables = [
             f"{name}={shlex.quote(value)}"
             for name, value in self.environment.items()
-            if not name.startswith(OURS)
+            if not name.startswith(TRIAL_VARIABLES)
         ]
-        words = [shlex.quote(word) for word in self.command]
-        return f"cd {shlex.quote(str(self.folder))} && mkdir -p {CHECKPOINTS} && env {' '.join([*variables, *words])}"
+        folder = shlex.quote(str(self.folder))
+        command = shlex.join(self.command)
+        line = " ".join(["env", *variables, command])
+        return f"cd {folder} && mkdir -p {CHECKPOINTS} && {line}"
 
 
-def render(
-    settings: CompleteScript,
-    config: ScriptConfig,
-    site: Site,
-    folder: Path,
-    data: Path | None,
-    resuming: bool = False,
-) -> Rendered:
-    """folder: of the attempt. Raises SpecError for values that a file or a command cannot hold."""
-    places = _places(settings, config, site, folder, data)
+def render(settings: CompleteScript, config: ScriptConfig, attempt: Attempt) -> Rendered:
+    """Raises SpecError for values that a file or a command cannot hold."""
+    places = _places(settings, config, attempt)
     fixed = {
         name: _filled(value, places, f"fixed.{name}") for name, value in settings.fixed.items()
     }
     values = fixed | fields_of(settings, config)
     base = settings.base() if settings.base_text else None
     tree = base.changed(values) if base else nested(values, CONFIG)
-    # For hpo_report.config(): nested as the base is.
+    # This file is for hpo_report.config(). It is nested as the base is.
     files = {CONFIG: rendered(tree, "json", CONFIG)}
     if settings.config is not None:
         name = file_name(settings.config)
@@ -73,21 +84,23 @@ def render(
     command = [fill(word, places, "command") for word in settings.command]
     if settings.flag is not None:
         command += words(settings.flag, _flagged(base, values))
-    if resuming:
+    if attempt.resuming:
         command += [fill(word, places, "resume_words") for word in settings.resume_words]
-    environment = _environment(settings, config, site, folder, places, resuming)
-    return Rendered(tuple(command), files, environment, folder)
+    environment = _environment(settings, config, attempt, places)
+    return Rendered(tuple(command), files, environment, attempt.folder)
 
 
 def fields_of(settings: CompleteScript, config: ScriptConfig) -> dict[str, Any]:
     """Field of the script -> value of this configuration."""
-    return {
-        field: value for name, value in config.flat().items() for field in settings.targets(name)
-    }
+    values = {}
+    for name, value in config.flat().items():
+        for field in settings.targets(name):
+            values[field] = value
+    return values
 
 
 def _flagged(base: Base | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Beside a file that has them all, only the values that are not the base's."""
+    """The values for the command line: those that differ from the base, if the script reads it."""
     if base is None:
         return values
     existing = base.values()
@@ -98,9 +111,8 @@ def _flagged(base: Base | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _places(
-    settings: CompleteScript, config: ScriptConfig, site: Site, folder: Path, data: Path | None
-) -> dict[str, str]:
+def _places(settings: CompleteScript, config: ScriptConfig, attempt: Attempt) -> dict[str, str]:
+    """Placeholder -> what replaces it."""
     name = CONFIG
     if settings.config is not None:
         name = file_name(settings.config)
@@ -108,14 +120,14 @@ def _places(
         "here": settings.here,
         "recipes": str(recipes_folder()),
         "code": settings.code,
-        "attempt": str(folder),
-        "checkpoints": str(folder / CHECKPOINTS),
-        "config": str(folder / name),
-        "data": str(data) if data else "",
-        "trial": str(site.trial),
+        "attempt": str(attempt.folder),
+        "checkpoints": str(attempt.folder / CHECKPOINTS),
+        "config": str(attempt.folder / name),
+        "data": str(attempt.data) if attempt.data else "",
+        "trial": str(attempt.site.trial),
         "seed": str(config.seed),
         "steps": str(config.steps),
-        "study": site.study,
+        "study": attempt.site.study,
     }
 
 
@@ -132,24 +144,24 @@ def _filled(value: Any, places: Mapping[str, str], place: str) -> Any:
 def _environment(
     settings: CompleteScript,
     config: ScriptConfig,
-    site: Site,
-    folder: Path,
+    attempt: Attempt,
     places: Mapping[str, str],
-    resuming: bool,
 ) -> dict[str, str]:
+    site = attempt.site
+    folder = attempt.folder
     own = {
         "HPO_CONFIG": str(folder / CONFIG),
         "HPO_METRICS": str(folder / METRICS_FILE),
         "HPO_CHECKPOINTS": str(folder / CHECKPOINTS),
         "HPO_STOP": str(folder / STOP_FILE),
-        "HPO_RESUME": "1" if resuming else "",
+        "HPO_RESUME": "1" if attempt.resuming else "",
         "HPO_STUDY": site.study,
         "HPO_TRIAL": str(site.trial),
         "HPO_ATTEMPT": str(site.attempt),
         "HPO_SEED": str(config.seed),
         "HPO_FOLDER": str(folder),
         "CUDA_VISIBLE_DEVICES": site.gpus,
-        # A line that waits in a buffer is not seen, and lost if the script is killed.
+        # A buffered line comes late, and is lost if the script is killed.
         "PYTHONUNBUFFERED": "1",
     }
     section = {

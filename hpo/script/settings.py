@@ -1,4 +1,4 @@
-"""The `script:` section of a study file: how a training script is started, configured and read."""
+"""The `script:` section of a study file: how to start, configure and read a training script."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,14 +7,16 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from hpo.settings import NotNegative, Positive, Settings, Whole
 from hpo.trainer import Metric
 
-# In the folder of an attempt, beside what the keeper writes there (process.py).
+# Files in the folder of an attempt, in addition to those of the keeper (keeper.py).
 METRICS_FILE = "metrics.jsonl"
 CONFIG = "hpo-config.json"
 CHECKPOINTS = "checkpoints"
 COMMAND = "command.sh"
-# Of `curve.file`: what the script prints.
+# As `curve.file`: the output of the script.
 OUTPUT = "log"
+# As a template of a flag: the value adds no word.
 OMIT = "omit"
+_TEMPLATE_NAMES = {True: "true", False: "false", None: "null"}
 
 
 def _as_list(value: Any) -> Any:
@@ -25,26 +27,29 @@ Words = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class FlagSettings(Settings):
-    """How a value becomes words of the command line. `{name}` and `{value}` are filled in."""
+    """How a value becomes words of the command line: templates with `{name}` and `{value}`."""
 
-    value: Words = Field(description="for every value that has no template of its own")
-    true: Words | None = Field(default=None, description="of true; `omit`: no word")
-    false: Words | None = Field(default=None, description="of false; `omit`: no word")
-    null: Words | None = Field(default=None, description="of null; `omit`: no word")
+    value: Words = Field(description="for all values without a template of their own")
+    true: Words | None = Field(default=None, description="for true; `omit` adds no word")
+    false: Words | None = Field(default=None, description="for false; `omit` adds no word")
+    null: Words | None = Field(default=None, description="for null; `omit` adds no word")
 
     @model_validator(mode="before")
     @classmethod
     def _from_a_template(cls, given: Any) -> Any:
-        """One template, in one word or several, is that of every value. YAML reads `true:` as a flag, not as a name."""
+        """Take a single template, of one or several words, for all values.
+
+        The keys `true:`, `false:` and `null:` become names, because YAML reads them as values.
+        """
         if isinstance(given, (str, list)):
             return {"value": given}
         if isinstance(given, dict):
-            names = {True: "true", False: "false", None: "null"}
-            return {
-                names.get(key, key) if not isinstance(key, str) else key: item
-                for key, item in given.items()
-            }
+            return {_template_name(key): template for key, template in given.items()}
         return given
+
+
+def _template_name(key: Any) -> Any:
+    return key if isinstance(key, str) else _TEMPLATE_NAMES.get(key, key)
 
 
 class ConfigFile(Settings):
@@ -66,24 +71,25 @@ class ConfigFile(Settings):
 
 
 class CurveSettings(Settings):
-    """Where a script writes its progress, and how that is read."""
+    """Where a script writes its progress, and how to read it."""
 
     file: str = Field(
         default=METRICS_FILE,
-        description="seen from the attempt's folder; `log`: what the script prints",
+        description="relative to the attempt's folder; `log`: the output of the script",
     )
     pattern: Words = Field(
         default=[],
         description="regular expressions with named groups, tried on each line in this order",
     )
     names: dict[str, str] = Field(
-        default={}, description="step, value, loss, ... -> what JSON or a column calls it"
+        default={}, description="step, value, loss, ... -> its key in JSON or its column"
     )
     expression: str = Field(
-        default="", description="the value, computed of what a row has: mean(per_0, per_1)"
+        default="", description="the value, computed from the row: mean(per_0, per_1)"
     )
     rows: str = Field(
-        default="", description="of a JSON file that is written whole: the name of its list of rows"
+        default="",
+        description="the list of rows in a JSON file that is written as a whole",
     )
     take: Literal["last", "best"] = Field(
         default="last", description="the trial's value is the curve's last or best"
@@ -91,31 +97,29 @@ class CurveSettings(Settings):
 
 
 class ScriptMetric(Metric):
-    """As a study file says it: a percentage is bounded unless it says otherwise."""
+    """The metric in a study file. A percentage is bounded unless the file says otherwise."""
 
     @model_validator(mode="before")
     @classmethod
     def _percentages_are_bounded(cls, given: Any) -> Any:
-        if isinstance(given, dict) and str(given.get("unit", "")).lower() in (
-            "%",
-            "pct",
-            "percentage",
-        ):
+        if not isinstance(given, dict):
+            return given
+        if str(given.get("unit", "")).lower() in ("%", "pct", "percentage"):
             raise ValueError("unit: percent is meant: a fraction of 1 that is shown as percent")
-        if isinstance(given, dict) and given.get("unit") == "percent":
+        if given.get("unit") == "percent":
             return {"bounded": True, **given}
         return given
 
 
 class ScriptSettings(Settings):
-    """The section as a person writes it."""
+    """The section as the user writes it."""
 
     code: str = Field(description="folder or file of the training code")
     command: list[str] = Field(
-        min_length=1, description="the program and its words; no shell reads them"
+        min_length=1, description="the program and its words; no shell interprets them"
     )
     resume_words: list[str] = Field(
-        default=[], description="further words when the trial goes on from checkpoints"
+        default=[], description="further words when the trial resumes from checkpoints"
     )
     config: ConfigFile | None = None
     flag: FlagSettings | None = Field(
@@ -125,18 +129,18 @@ class ScriptSettings(Settings):
         default={}, description="variables of the script's environment"
     )
     fixed: dict[str, Any] = Field(
-        default={}, description="fields that every trial has, and no search changes"
+        default={}, description="fields with the same value in every trial"
     )
     curve: CurveSettings = CurveSettings()
     metric: ScriptMetric
     steps: str | Whole = Field(
-        description="the field that says how many steps a training has, or their number"
+        description="the field for the number of steps of a training, or that number"
     )
     seed: Words = Field(
-        default=[], description="the field of the seed, or several; without one it is not varied"
+        default=[], description="the field or fields of the seed; without one it does not vary"
     )
     partition: Literal["validation", "test"] = Field(
-        default="validation", description="what the figures are of"
+        default="validation", description="the part of the data that is scored"
     )
     diverged: str = Field(
         default="", description="a pattern in the end of the output that means divergence"
@@ -145,15 +149,15 @@ class ScriptSettings(Settings):
         default="", description="a pattern in the end of the output that means too little memory"
     )
     resume: Literal["exact", "none"] | Annotated[str, Field(pattern=r"^within ")] | None = Field(
-        default=None, description="what hpo try has measured; default: not known"
+        default=None, description="how well it resumes, as hpo try measures; default: not known"
     )
-    gpus: Annotated[Whole, Field(ge=0)] = Field(default=1, description="that a training takes")
-    grace_seconds: NotNegative = Field(default=30.0, description="from SIGTERM to SIGKILL")
+    gpus: Annotated[Whole, Field(ge=0)] = Field(default=1, description="GPUs for one training")
+    grace_seconds: NotNegative = Field(default=30.0, description="time from SIGTERM to SIGKILL")
     silence_seconds: Positive = Field(
-        default=3600.0, description="without a byte written: the script hangs"
+        default=3600.0, description="a script that writes nothing for this long hangs"
     )
     log_megabytes: Positive = Field(
-        default=64.0, description="of output that an attempt may add to the trial's log"
+        default=64.0, description="output that an attempt may add to the trial's log"
     )
 
     @field_validator("environment", mode="before")
@@ -161,6 +165,4 @@ class ScriptSettings(Settings):
     def _variables_are_text(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {
-            name: value if isinstance(value, str) else str(value) for name, value in given.items()
-        }
+        return {name: str(value) for name, value in given.items()}

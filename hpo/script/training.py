@@ -23,7 +23,7 @@ from hpo.script.process import (
     end_of,
     script_environment,
 )
-from hpo.script.rendering import Rendered, render
+from hpo.script.rendering import Attempt, Rendered, render
 from hpo.script.row import Row, RowsError
 from hpo.script.rows import Rows
 from hpo.script.scores import score_of
@@ -163,9 +163,8 @@ class ScriptTraining:
             resuming = self._folders.copy_last_checkpoints(checkpoints)
         if not resuming:
             checkpoints.mkdir()
-        rendered = render(
-            self.settings, self.config, self.site, self.folder, self.data.path, resuming
-        )
+        attempt = Attempt(self.site, self.folder, self.data.path, resuming)
+        rendered = render(self.settings, self.config, attempt)
         for name, content in rendered.files.items():
             path = draft / name
             path.parent.mkdir(parents=True, exist_ok=True)

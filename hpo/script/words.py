@@ -1,4 +1,4 @@
-"""Values as words of a command line, and texts in which {code} and the like are filled in."""
+"""Turns values into words of a command line, and fills in {code} and the like in texts."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from hpo.script.settings import OMIT, FlagSettings
 
 
 def check_flag(flag: FlagSettings, place: str) -> None:
-    """Raises SpecError for templates that cannot be filled, or that lose the value."""
+    """Raises SpecError for templates with unknown places, or without the value."""
     templates = {"value": flag.value, "true": flag.true, "false": flag.false, "null": flag.null}
     for kind, template in templates.items():
         for word in template or []:
@@ -27,25 +27,25 @@ def check_flag(flag: FlagSettings, place: str) -> None:
 
 
 def words(flag: FlagSettings, values: Mapping[str, Any]) -> list[str]:
-    """Values as words of a command line, in their order. values: name -> value."""
-    found: list[str] = []
+    """The words of a command line for these values, in their order. values: name -> value."""
+    line: list[str] = []
     for name, value in values.items():
         template = _template(flag, value)
         if template != [OMIT]:
             places = {"name": name, "value": _value_text(value)}
-            found += [fill(word, places, "flag") for word in template]
-    return found
+            line += [fill(word, places, "flag") for word in template]
+    return line
 
 
 def _template(flag: FlagSettings, value: Any) -> list[str]:
-    own = None
+    template = None
     if value is True:
-        own = flag.true
+        template = flag.true
     elif value is False:
-        own = flag.false
+        template = flag.false
     elif value is None:
-        own = flag.null
-    return flag.value if own is None else own
+        template = flag.null
+    return flag.value if template is None else template
 
 
 def _value_text(value: Any) -> str:
@@ -58,14 +58,14 @@ def _value_text(value: Any) -> str:
 
 
 def fill(text: str, places: Mapping[str, str], place: str) -> str:
-    """A text with `{code}` and the like replaced, in one pass.
+    """The text with `{code}` and the like replaced, in one pass.
 
-    places: name -> what stands for it. place: where the text is, for messages. `${...}` and JSON
-    stay as they are, and `{{epoch}}` gives `{epoch}`. Raises SpecError for an unknown name.
+    places: name -> its replacement. place: where the text comes from, for messages. `${...}` and
+    JSON stay as they are, and `{{epoch}}` becomes `{epoch}`. Raises SpecError for an unknown name.
     """
 
-    def replaced(found: re.Match[str]) -> str:
-        doubled, single = found.groups()
+    def replacement(match: re.Match[str]) -> str:
+        doubled, single = match.groups()
         if doubled:
             return f"{{{doubled}}}"
         if single not in places:
@@ -76,4 +76,4 @@ def fill(text: str, places: Mapping[str, str], place: str) -> str:
             )
         return places[single]
 
-    return re.sub(r"(?<![${])(?:\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\})", replaced, text)
+    return re.sub(r"(?<![${])(?:\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\})", replacement, text)
