@@ -311,7 +311,7 @@ def _child_nodes(node: yaml.Node | None) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [value for _, value in node.value]
     if isinstance(node, yaml.SequenceNode):
-        return node.value
+        return list(node.value)
     return []
 
 
@@ -448,7 +448,7 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar(f"{_YAML}str", text, style=style)
 
 
-def _write_moment(dumper: yaml.SafeDumper, moment: date | time) -> yaml.ScalarNode:
+def _write_moment(dumper: yaml.SafeDumper, moment: Any) -> yaml.ScalarNode:
     return _write_text(dumper, _iso(moment))
 
 
