@@ -29,6 +29,7 @@ from hpo.script.row import QUOTED, Row, RowsError, wrong
 from hpo.script.settings import CurveSettings
 from hpo.script.steps import Steps
 from hpo.settings import guess
+from hpo.text import plural
 
 LONGEST_LINE = 10_000_000
 LARGEST_DOCUMENT = 200_000_000
@@ -286,12 +287,15 @@ class Rows:
         patterns = " | ".join(self._curve.pattern)
         if not self._lines:
             return f"{self._curve.file} does not exist, or is empty. The pattern: {patterns}"
-        lines = f"{self._lines} lines of {self._curve.file}"
+        lines = plural(self._lines, "line")
         if not self._names.keys:
-            return f"none of the {lines} matches the pattern {patterns}"
+            return f"none of {lines} in {self._curve.file} matches the pattern {patterns}"
         groups = ", ".join(self._names.keys)
         missing = "value" if self._steps.has_step else "step"
-        return f"the {lines} have {groups}, but no {missing}. The pattern: {patterns}"
+        return (
+            f"{lines} of {self._curve.file} gave {groups}, but no {missing}. "
+            f"The pattern: {patterns}"
+        )
 
     def _list_advice(self, keys: Sequence[str]) -> str:
         rows = self._curve.rows

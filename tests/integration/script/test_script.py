@@ -13,7 +13,7 @@ from helpers.commands import asked, one_line, report_of
 from helpers.script_studies import curve_of, made, scripts_running, study_file, trained
 
 from hpo.errors import MemoryShortError, SpecError
-from hpo.script.training import nearest
+from hpo.script.endings import partial_match
 from hpo.space.spec import load_spec
 from hpo.store.database import Database
 from hpo.study.logs import log_path
@@ -98,7 +98,7 @@ ENDS = {
         "stopped",
         "the script says 'ValueError: a fault of the script'",
     ),
-    "an error": ({"way": "fails"}, {}, "failed", "exit code 1; it said last: "),
+    "an error": ({"way": "fails"}, {}, "failed", "exit code 1; its last output: "),
     "memory": ({"way": "out-of-memory"}, {}, "failed", "ran out of memory"),
     "memory in the lab's words": (
         {"way": "fails"},
@@ -242,7 +242,7 @@ def test_from_try_to_export(database: Database, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "study.try.json").read_text())["resume"] == "exact"
     launched = asked("launch", "--study", path, "--workers", "2", "--device", "cpu")
     assert launched.returncode == 0, launched.stderr
-    assert "goes on where it was interrupted: exact" in launched.stdout
+    assert "an interrupted trial resumes: exact" in launched.stdout
     assert "one number, so no interval over items" in launched.stdout
     found = report_of("study")
     assert found["best"]["interval"] is None and found["best"]["partition"] == "validation"
@@ -331,19 +331,19 @@ TRIED = {
         {"way": "broken-resume", "seconds": 0.02},
         {},
         0,
-        "resumes    none: resumed it fails",
+        "resumes    none: it fails when it is resumed",
     ),
     "does not resume": (
         {"forgets": True, "seconds": 0.02},
         {},
         0,
-        "resumes    none: it keeps nothing in HPO_CHECKPOINTS",
+        "resumes    none: it saves nothing in HPO_CHECKPOINTS",
     ),
     "trains its steps anew": (
         {"way": "longer", "seconds": 0.02},
         {},
         0,
-        "resumes    none: the resumed script goes on to step",
+        "resumes    none: the resumed script continues to step",
     ),
     "hangs": ({"way": "hangs"}, {"silence_seconds": 0.5}, 2, "written nothing for 0.5 s"),
     "no line matches": (
@@ -484,9 +484,9 @@ def test_try_warns(
 
 def test_how_far_a_pattern_matches_is_told() -> None:
     lines = ["Epoch 1/20  train_loss=2.3 val_per=0.27"]
-    told = nearest(r"Epoch (?P<step>\d+)/\d+ train_loss=\S+ val_per=(?P<value>\S+)", lines)
+    told = partial_match(r"Epoch (?P<step>\d+)/\d+ train_loss=\S+ val_per=(?P<value>\S+)", lines)
     assert "up to 'Epoch 1/20 '" in told and "'train_loss" in told
-    assert nearest(r"Batch (?P<step>\d+)", lines) == ""
+    assert partial_match(r"Batch (?P<step>\d+)", lines) == ""
 
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
@@ -551,17 +551,17 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "a shared curve": (
         {"curve": {"file": "/data/rows.jsonl"}},
         {},
-        ("not in the folder of the attempt",),
+        ("is outside the attempt's folder",),
     ),
     "a curve above": (
         {"curve": {"file": "../rows.jsonl"}},
         {},
-        ("not in the folder of the attempt",),
+        ("is outside the attempt's folder",),
     ),
     "the lab's own file": (
         {"config": {"from": "{code}/base.json", "file": "/data/base.json"}},
         {},
-        ("not in the folder of the attempt",),
+        ("is outside the attempt's folder",),
     ),
     "our file": (
         {"config": {"from": "{code}/base.json", "file": "hpo-config.json"}},
@@ -571,7 +571,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "our variable": (
         {"environment": {"HPO_METRICS": "x"}},
         {},
-        ("names that begin with HPO_ are ours",),
+        ("names that begin with HPO_ are reserved",),
     ),
     "a seed that goes nowhere": (
         {"seed": None},

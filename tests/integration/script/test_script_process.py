@@ -169,7 +169,7 @@ def test_a_script_inherits_no_descriptor_and_no_ignored_signal(folder: Path) -> 
         ("./missing", "./missing: No such file or directory"),
         ("./plain", "./plain: Permission denied"),
         ("./lost", "./lost: its interpreter (the line that begins with #!) was not found"),
-        ("./empty", "./empty: is no program: it lacks a first line that begins with #!"),
+        ("./empty", "./empty: is not a program: its first line does not begin with #!"),
     ],
 )
 def test_a_program_that_cannot_be_started_is_named(folder: Path, program: str, text: str) -> None:
@@ -457,13 +457,13 @@ def test_a_log_is_capped_and_has_the_end_of_the_output(folder: Path) -> None:
     """
     end = end_of(job(folder, *python(code)))
     log = log_of(folder)
-    line = (
-        b"hpo: this attempt has printed more than 1 MB; what follows is left out, but for its end\n"
-    )
+    line = b"hpo: this attempt has printed more than 1 MB; the rest is left out, except its end\n"
     before, _, after = log.partition(line)
     assert before == (b"x" * 99 + b"\n") * 10_000
     left_out, _, tail = after.partition(b"\n")
-    said = re.fullmatch(rb"hpo: ([\d,]+) bytes were left out here; the output ends so:", left_out)
+    said = re.fullmatch(
+        rb"hpo: ([\d,]+) bytes were left out here; the end of the output:", left_out
+    )
     assert said
     assert int(said[1].replace(b",", b"")) > 190_000_000
     assert b"the last line\n" in tail

@@ -266,7 +266,7 @@ def test_a_long_difference_is_cut_and_says_so(repository: Path) -> None:
     write(repository, train_py="".join(f"value_{n} = {n}\n" for n in range(50_000)))
     before = code_state(repository)
     assert len(before.diff.encode()) < 101_000
-    assert before.diff.endswith("... cut here: what differs is longer than 100 kB\n")
+    assert before.diff.endswith("... cut here: the diff is longer than 100 kB\n")
     with (repository / "train.py").open("a") as file:
         file.write("after the cut\n")
     assert digest(repository) != before.digest

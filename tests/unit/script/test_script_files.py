@@ -234,14 +234,14 @@ def test_new_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("+lr", "+lr is there already. Write lr, without the +"),
+        ("+lr", "+lr exists already. Write lr, without the +"),
         ("+lr.a", "+lr.a: lr is a value, not a group"),
         ("+lr.a.b", "+lr.a.b: lr.a is a value, not a group"),
         ("+none.0", "+none.0: none is a value, not a group"),
         ("+scheduler.name", "+scheduler.name: scheduler is a value, not a group"),
         ("+callbacks.2.a", "+callbacks.2.a: callbacks.2 is a value, not a group"),
-        ("+", "+ is no name"),
-        ("+a..b", "+a..b is no name"),
+        ("+", "+ is not a name"),
+        ("+a..b", "+a..b is not a name"),
     ],
 )
 def test_new_fields_that_cannot_be(name: str, message: str) -> None:

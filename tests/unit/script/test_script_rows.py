@@ -341,22 +341,22 @@ def test_a_word_is_no_number(tmp_path: Path, line: str) -> None:
         ('{"step": 1, "value": "12 %"}', "value: 12 % is not a number"),
         ('{"step": 1, "value": "1_000"}', "value: 1_000 is not a number"),
         ('{"step": 1, "value": "0x1f"}', "value: 0x1f is not a number"),
-        ("[1, 2]", "no object"),
-        ("3", "no object"),
-        ("null", "no object"),
-        ('"nan"', "no object"),
-        ("nan", "no object"),
-        ("{'step': 1}", "no JSON"),
-        ('{"step": 1, "value"', "no JSON"),
-        ('{"step": 1} {"step": 2}', "no JSON"),
-        ("Epoch 1 of 3", "no JSON"),
+        ("[1, 2]", "not an object"),
+        ("3", "not an object"),
+        ("null", "not an object"),
+        ('"nan"', "not an object"),
+        ("nan", "not an object"),
+        ("{'step': 1}", "not valid JSON"),
+        ('{"step": 1, "value"', "not valid JSON"),
+        ('{"step": 1} {"step": 2}', "not valid JSON"),
+        ("Epoch 1 of 3", "not valid JSON"),
         ("[" * 100_000, "too deep"),
         ("\x00\x00\x00\x00", r"The line: \?\?\?\?"),
         ('{"step": 1, "errors": [1, 2], "lengths": [3]}', "2 errors and 1 lengths"),
         ('{"step": 1, "errors": [1, 2]}', "errors without lengths"),
         ('{"step": 1, "lengths": [1, 2]}', "lengths without errors"),
-        ('{"step": 1, "errors": [], "lengths": []}', "sum up to 0"),
-        ('{"step": 1, "errors": [1], "lengths": [0]}', "sum up to 0"),
+        ('{"step": 1, "errors": [], "lengths": []}', "with the sum 0"),
+        ('{"step": 1, "errors": [1], "lengths": [0]}', "with the sum 0"),
         ('{"step": 1, "errors": 1, "lengths": 2}', "errors: 1 is not a list of numbers"),
         ('{"step": 1, "errors": [[1]], "lengths": [2]}', "errors: .* is not a list of numbers"),
         ('{"step": 1, "errors": [null], "lengths": [2]}', "errors: .* is not a list of numbers"),
@@ -385,7 +385,7 @@ def test_a_line_of_json_that_cannot_be_read(tmp_path: Path, line: str, said: str
         (
             "step 5 per 1e-05",
             r"step (?P<step>\d+) per (?P<value>\d)(?!\.)",
-            "takes a part of 1e-05",
+            "matches only a part of 1e-05",
         ),
     ],
 )
@@ -626,11 +626,11 @@ def test_a_header_that_comes_again_with_other_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("step,value\n1,0.5,0.7\n", "3 cells, and the header has 2 columns.*1,0.5,0.7"),
+        ("step,value\n1,0.5,0.7\n", "3 cells, but the header has 2 columns.*1,0.5,0.7"),
         ("step,value\n1,good\n", "value: good is not a number.*1,good"),
         ("step,value\n1.5,0.5\n", "step: 1.5 is not a whole number"),
         ('step,value,note\n1,0.5,"two\nlines"\n', "step: lines. is not a whole number"),
-        ("step,value,note\n1,0.5," + "x" * 200_000 + "\n", "no row of a table"),
+        ("step,value,note\n1,0.5," + "x" * 200_000 + "\n", "not a row of a table"),
     ],
 )
 def test_a_table_that_cannot_be_read(tmp_path: Path, text: str, said: str) -> None:
@@ -671,13 +671,13 @@ def test_a_json_file(tmp_path: Path, text: str, rows: str, found: list[tuple[int
 @pytest.mark.parametrize(
     ("text", "rows", "said"),
     [
-        ('[{"step": 1, "value": 0.5}', "", "it is no JSON"),
-        ("not at all", "", "it is no JSON .*The line: not at all"),
+        ('[{"step": 1, "value": 0.5}', "", "is not valid JSON"),
+        ("not at all", "", "is not valid JSON .*The line: not at all"),
         ("[" * 100_000, "", "too deep"),
-        ('{"log_history": [], "x": 1}', "", "curve.rows. Lists that are there: log_history"),
-        ("3", "", "no list of rows.*there: none"),
-        ('{"log_history": {}}', "log_history", "log_history is no list of rows"),
-        ("[1]", "", "a row is no object"),
+        ('{"log_history": [], "x": 1}', "", "curve.rows. Lists in the file: log_history"),
+        ("3", "", "not a list of rows.*in the file: none"),
+        ('{"log_history": {}}', "log_history", "log_history is not a list of rows"),
+        ("[1]", "", "a row is not an object"),
         ('[{"step": 2}, {"step": 1, "value": 1}]', "", "steps go backwards"),
     ],
 )
@@ -788,7 +788,7 @@ def test_half_a_line_before_a_whole_one(tmp_path: Path, torn: str) -> None:
     for at in (place, None):
         (row,) = Rows(CurveSettings(), path, at, restarts=1).read()
         assert (row.step, row.value, dict(row.metrics)) == (2, 0.5, {"m/a": 1.0})
-    with pytest.raises(RowsError, match="no JSON"):
+    with pytest.raises(RowsError, match="not valid JSON"):
         rows.read()
 
 
@@ -809,7 +809,7 @@ def advice(folder: Path, text: str | None, **curve: Any) -> str:
 
 
 def test_advice(tmp_path: Path) -> None:
-    assert "metrics.jsonl is not there" in advice(tmp_path, None)
+    assert "metrics.jsonl does not exist" in advice(tmp_path, None)
     assert advice(tmp_path, '{"step": 1, "value": 0.5}\n') == ""
     said = advice(tmp_path, '{"step": 1, "values": 0.5, "lr": 1}\n')
     assert "has 'value' as its value. Did you mean values? They have step, values, lr." in said
@@ -825,14 +825,14 @@ def test_advice(tmp_path: Path) -> None:
 
 
 def test_advice_about_a_pattern(tmp_path: Path) -> None:
-    assert "log is not there, or is empty" in advice(tmp_path, None, file="log", pattern=PER)
+    assert "log does not exist, or is empty" in advice(tmp_path, None, file="log", pattern=PER)
     said = advice(tmp_path, "one\ntwo\n\n", file="log", pattern=PER)
-    assert said == f"none of the 2 lines of log matches the pattern {PER}"
+    assert said == f"none of 2 lines in log matches the pattern {PER}"
     patterns = [r"Epoch (?P<step>\d+)", r"PER (?P<value>\S+)"]
     said = advice(tmp_path, "PER 0.5\n", file="log", pattern=patterns)
-    assert said.startswith("the 1 lines of log have value, and no step. The pattern: Epoch")
+    assert said.startswith("1 line of log gave value, but no step. The pattern: Epoch")
     said = advice(tmp_path, "Epoch 5\n", file="log", pattern=patterns)
-    assert "have step, and no value" in said
+    assert "1 line of log gave step, but no value" in said
 
 
 # The section of the study file.
@@ -857,19 +857,19 @@ def test_advice_about_a_pattern(tmp_path: Path) -> None:
             "expression: there is no group 'per_1'. Did you mean per_0?",
         ),
         ({"pattern": PER, "expression": "step / 2"}, "does not use `value`"),
-        ({"pattern": PER, "names": {"value": "per"}}, "names: a pattern names its groups itself"),
-        ({"pattern": PER, "rows": "log"}, "rows: 'log' is given for metrics.jsonl"),
-        ({"pattern": PER, "file": "a*.log"}, "file: a*.log has a *"),
+        ({"pattern": PER, "names": {"value": "per"}}, "names: a pattern already names its groups"),
+        ({"pattern": PER, "rows": "log"}, "rows: 'log' does not apply to metrics.jsonl"),
+        ({"pattern": PER, "file": "a*.log"}, "file: a*.log contains a *"),
         ({"pattern": "(?P<step>" + "x{99999999999999999999}"}, "pattern: "),
-        ({"file": "m.csv", "rows": "log"}, "Valid: rows of a .json file"),
-        ({"file": "*.csv"}, "has a *"),
-        ({"file": " "}, "file: it is empty"),
-        ({"file": "log"}, "what a script prints is read with a pattern"),
+        ({"file": "m.csv", "rows": "log"}, "Valid: rows for a .json file"),
+        ({"file": "*.csv"}, "contains a *"),
+        ({"file": " "}, "file: is empty"),
+        ({"file": "log"}, "The output of a script needs a pattern"),
         (
             {"names": {"vlaue": "per"}},
             "names: there is no field 'vlaue'. Did you mean value? Valid: step",
         ),
-        ({"names": {"value": ""}}, "names.value: it is empty"),
+        ({"names": {"value": ""}}, "names.value: is empty"),
         ({"names": {"value": "per"}, "expression": "1 - acc"}, "does not use `value`"),
         ({"expression": "mean(a,"}, "expression: 'mean(a,': it cannot be read ("),
         ({"expression": "a ** 2"}, "it uses a ** 2. Valid: numbers"),
@@ -885,7 +885,7 @@ def test_advice_about_a_pattern(tmp_path: Path) -> None:
         ({"expression": "lambda: a"}, "it uses lambda"),
         ({"expression": "mean(*a)"}, "it uses *a"),
         ({"expression": "mean(a, x=b)"}, "it uses mean(a, x=b)"),
-        ({"expression": "mean()"}, "mean takes one number or more"),
+        ({"expression": "mean()"}, "mean takes one or more numbers"),
         ({"expression": "(a := 1)"}, "it uses (a := 1)"),
         ({"expression": "~a"}, "it uses ~a"),
         ({"expression": "not a"}, "it uses not a"),
