@@ -34,10 +34,9 @@ def report(step: int, value: Any = None, **more: Any) -> None:
     """Report how far the training is, as often as you like.
 
     step: the number of updates (or epochs) done, which never decreases. value: the figure that the
-    search optimizes; leave it out if you only report a loss. more: `loss=...`,
-    `validation_loss=...`, or any other numbers to plot. With `errors=[...], lengths=[...]`, one of
-    each per validation sentence, results get confidence intervals. Values of NumPy, PyTorch and
-    JAX are fine.
+    search optimizes; omit it to report only a loss. more: `loss=...`, `validation_loss=...`, or
+    other numbers to plot. With `errors=[...], lengths=[...]`, one of each per validation sentence,
+    results get confidence intervals. NumPy, PyTorch and JAX values are fine.
     """
     path = os.environ.get("HPO_METRICS")
     if not path:
