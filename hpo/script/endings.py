@@ -9,7 +9,7 @@ from hpo.trainer import TrainingFailedError
 
 SHOWN_LINES = 5
 SHOWN_CHARACTERS = 200
-# A shorter match of a pattern's beginning says nothing.
+# Matches of a shorter beginning of a pattern are accidental.
 SHORTEST_BEGINNING = 4
 SHOWN_REST = 30
 OUT_OF_MEMORY = re.compile(

@@ -53,19 +53,20 @@ class ScriptFields:
             for field, value in settings.fixed.items()
         }
 
-    def whole_number(self, name: str, given: str | int) -> int:
+    def whole_number(self, name: str, number_or_field: str | int) -> int:
         """The value of `steps` or `seed` in the base.
 
-        given: the number itself, or the field that holds it.
+        number_or_field: as the section gives it. A field has its value in the base.
         """
-        if isinstance(given, int):
-            return self._checked_whole(name, given)
-        base_of_file = self._study_file.base
-        value = self._base_values.get(given)
-        if name in base_of_file:
-            value = base_of_file[name]
-        elif given in base_of_file:
-            value = base_of_file[given]
+        if isinstance(number_or_field, int):
+            return self._checked_whole(name, number_or_field)
+        field = number_or_field
+        base_of_study = self._study_file.base
+        value = self._base_values.get(field)
+        if name in base_of_study:
+            value = base_of_study[name]
+        elif field in base_of_study:
+            value = base_of_study[field]
         if name == "seed" and value is None:
             return 0
         if isinstance(value, float) and value.is_integer():
@@ -75,7 +76,7 @@ class ScriptFields:
             if value is None:
                 fault = "the base has no value for it"
             raise SpecError(
-                f"{self._place}.{name}: {given}: {fault}. "
+                f"{self._place}.{name}: {field}: {fault}. "
                 f"Valid: a whole number, which `base: {{{name}: N}}` gives too"
             )
         return self._checked_whole(name, value)
@@ -201,9 +202,9 @@ class ScriptFields:
 
     def _base_value(self, name: str) -> Any:
         """From `base:` of the study file, the base file, or the first start that has it."""
-        base_of_file = self._study_file.base
-        if name in base_of_file:
-            return base_of_file[name]
+        base_of_study = self._study_file.base
+        if name in base_of_study:
+            return base_of_study[name]
         field = self.writes.get(name, [name])[0]
         if field in self._base_values:
             return self._base_values[field]

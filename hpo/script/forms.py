@@ -128,7 +128,7 @@ class _PlainLine:
         self.text += line[copied:]
 
     def original(self, start: int, end: int) -> str:
-        """The text of the line for a span of `text`, with every number that it touches whole."""
+        """The text of the line for a span of `text`, with all of every number that it touches."""
         line_start = self._position_in_line(start, is_end=False)
         line_end = self._position_in_line(end, is_end=True)
         return self._line[line_start:line_end]

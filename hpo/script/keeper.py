@@ -281,7 +281,7 @@ class Output:
                 os.utime(self._touched_file, (now, now))
 
     def drain(self, pipe: int) -> None:
-        """Read what ended processes left in the pipe. A process that still prints cannot block."""
+        """Read what is left in the pipe, up to a limit in case a process still prints."""
         most = self.bytes + DRAINED_BYTES
         while self.bytes < most:
             if not self.read(pipe):

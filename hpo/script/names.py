@@ -13,8 +13,8 @@ MOST_KEYS = 100
 
 
 @dataclass
-class Found:
-    """What one line says, or several lines about the same step."""
+class Content:
+    """What one line says about a step, or what several lines say about the same step."""
 
     # Field of a row -> value.
     fields: dict[str, Any] = field(default_factory=dict)
@@ -41,29 +41,29 @@ class Names:
                 self.columns.setdefault(name, name)
         self.keys: dict[str, None] = {}
 
-    def found(self, entry: Mapping[str, Any], line: str) -> Found:
-        """What an entry says. Raises RowsError for text where a number is expected.
+    def read(self, entry: Mapping[str, Any], line: str) -> Content:
+        """The content of an entry. Raises RowsError for text where a number is expected.
 
         entry: key -> value. line: the line of the entry, for messages.
         """
         present = {key: value for key, value in entry.items() if not _is_missing(value)}
         self._remember(present)
-        found = Found()
+        content = Content()
         for name, column in self.columns.items():
             if column in present:
-                found.fields[name] = self._field(name, column, present[column], line)
-        self._check_lists(found.fields, line)
+                content.fields[name] = self._field(name, column, present[column], line)
+        self._check_lists(content.fields, line)
         column_by_part = {name_of(column): column for column in present}
         for part in self._parts:
             column = column_by_part.get(part) or self.columns.get(part, "")
             if column in present:
-                found.parts[part] = self._field("", column, present[column], line)
+                content.parts[part] = self._field("", column, present[column], line)
         columns_of_fields = set(self.columns.values())
         for key, value in present.items():
             metric = _metric(value)
             if key not in columns_of_fields and metric is not None:
-                found.metrics[key] = metric
-        return found
+                content.metrics[key] = metric
+        return content
 
     def _remember(self, present: Iterable[str]) -> None:
         for key in present:

@@ -71,7 +71,7 @@ class Job:
     command: tuple[str, ...]
     # The folder of the attempt, in which the script starts.
     folder: Path
-    # The whole environment. By HPO_FOLDER, which names `folder`, `clear` finds the processes.
+    # All variables. HPO_FOLDER must name `folder`: `clear` finds the script's processes by it.
     environment: Mapping[str, str]
     log: Path
     # At most this much output goes to the log.

@@ -183,7 +183,7 @@ class Rows:
             entry = json.loads(line)
             if not isinstance(entry, dict):
                 raise wrong(self._curve.file, f"a row is not an object. Valid: {EXAMPLE}", line)
-            rows += self._steps.add(self._names.found(flat(entry), line), line)
+            rows += self._steps.add(self._names.read(flat(entry), line), line)
         return rows
 
     def _list_of_rows(self, document: Any) -> list[Any]:
@@ -223,7 +223,7 @@ class Rows:
             line = decoded(data).removeprefix("\ufeff").rstrip("\r\n")
             entry = self._form.entry(line, is_ended)
             if entry is not None:
-                rows += self._steps.add(self._names.found(entry, line), line)
+                rows += self._steps.add(self._names.read(entry, line), line)
             if line.strip():
                 self._lines += 1
             self._offset += len(data)

@@ -36,16 +36,16 @@ class FlagSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_a_template(cls, given: Any) -> Any:
+    def _read_templates(cls, templates: Any) -> Any:
         """Take a single template, of one or several words, for all values.
 
         The keys `true:`, `false:` and `null:` become names, because YAML reads them as values.
         """
-        if isinstance(given, (str, list)):
-            return {"value": given}
-        if isinstance(given, dict):
-            return {_template_name(key): template for key, template in given.items()}
-        return given
+        if isinstance(templates, (str, list)):
+            return {"value": templates}
+        if isinstance(templates, dict):
+            return {_template_name(key): template for key, template in templates.items()}
+        return templates
 
 
 def _template_name(key: Any) -> Any:
@@ -101,14 +101,14 @@ class ScriptMetric(Metric):
 
     @model_validator(mode="before")
     @classmethod
-    def _percentages_are_bounded(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if str(given.get("unit", "")).lower() in ("%", "pct", "percentage"):
+    def _percentages_are_bounded(cls, metric: Any) -> Any:
+        if not isinstance(metric, dict):
+            return metric
+        if str(metric.get("unit", "")).lower() in ("%", "pct", "percentage"):
             raise ValueError("unit: percent is meant: a fraction of 1 that is shown as percent")
-        if given.get("unit") == "percent":
-            return {"bounded": True, **given}
-        return given
+        if metric.get("unit") == "percent":
+            return {"bounded": True, **metric}
+        return metric
 
 
 class ScriptSettings(Settings):
@@ -162,7 +162,7 @@ class ScriptSettings(Settings):
 
     @field_validator("environment", mode="before")
     @classmethod
-    def _variables_are_text(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {name: str(value) for name, value in given.items()}
+    def _variables_are_text(cls, variables: Any) -> Any:
+        if not isinstance(variables, dict):
+            return variables
+        return {name: str(value) for name, value in variables.items()}

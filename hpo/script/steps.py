@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.script.expression import Expression
-from hpo.script.names import Found
+from hpo.script.names import Content
 from hpo.script.row import LISTS, QUOTED, Row, RowsError, printable, wrong
 
 MOST_METRICS = 32
@@ -29,10 +29,10 @@ class Steps:
         self._at_line = ""
         # The latest step, and what is known about it.
         self._step: int | None = None
-        self._found = Found()
+        self._content = Content()
         self._line = ""
         # What the last returned row had of this step. As JSON, because there NaN equals NaN.
-        self._returned = _as_json(self._found)
+        self._returned = _as_json(self._content)
         self.has_value = False
 
     def begin_again(self) -> None:
@@ -44,19 +44,19 @@ class Steps:
         """Forget all steps, so that a repeated step counts as new."""
         self._at = None
         self._step = None
-        self._found = Found()
-        self._returned = _as_json(self._found)
+        self._content = Content()
+        self._returned = _as_json(self._content)
 
     @property
     def has_step(self) -> bool:
         return self._step is not None
 
-    def add(self, found: Found, line: str) -> list[Row]:
+    def add(self, content: Content, line: str) -> list[Row]:
         """Add what a line says. Returns the row of the step before if this line begins a new step.
 
         Raises RowsError for steps that go back too often.
         """
-        step = found.fields.pop("step", self._at)
+        step = content.fields.pop("step", self._at)
         if step is None:
             return []
         self._go_to(step, line)
@@ -66,9 +66,9 @@ class Steps:
         if step != self._step:
             rows = self.flush()
             self._step = step
-            self._found = Found()
-            self._returned = _as_json(self._found)
-        self._merge(found, line)
+            self._content = Content()
+            self._returned = _as_json(self._content)
+        self._merge(content, line)
         return rows
 
     def _go_to(self, step: int, line: str) -> None:
@@ -82,19 +82,19 @@ class Steps:
         self._at = step
         self._at_line = line[:QUOTED]
 
-    def _merge(self, found: Found, line: str) -> None:
+    def _merge(self, content: Content, line: str) -> None:
         self._line = line[:QUOTED]
-        self._found.fields |= found.fields
-        self._found.parts |= found.parts
-        metrics = self._found.metrics
-        for name, value in found.metrics.items():
+        self._content.fields |= content.fields
+        self._content.parts |= content.parts
+        metrics = self._content.metrics
+        for name, value in content.metrics.items():
             if name in metrics or len(metrics) < MOST_METRICS:
                 metrics[name] = value
         self._check_lists()
 
     def _check_lists(self) -> None:
-        errors = self._found.fields.get("errors")
-        lengths = self._found.fields.get("lengths")
+        errors = self._content.fields.get("errors")
+        lengths = self._content.fields.get("lengths")
         if errors is None or lengths is None:
             return
         if len(errors) != len(lengths) or not sum(lengths):
@@ -107,7 +107,7 @@ class Steps:
 
     def flush(self) -> list[Row]:
         """The row of the latest step, if more is known about it than was returned before."""
-        known = _as_json(self._found)
+        known = _as_json(self._content)
         if known == self._returned:
             return []
         self._returned = known
@@ -118,10 +118,10 @@ class Steps:
 
     def _row(self) -> Row:
         assert self._step is not None
-        fields = self._found.fields
+        fields = self._content.fields
         value = fields.get("value")
         if self._expression:
-            value = self._expression.value(self._found.parts)
+            value = self._expression.value(self._content.parts)
         errors = lengths = None
         if all(name in fields for name in LISTS):
             errors = tuple(fields["errors"])
@@ -133,7 +133,7 @@ class Steps:
             validation_loss=fields.get("validation_loss"),
             errors=errors,
             lengths=lengths,
-            metrics=dict(self._found.metrics),
+            metrics=dict(self._content.metrics),
             line=printable(self._line),
         )
 
@@ -144,7 +144,7 @@ class Steps:
             "at": self._at,
             "at_line": self._at_line,
             "step": self._step,
-            "known": _as_json(self._found),
+            "known": _as_json(self._content),
             "line": self._line,
             "has_value": self.has_value,
         }
@@ -154,11 +154,11 @@ class Steps:
         self._at = place["at"]
         self._at_line = place["at_line"]
         self._step = place["step"]
-        self._found = Found(*json.loads(place["known"]))
+        self._content = Content(*json.loads(place["known"]))
         self._returned = place["known"]
         self._line = place["line"]
         self.has_value = place["has_value"]
 
 
-def _as_json(found: Found) -> str:
-    return json.dumps([found.fields, found.parts, found.metrics])
+def _as_json(content: Content) -> str:
+    return json.dumps([content.fields, content.parts, content.metrics])

@@ -1,8 +1,8 @@
 """`hpo try`: does a script start, are its values found, and can it resume after an interruption?
 
 Four runs of the base configuration tell. The first ends at its second value, which shows how often
-the script reports. The others are as short as that allows: a whole run; one that is stopped halfway
-and resumed; and a second whole run, which shows how much two equal trainings differ.
+the script reports. The others are as short as that allows: a complete run; one that is stopped
+halfway and resumed; and a second complete run, which shows how much two equal trainings differ.
 """
 
 import json
@@ -28,9 +28,9 @@ from hpo.script.training import Looks, ScriptTraining
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, Progress, Site, TrainingFailedError
 
-# Values that a whole short run should have.
+# Values that a shortened run should have.
 VALUES = 4
-# After this time without a value a line says that the run still works.
+# After this time without a value, a line shows that the run continues.
 NEWS_SECONDS = 30.0
 STARTS_OVER = "An interrupted trial starts over"
 
@@ -99,11 +99,11 @@ class TryResult:
 
     resume: str | None
     why: str
-    # The largest difference between two whole runs.
+    # The largest difference between two complete runs.
     noise: float
     # Steps from one value to the next.
     every: int | None
-    # Estimated duration of a whole training.
+    # Estimated duration of a full training.
     seconds: float
 
 
@@ -126,21 +126,21 @@ class Tryout:
         """Raises SpecError for a script that fails, diverges or reports no value."""
         probe = self._probe()
         config = self._shortened(probe)
-        whole = self._run_whole(config, "whole")
-        interrupted = self._run_interrupted(config, whole)
-        again = self._run_whole(config, "again")
-        noise = largest_difference(whole.values, again.values)
-        warnings = self._ignored_settings(config, whole) + self._wrong_direction(whole, noise)
+        complete = self._run_complete(config, "complete")
+        interrupted = self._run_interrupted(config, complete)
+        again = self._run_complete(config, "again")
+        noise = largest_difference(complete.values, again.values)
+        warnings = self._ignored_settings(config, complete) + self._wrong_direction(complete, noise)
         for warning in warnings:
             self.show(f"WARNING    {warning}")
         self.show(
             f"noise      two runs of the same configuration and seed: {self.metric.name} differs "
             f"by at most {_difference_text(noise, self.metric)}"
         )
-        verdict = judge_resume(whole, interrupted, noise, self.metric)
+        verdict = judge_resume(complete, interrupted, noise, self.metric)
         self.show(f"resumes    {verdict.resume or 'not known'}: {verdict.why}")
-        seconds = self._estimated_seconds(whole)
-        return TryResult(verdict.resume, verdict.why, noise, _interval(whole), seconds)
+        seconds = self._estimated_seconds(complete)
+        return TryResult(verdict.resume, verdict.why, noise, _interval(complete), seconds)
 
     def _estimated_seconds(self, run: Run) -> float:
         steps = run.last - min(run.values) or run.last or 1
@@ -173,24 +173,24 @@ class Tryout:
             steps += 1
         return self.config.with_values({"steps": min(self.config.steps, steps)})
 
-    def _run_whole(self, config: ScriptConfig, name: str) -> Run:
-        run = self._run(config, name, self._stop_of_whole_run(config))
+    def _run_complete(self, config: ScriptConfig, name: str) -> Run:
+        run = self._run(config, name, self._stop_of_complete_run(config))
         count = plural(len(run.values), "value")
         ending = "ended by itself" if run.ended_by_itself else f"stopped after {count}"
         self.show(f"{name:10} {count} up to step {run.last} in {duration(run.seconds)}, {ending}")
         return run
 
-    def _stop_of_whole_run(self, config: ScriptConfig) -> StopAt:
+    def _stop_of_complete_run(self, config: ScriptConfig) -> StopAt:
         """A run that could not be shortened is stopped once it has enough values."""
         is_shortened = config.steps < self.config.steps
         return StopAt() if is_shortened else StopAt(values=VALUES)
 
-    def _run_interrupted(self, config: ScriptConfig, whole: Run) -> Run | None:
-        """A run that is stopped after half of the values of `whole`, and then resumed.
+    def _run_interrupted(self, config: ScriptConfig, complete: Run) -> Run | None:
+        """A run that is stopped after half of the values of `complete`, and then resumed.
 
         None if it saves no checkpoint. The first attempt alone if that had already ended.
         """
-        steps = sorted(whole.values)
+        steps = sorted(complete.values)
         half = steps[(len(steps) - 1) // 2]
         stopped = self._run(config, "interrupted", StopAt(step=half))
         checkpoints = self._folder("interrupted") / "attempt-1" / CHECKPOINTS
@@ -227,34 +227,34 @@ class Tryout:
 
     # ---- warnings
 
-    def _ignored_settings(self, config: ScriptConfig, whole: Run) -> list[str]:
+    def _ignored_settings(self, config: ScriptConfig, complete: Run) -> list[str]:
         """Warnings about values that the script does not seem to read: steps and parameters."""
         warnings = []
-        if whole.ended_by_itself and whole.last > config.steps:
+        if complete.ended_by_itself and complete.last > config.steps:
             warnings.append(
-                f"hpo asked for {plural(config.steps, 'step')}, but the script made {whole.last}: "
-                f"it does not read {self.settings.steps}. Pass values with flag: or config:, or "
-                f"read HPO_CONFIG"
+                f"hpo asked for {plural(config.steps, 'step')}, but the script made "
+                f"{complete.last}: it does not read {self.settings.steps}. Pass values with flag: "
+                f"or config:, or read HPO_CONFIG"
             )
         changes = ", ".join(
             f"{name} {value_text(value)}" for name, value in self.other_values.items()
         )
         other_config = config.with_values(self.other_values)
         try:
-            run = self._run(other_config, "other", self._stop_of_whole_run(other_config))
+            run = self._run(other_config, "other", self._stop_of_complete_run(other_config))
         except SpecError as error:
             warnings.append(f"with other values ({changes}): {error}")
             return warnings
-        if largest_difference(whole.values, run.values) == 0:
+        if largest_difference(complete.values, run.values) == 0:
             warnings.append(
                 f"with other values ({changes}) every {self.metric.name} is the same: the script "
                 f"does not read them. Pass values with flag: or config:, or read HPO_CONFIG"
             )
         return warnings
 
-    def _wrong_direction(self, whole: Run, noise: float) -> list[str]:
+    def _wrong_direction(self, complete: Run, noise: float) -> list[str]:
         """A warning if the metric only gets worse during the training."""
-        values = [self.metric.sign * whole.values[step] for step in sorted(whole.values)]
+        values = [self.metric.sign * complete.values[step] for step in sorted(complete.values)]
         always_worse = all(after > before for before, after in pairwise(values))
         if len(values) <= 2 or not always_worse or values[-1] - values[0] <= noise:
             return []
@@ -357,7 +357,7 @@ def largest_difference(a: Mapping[int, float], b: Mapping[int, float]) -> float:
 
 
 def judge_resume(
-    whole: Run, interrupted: Run | None, noise: float, metric: Metric
+    complete: Run, interrupted: Run | None, noise: float, metric: Metric
 ) -> ResumeVerdict:
     """interrupted: stopped halfway and resumed; None if the script saved no checkpoint."""
     if interrupted is None:
@@ -367,12 +367,12 @@ def judge_resume(
         return ResumeVerdict("none", why)
     if not interrupted.resumed:
         return ResumeVerdict(None, "the script ended before it could be stopped")
-    fault = _resume_fault(whole, interrupted)
+    fault = _resume_fault(complete, interrupted)
     if fault:
         return ResumeVerdict("none", fault)
-    difference = largest_difference(whole.values, interrupted.values)
+    difference = largest_difference(complete.values, interrupted.values)
     if math.isinf(difference):
-        why = "the resumed script reports at other steps than a whole run"
+        why = "the resumed script reports at other steps than a complete run"
         return ResumeVerdict("none", why)
     if difference == 0:
         return ResumeVerdict(
@@ -380,24 +380,24 @@ def judge_resume(
         )
     why = f"stopped and resumed, it differs by at most {_difference_text(difference, metric)}"
     if difference <= noise:
-        why += ", no more than two whole runs do"
+        why += ", no more than two complete runs do"
     else:
-        why += ", which is more than two whole runs do"
+        why += ", which is more than two complete runs do"
     return ResumeVerdict(f"within {difference:.2g}", why)
 
 
-def _resume_fault(whole: Run, resumed: Run) -> str:
+def _resume_fault(complete: Run, resumed: Run) -> str:
     """Why the resumed attempt is no continuation of the first, or empty."""
     if resumed.first is None:
         return f"the resumed script reports no value. {STARTS_OVER}"
-    if resumed.first <= min(whole.values) and len(whole.values) > 1:
+    if resumed.first <= min(complete.values) and len(complete.values) > 1:
         return (
             f"the resumed script starts over, at step {resumed.first}, although it has checkpoints"
         )
-    if resumed.last > whole.last and whole.ended_by_itself:
+    if resumed.last > complete.last and complete.ended_by_itself:
         return (
-            f"the resumed script continues to step {resumed.last}, but a whole run ends at "
-            f"{whole.last}"
+            f"the resumed script continues to step {resumed.last}, but a complete run ends at "
+            f"{complete.last}"
         )
     return ""
 
