@@ -337,10 +337,9 @@ class _Names:
 
     def _note(self, name: str, path: tuple[Any, ...]) -> None:
         if name in self.paths:
-            first, second = list(self.paths[name]), list(path)
             raise SpecError(
-                f"{self.place}: {name!r} is the name of two fields, {first} and {second}. "
-                f"Rename one of them"
+                f"{self.place}: {name!r} is the name of two fields, {list(self.paths[name])} and "
+                f"{list(path)}. Rename one of them"
             )
         self.paths[name] = path
 

@@ -176,7 +176,7 @@ class Tryout:
     def _run_complete(self, config: ScriptConfig, name: str) -> Run:
         run = self._run(config, name, self._stop_of_complete_run(config))
         count = plural(len(run.values), "value")
-        ending = "ended by itself" if run.ended_by_itself else f"stopped after {count}"
+        ending = "ended by itself" if run.ended_by_itself else "stopped by hpo"
         self.show(f"{name:10} {count} up to step {run.last} in {duration(run.seconds)}, {ending}")
         return run
 
