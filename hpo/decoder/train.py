@@ -1,13 +1,14 @@
-"""The training loop. TrainState holds all that changes; `train` advances it and yields; the caller decides.
+"""The training loop. TrainState holds everything that changes; `train` advances it and yields.
 
-No database, no signals, no logging here. A step is one optimizer update, in schedules too.
+The caller decides what happens next: no database, no signals and no logging here. A step is one
+optimizer update, in schedules too.
 """
 
 import math
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,26 +22,33 @@ from hpo.decoder.metric import BLANK, edit_distances, greedy_decode
 from hpo.decoder.model import GruDecoder
 from hpo.trainer import Score
 
-SCORING_BATCH = 64  # sentences; no score depends on it (with padding: reference it does, and this is the reference's)
-POOL = 8  # batches that are drawn together and regrouped by length
-UNSEEN_STEPS = (
-    10  # on CUDA, updates between two looks at what they gave: each look waits for the GPU
-)
+# Sentences. Scores do not depend on it, except with `padding: reference`, whose size this is.
+SCORING_BATCH = 64
+# Batches that are drawn together and regrouped by length.
+POOL = 8
+# On CUDA, updates between two reads of their losses, because each read waits for the GPU.
+UNSEEN_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Updates:
-    """What is known after some updates. `score` and `validation_loss` are there where the last one was evaluated."""
+    """The result of one or more updates, with an evaluation if one followed the last of them."""
 
-    step: int  # updates done; a step that came out non-finite is not done, but counted here
-    steps: int  # since the progress before
-    loss: float  # of the training batches, mean over those steps
-    grad_norm: float  # before clipping, the largest of those steps
-    lr: float  # that the last step used
-    seconds: float  # per update
+    # Updates done so far, counting one whose loss or gradient was not finite.
+    step: int
+    # Updates since the last `Updates`.
+    steps: int
+    # Mean training loss of these updates.
+    loss: float
+    # Largest gradient norm of these updates, before clipping.
+    grad_norm: float
+    # Learning rate of the last update.
+    lr: float
+    # Per update.
+    seconds: float
     score: Score | None = None
-    evaluation_seconds: float = 0.0
-    validation_loss: float | None = None  # mean over sentences of CTC loss / labels
+    # Mean over sentences of CTC loss / labels.
+    validation_loss: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -48,27 +56,33 @@ class Updates:
 
 
 class TrainState:
-    """Weights, averaged weights, optimizer, schedule, step and every random generator of one training."""
+    """Weights, averaged weights, optimizer, schedule, step and all random generators of a training.
+
+    The generators of this class draw batches and noise. PyTorch's global ones draw the initial
+    weights and then dropout.
+    """
 
     def __init__(self, config: DecoderConfig, data: Data):
         self.config = config
-        torch.manual_seed(
-            config.seed
-        )  # initial weights; afterwards the global generators draw dropout
+        torch.manual_seed(config.seed)
         self.model = GruDecoder(config.model, data.n_days, data.n_features).to(data.device)
-        self.averaged = None if config.optimizer.ema_decay is None else deepcopy(self.model)
-        if self.averaged is not None:
+        self.averaged: GruDecoder | None = None
+        if config.optimizer.ema_decay is not None:
+            self.averaged = deepcopy(self.model)
+            # A copy's weights are not flat, and cuDNN would flatten them at every call.
             for layer in self.averaged.gru:
-                layer.flatten_parameters()  # type: ignore[operator]  # a copy is not, and cuDNN would do it at every call
+                layer.flatten_parameters()  # type: ignore[operator]
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.schedule = make_schedule(self.optimizer, config)
         self.step = 0
-        self.order = torch.Generator().manual_seed(config.seed)  # which sentences
-        self.drawn: list[torch.Tensor] = []  # batches to come, as positions in data.train
+        # Draws which sentences make a batch.
+        self.order = torch.Generator().manual_seed(config.seed)
+        # Batches drawn ahead, as positions in data.train. The last one is used first.
+        self.drawn: list[torch.Tensor] = []
+        # Draws the augmentation.
         self.noise = torch.Generator(data.device).manual_seed(config.seed)
-        self.broken = torch.zeros(
-            (), device=data.device
-        )  # 1 once a loss or gradient was not finite: no weight moves any more
+        # 1 once a loss or gradient was not finite: no later update changes a weight.
+        self.broken = torch.zeros((), device=data.device)
 
     @property
     def finished(self) -> bool:
@@ -76,7 +90,7 @@ class TrainState:
 
     @property
     def scored(self) -> GruDecoder:
-        """The model that evaluations score and that is kept: the averaged one, if there is one."""
+        """The model that is evaluated and kept: the averaged one if it exists."""
         return self.model if self.averaged is None else self.averaged
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,156 +125,191 @@ class TrainState:
 
 
 def train(state: TrainState, data: Data, unseen_steps: int | None = None) -> Iterator[Updates]:
-    """Advance `state` to its last step, yielding after each; evaluates every `evaluate_every` steps and at the end.
+    """Advance `state` to its last step and yield `Updates` on the way.
 
-    On CUDA it yields after UNSEEN_STEPS, because each look at a loss waits for the GPU; nothing computed depends on it.
-    A step whose loss or gradient is not finite changes no weight, is yielded and ends the training.
+    Evaluates every `evaluate_every` steps and at the end. unseen_steps: updates per `Updates`, 1 by
+    default and UNSEEN_STEPS on CUDA; no result depends on it. An update whose loss or gradient is
+    not finite changes no weight, is yielded and ends the training.
     """
     config = state.config
-    unseen_steps = unseen_steps or (UNSEEN_STEPS if data.device.type == "cuda" else 1)
+    if not unseen_steps:
+        unseen_steps = UNSEEN_STEPS if data.device.type == "cuda" else 1
     set_precision(config)
     while not state.finished:
-        begin = time.perf_counter()
-        to_evaluation = config.evaluate_every - state.step % config.evaluate_every
-        count = min(unseen_steps, to_evaluation, config.steps - state.step)
-        facts = []
-        for _ in range(count):
-            lr = state.optimizer.param_groups[0]["lr"]
-            facts.append(_update(state, data))
-        losses, norms = torch.stack(facts, dim=1).tolist()  # the one place that waits for the GPU
-        seconds = (time.perf_counter() - begin) / count
-        bad = next((i for i in range(count) if not math.isfinite(losses[i] + norms[i])), None)
-        if bad is not None:
-            state.step -= count - bad
-            yield Updates(state.step + 1, bad + 1, losses[bad], norms[bad], lr, seconds)
+        until_evaluation = config.evaluate_every - state.step % config.evaluate_every
+        count = min(unseen_steps, until_evaluation, config.steps - state.step)
+        updates = _run_updates(state, data, count)
+        if not updates.finite:
+            yield updates
             return
-        score, validation_loss, begin = None, None, time.perf_counter()
         if state.step % config.evaluate_every == 0 or state.finished:
-            score, validation_loss = evaluate(state.scored, data, config.precision)
-            if isinstance(state.schedule, ReduceLROnPlateau):
-                state.schedule.step(score.value)
-        evaluation_seconds = time.perf_counter() - begin
-        yield Updates(
-            state.step,
-            count,
-            sum(losses) / count,
-            max(norms),
-            lr,
-            seconds,
-            score,
-            evaluation_seconds,
-            validation_loss,
-        )
+            updates = _with_evaluation(updates, state, data)
+        yield updates
+
+
+def _run_updates(state: TrainState, data: Data, count: int) -> Updates:
+    """Do `count` updates, up to the first whose loss or gradient is not finite."""
+    begin = time.perf_counter()
+    results = []
+    for _ in range(count):
+        lr = state.optimizer.param_groups[0]["lr"]
+        results.append(_update(state, data))
+    # The only place that waits for the GPU.
+    losses, norms = torch.stack(results, dim=1).tolist()
+    seconds = (time.perf_counter() - begin) / count
+    for done, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        if not math.isfinite(loss + norm):
+            # This update and those after it changed no weight.
+            state.step -= count - done
+            return Updates(state.step + 1, done + 1, loss, norm, lr, seconds)
+    return Updates(state.step, count, sum(losses) / count, max(norms), lr, seconds)
+
+
+def _with_evaluation(updates: Updates, state: TrainState, data: Data) -> Updates:
+    """Evaluate, and tell the plateau schedule the score."""
+    score, validation_loss = evaluate(state.scored, data, state.config.precision)
+    if isinstance(state.schedule, ReduceLROnPlateau):
+        state.schedule.step(score.value)
+    return replace(updates, score=score, validation_loss=validation_loss)
 
 
 def _update(state: TrainState, data: Data) -> torch.Tensor:
-    """One step. Returns (loss, gradient norm before clipping) on the device; nothing here waits for it."""
-    config, optimizer = state.config, state.optimizer
-    optimizer.zero_grad(set_to_none=True)
+    """Do one update.
+
+    Returns (loss, gradient norm before clipping) on the device, without waiting for the device.
+    """
+    config = state.config
+    state.optimizer.zero_grad(set_to_none=True)
     state.model.train()
-    total = torch.zeros((), device=data.device)
+    loss = torch.zeros((), device=data.device)
     for _ in range(config.accumulation):
-        batch = data.batch(data.train[_next_batch(state, data)])
-        x_BTC = augment(
-            batch.x_BTC, batch.lengths_B, config.augment, state.noise, config.model.padding
-        )
-        with _autocast(data.device, config.precision):
-            logits_BWK, frames_B = state.model(x_BTC, batch.lengths_B, batch.days_B)
-        loss = losses(logits_BWK.float(), frames_B, batch).mean() / config.accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    norm = torch.nn.utils.get_total_norm(
-        [weight.grad for weight in state.model.parameters() if weight.grad is not None]
-    )
-    if config.optimizer.grad_clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(
-            state.model.parameters(), config.optimizer.grad_clip_norm, norm
-        )
-    facts = torch.stack([total, norm])
-    state.broken.clamp_(min=(~facts.isfinite().all()).float())
-    optimizer.found_inf = state.broken  # type: ignore[attr-defined]  # the fused optimizers skip the update where it is 1
-    optimizer.step()
-    if state.averaged is not None and config.optimizer.ema_decay is not None:
-        weight = (
-            1 - config.optimizer.ema_decay if state.step else 1.0
-        )  # the average begins with the first update's weights
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(state.averaged.parameters()), list(state.model.parameters()), weight
-            )
+        loss += _backward(state, data)
+    norm = _clip_gradients(state.model, config.optimizer.grad_clip_norm)
+    result = torch.stack([loss, norm])
+    state.broken.clamp_(min=(~result.isfinite().all()).float())
+    # The fused optimizers skip the update where this is 1.
+    state.optimizer.found_inf = state.broken  # type: ignore[attr-defined]
+    state.optimizer.step()
+    _average_weights(state)
     state.step += 1
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
-    return facts
+    return result
 
 
-def _next_batch(state: TrainState, data: Data) -> torch.Tensor:
-    """Positions in data.train. Each batch is drawn from all sentences without replacement, as in neural_seq_decoder.
+def _backward(state: TrainState, data: Data) -> torch.Tensor:
+    """Add the gradients of one batch. Returns its part of the update's loss."""
+    config = state.config
+    batch = data.batch(data.train[next_batch(state, data)])
+    x_BTC = augment(batch.x_BTC, batch.lengths_B, config.augment, state.noise, config.model.padding)
+    with _autocast(data.device, config.precision):
+        logits_BWK, frames_B = state.model(x_BTC, batch.lengths_B, batch.days_B)
+    loss = ctc_losses(logits_BWK.float(), frames_B, batch).mean() / config.accumulation
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
-    With `batches: similar`, POOL such draws are made at once, sorted by length and cut into batches, which come in random
-    order: the same sentences within POOL batches, and little padding. A sentence that two of the draws share can then be
-    in one batch twice; with few sentences fewer draws are pooled, so that this stays rare.
+
+def _clip_gradients(model: GruDecoder, largest: float | None) -> torch.Tensor:
+    """Scale the gradients down to the norm `largest` if it is given. Returns their norm before."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
+
+
+def _average_weights(state: TrainState) -> None:
+    """Move the averaged weights, if there are any, towards those of the model."""
+    decay = state.config.optimizer.ema_decay
+    if state.averaged is None or decay is None:
+        return
+    # The average begins with the weights after the first update.
+    weight = 1 - decay if state.step else 1.0
+    with torch.no_grad():
+        torch._foreach_lerp_(
+            list(state.averaged.parameters()), list(state.model.parameters()), weight
+        )
+
+
+def next_batch(state: TrainState, data: Data) -> torch.Tensor:
+    """The sentences of the next batch, as positions in data.train.
+
+    Each batch is drawn from all sentences without replacement, as in neural_seq_decoder. With
+    `batches: similar`, POOL such draws are made at once, sorted by length and cut into batches,
+    which come in random order: over POOL batches the same sentences, with little padding.
     """
     if not state.drawn:
-        size = min(state.config.batch_size, len(data.train))
-        pool = (
-            max(1, min(POOL, len(data.train) // (4 * size)))
-            if state.config.batches == "similar"
-            else 1
-        )
-        state.drawn = [
-            torch.randperm(len(data.train), generator=state.order)[:size] for _ in range(pool)
-        ]
-        if pool > 1:
-            all_drawn = torch.cat(state.drawn)
-            by_size = torch.split(
-                all_drawn[data.lengths_S[data.train[all_drawn]].argsort(stable=True)], size
-            )
-            state.drawn = [by_size[i] for i in torch.randperm(pool, generator=state.order)]
+        state.drawn = _draw_batches(state, data)
     return state.drawn.pop()
 
 
-def losses(logits_BWK: torch.Tensor, frames_B: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """CTC loss / labels of each sentence (PyTorch's `mean` before its mean); 0 where the labels do not fit the frames."""
+def _draw_batches(state: TrainState, data: Data) -> list[torch.Tensor]:
+    n_train = len(data.train)
+    size = min(state.config.batch_size, n_train)
+    n_draws = 1
+    if state.config.batches == "similar":
+        # A sentence in two draws may end up twice in one batch. That stays rare if a pool holds
+        # at most a quarter of the sentences.
+        n_draws = max(1, min(POOL, n_train // (4 * size)))
+    draws = [torch.randperm(n_train, generator=state.order)[:size] for _ in range(n_draws)]
+    if n_draws == 1:
+        return draws
+    pooled = torch.cat(draws)
+    by_size = pooled[data.lengths_S[data.train[pooled]].argsort(stable=True)]
+    batches = torch.split(by_size, size)
+    return [batches[i] for i in torch.randperm(n_draws, generator=state.order)]
+
+
+def ctc_losses(logits_BWK: torch.Tensor, frames_B: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """CTC loss / labels of each sentence; 0 where the labels do not fit the frames.
+
+    Their mean is the loss that PyTorch's CTC computes with the reduction `mean`.
+    """
     log_probs_WBK = logits_BWK.log_softmax(dim=2).transpose(0, 1)
     loss_B = ctc_loss(
         log_probs_WBK,
         batch.labels_L,
         frames_B,
         batch.label_lengths_B,
-        BLANK,
-        "none",
+        blank=BLANK,
+        reduction="none",
         zero_infinity=True,
     )
-    return loss_B / batch.label_lengths_B.clamp(min=1).to(loss_B.device, non_blocking=True)
+    labels_B = batch.label_lengths_B.clamp(min=1)
+    return loss_B / labels_B.to(loss_B.device, non_blocking=True)
 
 
 def evaluate(model: GruDecoder, data: Data, precision: str = "fp32") -> tuple[Score, float]:
-    """Greedy decoding of the validation sentences. Returns (score in the order of data.validation, mean loss)."""
+    """Decode the validation sentences greedily.
+
+    Returns (score in the order of data.validation, mean loss).
+    """
     numbers = data.validation.tolist()
     decoded: dict[int, list[int]] = {}
     total_loss = torch.zeros((), device=data.device)
     for numbers_B, batch, logits_BWK, frames_B in outputs(model, data, precision):
-        total_loss += losses(logits_BWK.float(), frames_B, batch).sum()
+        total_loss += ctc_losses(logits_BWK.float(), frames_B, batch).sum()
         decoded |= zip(numbers_B.tolist(), greedy_decode(logits_BWK, frames_B), strict=True)
     references = [data.labels(number) for number in numbers]
     errors = edit_distances(references, [decoded[number] for number in numbers])
-    return Score(tuple(errors), tuple(map(len, references))), total_loss.item() / len(numbers)
+    lengths = [len(reference) for reference in references]
+    return Score(tuple(errors), tuple(lengths)), total_loss.item() / len(numbers)
 
 
 @torch.no_grad()
 def outputs(
     model: GruDecoder, data: Data, precision: str
 ) -> Iterator[tuple[torch.Tensor, Batch, torch.Tensor, torch.Tensor]]:
-    """The model on the validation sentences, batch by batch: (numbers_B, batch, logits_BWK, frames_B)."""
+    """Run the model on the validation sentences, batch by batch.
+
+    Yields (numbers_B, batch, logits_BWK, frames_B).
+    """
     model.eval()
     numbers = data.validation.tolist()
-    masked = model.config.padding == "masked"
-    batches = (
-        by_length(numbers, data.lengths_S, SCORING_BATCH)
-        if masked
-        else torch.split(torch.tensor(numbers), SCORING_BATCH)
-    )
+    if model.config.padding == "masked":
+        batches = by_length(numbers, data.lengths_S, SCORING_BATCH)
+    else:
+        batches = list(torch.split(torch.tensor(numbers), SCORING_BATCH))
     for numbers_B in batches:
         batch = data.batch(numbers_B)
         with _autocast(data.device, precision):
@@ -269,7 +318,7 @@ def outputs(
 
 
 def set_precision(config: DecoderConfig) -> None:
-    """TF32 for all matrix products on CUDA, or for none: PyTorch has this for the whole process."""
+    """Turn TF32 on or off for all matrix products on CUDA, in the whole process."""
     tf32 = config.precision != "fp32"
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -280,13 +329,11 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def make_optimizer(model: GruDecoder, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """All are fused: one call for all weights, and they can be told on the device to skip an update."""
-    weights, lr, decay, betas = (
-        model.parameters(),
-        config.lr,
-        config.weight_decay,
-        (config.beta1, config.beta2),
-    )
+    """All are fused: one call updates all weights, and can be told on the device to skip it."""
+    weights = model.parameters()
+    lr = config.lr
+    decay = config.weight_decay
+    betas = (config.beta1, config.beta2)
     match config.name:
         case "adam":
             return torch.optim.Adam(weights, lr, betas, config.eps, decay, fused=True)
@@ -313,19 +360,20 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: DecoderConfig) -> LR
 
 
 def lr_factor(config: DecoderConfig, step: int) -> float:
-    """lr / optimizer.lr for the update after `step` updates.
+    """lr / optimizer.lr of the update after `step` updates.
 
-    linear: from 1 to end_factor over all steps. warmup-cosine: up from 1/warmup steps, then half a cosine to end_factor.
+    linear: from 1 to end_factor over all steps.
+    warmup-cosine: up from 1 / (warmup steps + 1), then half a cosine down to end_factor.
     """
-    schedule, steps = config.schedule, max(config.steps, 1)
+    schedule = config.schedule
+    steps = max(config.steps, 1)
     if schedule.name == "linear":
         return 1 + (schedule.end_factor - 1) * min(step / steps, 1)
     if schedule.name == "warmup-cosine":
         warmup = round(schedule.warmup * steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        along = min((step - warmup) / max(steps - warmup, 1), 1)
-        return schedule.end_factor + (1 - schedule.end_factor) * 0.5 * (
-            1 + math.cos(math.pi * along)
-        )
+        progress = min((step - warmup) / max(steps - warmup, 1), 1)
+        cosine = 1 + math.cos(math.pi * progress)
+        return schedule.end_factor + (1 - schedule.end_factor) * 0.5 * cosine
     return 1.0
