@@ -1,8 +1,22 @@
-"""Noise, offset and masks on a batch: tensors in, tensors out. Random numbers come from the given generator only."""
+"""Noise, offset and masks on a batch: tensors in, tensors out.
+
+All random numbers come from the generator that the caller passes.
+"""
+
+from dataclasses import dataclass
 
 import torch
 
 from hpo.decoder.config import AugmentConfig
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """How many spans of a sentence are masked, at most; the probability of each; largest width."""
+
+    count: int
+    p: float
+    max_width: int
 
 
 def augment(
@@ -12,27 +26,24 @@ def augment(
     generator: torch.Generator,
     padding: str = "masked",
 ) -> torch.Tensor:
-    """Masks, then white noise, then a constant offset; the padding is zero again afterwards.
+    """Apply masks, then white noise, then a constant offset, and zero the padding again.
 
-    x_BTC: features, zero behind each sentence's end. lengths_B: bins, on any device. padding: as `model.padding`.
-    The order is that of the lab's trainer (masks when a sentence is read, noise on the GPU), so masked spans hold
-    noise around 0. Departure from neural_seq_decoder, unless padding is "reference": its padding holds noise too, which
-    its smoothing and its backward GRU read.
+    x_BTC: features, zero behind each sentence's end. lengths_B: bins, on any device. padding: see
+    `model.padding`. The order is that of the lab's trainer (masks when a sentence is read, noise on
+    the GPU), so masked spans hold noise around 0. Departure from neural_seq_decoder, unless padding
+    is "reference": its padding holds noise too, which its smoothing and its backward GRU read.
     """
     batch, bins, features = x_BTC.shape
     device = x_BTC.device
     ends_B = lengths_B.to(device, non_blocking=True)
     if config.time_masks:
-        spans = (config.time_masks, config.time_mask_p, config.time_mask_width)
-        x_BTC = x_BTC * ~_masked(batch, bins, ends_B, spans, generator)[:, :, None]
+        masks = _Masks(config.time_masks, config.time_mask_p, config.time_mask_width)
+        masked_BT = _masked(bins, ends_B, masks, generator)
+        x_BTC = x_BTC * ~masked_BT[:, :, None]
     if config.feature_masks:
-        spans = (config.feature_masks, config.feature_mask_p, config.feature_mask_width)
-        x_BTC = (
-            x_BTC
-            * ~_masked(batch, features, torch.full_like(ends_B, features), spans, generator)[
-                :, None, :
-            ]
-        )
+        masks = _Masks(config.feature_masks, config.feature_mask_p, config.feature_mask_width)
+        masked_BC = _masked(features, torch.full_like(ends_B, features), masks, generator)
+        x_BTC = x_BTC * ~masked_BC[:, None, :]
     if config.white_noise_sd > 0:
         x_BTC = x_BTC + config.white_noise_sd * _normal((batch, bins, features), generator)
     if config.constant_offset_sd > 0:
@@ -48,25 +59,23 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
 
 
 def _masked(
-    batch: int,
-    size: int,
-    ends_B: torch.Tensor,
-    spans: tuple[int, float, int],
-    generator: torch.Generator,
+    size: int, ends_B: torch.Tensor, masks: _Masks, generator: torch.Generator
 ) -> torch.Tensor:
-    """batch x size, True where masked: `count` spans a sentence, each there with probability `p`.
+    """B x size, True where masked. ends_B: where each sentence ends, at most at `size`.
 
-    Widths are uniform on 1..max_width, below the sentence's length; starts uniform over the places where it fits.
+    Widths are uniform on 1..max_width but below the sentence's length; starts are uniform over the
+    places where the span fits.
     """
-    count, p, max_width = spans
+    batch = len(ends_B)
     masked = torch.zeros(batch, size, dtype=torch.bool, device=ends_B.device)
     positions = torch.arange(size, device=ends_B.device)
-    for _ in range(count):
-        there_B, width_B, start_B = torch.rand(
+    for _ in range(masks.count):
+        # Three uniform numbers per sentence: whether the span is masked, its width, its start.
+        chance_B, width_B, start_B = torch.rand(
             3, batch, generator=generator, device=generator.device
         )
-        widths = 1 + (width_B * (ends_B - 1).clamp(1, max_width)).long()
+        widths = 1 + (width_B * (ends_B - 1).clamp(1, masks.max_width)).long()
         starts = (start_B * (ends_B - widths + 1)).long()
         inside = (positions >= starts[:, None]) & (positions < (starts + widths)[:, None])
-        masked |= inside & (there_B < p)[:, None]
+        masked |= inside & (chance_B < masks.p)[:, None]
     return masked

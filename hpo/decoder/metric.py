@@ -6,24 +6,32 @@ from typing import TYPE_CHECKING
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
-if TYPE_CHECKING:  # commands that only read a study should not wait for torch
+# Commands that only read a study should not wait for torch.
+if TYPE_CHECKING:
     import torch
 
 BLANK = 0
 
 
 def greedy_decode(logits_BWK: "torch.Tensor", frames_B: "torch.Tensor") -> list[list[int]]:
-    """The best class of each frame, repeats merged, blanks dropped; of sentence b the first frames_B[b] frames count.
+    """The best class of each frame, repeats merged and blanks dropped.
 
-    logits_BWK: sentences x frames x (classes + blank). Decoded where the logits are; only the labels leave the device.
+    logits_BWK: sentences x frames x (classes + blank). frames_B: how many frames of each sentence
+    are decoded. Decodes on the device of the logits; only the labels leave it.
     """
     path_BW = logits_BWK.argmax(dim=-1)
+    frame_BW = path_BW.new_ones(path_BW.shape).cumsum(dim=1)
     kept_BW = path_BW != BLANK
     kept_BW[:, 1:] &= path_BW[:, 1:] != path_BW[:, :-1]
-    kept_BW &= path_BW.new_ones(path_BW.shape).cumsum(dim=1) <= frames_B.to(path_BW.device)[:, None]
+    kept_BW &= frame_BW <= frames_B.to(path_BW.device)[:, None]
     labels = path_BW[kept_BW].tolist()
     ends = kept_BW.sum(dim=1).cumsum(dim=0).tolist()
-    return [labels[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    decoded = []
+    begin = 0
+    for end in ends:
+        decoded.append(labels[begin:end])
+        begin = end
+    return decoded
 
 
 def edit_distances(

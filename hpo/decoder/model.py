@@ -1,15 +1,17 @@
 """The GRU decoder of neural_seq_decoder: features to CTC logits.
 
-Shape suffixes: B sentences, T bins, C features, W windows (GRU inputs), H hidden, I inputs of a layer, K classes + blank.
+Shape suffixes: B sentences, T bins, C features, W windows (GRU inputs), I inputs of a layer,
+K classes + blank, N sentences x features.
 
-Departures from the reference, all of them:
-- Sentences end where they end: the backward GRU starts at a sentence's own end, and beyond it smoothing reads zeros. The
-  reference lets both read padding, and its scores move with the batch (.0886 at batch size 1, .0875 at 240, on the spoken
-  digits). `padding: reference` does as it does.
+All departures from the reference:
+- Padding is never read: the backward GRU starts at a sentence's own end, and beyond it smoothing
+  reads zeros. The reference lets both read padding, and its scores depend on the batch (.0886 at
+  batch size 1, .0875 at 240, on the spoken digits). `padding: reference` does the same.
 - smoothing_width 0 means no smoothing (the reference raises).
-- The GRU is a list of one-layer GRUs with dropout between, so that all randomness is PyTorch's own generator, which a
-  checkpoint holds; cuDNN's own dropout keeps its state to itself. Same weights, same function.
-- The unused per-day `inpLayer` of the reference is not there.
+- The GRU is a list of one-layer GRUs with dropout between them, so that all randomness comes from
+  PyTorch's own generator, which a checkpoint holds; the state of cuDNN's own dropout is out of
+  reach. The weights and the function are the same.
+- The reference's `inpLayer` of each day, which it never uses, is left out.
 """
 
 import torch
@@ -23,10 +25,10 @@ from hpo.decoder.gru import reversal, run_layer
 
 
 class GruDecoder(nn.Module):
-    """Smoothing, a linear layer per day, softsign, (LayerNorm,) windows, GRU, linear.
+    """Smoothing, a linear layer per day, softsign, LayerNorm if configured, windows, GRU, linear.
 
-    Initialised as the reference: day layers to the identity, GRU recurrent weights orthogonal, GRU input weights
-    Xavier-uniform, the rest PyTorch's defaults.
+    Initialised as the reference: day layers to the identity, GRU recurrent weights orthogonal, GRU
+    input weights Xavier-uniform, the rest to PyTorch's defaults.
     """
 
     smoothing_K: torch.Tensor
@@ -42,10 +44,10 @@ class GruDecoder(nn.Module):
         self.layer_norm = nn.LayerNorm(n_features) if config.layer_norm else nn.Identity()
         self.input_dropout = nn.Dropout(config.input_dropout)
         width = config.units * (2 if config.bidirectional else 1)
-        inputs = [n_features * config.kernel] + [width] * (config.layers - 1)
+        input_sizes = [n_features * config.kernel] + [width] * (config.layers - 1)
         self.gru = nn.ModuleList(
             nn.GRU(size, config.units, batch_first=True, bidirectional=config.bidirectional)
-            for size in inputs
+            for size in input_sizes
         )
         for name, weight in self.gru.named_parameters():
             if "weight_hh" in name:
@@ -57,71 +59,74 @@ class GruDecoder(nn.Module):
     def forward(
         self, x_BTC: torch.Tensor, lengths_B: torch.Tensor, days_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_BTC: zero behind each sentence's end. lengths_B: bins, on the CPU, each >= kernel. days_B: day numbers.
+        """x_BTC: zero behind each sentence's end. lengths_B: bins, on the CPU, each >= kernel.
 
-        Returns (logits_BWK, frames_B): of sentence b the first frames_B[b] windows count; frames_B is on the CPU.
+        Returns (logits_BWK, frames_B). frames_B, on the CPU, is how many windows of each sentence
+        are scored.
         """
         config = self.config
-        x_BTC = smooth(x_BTC, self.smoothing_K) if config.smoothing_width > 0 else x_BTC
+        if config.smoothing_width > 0:
+            x_BTC = smooth(x_BTC, self.smoothing_K)
         x_BTC = softsign(torch.baddbmm(self.day_bias[days_B], x_BTC, self.day_weights[days_B]))
         x_BTC = self.input_dropout(self.layer_norm(x_BTC))
-        x_BWI = x_BTC.unfold(1, config.kernel, config.stride).flatten(
-            start_dim=2
-        )  # I: feature-major, as in nn.Unfold
+        # I runs over features first and then over the bins of the window, as in nn.Unfold.
+        x_BWI = x_BTC.unfold(1, config.kernel, config.stride).flatten(start_dim=2)
         frames_B = frames(lengths_B, config)
-        windows_B = (
-            frames_B + 1
-            if config.padding == "masked"
-            else torch.full_like(frames_B, x_BWI.shape[1])
-        )
-        run = self._packed if x_BWI.is_cuda else self._padded
-        return self.output(run(x_BWI, windows_B)), frames_B
+        if config.padding == "masked":
+            windows_B = frames_B + 1
+        else:
+            windows_B = torch.full_like(frames_B, x_BWI.shape[1])
+        run_gru = self.run_packed if x_BWI.is_cuda else self.run_padded
+        return self.output(run_gru(x_BWI, windows_B)), frames_B
 
-    def _packed(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
-        """The GRU by cuDNN, which skips what is behind a sentence's end."""
-        order_B = windows_B.argsort(
-            descending=True, stable=True
-        )  # sorted here: PyTorch's own sorting waits for the GPU
-        with torch.autocast(
-            x_BWI.device.type, enabled=False
-        ):  # autocast would give cuDNN fp16, whose gradients underflow
-            x_BWI = x_BWI.float()[order_B.to(x_BWI.device, non_blocking=True)]
+    def run_packed(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
+        """Run the GRU with cuDNN, which skips the padding behind each sentence's end."""
+        device = x_BWI.device
+        # PyTorch could sort, but would wait for the GPU.
+        order_B = windows_B.argsort(descending=True, stable=True)
+        # Autocast would give cuDNN fp16, whose gradients underflow.
+        with torch.autocast(device.type, enabled=False):
+            x_BWI = x_BWI.float()[order_B.to(device, non_blocking=True)]
             packed = pack_padded_sequence(x_BWI, windows_B[order_B], batch_first=True)
             for number, layer in enumerate(self.gru):
-                if number:
-                    packed = PackedSequence(
-                        dropout(packed.data, self.config.dropout, self.training), packed.batch_sizes
-                    )
+                if number > 0:
+                    dropped = dropout(packed.data, self.config.dropout, self.training)
+                    packed = PackedSequence(dropped, packed.batch_sizes)
                 packed, _ = layer(packed)
-        return pad_packed_sequence(packed, batch_first=True)[0][
-            order_B.argsort().to(x_BWI.device, non_blocking=True)
-        ]
+        sorted_BWH, _ = pad_packed_sequence(packed, batch_first=True)
+        return sorted_BWH[order_B.argsort().to(device, non_blocking=True)]
 
-    def _padded(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
-        """The same by our own GRU for the CPU (gru.py)."""
+    def run_padded(self, x_BWI: torch.Tensor, windows_B: torch.Tensor) -> torch.Tensor:
+        """Run the GRU with our own code for the CPU (gru.py)."""
         x_WBI = x_BWI.transpose(0, 1)
-        turned = reversal(len(x_WBI), windows_B)
+        reversed_rows = reversal(len(x_WBI), windows_B)
         for number, layer in enumerate(self.gru):
             assert isinstance(layer, nn.GRU)
-            x_WBI = run_layer(
-                layer, dropout(x_WBI, self.config.dropout, self.training and number > 0), turned
-            )
+            drops = self.training and number > 0
+            x_WBI = run_layer(layer, dropout(x_WBI, self.config.dropout, drops), reversed_rows)
         return x_WBI.transpose(0, 1)
 
 
 def gaussian_kernel(size: int, width: float) -> torch.Tensor:
-    """`size` taps of a Gaussian of standard deviation `width` bins, summing to 1; for width 0 a placeholder of zeros."""
+    """`size` taps of a Gaussian with a standard deviation of `width` bins, which sum to 1.
+
+    For width 0, a placeholder of zeros.
+    """
     if width == 0:
         return torch.zeros(size)
-    taps_K = torch.exp(-0.5 * ((torch.arange(size) - (size - 1) / 2) / width) ** 2)
+    distances_K = torch.arange(size) - (size - 1) / 2
+    taps_K = torch.exp(-0.5 * (distances_K / width) ** 2)
     return taps_K / taps_K.sum()
 
 
 def smooth(x_BTC: torch.Tensor, kernel_K: torch.Tensor) -> torch.Tensor:
-    """Convolve each feature over time; same length, zeros beyond the ends, an even kernel's extra tap on the right."""
+    """Convolve each feature over time, with zeros beyond the ends; the length stays the same.
+
+    The extra tap of an even kernel is on the right.
+    """
     batch, bins, features = x_BTC.shape
     size = len(kernel_K)
-    x_NT = pad(
-        x_BTC.transpose(1, 2).reshape(batch * features, 1, bins), ((size - 1) // 2, size // 2)
-    )
-    return conv1d(x_NT, kernel_K[None, None]).reshape(batch, features, bins).transpose(1, 2)
+    x_N1T = x_BTC.transpose(1, 2).reshape(batch * features, 1, bins)
+    x_N1T = pad(x_N1T, ((size - 1) // 2, size // 2))
+    smoothed_N1T = conv1d(x_N1T, kernel_K[None, None])
+    return smoothed_N1T.reshape(batch, features, bins).transpose(1, 2)
