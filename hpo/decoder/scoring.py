@@ -1,4 +1,4 @@
-"""What a decoder in a file scores on a partition, and a trial's decoder for the lab's own code."""
+"""Scores a decoder file on a partition, and exports a trial's decoder for the lab's own code."""
 
 from pathlib import Path
 from typing import Any
@@ -16,53 +16,69 @@ from hpo.text import percent
 def score(
     model: Path, data: Path | None, partition: Partition, device: torch.device, padding: str | None
 ) -> dict[str, Any]:
-    """Score a decoder (see load_decoder) on a partition. padding: instead of the model's own. Raises DataError."""
+    """Score a decoder (see load_decoder) on a partition, as JSON's types.
+
+    padding: replaces the model's own. Raises DataError.
+    """
     decoder = load_decoder(model)
     if padding:
         decoder.model.config = decoder.config.with_values({"model.padding": padding}).model
     loaded = load_for_scoring(data, partition, decoder.model.config, device)
     check_fit(decoder, loaded.n_features, loaded.n_days)
     set_precision(decoder.config)
-    found, loss = evaluate(decoder.model.to(device), loaded, decoder.config.precision)
+    per, loss = evaluate(decoder.model.to(device), loaded, decoder.config.precision)
     return {
         "model": str(model),
-        "facts": decoder.facts,
+        "facts": decoder.metadata,
         "data": str(data) if data else None,
         "partition": partition,
         "padding": decoder.model.config.padding,
-        "per": found.value,
+        "per": per.value,
         "ctc_loss": loss,
-        "errors": found.errors,
-        "lengths": found.lengths,
+        "errors": per.errors,
+        "lengths": per.lengths,
     }
 
 
 def check_fit(decoder: Decoder, n_features: int, n_days: int) -> None:
-    """Raises DataError if the data are not such as the model was trained on."""
+    """Raises DataError if the model was trained on data with another number of features or days."""
     days, features, _ = decoder.model.day_weights.shape
     if features != n_features:
         raise DataError(
-            f"the data have {n_features} features, the model takes {features}. Give the data that it was trained for"
+            f"the data have {n_features} features, the model takes {features}. "
+            f"Give the data that it was trained on"
         )
     if n_days > days:
         raise DataError(
-            f"the data have {n_days} days, the model has input layers for {days}. Give the data that it was trained for"
+            f"the data have {n_days} days, the model has input layers for {days}. "
+            f"Give the data that it was trained on"
         )
 
 
 def score_text(score: dict[str, Any]) -> str:
-    errors, labels = sum(score["errors"]), sum(score["lengths"])
-    return (f"PER {percent(score['per'])} on {score['partition']}: {errors} errors in {labels} phonemes of {len(score['lengths'])} "
-            f"sentences (greedy decoding; {score['device']})")  # fmt: skip
+    """One line for people about the result of `score`. `score` has a `device` in addition."""
+    errors = sum(score["errors"])
+    phonemes = sum(score["lengths"])
+    return (
+        f"PER {percent(score['per'])} on {score['partition']}: {errors} errors in {phonemes} "
+        f"phonemes of {len(score['lengths'])} sentences (greedy decoding; {score['device']})"
+    )
 
 
 def export_reference(weights: Path, out: Path) -> list[str]:
-    """Write the folder that neural_seq_decoder's loadModel reads. Returns lines for people. Raises CallerError."""
+    """Write the folder that neural_seq_decoder's loadModel reads.
+
+    Returns lines for people. Raises CallerError if it cannot be written, and DataError.
+    """
     decoder = load_decoder(weights)
     try:
         reference_folder(decoder, out)
     except OSError as error:
         raise CallerError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    return [f"wrote {out}: args and modelWeights of trial {decoder.facts['trial']}, step {decoder.facts['step']}, "
-            f"PER {percent(decoder.facts['per'])} ({decoder.facts['partition']})",
-            *reference_notes(decoder.config, decoder.model.day_weights.shape[0])]  # fmt: skip
+    metadata = decoder.metadata
+    written = (
+        f"wrote {out}: args and modelWeights of trial {metadata['trial']}, "
+        f"step {metadata['step']}, PER {percent(metadata['per'])} ({metadata['partition']})"
+    )
+    n_days = decoder.model.day_weights.shape[0]
+    return [written, *reference_notes(decoder.config, n_days)]

@@ -41,7 +41,7 @@ def trained(data: Data, **values: object) -> Decoder:
 
 def saved(decoder: Decoder, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_decoder(path, decoder.model.state_dict(), decoder.config, decoder.facts)
+    save_decoder(path, decoder.model.state_dict(), decoder.config, decoder.metadata)
     return path
 
 
@@ -56,7 +56,7 @@ def test_a_file_gives_back_the_decoder(data: Data, tmp_path: Path) -> None:
     decoder = trained(data, optimizer__ema_decay=0.9)
     back = load_decoder(saved(decoder, tmp_path / "deep" / "last.safetensors"))
     assert torch.equal(logits(back.model, data), logits(decoder.model, data))
-    assert (back.config, back.facts) == (decoder.config, {"step": 3})
+    assert (back.config, back.metadata) == (decoder.config, {"step": 3})
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["last.safetensors"]
 
 
@@ -132,7 +132,7 @@ def misfit(path: Path) -> None:
         (cut, "not a whole safetensors file"),
         (lambda path: path.write_bytes(b""), "not a whole safetensors file"),
         (foreign, "not one of hpo"),
-        (misfit, "its weights are not those of its configuration"),
+        (misfit, "its weights do not fit its configuration"),
     ],
 )
 def test_a_file_that_is_no_decoder(
@@ -233,9 +233,11 @@ def test_weights_of_a_finished_trial(study: Study, tiny_data: Path, tmp_path: Pa
             "last.safetensors",
         ]
         last, best = (load_decoder(folder / f"{which}.safetensors") for which in ("last", "best"))
-        assert evaluate(last.model, validation)[0].value == record.value == last.facts["per"]
-        assert evaluate(best.model, validation)[0].value == record.best_value == best.facts["per"]
-        assert last.facts["step"] == 9 and last.config.flat() == record.config
+        assert evaluate(last.model, validation)[0].value == record.value == last.metadata["per"]
+        assert (
+            evaluate(best.model, validation)[0].value == record.best_value == best.metadata["per"]
+        )
+        assert last.metadata["step"] == 9 and last.config.flat() == record.config
 
     done = invoke("evaluate", "--study", study.name, "--model", 1, "--partition", "test", "--json")
     assert done.exit_code == 0, done.output
@@ -275,7 +277,7 @@ def test_weights_of_a_finished_trial(study: Study, tiny_data: Path, tmp_path: Pa
         "--out",
         out,
     )
-    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+    assert (again.exit_code, "already exists" in again.stderr) == (2, True)
 
 
 def test_weights_that_are_not_there(

@@ -210,7 +210,7 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
     run.to_its_end()
     run.writer.close()
     run.reporter.close()
-    assert load_decoder(best).facts["step"] == 99
+    assert load_decoder(best).metadata["step"] == 99
 
 
 def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
