@@ -72,7 +72,7 @@ def data_check(path: Path | None, kernel: int | None, stride: int | None, as_jso
     The exit code is 2 if a decoder cannot be trained on it.
     """
     from hpo.decoder.config import ModelConfig
-    from hpo.decoder.facts import data_facts
+    from hpo.decoder.facts import inspect_data
     from hpo.errors import DataError
 
     settings = {}
@@ -80,7 +80,7 @@ def data_check(path: Path | None, kernel: int | None, stride: int | None, as_jso
         settings["kernel"] = kernel
     if stride:
         settings["stride"] = stride
-    facts = data_facts(path, ModelConfig.model_validate(settings))
+    facts = inspect_data(path, ModelConfig.model_validate(settings))
     if as_json:
         echo_json(facts)
     else:

@@ -23,7 +23,7 @@ from hpo.data.sentences import Partition, Row, Stream
 from hpo.data.store import convert
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import load_data, load_for_scoring
-from hpo.decoder.facts import data_facts
+from hpo.decoder.facts import inspect_data
 from hpo.errors import CallerError, DataError, MachineError
 
 MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)
@@ -328,7 +328,7 @@ def write(path: Path, contents: Any) -> Path:
 
 def test_facts_of_the_spoken_digits(shared_data: Path) -> None:
     """The figures in the data's README."""
-    facts = data_facts(
+    facts = inspect_data(
         shared_data / "spoken_digits" / "ptDecoder_ctc", ModelConfig(kernel=14, stride=4)
     )
     train = facts["partitions"]["train"]
@@ -355,7 +355,7 @@ def test_facts_of_what_is_wrong(tmp_path: Path) -> None:
         train[0]["phoneLens"][length] = train[0]["phoneLens"][7]
     test[1]["phoneLens"][0] = train[0]["phoneLens"][7]
     test[1]["sentenceDat"][2] = test[1]["sentenceDat"][2][:3]
-    facts = data_facts(write(tmp_path / "data", contents), MODEL)
+    facts = inspect_data(write(tmp_path / "data", contents), MODEL)
     days = facts["partitions"]["train"]["days"]
     assert [day["constant_channels"] for day in days] == [[], [2]]
     assert [day["not_finite_channels"] for day in days] == [[1], []]
