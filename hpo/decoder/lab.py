@@ -1,6 +1,7 @@
-"""A configuration in the words of the lab's own trainer (the argument names of neural_seq_decoder and its descendants).
+"""Translates configurations to and from the argument names of the lab's own trainer.
 
-That trainer counts batches; the schedules of its descendants, however, are stepped once per update.
+That trainer is neural_seq_decoder and its descendants. It counts batches, but the schedules of its
+descendants advance once per update.
 """
 
 from collections.abc import Mapping
@@ -10,15 +11,24 @@ from hpo.decoder.config import DecoderConfig
 
 
 def lab_arguments(config: DecoderConfig, n_features: int, n_days: int) -> dict[str, Any]:
-    """The `args` dict. `eps`, `momentum` and `nesterov` have no name there: those trainers have them in their code."""
-    model, optimizer, schedule, augment = (
-        config.model,
-        config.optimizer,
-        config.schedule,
-        config.augment,
-    )
-    warmup_steps = round(schedule.warmup * config.steps) if schedule.name == "warmup-cosine" else 0
-    decays = schedule.name in ("linear", "warmup-cosine")
+    """The `args` dict of the lab's trainer.
+
+    Those trainers have no argument for `eps`, `momentum` and `nesterov`, which they fix in their
+    code; they are included for readers.
+    """
+    model = config.model
+    optimizer = config.optimizer
+    schedule = config.schedule
+    augment = config.augment
+    warmup_steps = 0
+    cosine_steps = None
+    if schedule.name == "warmup-cosine":
+        warmup_steps = round(schedule.warmup * config.steps)
+        cosine_steps = config.steps - warmup_steps
+    last_lr = optimizer.lr
+    if schedule.name in ("linear", "warmup-cosine"):
+        last_lr = optimizer.lr * schedule.end_factor
+    is_sgd = optimizer.name == "sgd"
     return {
         "seed": config.seed,
         "nBatch": config.steps * config.accumulation,
@@ -40,17 +50,17 @@ def lab_arguments(config: DecoderConfig, n_features: int, n_days: int) -> dict[s
         "optimizer": optimizer.name,
         "lrStart": optimizer.lr,
         "peak_lr": optimizer.lr,
-        "lrEnd": optimizer.lr * schedule.end_factor if decays else optimizer.lr,
-        "eps": optimizer.eps if optimizer.name != "sgd" else None,
-        "momentum": optimizer.momentum if optimizer.name == "sgd" else None,
-        "nesterov": optimizer.nesterov if optimizer.name == "sgd" else None,
+        "lrEnd": last_lr,
+        "eps": None if is_sgd else optimizer.eps,
+        "momentum": optimizer.momentum if is_sgd else None,
+        "nesterov": optimizer.nesterov if is_sgd else None,
         "l2_decay": optimizer.weight_decay if optimizer.name != "adamw" else 0.0,
         "weight_decay": optimizer.weight_decay,
         "grad_clip_norm": optimizer.grad_clip_norm or 0.0,
         "ema_decay": optimizer.ema_decay or 0.0,
         "schedule": schedule.name,
         "warmup_steps": warmup_steps,
-        "cosine_T_max": config.steps - warmup_steps if schedule.name == "warmup-cosine" else None,
+        "cosine_T_max": cosine_steps,
         "use_plateau_scheduler": schedule.name == "plateau",
         "plateau_patience": schedule.patience,
         "plateau_factor": schedule.factor,
@@ -66,7 +76,8 @@ def lab_arguments(config: DecoderConfig, n_features: int, n_days: int) -> dict[s
     }
 
 
-SAME = {  # the lab's name -> ours, where the value is the same
+# The lab's name -> our field, where the value is the same.
+SAME_VALUE = {
     "seed": "seed",
     "batchSize": "batch_size",
     "gradient_accumulation_steps": "accumulation",
@@ -87,11 +98,15 @@ SAME = {  # the lab's name -> ours, where the value is the same
     "whiteNoiseSD": "augment.white_noise_sd",
     "constantOffsetSD": "augment.constant_offset_sd",
 }
-OFF = {
+# The same, where the lab's 0 is our null.
+ZERO_IS_NULL = {
     "grad_clip_norm": "optimizer.grad_clip_norm",
     "ema_decay": "optimizer.ema_decay",
-}  # 0 there is null here
-MASKS = {"time": "time", "freq": "feature"}  # the lab's word -> ours
+}
+# The same, where the lab counts batches and we count updates.
+COUNTS_BATCHES = {"nBatch": "steps", "eval_every": "evaluate_every"}
+# The lab's word in the names of masks -> ours.
+MASKS = {"time": "time", "freq": "feature"}
 PLATEAU = {
     "plateau_patience": "schedule.patience",
     "plateau_factor": "schedule.factor",
@@ -100,63 +115,76 @@ PLATEAU = {
 
 
 def from_lab_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(dotted name -> value as far as `args` tells, what of it our configuration cannot say). Nothing is guessed: a field that
-    `args` does not record is left out. The values are as they stand there, not checked.
+    """Translate an `args` dict.
+
+    Returns (dotted name -> value, what our configuration cannot express). A field that `args` does
+    not record is left out, never guessed. The values are copied unchecked.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    config = {ours: given[theirs] for theirs, ours in SAME.items() if theirs in given}
-    accumulation = int(given.get("gradient_accumulation_steps", 1))
-    for theirs, ours in (("nBatch", "steps"), ("eval_every", "evaluate_every")):
-        if theirs in given:
-            config[ours] = given[theirs] // accumulation
-    decay = "weight_decay" if given.get("optimizer") == "adamw" else "l2_decay"
-    if decay in given:
-        config["optimizer.weight_decay"] = given[decay]
-    for theirs, ours in OFF.items():
-        if theirs in given:
-            config[ours] = given[theirs] or None
-    if given.get("use_ema") is False:
+    recorded = {name: value for name, value in arguments.items() if value is not None}
+    config = {field: recorded[name] for name, field in SAME_VALUE.items() if name in recorded}
+    accumulation = int(recorded.get("gradient_accumulation_steps", 1))
+    for name, field in COUNTS_BATCHES.items():
+        if name in recorded:
+            config[field] = recorded[name] // accumulation
+    decay = "weight_decay" if recorded.get("optimizer") == "adamw" else "l2_decay"
+    if decay in recorded:
+        config["optimizer.weight_decay"] = recorded[decay]
+    for name, field in ZERO_IS_NULL.items():
+        if name in recorded:
+            config[field] = recorded[name] or None
+    if recorded.get("use_ema") is False:
         config["optimizer.ema_decay"] = None
-    for theirs, ours in MASKS.items():
-        p, masks = given.get(f"{theirs}_mask_prob"), given.get(f"{theirs}_mask_max_masks")
-        if p == 0 or masks == 0:
-            config[f"augment.{ours}_masks"] = 0
-        elif p is not None and masks is not None:
-            config |= {f"augment.{ours}_masks": masks, f"augment.{ours}_mask_p": p}
-            if f"{theirs}_mask_width" in given:
-                config[f"augment.{ours}_mask_width"] = given[f"{theirs}_mask_width"]
-    schedule, foreign = _schedule(given, config.get("steps"))
-    return config | schedule, foreign
+    for lab_word, word in MASKS.items():
+        config |= _masks(recorded, lab_word, word)
+    schedule, inexpressible = _schedule(recorded, config.get("steps"))
+    return config | schedule, inexpressible
 
 
-def _schedule(given: Mapping[str, Any], steps: int | None) -> tuple[dict[str, Any], list[str]]:
-    """lr and schedule in our names, and why the schedule cannot be said."""
-    lr, end = given.get("peak_lr", given.get("lrStart")), given.get("lrEnd")
+def _masks(recorded: Mapping[str, Any], lab_word: str, word: str) -> dict[str, Any]:
+    p = recorded.get(f"{lab_word}_mask_prob")
+    count = recorded.get(f"{lab_word}_mask_max_masks")
+    if p == 0 or count == 0:
+        return {f"augment.{word}_masks": 0}
+    if p is None or count is None:
+        return {}
+    masks = {f"augment.{word}_masks": count, f"augment.{word}_mask_p": p}
+    width = f"{lab_word}_mask_width"
+    if width in recorded:
+        masks[f"augment.{word}_mask_width"] = recorded[width]
+    return masks
+
+
+def _schedule(recorded: Mapping[str, Any], steps: int | None) -> tuple[dict[str, Any], list[str]]:
+    """lr and schedule under our names, and why our configuration cannot express the schedule."""
+    lr = recorded.get("peak_lr", recorded.get("lrStart"))
     config = {} if lr is None else {"optimizer.lr": lr}
-    foreign = [
+    inexpressible = [
         f"{name} in args: not among our schedules"
         for name in ("sgdr_T0", "use_swa", "adaptive_lr")
-        if given.get(name)
+        if recorded.get(name)
     ]
-    if foreign or lr is None:
-        return config, foreign
-    if given.get("use_plateau_scheduler"):
-        return config | {"schedule.name": "plateau"} | {
-            ours: given[theirs] for theirs, ours in PLATEAU.items() if theirs in given
-        }, []
-    warmup, cosine = given.get("warmup_steps", 0), given.get("cosine_T_max")
-    if end == lr and not warmup:
+    if inexpressible or lr is None:
+        return config, inexpressible
+    if recorded.get("use_plateau_scheduler"):
+        settings = {field: recorded[name] for name, field in PLATEAU.items() if name in recorded}
+        return config | {"schedule.name": "plateau"} | settings, []
+    last_lr = recorded.get("lrEnd")
+    warmup = recorded.get("warmup_steps", 0)
+    cosine = recorded.get("cosine_T_max")
+    if last_lr == lr and not warmup:
         return config | {"schedule.name": "constant"}, []
-    if end is None or not steps:
+    if last_lr is None or not steps:
         return config, []
-    if cosine is None:  # neural_seq_decoder: lr runs in a line from lrStart to lrEnd
-        return config | {"schedule.name": "linear", "schedule.end_factor": end / lr}, []
+    # neural_seq_decoder itself: lr runs linearly from lrStart to lrEnd.
+    if cosine is None:
+        return config | {"schedule.name": "linear", "schedule.end_factor": last_lr / lr}, []
     if warmup + cosine != steps:
-        return config, [
-            f"warmup of {warmup} and cosine of {cosine} updates in a run of {steps}: the schedule does not end with the run"
-        ]
-    return config | {
-        "schedule.name": "warmup-cosine",
-        "schedule.warmup": warmup / steps,
-        "schedule.end_factor": end / lr,
-    }, []
+        reason = (
+            f"warmup of {warmup} and cosine of {cosine} updates in a run of {steps}: "
+            f"the schedule does not end with the run"
+        )
+        return config, [reason]
+    config["schedule.name"] = "warmup-cosine"
+    config["schedule.warmup"] = warmup / steps
+    config["schedule.end_factor"] = last_lr / lr
+    return config, []
