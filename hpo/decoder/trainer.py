@@ -1,7 +1,7 @@
-"""The built-in decoder as a trainer: `trainer: hpo.decoder.trainer:gru_ctc`, which spaces have by default.
+"""The built-in decoder as a trainer: `trainer: hpo.decoder.trainer:gru_ctc`, the default of spaces.
 
-Nothing heavy is imported before a training is asked for: commands that only read a study look here
-for its metric and its fields.
+Nothing heavy is imported until a training needs it: commands that only read a study look here for
+its metric and its fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,18 @@ PER = Metric(
     unit="percent",
     bounded=True,
     items="sentences",
-    description="the phoneme error rate (PER: total edit distance over total reference length, greedy decoding)",
+    description=(
+        "the phoneme error rate (PER: total edit distance over total reference length, "
+        "greedy decoding)"
+    ),
 )
-# Frames of decoders that agree in these can be averaged one by one.
+# Decoders that agree in these have the same frames, which can be averaged one by one.
 MATCHING = ("model.kernel", "model.stride", "model.classes")
 MEANS: "tuple[Mean, ...]" = ("geometric", "arithmetic")
 ABOUT_ARGUMENTS = (
-    "base: goes into a study file. args: the names of neural_seq_decoder and its descendants; eps has none there, its",
-    "code has 0.1 and some descendants' 1e-8: set it in the code. An empty value does not apply.",
+    "base: goes into a study file. args: the names of neural_seq_decoder and its descendants, which",
+    "have none for eps: set it in their code (0.1, in some descendants 1e-8). An empty value does not",
+    "apply.",
 )
 
 
@@ -45,7 +49,7 @@ def _start(config: DecoderConfig, recordings: Any) -> Any:
 
 
 def _collect_weights(training: Any) -> dict[str, Any]:
-    """The weights that evaluations score."""
+    """The weights that are evaluated: the averaged ones if they exist."""
     weights: dict[str, Any] = training.state.scored.state_dict()
     return weights
 
@@ -133,7 +137,7 @@ gru_ctc = Trainer(
         ("optimizer.lr", "augment.white_noise_sd"),
     ),
     free=("precision",),
-    # Not config.py: a study keeps the value of every field, so a default that changes later changes no result.
+    # Not config.py: a study stores the value of every field, so a changed default has no effect.
     code=(
         "augment.py",
         "data.py",

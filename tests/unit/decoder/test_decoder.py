@@ -17,7 +17,7 @@ from hpo.decoder.data import Data, by_length, frames, load_data, split
 from hpo.decoder.lab import lab_arguments
 from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.model import GruDecoder, gaussian_kernel, smooth
-from hpo.decoder.train import POOL, TrainState, _next_batch, evaluate, lr_factor, train
+from hpo.decoder.train import POOL, TrainState, evaluate, lr_factor, next_batch, train
 from hpo.trainer import Score
 
 
@@ -127,7 +127,7 @@ def test_scores_do_not_depend_on_the_scoring_batch(
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_our_gru_for_the_cpu_is_pytorchs(bidirectional: bool) -> None:
-    """Values and every gradient, over sentences of unequal length. `_packed` is what CUDA runs."""
+    """Values and every gradient, over sentences of unequal length. CUDA runs `run_packed`."""
     torch.manual_seed(0)
     model = (
         GruDecoder(
@@ -145,7 +145,7 @@ def test_our_gru_for_the_cpu_is_pytorchs(bidirectional: bool) -> None:
     inside = torch.arange(20) < windows[:, None]
     weights = torch.randn(6, 20, 32 if bidirectional else 16) * inside[..., None]
     found = []
-    for run_gru in (model._packed, model._padded):
+    for run_gru in (model.run_packed, model.run_padded):
         out = run_gru(x, windows)
         wanted = [x, *model.gru.parameters()]
         found.append([out * inside[..., None], *torch.autograd.grad((out * weights).sum(), wanted)])
@@ -433,7 +433,7 @@ def test_similar_batches_hold_the_sentences_of_random_ones_and_less_padding(
     pools = {}
     for kind in ("random", "similar"):
         state = TrainState(config(batches=kind, model__kernel=8, batch_size=16), demo)
-        pools[kind] = [_next_batch(state, demo) for _ in range(POOL)]
+        pools[kind] = [next_batch(state, demo) for _ in range(POOL)]
     drawn = {kind: torch.cat(pool).sort().values for kind, pool in pools.items()}
     assert torch.equal(drawn["random"], drawn["similar"])
     padded = {
