@@ -1,16 +1,17 @@
-"""Reads pickles of plain values and numpy arrays without running anything of them.
+"""Reads pickles of plain values and numpy arrays without running any of their code.
 
-Python's own unpickler cannot be made safe for files from strangers by a list of allowed classes. A
-file may give numpy's `dtype` the flags of its choice, after which numpy takes eight bytes of the file
+A list of allowed classes cannot make Python's own unpickler safe for files from strangers. A file
+may give numpy's `dtype` the flags of its choice, after which numpy takes eight bytes of the file
 for the address of an object. It may call `setattr` on whatever an allowed name stands for, and a
 tuple that is nested a million times deep ends the process when it becomes the key of a dict.
 
-So a file reaches none of that here. `pickletools.genops`, of the standard library, cuts it into
-operations, and each operation that plain data need has a method below; the others are refused. The
-result holds None, bool, int, float, str, bytes, lists, tuples, dicts, sets, numpy scalars and arrays.
-An array is made from its bytes and a dtype that was made here, from a name that matches PLAIN_DTYPE.
+Here a file can do none of that. `pickletools.genops`, of the standard library, cuts it into
+operations. Each operation that plain data need has a method below; all others are refused. The
+result holds None, bool, int, float, str, bytes, lists, tuples, dicts, sets, numpy scalars and
+arrays. An array is made from its bytes and a dtype, and the dtype is made here, from a name that
+matches PLAIN_DTYPE.
 
-Read are the protocols 0 to 5, as written by Python 2 and 3 and by numpy 1 and 2.
+Supports protocols 0 to 5, as written by Python 2 and 3 and by numpy 1 and 2.
 """
 
 import math
@@ -35,9 +36,9 @@ VALID = "Valid: plain containers and numpy arrays; nothing was run"
 PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][0-9]{1,6}")
 OBJECT_DTYPE = "O8"
 
-# The states with which numpy pickles these dtypes: (version, byte order, subarray, names, fields,
-# item size, alignment, flags). Only strings have an item size there. The flags are numpy's own for the
-# kind; here they are compared and never used.
+# The states with which numpy pickles these dtypes, after the version and the byte order: (subarray,
+# names, fields, item size, alignment, flags). Only strings have an item size in it. The flags are
+# numpy's own for the kind; here they are compared and never used.
 NUMBER_STATE = (None, None, None, -1, -1, 0)
 OBJECT_STATE = (None, None, None, -1, -1, 63)
 STRING_FLAGS = {"S": 0, "U": 8}
@@ -50,14 +51,14 @@ LARGEST_SIZE = 2**48
 MOST_DIMENSIONS = 64
 ERROR_CHARACTERS = 200
 
-# A state dict has about three tuples a tensor; Python's stack holds some 50,000 nested ones.
+# A state dict has about three tuples per tensor; Python's stack holds some 50,000 nested ones.
 MOST_TUPLES = 20_000
-# Of a file of torch older than 1.6: magic number, version, system, contents, names of the storages.
+# In files of torch before 1.6: magic number, version, system, contents, names of the storages.
 PICKLES_OF_OLD_TORCH = 5
 LARGEST_STATE_DICT_PICKLE = 64 * 2**20
 ZIP_START = b"PK\x03\x04"
 
-# (module, name) in a file -> what it stands for here; numpy 2 says _core where numpy 1 says core
+# (module, name) in a file -> its meaning here. numpy 2 writes _core where numpy 1 writes core.
 NAMES = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",
@@ -74,7 +75,7 @@ NAMES = {
 
 
 def unpickle(path: Path) -> Any:
-    """The contents of a pickle. Raises DataError, with one line, for anything but plain data."""
+    """The contents of a pickle. Raises a one-line DataError for anything but plain data."""
     try:
         with path.open("rb") as file:
             if not path.stat().st_size:
@@ -95,15 +96,16 @@ def unpickle(path: Path) -> Any:
 
 
 def check_torch_file(path: Path) -> None:
-    """Raise DataError for a file on which torch.load would end the process, weights_only or not.
+    """Raises DataError for a file on which torch.load would end the process, weights_only or not.
 
-    It unpickles into a dict whatever is a key there, and Python follows a nested tuple down as deep as
-    it goes to hash it.
+    torch.load takes any value as the key of a dict, and Python follows a nested tuple to its end to
+    hash it.
     """
     tuples = 0
     try:
         for operation in _torch_operations(path):
-            tuples += operation.startswith("TUPLE")
+            if operation.startswith("TUPLE"):
+                tuples += 1
             if tuples > MOST_TUPLES:
                 raise ValueError("more nested values than weights have")
     # A broken file can raise nearly anything.
@@ -143,10 +145,10 @@ class _Name:
 
 
 class _Draft:
-    """An array or a dtype whose state comes with a later operation, BUILD.
+    """An array or a dtype whose state follows in a later operation, BUILD.
 
-    It has one place, the top of the stack, and perhaps a number in the memo. BUILD puts the finished
-    value in both. Until then no operation may take it, so no unfinished value is ever part of another.
+    It is on top of the stack and may have a number in the memo. BUILD puts the finished value in
+    both places. Until then no operation may take it, so no value ever contains an unfinished one.
     """
 
     def __init__(self, finish: Callable[[Any], Any]):
@@ -159,12 +161,12 @@ class _Machine:
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
-        # Lengths of the stack at which the open MARKs stand.
+        # The length of the stack at each open MARK.
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def run(self, file: Any) -> Any:
-        """Do the operations of `file` up to STOP and return the one value that is left."""
+        """Execute the operations of `file` up to STOP and return the one value that is left."""
         for operation, argument, _ in pickletools.genops(file):
             step = STEPS.get(operation.name)
             if step is None:
@@ -180,10 +182,14 @@ class _Machine:
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
-    def _pop(self) -> Any:
-        """Take the top value, which must lie above the last MARK."""
+    def _has_value(self) -> bool:
+        """Whether there is a value above the last MARK."""
         floor = self._marks[-1] if self._marks else 0
-        if len(self._stack) <= floor:
+        return len(self._stack) > floor
+
+    def _pop(self) -> Any:
+        """Take the top value, which must be above the last MARK."""
+        if not self._has_value():
             raise ValueError("an operation lacks its values")
         value = self._stack.pop()
         _check_finished(value)
@@ -200,9 +206,8 @@ class _Machine:
         return values
 
     def _top(self, kind: type) -> Any:
-        """The top value, which stays there. Raises if it is no `kind`."""
-        floor = self._marks[-1] if self._marks else 0
-        if len(self._stack) <= floor or type(self._stack[-1]) is not kind:
+        """The top value, which stays on the stack and must be of this type."""
+        if not self._has_value() or type(self._stack[-1]) is not kind:
             raise ValueError(f"an operation lacks its {kind.__name__}")
         return self._stack[-1]
 
@@ -210,7 +215,7 @@ class _Machine:
         self._marks.append(len(self._stack))
 
     def pop(self, _: None) -> None:
-        """POP takes a value, or a MARK that stands at the top."""
+        """POP removes the top value, or a MARK above it."""
         if self._marks and self._marks[-1] == len(self._stack):
             self._marks.pop()
         else:
@@ -219,7 +224,7 @@ class _Machine:
     def pop_mark(self, _: None) -> None:
         self._pop_to_mark()
 
-    def nothing(self, _: Any) -> None:
+    def skip(self, _: Any) -> None:
         """PROTO, FRAME and STOP carry no value."""
 
     # ---- the memo
@@ -260,9 +265,19 @@ class _Machine:
     def tuple_of_mark(self, _: None) -> None:
         self._push(tuple(self._pop_to_mark()))
 
-    def tuple_of(self, length: int, _: None) -> None:
-        values = [self._pop() for _ in range(length)]
-        self._push(tuple(reversed(values)))
+    def tuple_of_one(self, _: None) -> None:
+        self._push((self._pop(),))
+
+    def tuple_of_two(self, _: None) -> None:
+        second = self._pop()
+        first = self._pop()
+        self._push((first, second))
+
+    def tuple_of_three(self, _: None) -> None:
+        third = self._pop()
+        second = self._pop()
+        first = self._pop()
+        self._push((first, second, third))
 
     def dict_of_mark(self, _: None) -> None:
         filled: dict[Any, Any] = {}
@@ -298,14 +313,21 @@ class _Machine:
     def value(self, argument: Any) -> None:
         self._push(argument)
 
-    def constant(self, value: Any, _: None) -> None:
-        self._push(value)
+    def none(self, _: None) -> None:
+        self._push(None)
+
+    def true(self, _: None) -> None:
+        self._push(True)
+
+    def false(self, _: None) -> None:
+        self._push(False)
 
     # ---- numpy's arrays, scalars and dtypes, by the names under which numpy pickles them
 
     def name(self, argument: str) -> None:
-        """GLOBAL has its module and name in one text."""
-        self._push_name(*argument.split(" ", maxsplit=1))
+        """GLOBAL gives module and name in one text, separated by a space."""
+        module, name = argument.split(" ", maxsplit=1)
+        self._push_name(module, name)
 
     def name_of_stack(self, _: None) -> None:
         name = self._pop()
@@ -313,11 +335,12 @@ class _Machine:
         self._push_name(module, name)
 
     def _push_name(self, module: Any, name: Any) -> None:
-        both = (module, name)
-        if type(module) is not str or type(name) is not str or both not in NAMES:
-            asked = f"{module}.{name}"[:ERROR_CHARACTERS]
-            raise DataError(f"asks to load {asked}. {VALID}")
-        self._push(_Name(NAMES[both]))
+        # Only text is looked up: to hash a nested tuple may be endless.
+        are_texts = type(module) is str and type(name) is str
+        if not are_texts or (module, name) not in NAMES:
+            shown = f"{module}.{name}"[:ERROR_CHARACTERS]
+            raise DataError(f"asks to load {shown}. {VALID}")
+        self._push(_Name(NAMES[module, name]))
 
     def call(self, _: None) -> None:
         """REDUCE calls a name with a tuple of arguments."""
@@ -344,7 +367,10 @@ def _check_finished(value: Any) -> None:
 
 
 def _hashable(value: Any) -> Any:
-    """A key of a dict or an element of a set. Python hashes a nested tuple down without a limit."""
+    """The value, checked to be a key of a dict or an element of a set.
+
+    A nested tuple is refused, because Python follows it without a limit to hash it.
+    """
     parts = value if type(value) is tuple else (value,)
     if not all(isinstance(part, KEY_TYPES) for part in parts):
         kind = type(value).__name__
@@ -353,25 +379,25 @@ def _hashable(value: Any) -> Any:
 
 
 def _fill(filled: dict[Any, Any], values: list[Any]) -> None:
-    """values: key, value, key, value, ..."""
+    """Add items to a dict. values: key, value, key, value, ..."""
     if len(values) % 2:
         raise ValueError("a dict with a key that has no value")
     for key, value in zip(values[::2], values[1::2], strict=True):
         filled[_hashable(key)] = value
 
 
-# ---- what the names do
+# ---- the calls behind the names
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocols 0 to 2 write bytes."""
+    """The form in which protocols 0 to 2 write bytes."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise DataError(f"asks for an encoding other than that of bytes. {VALID}")
     return text.encode("latin-1")
 
 
 def _empty_bytes() -> bytes:
-    """How protocols 0 to 2 write no bytes."""
+    """The form in which protocols 0 to 2 write empty bytes."""
     return b""
 
 
@@ -379,8 +405,8 @@ def _dtype(name: Any, *copy: Any) -> _Draft:
     """copy: numpy's arguments `align` and `copy`, which do not matter here."""
     if isinstance(name, bytes):
         name = name.decode("latin-1")
-    plain = isinstance(name, str) and (PLAIN_DTYPE.fullmatch(name) or name == OBJECT_DTYPE)
-    if not plain:
+    is_plain = isinstance(name, str) and (PLAIN_DTYPE.fullmatch(name) or name == OBJECT_DTYPE)
+    if not is_plain:
         shown = str(name)[:ERROR_CHARACTERS]
         raise DataError(
             f"has an array of dtype {shown}. Valid: numbers, bool, text of fixed width, objects"
@@ -389,15 +415,20 @@ def _dtype(name: Any, *copy: Any) -> _Draft:
 
 
 def _finished_dtype(name: str, state: Any) -> "np.dtype[Any]":
-    """The dtype of that name in the byte order of `state`, which must say nothing else."""
+    """The dtype of that name in the byte order of `state`, which must define nothing else."""
     made = np.dtype(object if name == OBJECT_DTYPE else name)
     expected: tuple[Any, ...] = NUMBER_STATE
     if made.kind in "SU":
         expected = (None, None, None, made.itemsize, made.alignment, STRING_FLAGS[made.kind])
     if made.kind == "O":
         expected = OBJECT_STATE
-    known = type(state) is tuple and len(state) == 2 + len(expected)
-    if not (known and state[0] == DTYPE_STATE_VERSION and _same(state[2:], expected)):
+    is_numpys_own = (
+        type(state) is tuple
+        and len(state) == 2 + len(expected)
+        and state[0] == DTYPE_STATE_VERSION
+        and _same(state[2:], expected)
+    )
+    if not is_numpys_own:
         raise DataError(f"has a dtype {name} with a state of its own. {VALID}")
     order = state[1]
     if isinstance(order, bytes):
@@ -407,14 +438,17 @@ def _finished_dtype(name: str, state: Any) -> "np.dtype[Any]":
     return made.newbyteorder(order)
 
 
-def _same(given: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
-    """Whether they are the same plain values. Nested ones are never compared: that may be endless."""
-    pairs = zip(given, expected, strict=True)
-    return all(type(one) is type(other) and one == other for one, other in pairs)
+def _same(state: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
+    """Whether both hold the same plain values of the same types.
+
+    Nested values are never compared, because a comparison may be endless.
+    """
+    pairs = zip(state, expected, strict=True)
+    return all(type(value) is type(wanted) and value == wanted for value, wanted in pairs)
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Draft:
-    """How numpy begins an array, which gets its shape, dtype and contents by BUILD."""
+    """The form in which numpy begins an array. BUILD gives it its shape, dtype and contents."""
     if type(kind) is not _Name or kind.meaning != "ndarray":
         raise DataError(f"asks for an array of another class. {VALID}")
     return _Draft(_finished_array)
@@ -430,7 +464,7 @@ def _finished_array(state: Any) -> NDArray[Any]:
 
 
 def _object_array(shape: Any, fortran: bool, contents: Any) -> NDArray[Any]:
-    """contents: a list of values that this file has made, each of which is allowed by itself."""
+    """contents: a list of values of this file, each of which has been checked on its own."""
     _check_shape(shape)
     if type(contents) is not list or len(contents) != math.prod(shape):
         raise DataError(f"has an array of objects that is no list of {math.prod(shape)}. {VALID}")
@@ -443,7 +477,10 @@ def _object_array(shape: Any, fortran: bool, contents: Any) -> NDArray[Any]:
 def _frombuffer(
     contents: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
 ) -> NDArray[Any]:
-    """How protocol 5 writes an array. axes: of an array whose memory is in neither order."""
+    """The form in which protocol 5 writes an array.
+
+    axes: how to transpose an array whose memory is in neither C nor Fortran order.
+    """
     if order == "K" and axes is not None:
         _check_shape(axes)
         return _array(contents, dtype, shape, "C").transpose(axes)
@@ -453,7 +490,7 @@ def _frombuffer(
 
 
 def _array(contents: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
-    """A read-only view of `contents`: a data set is not in memory twice."""
+    """A read-only view of `contents`, so that a data set is in memory only once."""
     if isinstance(contents, str):
         # Python 2 had no bytes. pickletools reads its strings as latin-1, so this is exact.
         contents = contents.encode("latin-1")
@@ -465,7 +502,7 @@ def _array(contents: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
     if len(contents) != math.prod(shape) * dtype.itemsize:
         raise DataError(f"has {len(contents):,} bytes for an array {shape} of {dtype}. {VALID}")
     if not contents:
-        # Empty, or the empty text, whose dtype has a width of 0.
+        # No elements, or one empty text, whose dtype has a width of 0.
         return _empty_array(shape, dtype)
     flat = np.frombuffer(bytes(contents), dtype)
     if dtype.kind == "b":
@@ -489,7 +526,7 @@ def _check_shape(shape: Any) -> None:
         raise DataError(f"has an array whose shape is no tuple of numbers. {VALID}")
     if not all(type(size) is int and 0 <= size < LARGEST_SIZE for size in shape):
         raise DataError(f"has an array whose shape is no tuple of sizes. {VALID}")
-    # An array without elements may still have sizes that no computation could go on with.
+    # An array without elements may still have sizes that break a later computation.
     if math.prod(size or 1 for size in shape) >= LARGEST_SIZE:
         raise DataError(f"has an array {shape}, which is too large. {VALID}")
 
@@ -513,13 +550,13 @@ CALLS: dict[str, Callable[..., Any]] = {
     "frombuffer": _frombuffer,
 }
 
-# Operation of pickletools -> what it does. What is not here is refused: classes and their instances
-# (INST, OBJ, NEWOBJ), the extension registry, objects and buffers outside the file, and DUP, which no
+# Operation of pickletools -> method. All others are refused: classes and their instances (INST,
+# OBJ, NEWOBJ), the extension registry, objects and buffers outside the file, and DUP, which no
 # pickler writes.
 STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _Machine.nothing,
-    "FRAME": _Machine.nothing,
-    "STOP": _Machine.nothing,
+    "PROTO": _Machine.skip,
+    "FRAME": _Machine.skip,
+    "STOP": _Machine.skip,
     "MARK": _Machine.mark,
     "POP": _Machine.pop,
     "POP_MARK": _Machine.pop_mark,
@@ -538,17 +575,17 @@ STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE": _Machine.tuple_of_mark,
     "DICT": _Machine.dict_of_mark,
     "FROZENSET": _Machine.frozenset_of_mark,
-    "TUPLE1": lambda machine, _: machine.tuple_of(1, _),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2, _),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3, _),
+    "TUPLE1": _Machine.tuple_of_one,
+    "TUPLE2": _Machine.tuple_of_two,
+    "TUPLE3": _Machine.tuple_of_three,
     "APPEND": _Machine.append,
     "APPENDS": _Machine.appends,
     "SETITEM": _Machine.set_item,
     "SETITEMS": _Machine.set_items,
     "ADDITEMS": _Machine.add_items,
-    "NONE": lambda machine, _: machine.constant(None, _),
-    "NEWTRUE": lambda machine, _: machine.constant(True, _),
-    "NEWFALSE": lambda machine, _: machine.constant(False, _),
+    "NONE": _Machine.none,
+    "NEWTRUE": _Machine.true,
+    "NEWFALSE": _Machine.false,
     "INT": _Machine.value,
     "BININT": _Machine.value,
     "BININT1": _Machine.value,
