@@ -1,7 +1,8 @@
-"""Our own format: a folder of .npy files and a store.json that says what is in them. Features are mapped, not read.
+"""Our own format: a folder of .npy files, with a store.json that says what is in them.
 
-Opening costs the same whatever the size: the fingerprint is computed, and every feature seen to be finite, when the store
-is written; opening checks sizes and shapes only. Writing streams, so a data set may be larger than memory.
+Features are mapped, not read, so opening costs the same whatever the size. The fingerprint is
+computed, and every feature found to be finite, when the store is written; opening only checks sizes
+and shapes. Writing streams, so a data set may be larger than memory.
 """
 
 import json
@@ -10,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -24,16 +26,19 @@ from hpo.settings import explain
 
 STORE_FILE = "store.json"
 AGAIN = "Convert the data again"
+# The arrays of Sentences, each in a file of its own, and their dtypes.
 ARRAYS = {
     "features": "<f4",
     "lengths": "<i8",
     "labels": "<i8",
     "label_lengths": "<i8",
     "days": "<i8",
-}  # a file each; see Sentences
+}
 
 
 class _Part(BaseModel):
+    """One partition in store.json."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     sentences: int
     bins: int
@@ -42,11 +47,12 @@ class _Part(BaseModel):
     fingerprint: str
     finite: Literal[True]
     guessed: dict[str, int]
-    bytes: dict[str, int]  # file name -> size
+    # File name -> size.
+    bytes: dict[str, int]
 
 
 class Manifest(BaseModel):
-    """What store.json says."""
+    """The contents of store.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal[1]
@@ -56,7 +62,11 @@ class Manifest(BaseModel):
     partitions: dict[Partition, _Part]
 
     def bytes(self) -> int:
-        return sum(sum(part.bytes.values()) for part in self.partitions.values())
+        """The size of all partitions."""
+        total = 0
+        for part in self.partitions.values():
+            total += sum(part.bytes.values())
+        return total
 
 
 class Store(Source):
@@ -64,7 +74,8 @@ class Store(Source):
         self._folder = folder
         self.name = folder.name
         self.manifest = _read_manifest(folder / STORE_FILE)
-        self.n_days, self.day_names = self.manifest.n_days, self.manifest.day_names
+        self.n_days = self.manifest.n_days
+        self.day_names = self.manifest.day_names
         self.partitions = tuple(self.manifest.partitions)
 
     def sentences(self, partition: Partition) -> Sentences:
@@ -73,37 +84,61 @@ class Store(Source):
             name: self._array(f"{partition}_{name}.npy", dtype, part.bytes)
             for name, dtype in ARRAYS.items()
         }
-        counts = {"features": part.bins, "labels": part.labels}
+        self._check_shapes(partition, arrays, part)
+        self._check_contents(partition, arrays, part)
+        return replace(
+            _sentences(self, partition, arrays),
+            guessed=part.guessed,
+            stored_fingerprint=part.fingerprint,
+        )
+
+    def _check_shapes(
+        self, partition: Partition, arrays: Mapping[str, NDArray[Any]], part: _Part
+    ) -> None:
+        shapes: dict[str, tuple[int, ...]] = {
+            "features": (part.bins, part.features),
+            "lengths": (part.sentences,),
+            "labels": (part.labels,),
+            "label_lengths": (part.sentences,),
+            "days": (part.sentences,),
+        }
         for name, array in arrays.items():
-            shape = (
-                counts.get(name, part.sentences),
-                *((part.features,) if name == "features" else ()),
-            )
-            if array.shape != shape:
+            if array.shape != shapes[name]:
                 raise DataError(
-                    f"{self._folder}: {partition}_{name}.npy is {array.shape}, {STORE_FILE} says {shape}. {AGAIN}"
+                    f"{self._folder}: {partition}_{name}.npy is {array.shape}, "
+                    f"{STORE_FILE} says {shapes[name]}. {AGAIN}"
                 )
-        smallest = min(arrays[name].min(initial=0) for name in ("lengths", "label_lengths", "days"))
-        sums = arrays["lengths"].sum(), arrays["label_lengths"].sum()
-        if (
-            smallest < 0
-            or sums != (part.bins, part.labels)
-            or arrays["days"].max(initial=0) >= self.n_days
-            or not part.sentences
-        ):
+
+    def _check_contents(
+        self, partition: Partition, arrays: Mapping[str, NDArray[Any]], part: _Part
+    ) -> None:
+        negative = any(
+            arrays[name].min(initial=0) < 0 for name in ("lengths", "label_lengths", "days")
+        )
+        fits = (
+            part.sentences > 0
+            and not negative
+            and arrays["lengths"].sum() == part.bins
+            and arrays["label_lengths"].sum() == part.labels
+            and arrays["days"].max(initial=0) < self.n_days
+        )
+        if not fits:
             raise DataError(
-                f"{self._folder}: lengths, label_lengths or days of {partition} do not fit the other files. {AGAIN}"
+                f"{self._folder}: lengths, label_lengths or days of {partition} do not fit the "
+                f"other files. {AGAIN}"
             )
-        return _sentences(self, partition, arrays, part)
 
     def _array(self, name: str, dtype: str, sizes: Mapping[str, int]) -> NDArray[Any]:
-        """Features are mapped read-only: workers share the pages, and the map may be larger than memory."""
+        """Load one file.
+
+        Features are mapped read-only, so that workers share the pages and data may be larger than
+        memory.
+        """
         path = self._folder / name
         _check_size(path, sizes.get(name, -1))
+        mode: Literal["r"] | None = "r" if name.endswith("_features.npy") else None
         try:
-            array: NDArray[Any] = np.load(
-                path, mmap_mode="r" if name.endswith("_features.npy") else None, allow_pickle=False
-            )
+            array: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}). {AGAIN}") from None
         if array.dtype != np.dtype(dtype):
@@ -116,37 +151,39 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
         raise DataError(f"{explain(error, f'{path}: ')}. {AGAIN}") from None
-    except ValueError as error:  # JSON, or text at all
+    # Not JSON, or not even text.
+    except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}). Copy the store again") from None
 
 
-def _check_size(path: Path, size: int) -> None:
+def _check_size(path: Path, expected: int) -> None:
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}). Copy the store again"
         ) from None
-    if found != size:
+    if actual != expected:
         raise DataError(
-            f"{path}: {found:,} bytes, but {STORE_FILE} says {size:,}: a copy that was cut short? Copy the store again"
+            f"{path}: {actual:,} bytes, but {STORE_FILE} says {expected:,}: "
+            f"a copy that was cut short? Copy the store again"
         )
 
 
 def convert(source: Source, out: Path) -> Manifest:
-    """Write `source` as a store, whole or not at all: under a temporary name beside `out`, then renamed.
+    """Write `source` as a store, completely or not at all.
 
-    Raises DataError if the source is none that streams or its data cannot be trained on, CallerError if `out` exists,
-    MachineError if it cannot be written.
+    It is written under a temporary name next to `out` and then renamed. Raises DataError if the
+    source is no Stream or its data cannot be trained on, CallerError if `out` exists, MachineError
+    if it cannot be written.
     """
     if not isinstance(source, Stream):
         raise DataError(f"{source.name}: nothing to convert, it opens at once as it is")
     if out.exists() or out.is_symlink():
-        raise CallerError(f"{out}: there is something already. Give a new place, or remove it")
-    if not out.absolute().parent.is_dir():
-        raise CallerError(
-            f"{out}: there is no folder {out.absolute().parent} to write it in. Make it first"
-        )
+        raise CallerError(f"{out}: already exists. Give a new path, or remove it")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise CallerError(f"{out}: there is no folder {parent} to write it in. Make it first")
     with _whole_or_nothing(out) as draft:
         partitions: dict[Partition, _Part] = {}
         for partition in source.partitions:
@@ -164,27 +201,30 @@ def convert(source: Source, out: Path) -> Manifest:
 
 @contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` if the block ends without an error, and is removed otherwise."""
     draft = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir()
         yield draft
         draft.rename(out)
-    except OSError as error:  # the readers turn their own into DataError
+    # Readers raise DataError for theirs, so this one is about writing.
+    except OSError as error:
         raise MachineError(f"{out}: cannot be written: {os_error_text(error)}") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(source: Stream, partition: Partition, draft: Path) -> _Part:
-    """Write one partition, a sentence at a time. Returns what store.json says of it."""
-    small: dict[str, list[int]] = {name: [] for name in ARRAYS if name != "features"}
+    """Write one partition, a sentence at a time. Returns its entry in store.json."""
     paths = {name: draft / f"{partition}_{name}.npy" for name in ARRAYS}
+    # All arrays but the features are small enough to be collected in memory.
+    small: dict[str, list[int]] = {name: [] for name in ARRAYS if name != "features"}
     guessed: Counter[str] = Counter()
     rows = source.checked_rows(partition, finite=True)
     first = next(rows)
     n_features = first.x_TC.shape[1]
     with paths["features"].open("wb") as file:
-        start = _header(file, (0, n_features))
+        header_size = _write_header(file, (0, n_features))
         for row in chain([first], rows):
             file.write(np.ascontiguousarray(row.x_TC, dtype=ARRAYS["features"]).data)
             small["lengths"].append(len(row.x_TC))
@@ -193,9 +233,9 @@ def _write(source: Stream, partition: Partition, draft: Path) -> _Part:
             small["days"].append(row.day)
             guessed.update(row.guessed)
         file.seek(0)
-        assert (
-            _header(file, (sum(small["lengths"]), n_features)) == start
-        )  # numpy leaves room in it for the number of rows
+        # numpy leaves room in the header for a larger number of rows.
+        size_now = _write_header(file, (sum(small["lengths"]), n_features))
+        assert size_now == header_size
     arrays = {name: np.array(numbers, dtype=ARRAYS[name]) for name, numbers in small.items()}
     for name, array in arrays.items():
         np.save(paths[name], array)
@@ -206,23 +246,23 @@ def _write(source: Stream, partition: Partition, draft: Path) -> _Part:
         bins=len(features_NC),
         features=n_features,
         labels=len(written.labels_L),
-        fingerprint=written.fingerprint(),  # of what was written, which this reads once more
+        # Reads once more what was written.
+        fingerprint=written.fingerprint(),
         finite=True,
         guessed=guessed,
         bytes={path.name: path.stat().st_size for path in paths.values()},
     )
 
 
-def _header(file: BinaryIO, shape: tuple[int, int]) -> int:
+def _write_header(file: BinaryIO, shape: tuple[int, int]) -> int:
     """Write an .npy header. Returns where the data begin."""
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": ARRAYS["features"], "fortran_order": False, "shape": shape}
-    )
+    header = {"descr": ARRAYS["features"], "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
 
 
 def _sentences(
-    source: Source, partition: Partition, arrays: dict[str, NDArray[Any]], part: _Part | None = None
+    source: Source, partition: Partition, arrays: Mapping[str, NDArray[Any]]
 ) -> Sentences:
     return Sentences(
         features_NC=arrays["features"],
@@ -233,6 +273,4 @@ def _sentences(
         n_days=source.n_days,
         source=f"{source.name}, {partition}",
         day_names=source.day_names,
-        guessed=part.guessed if part else {},
-        stored_fingerprint=part.fingerprint if part else None,
     )

@@ -78,7 +78,7 @@ def test_a_store_of_a_pickle_holds_the_same(tiny_data: Path, store: Path) -> Non
     same(tiny_data, store, "train")
     same(tiny_data, store, "test")
     with pytest.raises(
-        DataError, match=r"competition cannot be read: it is not there. Valid: train, test"
+        DataError, match=r"competition cannot be read: no such partition. Valid: train, test"
     ):
         read_sentences(store, "competition")
 
@@ -308,7 +308,7 @@ def test_where_nothing_is_converted_to(tiny_data: Path, store: Path, tmp_path: P
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in (store, tiny_data, tmp_path / "link"):
         with pytest.raises(
-            CallerError, match=f"{taken.name}: there is something already. Give a new place"
+            CallerError, match=f"{taken.name}: already exists. Give a new path"
         ):
             convert(source, taken)
     with pytest.raises(CallerError, match=r"there is no folder .*missing to write it in"):
@@ -437,7 +437,7 @@ def test_convert_and_check_what_came_of_it(tiny_data: Path, tmp_path: Path) -> N
         for path in (tiny_data, out)
     )
     assert one["partitions"] == other["partitions"]
-    one_line(hpo("data", "convert", tiny_data, out), 2, "store: there is something already")
+    one_line(hpo("data", "convert", tiny_data, out), 2, "store: already exists")
     one_line(
         hpo("data", "convert", tmp_path, tmp_path / "x"),
         2,
