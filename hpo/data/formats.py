@@ -1,7 +1,7 @@
-"""Which format a path is, and the readers of the ptDecoder_ctc pickle of neural_seq_decoder and of the bundled recordings.
+"""Opens a data set by its path, and reads ptDecoder_ctc pickles and the bundled recordings.
 
-Files come from other people, so nothing in them is run: see pickles.py. The readers of the other formats are imported
-where there is a file for them.
+Files come from other people, so nothing in them is run: see pickles.py. The readers of the other
+formats are imported when a file needs them.
 """
 
 from collections.abc import Iterator
@@ -20,24 +20,26 @@ __all__ = ["DEMO_FILE", "FORMATS", "Partition", "Sentences", "open_source", "rea
 DEMO_FILE = Path(__file__).parent / "demo" / "spoken_digits.npz"
 COLUMNS = ("sentenceDat", "phonemes", "phoneLens")
 FORMATS = (
-    "a ptDecoder_ctc pickle of neural_seq_decoder, a competition folder (train/*.mat), a Brain-to-Text '25 folder "
-    "(SESSION/data_train.hdf5), a store of hpo data convert"
+    "a ptDecoder_ctc pickle of neural_seq_decoder, a competition folder (train/*.mat), "
+    "a Brain-to-Text '25 folder (SESSION/data_train.hdf5), a store of hpo data convert"
 )
 
 
 def read_sentences(path: Path | None, partition: Partition) -> Sentences:
-    """Read one partition; `path` None is the bundled demo. Raises DataError."""
+    """Read one partition. path: None for the bundled recordings. Raises DataError."""
     source = open_source(path)
     if partition not in source.partitions:
-        reason = source.absent.get(partition, "it is not there")
-        raise DataError(
-            f"{source.name}: {partition} cannot be read: {reason}. Valid: {', '.join(source.partitions)}"
-        )
+        reason = source.absent.get(partition, "no such partition")
+        valid = ", ".join(source.partitions)
+        raise DataError(f"{source.name}: {partition} cannot be read: {reason}. Valid: {valid}")
     return source.sentences(partition)
 
 
 def open_source(path: Path | None) -> Source:
-    """The data set at `path`; None is the bundled demo. Raises DataError if it is none of FORMATS."""
+    """The data set at `path`, or the bundled recordings for None.
+
+    Raises DataError if the path is in none of FORMATS.
+    """
     if path is None:
         return Demo()
     if path.is_file():
@@ -50,17 +52,23 @@ def open_source(path: Path | None) -> Source:
         from hpo.data.mat import MatFolder
 
         return MatFolder(path)
-    for folder in (path, path / "hdf5_data_final"):  # as it comes out of the archive
+    # The published archive unpacks to a folder hdf5_data_final.
+    for folder in (path, path / "hdf5_data_final"):
         if any(folder.glob("*/data_train.hdf5")):
             from hpo.data.hdf5 import Hdf5Folder
 
             return Hdf5Folder(folder)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder. Give {FORMATS}")
-    found = sorted(entry.name for entry in path.iterdir())
-    raise DataError(
-        f"{path}: a folder with {', '.join(found[:3]) or 'nothing'}{', ...' * (len(found) > 3)}. Valid: {FORMATS}"
-    )
+    raise DataError(f"{path}: a folder with {_contents_text(path)}. Valid: {FORMATS}")
+
+
+def _contents_text(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "nothing"
+    shown = ", ".join(names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
 
 
 class Demo(Source):
@@ -87,7 +95,9 @@ class Demo(Source):
 
 class Pickle(Stream):
     absent = {
-        "competition": "the file does not say which days it has (positions in its list are not day numbers)"
+        "competition": (
+            "the file does not say which days it has (positions in its list are not day numbers)"
+        )
     }
 
     def __init__(self, path: Path):
@@ -98,46 +108,57 @@ class Pickle(Stream):
         self.partitions = ("train", "test") if "test" in self._contents else ("train",)
 
     def _days(self, partition: Partition) -> list[Any]:
-        days = self._contents.get(partition) if isinstance(self._contents, dict) else None
+        days = None
+        if isinstance(self._contents, dict):
+            days = self._contents.get(partition)
         if not isinstance(days, list) or not days:
             raise DataError(
-                f"{self._path}: no list of days under {partition!r}. Valid: a dict with 'train', 'test', 'competition'"
+                f"{self._path}: no list of days under {partition!r}. "
+                f"Valid: a dict with 'train', 'test', 'competition'"
             )
         return days
 
     def rows(self, partition: Partition) -> Iterator[Row]:
-        days, source = self._days(partition), f"{self.name}, {partition}"
+        days = self._days(partition)
+        source = f"{self.name}, {partition}"
         if len(days) != self.n_days:
-            raise DataError(f"{source}: {len(days)} days, but train has {self.n_days}, so their positions are not day numbers. "
-                            f"Valid: the days of train")  # fmt: skip
+            raise DataError(
+                f"{source}: {len(days)} days, but train has {self.n_days}, so their positions are "
+                f"not day numbers. Valid: the days of train"
+            )
         for number, day in enumerate(days):
-            missing = [
-                column for column in COLUMNS if not isinstance(day, dict) or column not in day
-            ]
-            if missing:
-                raise DataError(
-                    f"{source}: day {number} has no {missing[0]!r}. Needed: {', '.join(COLUMNS)}"
-                )
-            for sentence, row in enumerate(_rows(day, f"{source}: day {number}")):
-                yield Row(number, *_sentence(row, f"{source}: day {number} sentence {sentence}"))
+            place = f"{source}: day {number}"
+            for sentence, entry in enumerate(_entries(day, place)):
+                x_TC, labels_L = _sentence(entry, f"{place} sentence {sentence}")
+                yield Row(number, x_TC, labels_L)
 
 
-def _rows(day: dict[str, Any], place: str) -> list[tuple[Any, ...]]:
+def _entries(day: Any, place: str) -> list[tuple[Any, ...]]:
+    """The sentences of a day, each as its entries in COLUMNS."""
+    for column in COLUMNS:
+        if not isinstance(day, dict) or column not in day:
+            raise DataError(f"{place} has no {column!r}. Needed: {', '.join(COLUMNS)}")
+    columns = [day[column] for column in COLUMNS]
     try:
-        return list(zip(*(day[column] for column in COLUMNS), strict=True))
-    except (TypeError, ValueError):  # a column that is no list, or columns of unequal length
+        return list(zip(*columns, strict=True))
+    # A column that is no list, or columns of unequal length.
+    except (TypeError, ValueError):
         raise DataError(
-            f"{place}: the columns {', '.join(COLUMNS)} are not lists of one length, an entry a sentence"
+            f"{place}: the columns {', '.join(COLUMNS)} are not lists of one length, "
+            f"an entry a sentence"
         ) from None
 
 
-def _sentence(row: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(features, labels) of one row. Raises DataError for anything but bins x features of numbers and whole-numbered labels."""
+def _sentence(entry: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The features and labels of one sentence. Raises DataError for wrong shapes or types."""
+    features, phonemes, length = entry
     try:
-        x_TC, labels, count = np.asarray(row[0]), np.asarray(row[1]), int(row[2])
+        x_TC = np.asarray(features)
+        labels = np.asarray(phonemes)
+        count = int(length)
     except (TypeError, ValueError):
         raise DataError(
-            f"{place}: sentenceDat, phonemes or phoneLens {row[2]} is no array of numbers"
+            f"{place}: sentenceDat, phonemes or phoneLens {length} is no array of numbers"
         ) from None
     if x_TC.ndim != 2 or x_TC.dtype.kind not in "fiu":
         raise DataError(
@@ -145,8 +166,10 @@ def _sentence(row: tuple[Any, ...], place: str) -> tuple[NDArray[np.float32], ND
         )
     if labels.ndim != 1 or labels.dtype.kind not in "fiu" or not 0 <= count <= len(labels):
         raise DataError(
-            f"{place}: phoneLens {count} and phonemes {labels.dtype} {labels.shape}. Valid: numbers, at least phoneLens of them"
+            f"{place}: phoneLens {count} and phonemes {labels.dtype} {labels.shape}. "
+            f"Valid: numbers, at least phoneLens of them"
         )
-    if not np.array_equal(labels[:count], labels[:count].astype(np.int64)):
+    whole_L = labels[:count].astype(np.int64)
+    if not np.array_equal(labels[:count], whole_L):
         raise DataError(f"{place}: phonemes that are no whole numbers")
-    return x_TC.astype(np.float32, copy=False), labels[:count].astype(np.int64)
+    return x_TC.astype(np.float32, copy=False), whole_L

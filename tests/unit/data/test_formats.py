@@ -245,7 +245,7 @@ def test_the_competition_partition_of_a_pickle_names_no_days(write_data: Write) 
         read_sentences(write_data(tiny_contents()), "competition")
     with pytest.raises(
         DataError,
-        match=r"bundled recordings: competition cannot be read: it is not there. Valid: train, test",
+        match=r"bundled recordings: competition cannot be read: no such partition. Valid: train, test",
     ):
         read_sentences(None, "competition")
 
