@@ -1,7 +1,8 @@
-"""Reader of the Brain-to-Text '25 folder: data_train.hdf5, data_val.hdf5 (and data_test.hdf5, unlabelled) per session.
+"""Reader of the Brain-to-Text '25 folder: data_train.hdf5 and data_val.hdf5 per session.
 
-A group per trial, features and labels ready-made. `val` plays the part of the partition `test`. A day is a session; days
-are numbered by the sorted sessions that have a data_train.hdf5.
+Each file has a group per trial, with ready-made features and labels. `val` serves as the partition
+`test`; data_test.hdf5 is unlabelled and not read. A day is a session; days are numbered by the
+sorted sessions that have a data_train.hdf5.
 """
 
 from collections.abc import Iterator
@@ -34,8 +35,10 @@ class Hdf5Folder(Stream):
         for file in self._files(partition):
             session = file.parent.name
             if session not in self.day_names:
-                raise DataError(f"{file}: session {session} has no {FILES['train']}, so no input layer is trained for it. "
-                                f"Valid: sessions that have one; remove the file")  # fmt: skip
+                raise DataError(
+                    f"{file}: session {session} has no {FILES['train']}, so no input layer is "
+                    f"trained for it. Valid: sessions that have one; remove the file"
+                )
             yield from _sentences(file, self.day_names.index(session))
 
 
@@ -46,29 +49,32 @@ def _sentences(path: Path, day: int) -> Iterator[Row]:
                 raise DataError(
                     f"{path}: no trials. Needed: groups trial_0000, trial_0001, ... with {NEEDED}"
                 )
-            for name in sorted(
-                file, key=lambda name: (len(name), name)
-            ):  # trial_10000 comes after trial_9999
+            for name in sorted(file, key=_number_order):
                 yield _row(file, name, day, f"{path}: {name}")
-    except BlockingIOError:  # HDF5 locks a file that is open for writing
+    # HDF5 locks a file that is open for writing.
+    except BlockingIOError:
         raise DataError(
             f"{path}: locked, because it is being written. Try again when that is done"
         ) from None
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # what h5py raises for a damaged file, when it is opened and later
+    # h5py raises these for a damaged file, when it is opened and later.
+    except (OSError, RuntimeError) as error:
+        size = path.stat().st_size
         raise DataError(
-            f"{path}: cannot be read as HDF5 ({path.stat().st_size:,} bytes; {error}). Copy it again"
+            f"{path}: cannot be read as HDF5 ({size:,} bytes; {error}). Copy it again"
         ) from None
 
 
-def _member(group: h5py.Group, name: str, place: str) -> Any:
-    """What lies in this file under that name.
+def _number_order(name: str) -> tuple[int, str]:
+    """A sort key that puts trial_10000 after trial_9999."""
+    return len(name), name
 
-    A soft link, an external link, a dataset with external storage and a virtual dataset show what lies
-    elsewhere: a file from a stranger could show us any file of ours as its features.
-    Raises KeyError if there is nothing, DataError for one that leads elsewhere.
+
+def _member(group: h5py.Group, name: str, place: str) -> Any:
+    """The member of that name, which must be stored in this file.
+
+    A soft link, an external link, a dataset with external storage or a virtual dataset can refer to
+    another file: a stranger's file could make us read any of our own files as its features. Raises
+    KeyError if the name does not exist, DataError for such a reference.
     """
     link = group.get(name, getlink=True)
     if link is not None and not isinstance(link, h5py.HardLink):
@@ -88,17 +94,26 @@ def _row(file: h5py.File, name: str, day: int, place: str) -> Row:
         trial = _member(file, name, place)
         x_TC = _member(trial, "input_features", place)
         labels_L = _member(trial, "seq_class_ids", place)
-        bins, count = int(trial.attrs["n_time_steps"]), int(trial.attrs["seq_len"])
-        shapes = x_TC.shape, labels_L.shape
-        kinds = x_TC.dtype.kind, labels_L.dtype.kind
+        bins = int(trial.attrs["n_time_steps"])
+        count = int(trial.attrs["seq_len"])
+        x_shape = x_TC.shape
+        x_kind = x_TC.dtype.kind
+        labels_shape = labels_L.shape
+        labels_kind = labels_L.dtype.kind
     except (KeyError, AttributeError, TypeError, ValueError):
         raise DataError(f"{place} is no labelled trial. Needed: {NEEDED}") from None
-    if len(shapes[0]) != 2 or kinds[0] not in "fiu" or not 0 <= bins <= shapes[0][0]:
-        raise DataError(f"{place}: input_features is {x_TC.dtype} {shapes[0]}, n_time_steps {bins}. "
-                        f"Valid: numbers, at least n_time_steps bins x features")  # fmt: skip
-    if len(shapes[1]) != 1 or kinds[1] not in "iu" or not 0 <= count <= shapes[1][0]:
-        raise DataError(f"{place}: seq_class_ids is {labels_L.dtype} {shapes[1]}, seq_len {count}. "
-                        f"Valid: whole numbers, at least seq_len of them")  # fmt: skip
+    if len(x_shape) != 2 or x_kind not in "fiu" or not 0 <= bins <= x_shape[0]:
+        raise DataError(
+            f"{place}: input_features is {x_TC.dtype} {x_shape}, n_time_steps {bins}. "
+            f"Valid: numbers, at least n_time_steps bins x features"
+        )
+    if len(labels_shape) != 1 or labels_kind not in "iu" or not 0 <= count <= labels_shape[0]:
+        raise DataError(
+            f"{place}: seq_class_ids is {labels_L.dtype} {labels_shape}, seq_len {count}. "
+            f"Valid: whole numbers, at least seq_len of them"
+        )
     return Row(
-        day, np.asarray(x_TC[:bins], dtype=np.float32), np.asarray(labels_L[:count], dtype=np.int64)
+        day=day,
+        x_TC=np.asarray(x_TC[:bins], dtype=np.float32),
+        labels_L=np.asarray(labels_L[:count], dtype=np.int64),
     )
