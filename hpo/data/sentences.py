@@ -1,7 +1,8 @@
-"""What every reader of data gives: Source, a data set on disk, and Sentences, one partition of it.
+"""The common types of all readers: Source, a data set on disk, and Sentences, one partition of it.
 
-Formats that are read sentence by sentence are a Stream of Rows, so that a data set larger than memory can be converted.
-Shape suffixes: T bins, C features (channels), L labels, N bins of all sentences, S sentences.
+Formats that are read sentence by sentence are a Stream of Rows, so that a data set larger than
+memory can be converted. Shape suffixes: T bins, C features (channels), L labels, N bins of all
+sentences, S sentences.
 """
 
 import hashlib
@@ -25,33 +26,38 @@ class Row(NamedTuple):
     day: int
     x_TC: NDArray[np.float32]
     labels_L: NDArray[np.int64]
-    guessed: tuple[
-        str, ...
-    ] = ()  # words of its text that no dictionary has, so that their labels are guesses
+    # Words of its text that the dictionary lacks, so that their labels are guesses.
+    guessed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """One partition. N bins in all, S sentences, L labels in all, C features."""
+    """One partition: N bins and L labels in all, S sentences, C features."""
 
-    features_NC: NDArray[np.float32]  # read-only where they are mapped from a store
-    lengths_S: NDArray[np.int64]  # bins
-    labels_L: NDArray[np.int64]  # 1..classes
+    # Read-only where it is mapped from a store.
+    features_NC: NDArray[np.float32]
+    # In bins.
+    lengths_S: NDArray[np.int64]
+    # From 1 to the number of classes.
+    labels_L: NDArray[np.int64]
     label_lengths_S: NDArray[np.int64]
-    days_S: NDArray[np.int64]  # 0..n_days - 1
+    # From 0 to n_days - 1.
+    days_S: NDArray[np.int64]
     n_days: int
-    source: str  # what messages call this
-    day_names: tuple[str, ...] = ()  # empty where days have numbers only
-    guessed: Mapping[str, int] = field(default_factory=dict)  # see Row -> how often
-    stored_fingerprint: str | None = (
-        None  # from a store: computed, and all features found finite, when it was written
-    )
+    # The name of these data in messages.
+    source: str
+    # Empty where days only have numbers.
+    day_names: tuple[str, ...] = ()
+    # How often each word of Row.guessed occurs.
+    guessed: Mapping[str, int] = field(default_factory=dict)
+    # Only from a store, which has computed it, and found all features finite, when it was written.
+    stored_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.lengths_S)
 
     def fingerprint(self) -> str:
-        """The same for the same sentences, whatever file they came from."""
+        """Equal for equal sentences, whatever file they came from."""
         if self.stored_fingerprint:
             return self.stored_fingerprint
         digest = hashlib.sha256()
@@ -70,48 +76,62 @@ class Sentences:
         return name_day(day, self.day_names)
 
     def name_of(self, sentence: int) -> str:
-        """`day 3 sentence 17`: the day's number or name, the sentence counted from 0 within it, as in the file."""
+        """SOURCE: day 3 sentence 17, counted from 0 within the day, as in the file."""
         day = int(self.days_S[sentence])
         first = int(np.flatnonzero(self.days_S == day)[0])
         return f"{self.source}: {self.day_name(day)} sentence {sentence - first}"
 
 
 def name_day(day: int, names: tuple[str, ...]) -> str:
+    """`day 3`, or `day NAME` where days have names."""
     return f"day {names[day] if names else day}"
 
 
 class Source(ABC):
-    """A data set. `absent` says of partitions that exist but cannot be used why that is."""
+    """A data set."""
 
     name: str
-    n_days: int  # of train: a decoder has an input layer for each
+    # Days of train: a decoder has an input layer for each of them.
+    n_days: int
     day_names: tuple[str, ...] = ()
     partitions: tuple[Partition, ...]
+    # Partition -> why it cannot be used, although it may exist.
     absent: Mapping[str, str] = {}
 
     @abstractmethod
     def sentences(self, partition: Partition) -> Sentences:
-        """All of `partition`, one of `partitions`. Raises DataError."""
+        """All sentences of one of `partitions`. Raises DataError."""
 
 
 class Stream(Source):
+    """A data set that is read sentence by sentence."""
+
     @abstractmethod
     def rows(self, partition: Partition) -> Iterator[Row]:
-        """The sentences in order, by day. Raises DataError."""
+        """The sentences, ordered by day. Raises DataError."""
 
     @final
     def checked_rows(self, partition: Partition, finite: bool = False) -> Iterator[Row]:
-        """The rows, which all have as many features as the first; and, if `finite`, no NaN or inf. Raises DataError."""
+        """The rows, checked to have equally many features.
+
+        finite: also check that no feature is NaN or infinite. Raises DataError.
+        """
         width: int | None = None
-        bins, day, number = 0, -1, 0
+        bins = 0
+        day = -1
+        number = 0
         for row in self.rows(partition):
-            number, day = (number + 1, day) if row.day == day else (0, row.day)
+            number = number + 1 if row.day == day else 0
+            day = row.day
             place = f"{self.name}, {partition}: {name_day(day, self.day_names)} sentence {number}"
-            width = row.x_TC.shape[1] if width is None else width
-            bins += len(row.x_TC)
-            if row.x_TC.shape[1] != width:
+            n_bins, n_features = row.x_TC.shape
+            bins += n_bins
+            if width is None:
+                width = n_features
+            if n_features != width:
                 raise DataError(
-                    f"{place} has {row.x_TC.shape[1]} features, the first {width}. Valid: the same in all sentences"
+                    f"{place} has {n_features} features, the first {width}. "
+                    f"Valid: the same in all sentences"
                 )
             if finite and not np.isfinite(row.x_TC).all():
                 raise DataError(f"{place} has NaN or infinite features. Valid: finite numbers")
@@ -124,6 +144,9 @@ class Stream(Source):
     @final
     def sentences(self, partition: Partition) -> Sentences:
         rows = list(self.checked_rows(partition))
+        guessed: Counter[str] = Counter()
+        for row in rows:
+            guessed.update(row.guessed)
         return Sentences(
             features_NC=np.concatenate([row.x_TC for row in rows]),
             lengths_S=np.array([len(row.x_TC) for row in rows], dtype=np.int64),
@@ -133,5 +156,5 @@ class Stream(Source):
             n_days=self.n_days,
             source=f"{self.name}, {partition}",
             day_names=self.day_names,
-            guessed=Counter(word for row in rows for word in row.guessed),
+            guessed=guessed,
         )
