@@ -30,9 +30,9 @@ PER = Metric(
 MATCHING = ("model.kernel", "model.stride", "model.classes")
 MEANS: "tuple[Mean, ...]" = ("geometric", "arithmetic")
 ABOUT_ARGUMENTS = (
-    "base: goes into a study file. args: the names of neural_seq_decoder and its descendants, which",
-    "have none for eps: set it in their code (0.1, in some descendants 1e-8). An empty value does not",
-    "apply.",
+    "base: goes into a study file. args: the names of neural_seq_decoder and its descendants,",
+    "which have none for eps: set it in their code (0.1, in some descendants 1e-8).",
+    "An empty value does not apply.",
 )
 
 
