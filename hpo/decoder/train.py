@@ -226,6 +226,7 @@ def _average_weights(state: TrainState) -> None:
     # The average begins with the weights after the first update.
     weight = 1 - decay if state.step else 1.0
     with torch.no_grad():
+        # PyTorch has no public function that moves all weights in one call.
         torch._foreach_lerp_(
             list(state.averaged.parameters()), list(state.model.parameters()), weight
         )
