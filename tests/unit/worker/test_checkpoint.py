@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_configuration_is_not_used(
 ) -> None:
     saved_at(data, tmp_path, (3,))
     found = begun(tmp_path, data, config(optimizer__lr=0.01))
-    assert "of another configuration" in found.faults[0]
+    assert "saved with another configuration" in found.faults[0]
     assert step_of(found) == 0
     assert len(checkpoints(tmp_path)) == 1
 
