@@ -1,6 +1,7 @@
-"""A page of sections: what it may hold, as one HTML file and as Markdown.
+"""The building blocks of a page, and how a page of them becomes one HTML file or Markdown.
 
-What comes from a person or a file is text in a block and is escaped here; only pictures are markup. In any text `...` is a command.
+Blocks hold plain text, which is escaped here because users and files may have written it. Only
+pictures are markup. Between `backquotes`, text is shown as code.
 """
 
 import re
@@ -10,13 +11,21 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-CARDS = 4  # a table with more columns is a list of cards on a phone
+# On a phone, a table with more columns than this becomes a list of cards.
+CARDS = 4
+MARKUP = re.compile(r"([\\\[\]*<>|#])")
 
 
 @dataclass(frozen=True)
 class Text:
+    """A paragraph.
+
+    kind: `note` is shown smaller, `missing` says that something has not been measured, `quote` is
+    what someone wrote; empty for plain text.
+    """
+
     text: str
-    kind: str = ""  # note: smaller; missing: something was never measured; quote: somebody's words
+    kind: str = ""
 
     tag = "text"
 
@@ -36,7 +45,8 @@ class Number:
 class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    long: Sequence[str] = ()  # columns of text that may wrap anywhere
+    # Titles of the columns whose text may wrap anywhere.
+    long: Sequence[str] = ()
 
     tag = "table"
 
@@ -45,6 +55,7 @@ class Table:
         return len(self.head) > CARDS
 
     def labelled(self, row: Sequence[str]) -> list[tuple[str, str]]:
+        """Each cell of a row with the title of its column."""
         return list(zip(self.head, row, strict=True))
 
 
@@ -74,45 +85,66 @@ class Section:
 
 
 def as_html(title: str, sections: Sequence[Section]) -> str:
-    """One file that asks for no other."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    return environment.get_template("report.html.j2").render(title=title, sections=sections)
+    """One self-contained HTML file, which loads nothing else."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
+    return template.render(title=title, sections=sections)
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The same without the pictures."""
-    parts = [f"# {_plain(title)}"]
+    """The same page without its pictures."""
+    parts = [f"# {_escaped(title)}"]
     for section in sections:
-        parts += [f"## {_plain(section.title)}"] * bool(section.title)
-        parts += [_block(block) for block in section.blocks if not isinstance(block, Picture)]
+        if section.title:
+            parts.append(f"## {_escaped(section.title)}")
+        parts += [_markdown(block) for block in section.blocks if not isinstance(block, Picture)]
     return "\n\n".join(parts) + "\n"
 
 
-def _block(block: Block) -> str:
+def _markdown(block: Block) -> str:
     match block:
-        case Text(text, kind):
-            return "> " * (kind == "quote") + _plain(text)
+        case Text(text, "quote"):
+            return f"> {_escaped(text)}"
+        case Text(text):
+            return _escaped(text)
         case Number(title, number, text):
-            return f"**{_plain(title)}: {_plain(number)}** {_plain(text)}"
+            return f"**{_escaped(title)}: {_escaped(number)}** {_escaped(text)}"
         case Table(head, rows):
-            lines = [head, ["---"] * len(head), *rows]
-            return "\n".join(
-                "| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines
-            )
+            rule = ["---"] * len(head)
+            return "\n".join(_markdown_row(cells) for cells in [head, rule, *rows])
         case Code(text, language):
-            fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+            fence = _fence(text)
             return f"{fence}{language}\n{text.rstrip()}\n{fence}"
         case Picture(_, caption):
-            return _plain(caption)
+            return _escaped(caption)
 
 
-def _plain(text: str) -> str:
-    """In one line, with what Markdown and HTML would take for markup escaped; not in `...`."""
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _fence(text: str) -> str:
+    """At least three backquotes, and more than any run of backquotes in the text."""
+    runs = re.findall("`+", text)
+    longest = max(map(len, runs), default=0)
+    return "`" * max(3, longest + 1)
+
+
+def _escaped(text: str) -> str:
+    """The text in one line, with Markdown and HTML markup escaped outside of `backquotes`."""
     pieces = " ".join(text.split()).split("`")
-    pieces[::2] = [
-        re.sub(r"([\\\[\]*<>|#])", r"\\\1", piece.replace("&", "&amp;")) for piece in pieces[::2]
-    ]
-    return "`".join(
-        piece.replace("|", "\\|") if place % 2 else piece for place, piece in enumerate(pieces)
-    )
+    escaped = []
+    for place, piece in enumerate(pieces):
+        is_code = place % 2 == 1
+        if is_code:
+            # A table's row would end its cell here, even within code.
+            escaped.append(piece.replace("|", "\\|"))
+        else:
+            escaped.append(MARKUP.sub(r"\\\1", piece.replace("&", "&amp;")))
+    return "`".join(escaped)
