@@ -48,9 +48,10 @@ def report(
     if not (html or md):
         return
     from hpo.report.page import as_html, as_markdown
-    from hpo.report.report_page import facts_of, page_of
+    from hpo.report.report_data import read_report_data
+    from hpo.report.report_page import page_of
 
-    page = page_of(facts_of(opened))
+    page = page_of(read_report_data(opened))
     for option, path, render in (("--html", html, as_html), ("--md", md, as_markdown)):
         if path:
             _write(option, path, render(*page))
@@ -89,7 +90,7 @@ def export(
     study: str, trial: str, kind: str, weights: str, out: Path, database: str | None
 ) -> None:
     """Write a trial's configuration as YAML, or its model for the lab's own code."""
-    from hpo.report.report import export_script, export_text
+    from hpo.report.export import export_script, export_text
 
     opened = read_study(study, database)
     if kind == "script":

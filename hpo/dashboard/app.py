@@ -13,7 +13,7 @@ from optuna_dashboard import _note, wsgi
 from hpo.dashboard.content import FILES, curve_png, log_tail
 from hpo.dashboard.pages import Pages, StudyPage, without_our_part
 from hpo.errors import HpoError, MachineError
-from hpo.report.report import export_text
+from hpo.report.export import export_text
 from hpo.study import control
 from hpo.study.studies import refuse_if_running
 from hpo.study.trial import Record

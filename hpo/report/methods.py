@@ -1,4 +1,7 @@
-"""A paragraph for a paper's methods section: the study's own numbers, and only what was measured."""
+"""A paragraph for a paper's methods section, made of the study's own numbers.
+
+It claims only what was measured.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,224 +9,285 @@ from typing import Any
 
 from hpo.analysis.effects import stands_out
 from hpo.report.page import Block, Text
-from hpo.report.report import confirmed, fresh_seeds, sources
+from hpo.report.report import confirmed, fresh_seeds, interval_sources
+from hpo.report.report_data import ReportData
 from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast
 from hpo.study.trial import Record
 from hpo.text import plural
 from hpo.trainer import Metric
 
+# Of parameters that are named in the order of their importance.
+MOST_IMPORTANT = 3
 
-def methods(report: dict[str, Any], spec: StudySpec, records: list[Record]) -> list[Block]:
-    """Nothing before a trial is complete."""
+
+def methods(data: ReportData) -> list[Block]:
+    """Empty until a trial is complete."""
+    report = data.report
+    metric = data.metric
     if report["best"] is None:
         return []
-    metric = spec.metric
     sentences = [
-        *_search(report, spec),
-        *_outcome(report, records, metric),
-        *_confirm(report, metric),
-        *_further(report, metric),
+        *_search(report, data.spec),
+        *_outcome(report, data.records, metric),
+        *_confirmation(report, metric),
+        *_importance(report),
+        *_ablation(report, metric),
+        *_ensemble(report, metric),
     ]
     return [Text(" ".join(sentences))]
 
 
+# ---- how the search went about
+
+
 def _search(report: dict[str, Any], spec: StudySpec) -> list[str]:
-    searched, metric, rule = spec.parameters, spec.metric, spec.stopping
     trainer = spec.load_trainer()
+    searched = spec.parameters
     sizes = trainer.sizes(spec.config())
-    criterion = metric.description.rstrip(".") or metric.name
     fixed = ", ".join(text for name, text in sizes.items() if name not in searched)
-    lines = [
-        f"We searched {len(searched)} hyperparameters of {trainer.what} ({fixed}): {', '.join(searched)}.",
+    sentences = [
+        f"We searched {plural(len(searched), 'hyperparameter')} of {trainer.what} ({fixed}): "
+        f"{', '.join(searched)}.",
         _drawn(report, spec),
-        _criterion(report, spec, criterion),
+        _criterion(report, spec),
     ]
-    if rule:
-        lines.append(_rule(rule, metric))
-    return lines
-
-
-def _tested(confirm: dict[str, Any], metric: Metric) -> str:
-    if confirm["sentences"] <= 1:
-        return ", p by Welch's t test over seeds"
-    return f", paired over {metric.items}, p by permutation"
-
-
-def _scored_on(finding: dict[str, Any], metric: Metric) -> str:
-    """880 test sentences; or the part alone, where only one number is known of a training."""
-    if finding["sentences"] <= 1:
-        return f"the {finding['partition']} partition"
-    return f"{finding['sentences']} {finding['partition']} {metric.items}"
-
-
-def _criterion(report: dict[str, Any], spec: StudySpec, criterion: str) -> str:
-    trainer, metric = spec.load_trainer(), spec.metric
-    when = (
-        "at the end of training"
-        if trainer.take == "last"
-        else "at the best evaluation of a training"
-    )
-    sentences = report["best"]["sentences"]
-    if trainer.cuts_validation:
-        return (
-            f"The criterion was {criterion} {when} on {sentences} "
-            f"validation {metric.items}, {100 * spec.validation.fraction:g} % of {trainer.cut} drawn with seed "
-            f"{spec.validation.seed}; the search did not use the test partition."
-        )
-    items = f" ({sentences} {metric.items})" if sentences > 1 else ""
-    if trainer.partition == "test":
-        return f"The criterion was {criterion} {when} on the test partition{items}, on which the search therefore selected."
-    return f"The criterion was {criterion} {when} on the validation partition of the training script{items}."
-
-
-def _rule(rule: OwnPast, metric: Metric) -> str:
-    conditions = []
-    if rule.margin is not None:
-        learned = ""
-        if rule.learned is not None:
-            below, bound = (
-                ("below", rule.learned)
-                if metric.direction == "minimize"
-                else ("above", 1 - rule.learned)
-            )
-            learned = f", once {below} {bound:g},"
-        exceeded = "exceeded" if metric.direction == "minimize" else "fell behind"
-        conditions.append(
-            f"when its {metric.name}{learned} {exceeded} its own best by more than {rule.margin:g} in {rule.patience} evaluations in a row"
-        )
-    conditions.append(
-        f"when its loss exceeded {rule.loss_factor:g} times its own best in {rule.loss_patience} in a row"
-    )
-    return f"A trial was stopped early {', '.join(conditions)}, or when a value was not finite."
+    if spec.stopping:
+        sentences.append(_stopping(spec.stopping, spec.metric))
+    return sentences
 
 
 def _drawn(report: dict[str, Any], spec: StudySpec) -> str:
-    given, startup = (
-        ", ".join(report["starts"]) or "none",
-        min(spec.sampler.startup_trials, sum(report["trials"].values())),
-    )
+    """How configurations were proposed."""
+    starts = ", ".join(report["starts"]) or "none"
+    startup = min(spec.sampler.startup_trials, sum(report["trials"].values()))
     if spec.policy == Policy.RANDOM:
-        how = f"at random or given ({given})"
+        how = f"at random or given ({starts})"
     elif spec.policy == Policy.TPE:
-        how = f"by Optuna's multivariate tree-structured Parzen estimator, the first {startup} trials at random or given ({given})"
+        how = (
+            "by Optuna's multivariate tree-structured Parzen estimator, "
+            f"the first {startup} trials at random or given ({starts})"
+        )
     else:
         how = (
-            f"by the largest expected improvement under a Gaussian process of {_modelled(spec.metric)} (Matern 5/2 kernel), "
-            f"the first {startup} trials from a scrambled Sobol sequence or given ({given})"
+            "by the largest expected improvement under a Gaussian process of "
+            f"{_modelled(spec.metric)} (Matern 5/2 kernel), "
+            f"the first {startup} trials from a scrambled Sobol sequence or given ({starts})"
         )
     return f"Configurations were drawn {how}; sampler seed {spec.sampler.seed}."
 
 
 def _modelled(metric: Metric) -> str:
+    """What the Gaussian process models."""
     if not metric.bounded:
         return metric.name
-    return f"log {metric.name}" if metric.direction == "minimize" else f"log (1 - {metric.name})"
+    if metric.direction == "minimize":
+        return f"log {metric.name}"
+    return f"log (1 - {metric.name})"
+
+
+def _criterion(report: dict[str, Any], spec: StudySpec) -> str:
+    trainer = spec.load_trainer()
+    metric = spec.metric
+    criterion = metric.description.rstrip(".") or metric.name
+    moment = "the end of training"
+    if trainer.take == "best":
+        moment = "the best evaluation of each training"
+    head = f"The criterion was {criterion} at {moment} on"
+
+    count = report["best"]["sentences"]
+    if trainer.cuts_validation:
+        percentage = f"{100 * spec.validation.fraction:g} %"
+        return (
+            f"{head} {count} validation {metric.items}, {percentage} of {trainer.cut} drawn with "
+            f"seed {spec.validation.seed}; the search did not use the test partition."
+        )
+    items = f" ({count} {metric.items})" if count > 1 else ""
+    if trainer.partition == "test":
+        return f"{head} the test partition{items}, on which the search therefore selected."
+    return f"{head} the validation partition of the training script{items}."
+
+
+def _stopping(rule: OwnPast, metric: Metric) -> str:
+    conditions = []
+    if rule.margin is not None:
+        conditions.append(_metric_condition(rule, rule.margin, metric))
+    conditions.append(
+        f"when its loss exceeded {rule.loss_factor:g} times its own best in "
+        f"{plural(rule.loss_patience, 'consecutive evaluation')}"
+    )
+    return f"A trial was stopped early {', '.join(conditions)}, or when a value was not finite."
+
+
+def _metric_condition(rule: OwnPast, margin: float, metric: Metric) -> str:
+    minimized = metric.direction == "minimize"
+    learned = ""
+    if rule.learned is not None:
+        bound = f"below {rule.learned:g}" if minimized else f"above {1 - rule.learned:g}"
+        learned = f", once {bound},"
+    left = "exceeded" if minimized else "fell behind"
+    return (
+        f"when its {metric.name}{learned} {left} its own best by more than {margin:g} in "
+        f"{plural(rule.patience, 'consecutive evaluation')}"
+    )
+
+
+# ---- what it found
 
 
 def _outcome(report: dict[str, Any], records: list[Record], metric: Metric) -> list[str]:
-    trials, best = report["trials"], report["best"]
-    devices = sorted(
-        {
-            re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", record.device)
-            for record in records
-            if record.device
-        }
-    )
-    hours = f"{report['gpu_seconds']['spent'] / 3600:.3g} {'worker' if devices == ['cpu'] else 'GPU'}-hours"
-    counts = f"{trials['complete']} were complete, {trials['stopped']} stopped early and {trials['failed']} failed"
-    open_ones = trials["running"] + trials["waiting"]
-    over = f"; {open_ones} were not over" if open_ones else ""
-    lines = [
-        f"Of {sum(trials.values())} trials {counts}{over} ({hours} on {', '.join(devices)}).",
+    best = report["best"]
+    sentences = [
+        _counts(report, records),
         f"The {metric.lowest} {best['partition']} {metric.name} was {metric.text(best['value'])} "
-        f"({_interval(best['interval'], metric)}trial {best['trial']}); as the {metric.lowest} of "
-        f"{trials['complete']} it is optimistic.",
+        f"({_best_interval(best, metric)}trial {best['trial']}); "
+        f"as the {metric.lowest} of {report['trials']['complete']} it is optimistic.",
     ]
-    others = []
+    starts = []
     for name, start in report["starts"].items():
         if start["value"] is not None and start["trial"] != best["trial"]:
             interval = f" ({metric.between(start['interval'])})" if start["interval"] else ""
-            others.append(f"{name} {metric.text(start['value'])}{interval}")
-    return lines + ([f"For comparison: {', '.join(others)}."] if others else [])
+            starts.append(f"{name} {metric.text(start['value'])}{interval}")
+    if starts:
+        sentences.append(f"For comparison: {', '.join(starts)}.")
+    return sentences
 
 
-def _interval(interval: tuple[float, float] | None, metric: Metric) -> str:
-    """Nothing where only one number is known of a training."""
-    if interval is None:
+def _counts(report: dict[str, Any], records: list[Record]) -> str:
+    trials = report["trials"]
+    devices = sorted({_device_model(record.device) for record in records if record.device})
+    unit = "worker-hours" if devices == ["cpu"] else "GPU-hours"
+    hours = report["gpu_seconds"]["spent"] / 3600
+    counts = (
+        f"{trials['complete']} completed, {trials['stopped']} were stopped early and "
+        f"{trials['failed']} failed"
+    )
+    unfinished = trials["running"] + trials["waiting"]
+    if unfinished:
+        counts += f"; {unfinished} had not ended yet"
+    return (
+        f"Of {sum(trials.values())} trials, {counts} ({hours:.3g} {unit} on {', '.join(devices)})."
+    )
+
+
+def _device_model(device: str) -> str:
+    """cuda:0 (H200) -> H200"""
+    return re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", device)
+
+
+def _best_interval(best: dict[str, Any], metric: Metric) -> str:
+    """Empty where only one number is known of a training."""
+    if best["interval"] is None:
         return ""
-    return f"95 % bootstrap interval over {metric.items} {metric.between(interval)}; "
+    return f"95 % bootstrap interval over {metric.items} {metric.between(best['interval'])}; "
 
 
-def _confirm(report: dict[str, Any], metric: Metric) -> list[str]:
+# ---- what was measured besides
+
+
+def _confirmation(report: dict[str, Any], metric: Metric) -> list[str]:
     confirm = report["findings"].get("confirm")
     if confirm is None or confirmed(report) is None:
         return []
-    measured = [f"{found['name']} {metric.text(found['value'])} ({metric.between(found['interval'])}; {fresh_seeds(found)})"
-                for found in confirm["configs"] if found["value"] is not None]  # fmt: skip
+    values = []
+    for config in confirm["configs"]:
+        if config["value"] is not None:
+            origin = f"{metric.between(config['interval'])}; {fresh_seeds(config)}"
+            values.append(f"{config['name']} {metric.text(config['value'])} ({origin})")
+    sentences = [
+        f"After retraining with fresh seeds, mean {metric.name}s on {_scored_on(confirm, metric)} "
+        f"were (with {100 * confirm['level']:g} % intervals over "
+        f"{interval_sources(confirm, metric)}): {', '.join(values)}."
+    ]
     pairs = []
     for pair in confirm["comparisons"]:
-        undecided = ", not decided" if pair.get("decided") is False else ""
-        p = f", p = {pair['p_holm']:.2g}{undecided}"
-        pairs.append(f"{pair['a']} minus {pair['b']} {_difference(pair, 'interval', metric, p)}")
-    lines = [
-        f"Trained anew with fresh seeds and scored on {_scored_on(confirm, metric)}, mean "
-        f"{metric.name}s were (with {100 * confirm['level']:g} % intervals over {sources(confirm, metric)}): "
-        f"{', '.join(measured)}."
+        p = f", p = {pair['p_holm']:.2g}"
+        if pair.get("decided") is False:
+            p += ", not decided"
+        difference = _difference(pair, "interval", metric, p)
+        pairs.append(f"{pair['a']} minus {pair['b']} {difference}")
+    if pairs:
+        test = _significance_test(confirm, metric)
+        sentences.append(f"Differences ({test}, with Holm's correction): {'; '.join(pairs)}.")
+    return sentences
+
+
+def _scored_on(finding: dict[str, Any], metric: Metric) -> str:
+    """880 test sentences; the partition alone where only one number is known of a training."""
+    if finding["sentences"] <= 1:
+        return f"the {finding['partition']} partition"
+    return f"{finding['sentences']} {finding['partition']} {metric.items}"
+
+
+def _significance_test(confirm: dict[str, Any], metric: Metric) -> str:
+    if confirm["sentences"] <= 1:
+        return "p by Welch's t test over seeds"
+    return f"paired over {metric.items}, p by permutation"
+
+
+def _difference(finding: Mapping[str, Any], key: str, metric: Metric, more: str = "") -> str:
+    """+1.20 points (+0.40 to +2.00)
+
+    key: that of the interval. more: goes into the brackets, after the interval.
+    """
+    low, high = finding[key]
+    interval = f"{metric.difference(low)} to {metric.difference(high)}"
+    difference = metric.difference(finding["difference"])
+    return f"{difference} {metric.difference_unit} ({interval}{more})"
+
+
+def _importance(report: dict[str, Any]) -> list[str]:
+    effects = report["findings"].get("effects")
+    if not effects or not effects["importance"]:
+        return []
+    rows = effects["importance"]
+    first = ", ".join(row["name"] for row in rows[:MOST_IMPORTANT])
+    clear = [row["name"] for row in rows if stands_out(row["trials"], row["p_holm"])]
+    return [
+        f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials), {first} came first; "
+        f"{', '.join(clear) or 'none'} stood out from the noise."
     ]
-    return lines + (
-        [f"Differences{_tested(confirm, metric)} with Holm's correction: {'; '.join(pairs)}."]
-        if pairs
-        else []
-    )
 
 
-def _difference(found: Mapping[str, Any], interval: str, metric: Metric, more: str = "") -> str:
-    """+1.20 points (+0.40 to +2.00)"""
-    low, high = found[interval]
-    within = f"{metric.difference(low)} to {metric.difference(high)}{more}"
-    return f"{metric.difference(found['difference'])} {metric.difference_unit} ({within})"
+def _ablation(report: dict[str, Any], metric: Metric) -> list[str]:
+    ablation = report["findings"].get("ablation")
+    if not ablation:
+        return []
+    return [
+        f"The changes from {ablation['from']} to {ablation['to']} were measured one after the "
+        f"other with {plural(ablation['seeds'], 'seed')} each on {_scored_on(ablation, metric)}.",
+        _largest_change(ablation["steps"], metric),
+    ]
 
 
-def _further(report: dict[str, Any], metric: Metric) -> list[str]:
-    findings, lines = report["findings"], []
-    if effects := findings.get("effects"):
-        first = [row["name"] for row in effects["importance"][:3]]
-        clear = (
-            ", ".join(
-                row["name"]
-                for row in effects["importance"]
-                if stands_out(row["trials"], row["p_holm"])
-            )
-            or "none"
-        )
-        lines += [f"By importance (PED-ANOVA, fANOVA; {effects['trials']} trials) {', '.join(first)} came first; {clear} stood out of the "
-                  "noise."] if first else []  # fmt: skip
-    if ablation := findings.get("ablation"):
-        lines.append(
-            f"The changes from {ablation['from']} to {ablation['to']} were measured one after the other with "
-            f"{plural(ablation['seeds'], 'seed')} each on {_scored_on(ablation, metric)}."
-        )
-        lines.append(_largest(ablation["steps"], metric))
-    if ensemble := findings.get("ensemble"):
-        several, pair = ensemble["ensemble"], ensemble["comparison"]
-        lines.append(f"The {several['mean']} mean of {len(several['members'])} trained decoders, selected on "
-                     f"{ensemble['partition_selected']}, reached {metric.name} {metric.text(several['test_value'])} "
-                     f"({metric.between(several['test_interval'])}) on {ensemble['partition']}, "
-                     f"{metric.difference(pair['difference'])} {metric.difference_unit} from the best single one "
-                     f"(p = {pair['p']:.2g}).")  # fmt: skip
-    return lines
+def _largest_change(steps: list[dict[str, Any]], metric: Metric) -> str:
+    """The largest of the decided changes.
 
-
-def _largest(steps: list[dict[str, Any]], metric: Metric) -> str:
-    """Of the changes that are decided: the others may be noise, or of the seeds that did not diverge."""
+    The others may be noise, or be known only for the seeds that did not diverge.
+    """
     decided = [step for step in steps if step["decided"]]
+    if not decided:
+        return "None of them was decided."
     measured = [step for step in decided if step["difference"] is not None]
-    if measured:
-        most = max(measured, key=lambda step: abs(step["difference"]))
-        return f"The largest decided one was {most['label']}: {_difference(most, 'difference_interval', metric)}."
-    return (
-        f"With {decided[0]['label']} {decided[0]['in_words']}."
-        if decided
-        else "None of them was decided."
-    )
+    if not measured:
+        return f"With {decided[0]['label']} {decided[0]['in_words']}."
+    largest = max(measured, key=lambda step: abs(step["difference"]))
+    difference = _difference(largest, "difference_interval", metric)
+    return f"The largest decided one was {largest['label']}: {difference}."
+
+
+def _ensemble(report: dict[str, Any], metric: Metric) -> list[str]:
+    finding = report["findings"].get("ensemble")
+    if not finding:
+        return []
+    ensemble = finding["ensemble"]
+    comparison = finding["comparison"]
+    value = metric.text(ensemble["test_value"])
+    interval = metric.between(ensemble["test_interval"])
+    difference = f"{metric.difference(comparison['difference'])} {metric.difference_unit}"
+    return [
+        f"The {ensemble['mean']} mean of {len(ensemble['members'])} trained decoders, selected on "
+        f"{finding['partition_selected']}, reached a {metric.name} of {value} ({interval}) on "
+        f"{finding['partition']}, {difference} compared with the best single one "
+        f"(p = {comparison['p']:.2g})."
+    ]

@@ -1,35 +1,38 @@
-"""What a study found: as a dict (the JSON), as text, and one trial's configuration for export.
+"""What a study found, as a dict (the JSON of `hpo report --json`) and as text for a terminal.
 
-The metric is of the validation items, at the end of each training. Everything here is read; only intervals are computed.
-The same as a page is in report_page.py.
+Values of the metric are those of complete trainings on the items that the search validates on.
+Nothing is measured here; only intervals are computed from stored scores. `report_page.py` shows
+the same as a page.
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hpo.analysis.stats import score_interval
-from hpo.study.pick import best_of, pick_trial
+from hpo.study.pick import best_of
 from hpo.study.reader import StudyReader
 from hpo.study.trial import Record
 from hpo.text import duration, plural, value_text
-from hpo.trainer import DEFAULT_TRAINER, SCRIPT_TRAINER, Metric, Trainer
+from hpo.trainer import Metric, Trainer
 
 NAME_WIDTH = 28
+STATES = ("complete", "stopped", "failed", "running", "waiting")
+UNFINISHED = ("running", "waiting")
 
 
 def build_report(study: StudyReader) -> dict[str, Any]:
-    """The report as JSON-ready values. The metric in its unit (a fraction of 1 where it is percent), times in seconds of a
-    worker's device.
+    """The report as JSON-ready values.
+
+    The metric is in its unit (a fraction of 1 where that is percent); times are in seconds of a
+    worker's device. Raises DatabaseError.
     """
     records = study.records()
+    trainer = study.spec.load_trainer()
     best = best_of(records, study.spec.metric)
     states = Counter(record.state for record in records)
     stopped = [record for record in records if record.state == "stopped"]
+    failed = [record for record in records if record.state == "failed"]
     return {
         "study": study.name,
         "child_of": study.spec.child.parent if study.spec.child else None,
@@ -37,58 +40,56 @@ def build_report(study: StudyReader) -> dict[str, Any]:
         "profile": study.spec.profile,
         "digest": study.spec.digest(),
         "data": study.data,
-        "best": None if best is None else {
-            "trial": best.number,
-            "value": best.value,
-            "interval": _interval(study, best),
-            "partition": study.spec.load_trainer().partition,
-            "sentences": len(study.scores([best.id])[best.id].errors),
-            "params": best.params,
-            "config": best.config,
-        },
+        "best": None if best is None else _best(study, trainer, best),
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
-        "trials": {state: states[state] for state in ("complete", "stopped", "failed", "running", "waiting")},
-        "imported": [{"trial": past.number, "run": past.imported, "state": past.state, "value": past.value} for past in study.imported()],
+        "trials": {state: states[state] for state in STATES},
+        "imported": [_imported(record) for record in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
-        "failed_because": dict(Counter(record.reason for record in records if record.state == "failed")),
+        "failed_because": dict(Counter(record.reason for record in failed)),
         "gpu_seconds": {
             "spent": sum(record.gpu_seconds for record in records),
-            "saved": sum(_saved(record) for record in records if record.state == "stopped"),
+            "saved": sum(_seconds_saved(record) for record in stopped),
             "lost": sum(record.lost_seconds for record in records),
         },
-        "cautions": cautions(study.spec.load_trainer()),
+        "cautions": cautions(trainer),
         "findings": study.results(),
-    }  # fmt: skip
+    }
 
 
 def cautions(trainer: Trainer) -> list[str]:
-    """What a reader of the figures must know of where they come from."""
+    """What a reader must know about where the figures come from."""
     lines = []
     if trainer.partition == "test":
         lines.append(
-            "These figures are of test: the search selected on it, so none of them is of unseen items."
+            "These figures are on test, which the search selected on: none is on unseen items."
         )
     if trainer.take == "best":
-        lines.append("Each trial's value is the best of its curve, not its end: that flatters.")
+        lines.append(
+            "Each trial's value is the best of its curve, not the last one, which flatters it."
+        )
     return lines
 
 
-def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
-    """95 %, for new sentences; of a complete trial."""
-    return (
-        None
-        if record.value is None
-        else score_interval([study.scores([record.id])[record.id]], study.spec.metric)
-    )
+def _best(study: StudyReader, trainer: Trainer, best: Record) -> dict[str, Any]:
+    score = study.scores([best.id])[best.id]
+    return {
+        "trial": best.number,
+        "value": best.value,
+        "interval": _interval(study, best),
+        "partition": trainer.partition,
+        "sentences": len(score.errors),
+        "params": best.params,
+        "config": best.config,
+    }
 
 
 def _start(
     study: StudyReader, records: list[Record], name: str, best: Record | None
 ) -> dict[str, Any]:
-    found = next((record for record in records if record.start == name), None)
-    if found is None:
+    trial = next((record for record in records if record.start == name), None)
+    if trial is None:
         return {
             "trial": None,
             "value": None,
@@ -97,249 +98,216 @@ def _start(
             "reason": "",
             "points_above_best": None,
         }
-    metric, behind = study.spec.metric, None
-    if found.value is not None and best is not None and best.value is not None:
-        behind = metric.scale * (found.value - best.value)
+    above_best = None
+    if trial.value is not None and best is not None and best.value is not None:
+        above_best = study.spec.metric.scale * (trial.value - best.value)
     return {
-        "trial": found.number,
-        "value": found.value,
-        "interval": _interval(study, found),
-        "state": found.state,
-        "reason": found.reason,
-        "points_above_best": behind,
+        "trial": trial.number,
+        "value": trial.value,
+        "interval": _interval(study, trial),
+        "state": trial.state,
+        "reason": trial.reason,
+        "points_above_best": above_best,
     }
 
 
-def _saved(record: Record) -> float:
-    """Seconds that the rest of a stopped trial would have taken at its own pace."""
-    return record.seconds / record.step * (record.steps - record.step) if record.step else 0.0
+def _imported(record: Record) -> dict[str, Any]:
+    return {
+        "trial": record.number,
+        "run": record.imported,
+        "state": record.state,
+        "value": record.value,
+    }
+
+
+def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
+    """The 95 % interval of a complete trial's value, for new sentences."""
+    if record.value is None:
+        return None
+    score = study.scores([record.id])[record.id]
+    return score_interval([score], study.spec.metric)
+
+
+def _seconds_saved(record: Record) -> float:
+    """The seconds that the rest of a stopped trial would have taken at its own pace."""
+    if not record.step:
+        return 0.0
+    return record.seconds / record.step * (record.steps - record.step)
 
 
 def as_text(report: dict[str, Any], metric: Metric) -> str:
-    """The report for a terminal, 100 columns."""
-    lines = [
-        f"Study {report['study']}" + (f", profile {report['profile']}" if report["profile"] else "")
-    ]
-    best = report["best"]
-    if report["child_of"]:
-        lines.append(
-            f"It retrains configurations of study {report['child_of']}, so none of its trials is best."
-        )
-    elif best is None:
-        lines.append(f"No trial is complete yet, so there is no best {metric.name}.")
-    else:
-        complete = report["trials"]["complete"]
-        where = f"{interval_text(best, metric)}, {best['partition']}{items_text(best, metric)}"
-        lines += [
-            *_confirmed_lines(report, metric),
-            f"Best {metric.name} {metric.text(best['value'])} ({where}): trial {best['trial']}",
-            f"  It is the {metric.lowest} of {complete} noisy numbers, on {metric.items} that the search saw."
-            f"{' That selection is not in the interval:' if best['interval'] else ' So'}",
-            f"  expect a little {'more' if metric.direction == 'minimize' else 'less'} on new {metric.items}.",
-            *_values(best["params"]),
-        ]
+    """The report for a terminal."""
+    profile = f", profile {report['profile']}" if report["profile"] else ""
+    lines = [f"Study {report['study']}{profile}"]
+    lines += _best_lines(report, metric)
     lines += report["cautions"]
     if not report["child_of"]:
         lines.append("Starts" if report["starts"] else "No starts")
     lines += [_start_line(name, start, metric) for name, start in report["starts"].items()]
-    lines += [_trials_line(report), _compute_line(report)]
+    lines.append(_trials_line(report))
+    lines.append(_compute_line(report))
     if report["imported"]:
         shown = ", ".join(f"trial {past['trial']} is {past['run']}" for past in report["imported"])
-        lines.append(f"Imported, for the sampler alone and counted nowhere above: {shown}")
+        lines.append(f"Imported for the sampler alone and not counted above: {shown}")
     lines += [f"  failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
     return "\n".join(lines)
 
 
-def _values(params: Mapping[str, Any]) -> list[str]:
-    """A line each, in two columns."""
-    wide = max([NAME_WIDTH, *map(len, params)])
-    return [f"    {name:{wide}} {value_text(value)}" for name, value in params.items()]
-
-
-def interval_text(best: dict[str, Any], metric: Metric) -> str:
-    """Of a value, over the items that it is of."""
-    if best["interval"] is None:
-        return f"one number, so no interval over {metric.items}"
-    return f"95 % interval {metric.between(best['interval'])}"
-
-
-def items_text(best: dict[str, Any], metric: Metric) -> str:
-    """How many items a value is of; nothing where only one number is known."""
-    return f", {best['sentences']} {metric.items}" if best["sentences"] > 1 else ""
-
-
-def confirmed(report: dict[str, Any]) -> dict[str, Any] | None:
-    """What `hpo confirm` found for the trial that is best now; None if it has not looked at it, or no seed came to its end."""
-    configs = report["findings"].get("confirm", {}).get("configs", [])
-    return next(
-        (
-            found
-            for found in configs
-            if report["best"]
-            and found["trial"] == report["best"]["trial"]
-            and found["value"] is not None
-        ),
-        None,
-    )
-
-
-def _confirmed_lines(report: dict[str, Any], metric: Metric) -> list[str]:
-    if (found := confirmed(report)) is None:
-        return []
-    confirm = report["findings"]["confirm"]
-    where = f"95 % interval {metric.between(found['interval'])}, {confirm['partition']}, {confirm['sentences']} {metric.items}"
+def _best_lines(report: dict[str, Any], metric: Metric) -> list[str]:
+    if report["child_of"]:
+        parent = report["child_of"]
+        return [f"It retrains configurations of study {parent}, so none of its trials is best."]
+    best = report["best"]
+    if best is None:
+        return [f"No trial is complete yet, so there is no best {metric.name}."]
+    origin = f"{interval_text(best, metric)}, {best['partition']}{items_text(best, metric)}"
+    rank = f"the {metric.lowest} of {report['trials']['complete']} noisy values"
+    caveat = "; the interval ignores that" if best["interval"] else ""
+    higher = "higher" if metric.direction == "minimize" else "lower"
     return [
-        f"Confirmed {metric.name} {metric.text(found['value'])} ({where}, {fresh_seeds(found)}): {found['name']}"
+        *_confirmed_lines(report, metric),
+        f"Best {metric.name} {metric.text(best['value'])} ({origin}): trial {best['trial']}",
+        f"  It is {rank} on {metric.items} that the search saw{caveat}.",
+        f"  Expect a slightly {higher} {metric.name} on new {metric.items}.",
+        *_parameter_lines(best["params"]),
     ]
 
 
-def fresh_seeds(found: dict[str, Any]) -> str:
-    """Of a configuration of the finding `confirm`: how many its value is the mean of, and of how many."""
-    complete, asked = sum(seed["value"] is not None for seed in found["seeds"]), len(found["seeds"])
-    return (
-        f"{complete} of {asked} fresh seeds, the others did not come to their end"
-        if complete < asked
-        else plural(asked, "fresh seed")
+def _parameter_lines(params: Mapping[str, Any]) -> list[str]:
+    width = max([NAME_WIDTH, *map(len, params)])
+    return [f"    {name:{width}} {value_text(value)}" for name, value in params.items()]
+
+
+def interval_text(result: Mapping[str, Any], metric: Metric) -> str:
+    """The interval of a result over its items, in words."""
+    if result["interval"] is None:
+        return f"a single number, so no interval over {metric.items}"
+    return f"95 % interval {metric.between(result['interval'])}"
+
+
+def items_text(best: Mapping[str, Any], metric: Metric) -> str:
+    """How many items a value is of; empty where only one number is known."""
+    if best["sentences"] <= 1:
+        return ""
+    return f", {best['sentences']} {metric.items}"
+
+
+def confirmed(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `hpo confirm` measured of the trial that is best now.
+
+    None if it has not retrained that trial, or if none of its seeds finished.
+    """
+    best = report["best"]
+    if not best:
+        return None
+    configs: list[dict[str, Any]] = report["findings"].get("confirm", {}).get("configs", [])
+    for config in configs:
+        if config["trial"] == best["trial"] and config["value"] is not None:
+            return config
+    return None
+
+
+def _confirmed_lines(report: dict[str, Any], metric: Metric) -> list[str]:
+    config = confirmed(report)
+    if config is None:
+        return []
+    confirm = report["findings"]["confirm"]
+    origin = (
+        f"95 % interval {metric.between(config['interval'])}, {confirm['partition']}, "
+        f"{confirm['sentences']} {metric.items}, {fresh_seeds(config)}"
     )
+    value = metric.text(config["value"])
+    return [f"Confirmed {metric.name} {value} ({origin}): {config['name']}"]
 
 
-def sources(confirm: dict[str, Any], metric: Metric) -> str:
-    """What the intervals of the finding `confirm` are over: of one seed nothing is known."""
+def fresh_seeds(config: Mapping[str, Any]) -> str:
+    """How many seeds the value of a configuration of the finding `confirm` is the mean of."""
+    seeds = len(config["seeds"])
+    complete = _complete_seeds(config)
+    if complete < seeds:
+        return f"{complete} of {seeds} fresh seeds, the others did not finish"
+    return plural(seeds, "fresh seed")
+
+
+def _complete_seeds(config: Mapping[str, Any]) -> int:
+    return sum(seed["value"] is not None for seed in config["seeds"])
+
+
+def interval_sources(confirm: Mapping[str, Any], metric: Metric) -> str:
+    """What the intervals of the finding `confirm` are over.
+
+    A configuration of which only one seed finished has no interval over seeds.
+    """
     if confirm["sentences"] <= 1:
         return "seeds"
     complete = [
-        sum(seed["value"] is not None for seed in found["seeds"])
-        for found in confirm["configs"]
-        if found["value"] is not None
+        _complete_seeds(config) for config in confirm["configs"] if config["value"] is not None
     ]
     if max(complete, default=0) < 2:
         return metric.items
     if min(complete) > 1:
         return f"seeds and {metric.items}"
-    return f"{metric.items}, and over seeds where two or more came to their end"
+    return f"{metric.items}, and over seeds where two or more finished"
 
 
 def _start_line(name: str, start: dict[str, Any], metric: Metric) -> str:
     head = f"    {name:20} "
     if start["state"] is None:
-        return head + "not tried yet"
+        return f"{head}not tried yet"
     if start["value"] is None:
-        return (
-            head
-            + f"trial {start['trial']}, {start['state']}"
-            + (f": {start['reason']}" if start["reason"] else "")
-        )
-    behind = metric.difference(start["points_above_best"] / metric.scale)
+        reason = f": {start['reason']}" if start["reason"] else ""
+        return f"{head}trial {start['trial']}, {start['state']}{reason}"
     value = f"{metric.name} {metric.text(start['value'])}"
-    return (
-        head + f"trial {start['trial']}, {value}, {behind} {metric.difference_unit} from the best"
-    )
+    difference = metric.difference(start["points_above_best"] / metric.scale)
+    from_best = f"{difference} {metric.difference_unit} from the best"
+    return f"{head}trial {start['trial']}, {value}, {from_best}"
+
+
+def unfinished(report: Mapping[str, Any]) -> list[str]:
+    """Counts of the trials that are not over, such as `2 running`."""
+    trials = report["trials"]
+    return [f"{trials[state]} {state}" for state in UNFINISHED if trials[state]]
 
 
 def _trials_line(report: dict[str, Any]) -> str:
     trials = report["trials"]
+    stopped = f"{trials['stopped']} stopped"
     causes = ", ".join(f"{count} {cause}" for cause, count in report["stopped_because"].items())
-    rules = " and ".join(report["stopped_by"])
-    stopped = f"{trials['stopped']} stopped" + (f" (rule {rules}: {causes})" if causes else "")
-    line = f"Trials: {trials['complete']} complete, {stopped}, {trials['failed']} failed"
-    open_ones = [f"{trials[state]} {state}" for state in ("running", "waiting") if trials[state]]
-    return ", ".join([line, *open_ones]) + f"; budget {report['budget']['trials']}"
+    if causes:
+        rules = " and ".join(report["stopped_by"])
+        stopped += f" (rule {rules}: {causes})"
+    counts = [
+        f"{trials['complete']} complete",
+        stopped,
+        f"{trials['failed']} failed",
+        *unfinished(report),
+    ]
+    return f"Trials: {', '.join(counts)}; budget {report['budget']['trials']}"
 
 
 def _compute_line(report: dict[str, Any]) -> str:
-    spent, saved = report["gpu_seconds"]["spent"], report["gpu_seconds"]["saved"]
-    share = (
-        f" ({100 * saved / (spent + saved):.0f} % of what all would have taken)" if saved else ""
-    )
+    spent = report["gpu_seconds"]["spent"]
+    saved = report["gpu_seconds"]["saved"]
     lost = report["gpu_seconds"]["lost"]
-    again = f", {duration(lost)} lost by trials that began again" if lost else ""
-    return f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping{share}{again}"
+    line = f"Compute: {duration(spent)} of worker time spent, {duration(saved)} saved by stopping"
+    if saved:
+        share = 100 * saved / (spent + saved)
+        line += f" ({share:.0f} % of what all trials would have taken)"
+    if lost:
+        line += f", {duration(lost)} lost to trials that began again"
+    return line
 
 
 def next_command(report: dict[str, Any], database: str | None) -> str:
-    """What to type after reading the report. database: as given on the command line, if it was."""
-    where = f"--study {report['study']}" + (" --database URL" if database else "")
+    """What to type after reading the report.
+
+    database: the URL, if the command line gave one. It is not shown, since it may hold a password.
+    """
+    options = f"--study {report['study']}"
+    if database:
+        options += " --database URL"
     if report["child_of"]:
         return f"hpo confirm or hpo ablate, with --study {report['child_of']}"
     if report["best"] is None:
-        return f"hpo status {where}"
-    return f"hpo export {where} --trial best --out {report['study']}-best.yaml"
-
-
-def export_script(study: StudyReader, trial: str, out: Path) -> list[str]:
-    """Write what the script of a trial gets into a folder: its configuration, and the command as `command.sh`.
-
-    Returns lines for people. Raises StudyError, SpecError, OSError.
-    """
-    record = pick_trial(study, trial)
-    launched = study.spec.offered("launched", "export of a script's files")
-    config = study.spec.config(record.config)
-    started = launched(config, out.resolve(), study.name, record.number, study.data["path"])
-    out.mkdir(parents=True, exist_ok=True)
-    value = study.spec.metric.text(record.value) if record.value is not None else record.state
-    lines = [
-        "#!/bin/sh",
-        f"# Study {study.name}, trial {record.number}: {study.spec.metric.name} {value}, code {record.code_version}.",
-        f"cd {shlex.quote(str(out.resolve()))} || exit 1",
-        'if [ -e started ]; then echo "this folder was used: export into another one" >&2; exit 1; fi',
-        "touch started",
-        started.shell_line(),
-    ]
-    files = {**started.files, "command.sh": "\n".join(lines) + "\n"}
-    for name, text in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(text, encoding="utf-8")
-    return [
-        f"wrote {', '.join(str(out / name) for name in files)}",
-        f"sh {out / 'command.sh'} trains it again",
-    ]
-
-
-def export_text(study: StudyReader, trial: str) -> str:
-    """One trial's configuration as YAML: `base`, to be put into a study file, and `args` in the lab's names if the trainer
-    has such.
-    """
-    record = pick_trial(study, trial)
-    metric, trainer = study.spec.metric, study.spec.load_trainer()
-    config = study.spec.config(record.config)
-    ended = (
-        f"{metric.name} {metric.text(record.value)} ({trainer.partition})"
-        if record.value is not None
-        else record.state
-    )
-    head = [
-        f"# Study {study.name}, trial {record.number}: {ended}",
-        f"# data fingerprint {record.data}, code {record.code_version}, {record.host}, {record.device}",
-    ]
-    content: dict[str, Any] = {"base": config.flat()}
-    if study.spec.trainer not in (DEFAULT_TRAINER, SCRIPT_TRAINER):
-        content = {"trainer": study.spec.trainer, **content}
-    if launched := trainer.offers.get("launched"):
-        started = launched(config, Path("ATTEMPT"), study.name, record.number, study.data["path"])
-        content |= {"command": started.shell_line(), "files": _for_people(started.files)}
-    if arguments := trainer.offers.get("arguments"):
-        head += [f"# {line}" for line in arguments.about]
-        content["args"] = arguments.of(config, study.data)
-    else:
-        head.append("# base: goes into a study file.")
-        if launched:
-            head.append("# command, files: what the script of the trial got.")
-    return "\n".join(head) + "\n" + yaml.dump(content, Dumper=_Dumper, sort_keys=False)
-
-
-def _for_people(files: Mapping[str, str]) -> dict[str, str]:
-    """The file that the script reads; the one of hpo_report only where there is no other."""
-    own = {name: text for name, text in files.items() if name != "hpo-config.json"}
-    return own or dict(files)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Text of several lines as it is."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
+        return f"hpo status {options}"
+    return f"hpo export {options} --trial best --out {report['study']}-best.yaml"
