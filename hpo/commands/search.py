@@ -227,7 +227,7 @@ def _run(launcher: "Launcher", notify: str | None) -> str:
     def warn(problem: str) -> None:
         click.echo(f"hpo: {problem}", err=True)
 
-    view = LiveView(launcher.study, Console(highlight=False), tell_all=False)
+    view = LiveView(launcher.study, Console(highlight=False), with_history=False)
     with notifying(notify, launcher.study, warn) as notifier, view:
         ending = launcher.run(view.look, notifier if notify else None)
     for line in launcher.shared():

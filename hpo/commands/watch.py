@@ -109,7 +109,7 @@ def _watch(study: "StudyReader") -> None:
     with keys() as q_pressed_within, LiveView(study, console, screen=True) as view:
         while True:
             view.look(at_once=True)
-            nothing_runs = view.seen is not None and not view.seen.running
+            nothing_runs = view.latest is not None and not view.latest.running
             if not console.is_terminal and nothing_runs and _is_over(study):
                 return
             if q_pressed_within(LOOK_SECONDS):

@@ -1,1 +1,1 @@
-"""The same on a terminal."""
+"""What a study, a data set and past runs look like on a terminal."""

@@ -1,6 +1,6 @@
-"""A study that runs: a picture on a terminal, or a line whenever something has changed where the output is no terminal.
+"""A running study on a terminal: a picture that renews itself, or one line per change in a pipe.
 
-`hpo launch` and `hpo status --watch` show the same, made of a `Snapshot`.
+`hpo launch` and `hpo status --watch` show the same, made from a `Snapshot`.
 """
 
 import time
@@ -16,37 +16,41 @@ from rich.text import Text
 
 from hpo.errors import DatabaseError
 from hpo.study.reader import StudyReader
-from hpo.terminal.snapshot import Ended, Snapshot, snapshot
+from hpo.terminal.snapshot import Ended, Running, Snapshot, snapshot
 from hpo.terminal.status import STYLES, shown_value, trials_done
 from hpo.text import duration
 from hpo.trainer import Metric
 
 LOOK_SECONDS = 2.0
+WIDTH = 80
 BARS = "▁▂▃▄▅▆▇█"
-AWAY = "The database does not answer. Workers train on, and tell everything when it does."
+AWAY = "The database does not answer. Workers keep training and report when it answers again."
 BACK = "The database answers again."
 
 
 class LiveView:
-    """Of one study, in a `with` block; `look` is called again and again."""
+    """Shows one study within a `with` block, in which `look` is called again and again."""
 
     def __init__(
-        self, study: StudyReader, console: Console, screen: bool = False, tell_all: bool = True
+        self, study: StudyReader, console: Console, screen: bool = False, with_history: bool = True
     ):
-        """screen: the picture fills the terminal. tell_all: lines begin with what had ended before."""
+        """screen: the picture fills the terminal.
+
+        with_history: whether lines also tell what happened before the block began.
+        """
         self.study = study
-        self.seen: Snapshot | None = None
-        self._console, self._tell_all = console, tell_all
-        self._live = (
-            Live(console=console, screen=screen, auto_refresh=False)
-            if console.is_terminal
-            else None
-        )
+        self.latest: Snapshot | None = None
+        self._console = console
+        self._with_history = with_history
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, screen=screen, auto_refresh=False)
         self._looked = 0.0
-        self._away: datetime | None = None
+        # Since when the database does not answer; None while it does.
+        self._away_since: datetime | None = None
 
     def __enter__(self) -> Self:
-        if not self._tell_all:
+        if not self._with_history:
             self._read()
         if self._live:
             self._live.start()
@@ -63,154 +67,192 @@ class LiveView:
             self._live.stop()
 
     def look(self, at_once: bool = False) -> bool:
-        """Show the study as it is, if the last look was LOOK_SECONDS ago. Returns whether the database answers."""
+        """Show the study's current state, unless the last look is less than LOOK_SECONDS ago.
+
+        Returns whether the database answers.
+        """
         if at_once or time.monotonic() - self._looked >= LOOK_SECONDS:
-            before, was_away = self.seen, self._away
+            before = self.latest
+            was_away = self._is_away
             self._read()
             self._looked = time.monotonic()
             try:
                 self._show(before, was_away)
-            except OSError:  # the terminal was closed; the study goes on
+            except OSError:
+                # The terminal was closed; the study continues without it.
                 self._live = None
-        return self._away is None
+        return not self._is_away
+
+    @property
+    def _is_away(self) -> bool:
+        return self._away_since is not None
 
     def _read(self) -> None:
         try:
-            self.seen, self._away = snapshot(self.study), None
+            self.latest = snapshot(self.study)
         except DatabaseError:
-            self._away = self._away or datetime.now()
+            self._away_since = self._away_since or datetime.now()
+        else:
+            self._away_since = None
 
-    def _show(self, before: Snapshot | None, was_away: datetime | None) -> None:
+    def _show(self, before: Snapshot | None, was_away: bool) -> None:
         if self._live:
-            if self.seen:
-                self._live.update(
-                    watch_picture(self.seen, self._console.height, self._away), refresh=True
-                )
+            if self.latest:
+                picture = watch_picture(self.latest, self._console.height, self._away_since)
+                self._live.update(picture, refresh=True)
             return
-        if (self._away is None) != (was_away is None):
-            self._print(AWAY if self._away else BACK)
-        if self.seen and not self._away:
-            for line in changes(before, self.seen):
+        if self._is_away != was_away:
+            self._print(AWAY if self._is_away else BACK)
+        if self.latest and not self._is_away:
+            for line in changes(before, self.latest):
                 self._print(line)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+# ---- the picture
+
+
+def watch_picture(seen: Snapshot, height: int, away_since: datetime | None) -> Group:
+    """A study on a screen of WIDTH columns and `height` rows.
+
+    away_since: when the database stopped answering; None while it answers.
+    """
+    head = _head_lines(seen, away_since)
+    # Long lines wrap. Two rows separate the head, the running trials and the ended ones.
+    room = max(2, height - 2 - sum(1 + len(line) // WIDTH for line in head))
+    running = seen.running[: max(1, room * 2 // 3)]
+    hidden = len(seen.running) - len(running)
+    parts = [*head, Text()]
+    if running:
+        parts.append(_running_table(running, seen.metric))
+    else:
+        parts.append(Text("no trial is running", style="dim"))
+    room -= len(running) + 2
+    if hidden:
+        parts.append(Text(f"and {hidden} more running", style="dim"))
+        room -= 1
+    parts.append(Text())
+    for trial in seen.ended[: max(0, room)]:
+        line = f"{trial.number:>5} {outcome(trial, seen.metric)}"
+        parts.append(Text(line, style=STYLES[trial.state], no_wrap=True, overflow="ellipsis"))
+    return Group(*parts)
+
+
+def _head_lines(seen: Snapshot, away_since: datetime | None) -> list[Text | Table]:
+    spent = "; ".join([f"{seen.spent.gpu_seconds / 3600:.3g} GPU-hours", *_time_left(seen)])
+    starts = ", ".join(_start_text(name, start, seen) for name, start in seen.starts.items())
+    lines = [
+        Text(f"{seen.name}: {', '.join(_counts(seen))}"),
+        Text(f"budget {seen.budget}; spent {spent}", style="dim"),
+        Text(f"starts: {starts or 'none'}", style="dim"),
+    ]
+    if seen.halt:
+        resume = f"hpo resume --study {seen.name} resumes it"
+        lines.append(Text(f"{seen.halt}; {resume}", style="yellow"))
+    if away_since:
+        away = f"the database has not answered since {away_since:%H:%M:%S}"
+        lines.append(Text(f"{away}; what follows is from before", style="red"))
+    return lines
+
+
+def _start_text(name: str, start: Ended, seen: Snapshot) -> str:
+    """A start with its value, and how far that is behind the best trial."""
+    if start.value is None:
+        return f"{name} {start.state}"
+    text = f"{name} {seen.metric.text(start.value)}"
+    if seen.best is not None:
+        best = seen.best[1]
+        if seen.metric.better(best, start.value):
+            text += f" ({seen.metric.difference(start.value - best)})"
+    return text
+
+
+def _running_table(running: Sequence[Running], metric: Metric) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for title in ("trial", "worker", "step", "steps/s", "GiB", "lease", metric.name, "curve"):
+        is_text = title in ("worker", "curve")
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=True, max_width=22)
+    for trial in running:
+        last_value = trial.values[-1] if trial.values else None
+        table.add_row(
+            str(trial.number),
+            f"{trial.host} {trial.device}",
+            f"{trial.step}/{trial.steps}",
+            "" if trial.rate is None else f"{trial.rate:.2f}",
+            "" if trial.memory is None else f"{trial.memory / 2**30:.1f}",
+            f"{trial.lease_age:.0f} s",
+            shown_value(last_value, metric),
+            sparkline(trial.values),
+        )
+    return table
+
+
 def sparkline(values: Sequence[float], width: int = 12) -> str:
     """The last `width` values, each as a bar between the lowest and the highest of them."""
     shown = values[-width:]
-    low, high = min(shown, default=0.0), max(shown, default=0.0)
-    return "".join(
-        BARS[round((value - low) / ((high - low) or 1) * (len(BARS) - 1))] for value in shown
-    )
-
-
-def watch_picture(seen: Snapshot, height: int, away: datetime | None) -> Group:
-    """A study on a screen of 80 columns and `height` rows. away: since when the database does not answer."""
-    lines = [
-        Text(f"{seen.name}: {', '.join(_counts(seen))}"),
-        Text(
-            f"budget {seen.budget}; spent {'; '.join([f'{seen.spent.gpu_seconds / 3600:.3g} GPU-hours', *_to_go(seen)])}",
-            style="dim",
-        ),
-    ]
-    starts = [f"{name} {seen.metric.text(start.value) if start.value is not None else start.state}{_behind(start.value, seen)}"
-              for name, start in seen.starts.items()]  # fmt: skip
-    lines.append(Text(f"starts: {', '.join(starts) or 'none'}", style="dim"))
-    if seen.halt:
-        lines.append(Text(f"{seen.halt}; hpo resume --study {seen.name} goes on", style="yellow"))
-    if away:
-        lines.append(
-            Text(f"database away since {away:%H:%M:%S}; what is below is from before", style="red")
-        )
-    room = max(2, height - 2 - sum(1 + len(line) // 80 for line in lines))
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for title in ("trial", "worker", "step", "steps/s", "GiB", "lease", seen.metric.name, "curve"):
-        table.add_column(
-            title,
-            justify="left" if title in ("worker", "curve") else "right",
-            no_wrap=True,
-            max_width=22,
-        )
-    shown = seen.running[: max(1, room * 2 // 3)]
-    for trial in shown:
-        rate = "" if trial.rate is None else f"{trial.rate:.2f}"
-        memory = "" if trial.memory is None else f"{trial.memory / 2**30:.1f}"
-        value = shown_value(trial.values[-1] if trial.values else None, seen.metric)
-        table.add_row(str(trial.number), f"{trial.host} {trial.device}", f"{trial.step}/{trial.steps}", rate, memory,
-                      f"{trial.lease_age:.0f} s", value, sparkline(trial.values))  # fmt: skip
-    more = (
-        [Text(f"and {len(seen.running) - len(shown)} more run", style="dim")]
-        if len(seen.running) > len(shown)
-        else []
-    )
-    left = max(0, room - len(shown) - len(more) - 2)
-    ended = [Text(f"{trial.number:>5} {outcome(trial, seen.metric)}", style=STYLES[trial.state], no_wrap=True, overflow="ellipsis")
-             for trial in seen.ended[:left]]  # fmt: skip
-    return Group(
-        *lines,
-        Text(),
-        table if seen.running else Text("no trial runs", style="dim"),
-        *more,
-        Text(),
-        *ended,
-    )
-
-
-def _behind(value: float | None, seen: Snapshot) -> str:
-    """Of a start: how far it lies behind the best trial."""
-    if value is None or seen.best is None or not seen.metric.better(seen.best[1], value):
+    if not shown:
         return ""
-    return f" ({seen.metric.difference(value - seen.best[1])})"
+    low = min(shown)
+    # Equal values are drawn as the lowest bar.
+    span = (max(shown) - low) or 1
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in shown)
 
 
-def _counts(seen: Snapshot) -> list[str]:
-    spent = seen.spent
-    parts = [
-        trials_done(spent.ended, seen.budget.trials),
-        f"{len(seen.running)} run",
-        f"{seen.waiting} wait",
-    ]
-    parts += [f"{seen.spent.failed} failed"] if seen.spent.failed else []
-    return (
-        [*parts, f"best {seen.metric.name} {seen.metric.text(seen.best[1])} (trial {seen.best[0]})"]
-        if seen.best
-        else parts
-    )
-
-
-def _to_go(seen: Snapshot) -> list[str]:
-    return [f"about {duration(seen.seconds_left)} to go"] if seen.seconds_left is not None else []
-
-
-def watch_totals(seen: Snapshot) -> str:
-    return ", ".join(_counts(seen) + _to_go(seen))
-
-
-def _called(trial: Ended) -> str:
-    return f" ({trial.name})" if trial.name else ""
-
-
-def outcome(trial: Ended, metric: Metric) -> str:
-    value = f" {metric.name} {metric.text(trial.value)}" if trial.value is not None else ""
-    return f"{trial.state}{value}{f': {trial.reason}' if trial.reason else ''}"
+# ---- the lines
 
 
 def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
-    """What happened in between, a line each; all of it if there was no before."""
-    old = {trial.number for trial in before.ended} if before else set()
-    ran = {trial.number for trial in before.running} if before else set()
-    ended = [trial for trial in reversed(now.ended) if trial.number not in old]
-    lines = [
-        f"trial {trial.number}{_called(trial)} {outcome(trial, now.metric)}; {watch_totals(now)}"
-        for trial in ended
-    ]
-    lines += [
-        f"trial {trial.number} runs on {trial.host} {trial.device}"
-        for trial in now.running
-        if trial.number not in ran
-    ]
-    if now.halt != (before.halt if before else None):
-        lines.append(f"the study is {now.halt}" if now.halt else "the study goes on")
+    """What happened between two snapshots, one line each; everything if there was none before."""
+    known_ended = {trial.number for trial in before.ended} if before else set()
+    known_running = {trial.number for trial in before.running} if before else set()
+    halt_before = before.halt if before else None
+    lines = []
+    # The last trial that ended comes first in a snapshot and last in the lines.
+    for trial in reversed(now.ended):
+        if trial.number not in known_ended:
+            name = f" ({trial.name})" if trial.name else ""
+            ending = f"trial {trial.number}{name} {outcome(trial, now.metric)}"
+            lines.append(f"{ending}; {watch_totals(now)}")
+    for running in now.running:
+        if running.number not in known_running:
+            lines.append(f"trial {running.number} is running on {running.host} {running.device}")
+    if now.halt != halt_before:
+        lines.append(f"the study is {now.halt}" if now.halt else "the study was resumed")
     return lines
+
+
+def outcome(trial: Ended, metric: Metric) -> str:
+    """How a trial ended: its state, its value and the reason."""
+    text: str = trial.state
+    if trial.value is not None:
+        text += f" {metric.name} {metric.text(trial.value)}"
+    if trial.reason:
+        text += f": {trial.reason}"
+    return text
+
+
+def watch_totals(seen: Snapshot) -> str:
+    return ", ".join(_counts(seen) + _time_left(seen))
+
+
+def _counts(seen: Snapshot) -> list[str]:
+    counts = [
+        trials_done(seen.spent.ended, seen.budget.trials),
+        f"{len(seen.running)} running",
+        f"{seen.waiting} waiting",
+    ]
+    if seen.spent.failed:
+        counts.append(f"{seen.spent.failed} failed")
+    if seen.best:
+        number, value = seen.best
+        counts.append(f"best {seen.metric.name} {seen.metric.text(value)} (trial {number})")
+    return counts
+
+
+def _time_left(seen: Snapshot) -> list[str]:
+    """Empty if the time is not known."""
+    if seen.seconds_left is None:
+        return []
+    return [f"about {duration(seen.seconds_left)} to go"]

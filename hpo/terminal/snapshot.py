@@ -1,6 +1,7 @@
-"""A study at one moment, for a display that looks every two seconds: a few aggregates and the trials that run.
+"""A study at one moment, cheap enough for a display that looks every two seconds.
 
-Study.records() reads every trial with its configuration and its errors per sentence, too much for that with thousands.
+It reads a few aggregates and the running trials. `StudyReader.records` would read every trial with
+its configuration and its errors per sentence, which is too much for studies of thousands of trials.
 """
 
 import json
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import String, and_, cast, func, select
+from sqlalchemy import ColumnElement, Row, Select, String, and_, cast, func, select
 from sqlalchemy.engine import Connection
 
 from hpo.space.budget import Budget, Pace, Spent, seconds_left
@@ -21,30 +22,45 @@ from hpo.store.tables import (
     trial_table,
 )
 from hpo.study.reader import StudyReader
-from hpo.study.record import STATES
+from hpo.study.record import FINISHED, STATES
 from hpo.study.trial import Halt, State
 from hpo.trainer import Metric
 
-OUTCOMES = 20  # of the trials that ended last
+# How many of the trials that ended last a snapshot has.
+OUTCOMES = 20
+
+# The attributes of a trial that a snapshot shows, each a table of its own in a query.
+REASON = optuna_attributes.alias("reason")
+START = optuna_attributes.alias("start")
+LABEL = optuna_attributes.alias("label")
 
 
 @dataclass(frozen=True)
 class Running:
+    """A running trial."""
+
     number: int
     host: str
     device: str
     step: int
     steps: int
-    lease_age: float  # seconds since it was renewed
-    rate: float | None  # steps/s since the evaluation before, evaluation not included
-    memory: int | None  # bytes that its process took at most
-    values: tuple[float, ...]  # of the metric, along its curve
+    # Seconds since the lease was renewed.
+    lease_age: float
+    # Steps per second since the previous evaluation, without the evaluations themselves.
+    rate: float | None
+    # The most memory that its process took, in bytes.
+    memory: int | None
+    # The metric along the curve.
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Ended:
+    """A trial that ended, or a start in any state."""
+
     number: int
-    name: str  # of the start that it is, or what a child's trial retrains; empty: neither
+    # Name of the start, or what a child's trial retrains; empty for other trials.
+    name: str
     state: State
     value: float | None
     reason: str
@@ -59,154 +75,211 @@ class Snapshot:
     halt: Halt | None
     waiting: int
     running: tuple[Running, ...]
-    ended: tuple[Ended, ...]  # the last one first
-    best: tuple[int, float] | None  # number, and value of the metric
+    # The last one first, OUTCOMES at most.
+    ended: tuple[Ended, ...]
+    # Number and value of the best trial.
+    best: tuple[int, float] | None
+    # By name.
     starts: Mapping[str, Ended]
-    seconds_left: float | None  # at the pace so far
+    # Until the budget is spent, at the pace so far; None if that is not known.
+    seconds_left: float | None
 
 
 def snapshot(study: StudyReader) -> Snapshot:
     """Raises DatabaseAwayError."""
-    budget, halt = study.budget, study.halt
+    budget = study.budget
+    halt = study.halt
     with study.engine.begin() as connection:
         spent = study.spent_in(connection)
         running = _running(connection, study)
-        waiting = select(func.count()).where(_of(study), _state() == "WAITING")
-        joined = optuna_trials.join(
-            optuna_values, optuna_values.c.trial_id == optuna_trials.c.trial_id
-        )
-        value = select(optuna_trials.c.number, optuna_values.c.value).select_from(joined)
-        complete = value.where(_of(study), _state() == "COMPLETE")
-        best_first = study.spec.metric.sign * optuna_values.c.value
-        best = connection.execute(
-            complete.order_by(best_first, optuna_trials.c.number).limit(1)
-        ).first()
         return Snapshot(
             name=study.name,
             metric=study.spec.metric,
             budget=budget,
             spent=spent,
             halt=halt,
-            waiting=connection.execute(waiting).scalar_one(),
+            waiting=_count_waiting(connection, study),
             running=running,
-            ended=tuple(ended for _, ended in _outcomes(connection, study)),
-            best=(best.number, best.value) if best else None,
-            starts=dict(_outcomes(connection, study, starts=True)),
-            seconds_left=_seconds_left(connection, study, budget, spent, running),
+            ended=_ended(connection, study),
+            best=_best(connection, study),
+            starts=_starts(connection, study),
+            seconds_left=seconds_left(budget, _pace(connection, study, spent, running), spent.now),
         )
 
 
-def _of(study: StudyReader) -> Any:
-    return own_trials(study.id)
-
-
-def _state() -> Any:
+def _state() -> ColumnElement[str]:
+    """Optuna's name of a trial's state."""
     return cast(optuna_trials.c.state, String)
 
 
+def _count_waiting(connection: Connection, study: StudyReader) -> int:
+    waiting = select(func.count()).where(own_trials(study.id), _state() == "WAITING")
+    return connection.execute(waiting).scalar_one()
+
+
+def _best(connection: Connection, study: StudyReader) -> tuple[int, float] | None:
+    """Number and value of the best complete trial, the first one of equal trials."""
+    same_trial = optuna_values.c.trial_id == optuna_trials.c.trial_id
+    best_first = study.spec.metric.sign * optuna_values.c.value
+    statement = (
+        select(optuna_trials.c.number, optuna_values.c.value)
+        .select_from(optuna_trials.join(optuna_values, same_trial))
+        .where(own_trials(study.id), _state() == "COMPLETE")
+        .order_by(best_first, optuna_trials.c.number)
+        .limit(1)
+    )
+    row = connection.execute(statement).first()
+    return None if row is None else (row.number, row.value)
+
+
+# ---- running trials
+
+
 def _running(connection: Connection, study: StudyReader) -> tuple[Running, ...]:
-    table = trial_table.c
-    age = study.spec.attempts.lease_seconds - func.extract("epoch", table.lease_until - func.now())
-    statement = select(
-        optuna_trials.c.trial_id,
-        optuna_trials.c.number,
-        table.host,
-        table.device,
-        table.step,
-        table.memory,
-        age.label("age"),
-    )
-    statement = statement.add_columns(table.config["steps"].as_integer().label("steps"))
-    statement = statement.join(trial_table, table.trial_id == optuna_trials.c.trial_id).where(
-        _of(study), _state() == "RUNNING"
-    )
-    rows = list(connection.execute(statement.order_by(optuna_trials.c.number)))
-    pace = curve_table.c.metrics["step_seconds"].as_float().label("step_seconds")
-    points = select(curve_table.c.trial_id, curve_table.c.value, pace)
-    points = points.where(curve_table.c.trial_id.in_([row.trial_id for row in rows])).order_by(
-        curve_table.c.step
-    )
-    curves: dict[int, list[Any]] = {row.trial_id: [] for row in rows}
-    for point in connection.execute(points):
-        curves[point.trial_id].append(point)
-
-    def one(row: Any) -> Running:
-        curve = curves[row.trial_id]
-        rate = 1 / curve[-1].step_seconds if curve and curve[-1].step_seconds else None
-        host, device = (row.host or "").split(" ")[0], (row.device or "").split(" ")[0]
-        return Running(row.number, host, device, row.step, row.steps or 0, max(0.0, float(row.age or 0)), rate,
-                       row.memory, tuple(point.value for point in curve))  # fmt: skip
-
-    return tuple(one(row) for row in rows)
-
-
-def _outcomes(
-    connection: Connection, study: StudyReader, starts: bool = False
-) -> list[tuple[str, Ended]]:
-    """The last that ended; or all the starts, each with its name."""
-    reason, start, label = (optuna_attributes.alias() for _ in range(3))
-    trials = optuna_trials.c
-    joined = optuna_trials.outerjoin(optuna_values, optuna_values.c.trial_id == trials.trial_id)
-    joined = joined.outerjoin(
-        reason, and_(reason.c.trial_id == trials.trial_id, reason.c.key == "reason")
-    )
-    joined = joined.outerjoin(
-        label, and_(label.c.trial_id == trials.trial_id, label.c.key == "label")
-    )
-    joined = joined.join(
-        start, and_(start.c.trial_id == trials.trial_id, start.c.key == "start"), isouter=not starts
-    )
-    statement = select(
-        trials.number,
-        _state().label("state"),
-        optuna_values.c.value,
-        reason.c.value_json,
-        start.c.value_json.label("start"),
-        label.c.value_json.label("label"),
-    )
-    statement = statement.select_from(joined).where(_of(study))
-    if starts:
-        statement = statement.order_by(trials.number)
-    else:
-        ended = statement.where(
-            trials.datetime_complete.is_not(None), _state().in_(["COMPLETE", "PRUNED", "FAIL"])
+    trial = trial_table.c
+    until_expiry = func.extract("epoch", trial.lease_until - func.now())
+    statement = (
+        select(
+            optuna_trials.c.trial_id,
+            optuna_trials.c.number,
+            trial.host,
+            trial.device,
+            trial.step,
+            trial.memory,
+            (study.spec.attempts.lease_seconds - until_expiry).label("lease_age"),
+            trial.config["steps"].as_integer().label("steps"),
         )
-        statement = ended.order_by(trials.datetime_complete.desc()).limit(OUTCOMES)
-
-    def one(row: Any) -> Ended:
-        value = row.value if row.state == "COMPLETE" else None
-        name, reason = (
-            json.loads(text or '""') for text in (row.start or row.label, row.value_json)
-        )
-        return Ended(row.number, name, STATES[row.state], value, reason)
-
-    return [(json.loads(row.start or '""'), one(row)) for row in connection.execute(statement)]
-
-
-def _seconds_left(
-    connection: Connection,
-    study: StudyReader,
-    budget: Budget,
-    spent: Spent,
-    running: tuple[Running, ...],
-) -> float | None:
-    table = trial_table.c
-    ended = func.avg(table.step).filter(_state().in_(["COMPLETE", "PRUNED"]))
-    statement = select(
-        func.sum(table.step).label("steps"),
-        func.sum(table.seconds).label("seconds"),
-        ended.label("typical"),
+        .join(trial_table, trial.trial_id == optuna_trials.c.trial_id)
+        .where(own_trials(study.id), _state() == "RUNNING")
+        .order_by(optuna_trials.c.number)
     )
-    row = connection.execute(
-        statement.join(optuna_trials, optuna_trials.c.trial_id == table.trial_id).where(_of(study))
-    ).one()
-    pace = Pace(
+    rows = list(connection.execute(statement))
+    curves = _curves(connection, [row.trial_id for row in rows])
+    return tuple(_running_trial(row, curves[row.trial_id]) for row in rows)
+
+
+def _curves(connection: Connection, trial_ids: list[int]) -> dict[int, list[Row[Any]]]:
+    """The points of each trial's curve, with `value` and `step_seconds`, in the order of steps."""
+    point = curve_table.c
+    step_seconds = point.metrics["step_seconds"].as_float().label("step_seconds")
+    statement = (
+        select(point.trial_id, point.value, step_seconds)
+        .where(point.trial_id.in_(trial_ids))
+        .order_by(point.step)
+    )
+    curves: dict[int, list[Row[Any]]] = {trial_id: [] for trial_id in trial_ids}
+    for row in connection.execute(statement):
+        curves[row.trial_id].append(row)
+    return curves
+
+
+def _running_trial(row: Row[Any], curve: list[Row[Any]]) -> Running:
+    rate = None
+    if curve and curve[-1].step_seconds:
+        rate = 1 / curve[-1].step_seconds
+    return Running(
+        number=row.number,
+        host=_first_word(row.host),
+        device=_first_word(row.device),
+        step=row.step,
+        steps=row.steps or 0,
+        lease_age=max(0.0, float(row.lease_age or 0)),
+        rate=rate,
+        memory=row.memory,
+        values=tuple(point.value for point in curve),
+    )
+
+
+def _first_word(text: str | None) -> str:
+    """A device without its model, such as `cuda:0` of `cuda:0 (H200)`."""
+    return (text or "").split(" ")[0]
+
+
+# ---- trials that ended, and starts
+
+
+def _ended(connection: Connection, study: StudyReader) -> tuple[Ended, ...]:
+    ended_at = optuna_trials.c.datetime_complete
+    statement = (
+        _outcomes(study)
+        .where(ended_at.is_not(None), _state().in_(FINISHED))
+        .order_by(ended_at.desc())
+        .limit(OUTCOMES)
+    )
+    return tuple(_outcome(row) for row in connection.execute(statement))
+
+
+def _starts(connection: Connection, study: StudyReader) -> dict[str, Ended]:
+    statement = (
+        _outcomes(study).where(START.c.trial_id.is_not(None)).order_by(optuna_trials.c.number)
+    )
+    outcomes = [_outcome(row) for row in connection.execute(statement)]
+    return {outcome.name: outcome for outcome in outcomes}
+
+
+def _outcomes(study: StudyReader) -> Select[Any]:
+    """The study's trials with their values and the attributes that `_outcome` reads."""
+    trial = optuna_trials.c
+    joined = optuna_trials.outerjoin(optuna_values, optuna_values.c.trial_id == trial.trial_id)
+    for attribute, key in ((REASON, "reason"), (LABEL, "label"), (START, "start")):
+        of_trial = and_(attribute.c.trial_id == trial.trial_id, attribute.c.key == key)
+        joined = joined.outerjoin(attribute, of_trial)
+    return (
+        select(
+            trial.number,
+            _state().label("state"),
+            optuna_values.c.value,
+            REASON.c.value_json.label("reason"),
+            START.c.value_json.label("start"),
+            LABEL.c.value_json.label("label"),
+        )
+        .select_from(joined)
+        .where(own_trials(study.id))
+    )
+
+
+def _outcome(row: Row[Any]) -> Ended:
+    return Ended(
+        number=row.number,
+        name=_plain_text(row.start or row.label),
+        state=STATES[row.state],
+        value=row.value if row.state == "COMPLETE" else None,
+        reason=_plain_text(row.reason),
+    )
+
+
+def _plain_text(value_json: str | None) -> str:
+    """An attribute's value; empty if the trial does not have the attribute."""
+    if not value_json:
+        return ""
+    text: str = json.loads(value_json)
+    return text
+
+
+# ---- time left
+
+
+def _pace(
+    connection: Connection, study: StudyReader, spent: Spent, running: tuple[Running, ...]
+) -> Pace:
+    trial = trial_table.c
+    typical = func.avg(trial.step).filter(_state().in_(["COMPLETE", "PRUNED"]))
+    statement = (
+        select(
+            func.sum(trial.step).label("steps"),
+            func.sum(trial.seconds).label("seconds"),
+            typical.label("typical"),
+        )
+        .join(optuna_trials, optuna_trials.c.trial_id == trial.trial_id)
+        .where(own_trials(study.id))
+    )
+    row = connection.execute(statement).one()
+    return Pace(
         steps=row.steps or 0,
         seconds=float(row.seconds or 0),
         gpu_seconds=spent.gpu_seconds,
         typical=None if row.typical is None else float(row.typical),
         begun=spent.ended + len(running),
         running=len(running),
-        to_come=sum(trial.steps - trial.step for trial in running),
+        to_come=sum(each.steps - each.step for each in running),
     )
-    return seconds_left(budget, pace, spent.now)

@@ -1,5 +1,6 @@
 """The trials of a study as a table."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group
@@ -12,7 +13,8 @@ from hpo.study.trial import DONE, Record
 from hpo.text import duration
 from hpo.trainer import Metric
 
-ROWS = 18  # trials shown: those that run, and the last of the others
+# Trials that are shown: all that are running, and the last of the others.
+ROWS = 18
 STYLES = {
     "running": "bold",
     "complete": "green",
@@ -22,13 +24,14 @@ STYLES = {
 }
 
 
-def trial_table(records: list[Record], budget: Budget, metric: Metric) -> Group:
-    """A picture of the study: one row a trial, and a line of totals."""
+def trial_table(records: Sequence[Record], budget: Budget, metric: Metric) -> Group:
+    """A study's trials, one per row, and a line of totals."""
     table = Table(box=None, pad_edge=False)
-    for title in ("trial", "state", "step", metric.name, "best", ""):
-        table.add_column(
-            title, justify="left" if title in ("state", "") else "right", no_wrap=title != ""
-        )
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for title in ("step", metric.name, "best"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
     for record in _shown(records):
         table.add_row(
             str(record.number),
@@ -36,34 +39,37 @@ def trial_table(records: list[Record], budget: Budget, metric: Metric) -> Group:
             f"{record.step} of {record.steps}" if record.steps else "",
             shown_value(record.last_value, metric),
             shown_value(record.best_value, metric),
-            Text(_remark(record)),  # not markup: reasons may have brackets
+            # A Text, because brackets in a reason would be taken for markup.
+            Text(_remark(record)),
         )
     return Group(table, Text(totals(records, budget, metric)))
 
 
-def totals(records: list[Record], budget: Budget, metric: Metric) -> str:
+def totals(records: Sequence[Record], budget: Budget, metric: Metric) -> str:
     done = sum(record.state in DONE for record in records)
-    best, left = best_of(records, metric), _seconds_left(records, budget)
     parts = [trials_done(done, budget.trials)]
+    best = best_of(records, metric)
     if best is not None and best.value is not None:
         parts.append(f"best {metric.name} {metric.text(best.value)} (trial {best.number})")
+    left = _seconds_left(records, budget)
     if left is not None:
         parts.append(f"about {duration(left)} to go")
     return ", ".join(parts)
 
 
 def trials_done(done: int, budget: int) -> str:
-    return f"{done} of {budget} trials done"
+    return f"{done}/{budget} trials done"
 
 
-def _seconds_left(records: list[Record], budget: Budget) -> float | None:
+def _seconds_left(records: Sequence[Record], budget: Budget) -> float | None:
     running = [record for record in records if record.state == "running"]
     ended = [record for record in records if record.state in ("complete", "stopped")]
+    typical = sum(record.step for record in ended) / len(ended) if ended else None
     pace = Pace(
         steps=sum(record.step for record in records),
         seconds=sum(record.seconds for record in records),
         gpu_seconds=sum(record.gpu_seconds for record in records),
-        typical=sum(record.step for record in ended) / len(ended) if ended else None,
+        typical=typical,
         begun=sum(record.state in (*DONE, "running") for record in records),
         running=len(running),
         to_come=sum(record.steps - record.step for record in running),
@@ -71,20 +77,21 @@ def _seconds_left(records: list[Record], budget: Budget) -> float | None:
     return seconds_left(budget, pace, datetime.now(UTC))
 
 
-def _shown(records: list[Record]) -> list[Record]:
-    running = [record for record in records if record.state == "running"]
-    others = [record for record in records if record.state != "running"]
-    kept = others[-max(0, ROWS - len(running)) :] if len(running) < ROWS else []
-    return sorted(kept + running, key=lambda record: record.number)
+def _shown(records: Sequence[Record]) -> list[Record]:
+    """The trials that are shown, by number."""
+    shown = [record for record in records if record.state == "running"]
+    room = ROWS - len(shown)
+    if room > 0:
+        others = [record for record in records if record.state != "running"]
+        shown += others[-room:]
+    return sorted(shown, key=lambda record: record.number)
 
 
 def shown_value(value: float | None, metric: Metric) -> str:
+    """A value in a table; empty where it is not known."""
     return "" if value is None else metric.short(value)
 
 
 def _remark(record: Record) -> str:
-    return ": ".join(
-        part
-        for part in (f"start {record.start}" if record.start else "", record.label, record.reason)
-        if part
-    )
+    start = f"start {record.start}" if record.start else ""
+    return ": ".join(part for part in (start, record.label, record.reason) if part)
