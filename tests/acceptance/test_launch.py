@@ -40,7 +40,7 @@ def test_launch_report_and_launch_again(
         f"data       {tiny_data}",
         "2 workers on cpu",
         "trial 0 (baseline) complete PER",
-        "4 of 4 trials done",
+        "4/4 trials done",
         "Best PER",
         "Next: hpo export",
     ):

@@ -422,9 +422,9 @@ def test_imported_runs_inform_the_sampler_and_count_nowhere(
     assert report["trials"]["complete"] == spec.budget.trials
     assert report["gpu_seconds"] == {"spent": 28.0, "saved": 0, "lost": 0.0}
     assert {past["run"] for past in report["imported"]} == {"good", "risen"}
-    assert "Imported, for the sampler alone" in as_text(report, PER)
+    assert "Imported for the sampler alone" in as_text(report, PER)
     status = hpo("status", "--study", "s").stdout
-    assert f"{spec.budget.trials} of {spec.budget.trials} trials done" in status
+    assert f"{spec.budget.trials}/{spec.budget.trials} trials done" in status
     assert "past run good, complete" in status
 
 

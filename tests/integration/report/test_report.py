@@ -21,9 +21,12 @@ from hpo.cli import main
 from hpo.decoder.trainer import PER
 from hpo.process import Process
 from hpo.report import report_pictures as pictures
+from hpo.report.finding_sections import MAPS
 from hpo.report.page import as_html, as_markdown
 from hpo.report.report import build_report
-from hpo.report.report_page import MAPS, ROWS, Facts, facts_of, page_of
+from hpo.report.report_data import ReportData, read_report_data
+from hpo.report.report_page import page_of
+from hpo.report.trial_sections import ROWS
 from hpo.space.spec import StudySpec, load_spec
 from hpo.space.stopping import Stop
 from hpo.store.database import Database
@@ -181,17 +184,17 @@ def study(
 
 
 @pytest.fixture(scope="module")
-def facts(study: Study) -> Facts:
-    return facts_of(study)
+def facts(study: Study) -> ReportData:
+    return read_report_data(study)
 
 
-def with_findings(facts: Facts, **findings: dict[str, Any]) -> Facts:
+def with_findings(facts: ReportData, **findings: dict[str, Any]) -> ReportData:
     """With these alone."""
     dated = {kind: content | {"made": "2026-01-01"} for kind, content in findings.items()}
     return replace(facts, report=facts.report | {"findings": dated})
 
 
-def html_of(facts: Facts) -> str:
+def html_of(facts: ReportData) -> str:
     return as_html(*page_of(facts))
 
 
@@ -201,12 +204,12 @@ def text_of(html: str) -> str:
     html = re.sub(r"</t[dh]><t[dh][^>]*>", " | ", html)
     lines = [unescape(re.sub(r"<[^>]+>", "", line)).strip() for line in html.splitlines()]
     text = "\n".join(line for line in lines if line)
-    for varies in (r"Found (\d.*)", r"this page \| (.*)", r"digest (\w+)"):
+    for varies in (r"Recorded (\d.*)", r"this page \| (.*)", r"digest (\w+)"):
         text = re.sub(varies, lambda found: found[0].replace(found[1], "..."), text)
     return text + "\n"
 
 
-def test_the_page_is_the_golden_file(facts: Facts) -> None:
+def test_the_page_is_the_golden_file(facts: ReportData) -> None:
     """To renew it: RENEW_GOLDEN=1 pytest tests/integration/report -k golden, and look at what `git diff` shows."""
     text = text_of(html_of(facts))
     if os.environ.get("RENEW_GOLDEN"):
@@ -215,10 +218,10 @@ def test_the_page_is_the_golden_file(facts: Facts) -> None:
 
 
 def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(
-    study: Study, facts: Facts
+    study: Study, facts: ReportData
 ) -> None:
     html = html_of(facts)
-    assert html == html_of(facts_of(study))
+    assert html == html_of(read_report_data(study))
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe|/secret", html)
     links = re.findall(r'(?:src|href)="([^"]{6})|url\((.)', html)
     assert {link for pair in links for link in pair if link and not link.startswith("#")} <= {
@@ -232,15 +235,15 @@ def test_the_page_asks_nobody_for_anything_and_is_the_same_each_time(
     )  # every placeholder colour became a variable
 
 
-def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
+def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: ReportData) -> None:
     first, *others = CONFIRM["configs"]
     lost = first | {
         "seeds": [*first["seeds"][:2], first["seeds"][2] | {"state": "stopped", "value": None}]
     }
     text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
-    assert "trained anew with 2 of 3 fresh seeds, the others did not come to their end" in text
+    assert "retrained with 2 of 3 fresh seeds, the others did not finish" in text
     assert (
-        "2 of 3 fresh seeds, the others did not come to their end), baseline 40.00 %" in text
+        "2 of 3 fresh seeds, the others did not finish), baseline 40.00 %" in text
     )  # for a paper
     one = CONFIRM | {
         "configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]
@@ -258,7 +261,7 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: Facts) -> None:
     (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
 ])  # fmt: skip
 def test_a_paper_is_told_of_decided_changes_only(
-    facts: Facts, decided: bool, difference: float | None, said: str
+    facts: ReportData, decided: bool, difference: float | None, said: str
 ) -> None:
     change = step("optimizer.name sgd -> adam", 0.3, difference) | {
         "decided": decided,
@@ -268,7 +271,7 @@ def test_a_paper_is_told_of_decided_changes_only(
     assert said in text_of(html_of(with_findings(facts, ablation=found)))
 
 
-def test_a_paper_is_told_what_is_not_decided(facts: Facts) -> None:
+def test_a_paper_is_told_what_is_not_decided(facts: ReportData) -> None:
     found = CONFIRM | {
         "comparisons": [CONFIRM["comparisons"][0] | {"interval": [-0.2, 0.1], "decided": False}]
     }
@@ -298,14 +301,14 @@ def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> Non
         "effects": EFFECTS | {"notes": [EVIL], "outcome": EVIL},
         "ablation": ABLATION | {"steps": [step(EVIL, 0.4, None), step(EVIL, None, None)]},
     }
-    page = page_of(with_findings(facts_of(study), **findings))
+    page = page_of(with_findings(read_report_data(study), **findings))
     html = as_html(*page)
     assert "<script" not in html and "<img" not in html
     assert html.count("&lt;script&gt;") > 5
     assert not re.search(r"(?<!\\)<(script|img)", as_markdown(*page))
 
 
-def test_what_was_not_measured_is_a_line_with_its_command(facts: Facts) -> None:
+def test_what_was_not_measured_is_a_line_with_its_command(facts: ReportData) -> None:
     html = html_of(with_findings(facts))
     for command in (
         "confirm",
@@ -327,7 +330,7 @@ def test_what_was_not_measured_is_a_line_with_its_command(facts: Facts) -> None:
 def test_before_any_trial_is_complete(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     for _ in range(2):
-        page = page_of(facts_of(study))
+        page = page_of(read_report_data(study))
         html = as_html(*page)
         assert "No trial is complete yet" in html and "<svg" not in html
         assert "No trial is complete yet" in as_markdown(*page)
@@ -338,7 +341,7 @@ def test_before_any_trial_is_complete(make_study: Make, tiny_spec: StudySpec) ->
         study.finish(trial, Failed("no memory", Cause.BAD_CONFIGURATION))
 
 
-def test_a_thousand_trials_are_cut_and_say_so(facts: Facts) -> None:
+def test_a_thousand_trials_are_cut_and_say_so(facts: ReportData) -> None:
     records = [
         replace(facts.records[n % 12], number=n, start=facts.records[n].start if n < 12 else None)
         for n in range(1000)
@@ -369,13 +372,13 @@ def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
         lines[2]
         == f"Best PER {100 * best['value']:.2f} % (95 % interval {low:.1f}..{high:.1f} %, validation, 30 sentences): trial 9"
     )
-    assert "That selection is not in the interval" in lines[3]
+    assert "the interval ignores that" in lines[3]
     found = json.loads(CliRunner().invoke(main, ["report", "--study", "s", "--json"]).output)
     assert found["findings"]["confirm"]["configs"] == named(CONFIRM["configs"], PER)
 
 
 def test_the_files_are_written_or_one_line_says_why_not(
-    study: Study, facts: Facts, tmp_path: Path
+    study: Study, facts: ReportData, tmp_path: Path
 ) -> None:
     html, md = tmp_path / "r.html", tmp_path / "r.md"
     done = CliRunner().invoke(

@@ -303,7 +303,7 @@ def test_figures_of_test_are_told_as_such(database: Database, tmp_path: Path) ->
     path = study_file(tmp_path, {"partition": "test", "curve": curve, "seed": None})
     trained(database, path)
     shown = asked("report", "--study", "script").stdout
-    assert "These figures are of test" in shown and "best of its curve" in shown
+    assert "These figures are on test" in shown and "best of its curve" in shown
     page = tmp_path / "page.html"
     assert asked("report", "--study", "script", "--html", page).returncode == 0
     assert "on which the search therefore selected" in page.read_text()

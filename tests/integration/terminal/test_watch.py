@@ -91,7 +91,7 @@ def test_a_snapshot_costs_as_many_queries_with_more_trials(study: Study) -> None
 
 def test_the_screen_fits(study: Study) -> None:
     lines = screen(snapshot(study))
-    assert lines[0].rstrip() == "s: 2 of 4 trials done, 1 run, 0 wait, best PER 25.00 % (trial 0)"
+    assert lines[0].rstrip() == "s: 2/4 trials done, 1 running, 0 waiting, best PER 25.00 % (trial 0)"
     assert lines[1].startswith("budget 4 trials; spent 0") and lines[1].rstrip().endswith(
         "; about 4 s to go"
     )  # 2 + 6 steps, 0.5 s each
@@ -128,14 +128,14 @@ def test_sparkline() -> None:
 def test_a_line_a_change(study: Study) -> None:
     first = snapshot(study)
     assert [line.split(";")[0] for line in changes(None, first)] == [
-        "trial 0 (baseline) complete PER 25.00 %", "trial 1 (slow) stopped: PER rose", f"trial 2 runs on {this_host()} cpu"
+        "trial 0 (baseline) complete PER 25.00 %", "trial 1 (slow) stopped: PER rose", f"trial 2 is running on {this_host()} cpu"
     ]  # fmt: skip
     assert changes(first, snapshot(study)) == []
     control.halt(study, "paused", "lunch")
     control.kill(study, 2)
     last = snapshot(study)
     killed, halted = changes(first, last)
-    assert killed.startswith(f"trial 2 stopped: by hand, {control.person()}; 3 of 4 trials done")
+    assert killed.startswith(f"trial 2 stopped: by hand, {control.person()}; 3/4 trials done")
     assert halted == f"the study is {last.halt}"
 
 
@@ -162,7 +162,7 @@ def test_the_screen_comes_and_goes_with_a_key(study: Study) -> None:
     os.close(theirs)
     said = b""
     deadline = time.monotonic() + 100
-    while b"1 run" not in said:
+    while b"1 running" not in said:
         assert select.select([ours], [], [], deadline - time.monotonic())[0], said
         said += os.read(ours, 65536)
     assert b"\x1b[?1049h" in said  # a screen of its own
