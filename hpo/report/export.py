@@ -56,9 +56,8 @@ def export_text(study: StudyReader, trial: str) -> str:
     metric = study.spec.metric
     trainer = study.spec.load_trainer()
     config = study.spec.config(record.config)
-    if record.value is None:
-        result = record.state
-    else:
+    result: str = record.state
+    if record.value is not None:
         result = f"{metric.name} {metric.text(record.value)} ({trainer.partition})"
     head = [
         f"# Study {study.name}, trial {record.number}: {result}",

@@ -86,7 +86,7 @@ def _script(data: ReportData) -> list[tuple[str, str]]:
     return [("script", code), ("resumes", data.spec.load_trainer().resume)]
 
 
-def _machines(ran: list[Record]) -> list[tuple[str, ...]]:
+def _machines(ran: list[Record]) -> list[tuple[str, str, str, str]]:
     rows = []
     for host, device in sorted({(record.host, record.device) for record in ran}):
         records = [record for record in ran if (record.host, record.device) == (host, device)]

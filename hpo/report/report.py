@@ -12,13 +12,13 @@ from typing import Any
 from hpo.analysis.stats import score_interval
 from hpo.study.pick import best_of
 from hpo.study.reader import StudyReader
-from hpo.study.trial import Record
+from hpo.study.trial import Record, State
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, Trainer
 
 NAME_WIDTH = 28
-STATES = ("complete", "stopped", "failed", "running", "waiting")
-UNFINISHED = ("running", "waiting")
+STATES: tuple[State, ...] = ("complete", "stopped", "failed", "running", "waiting")
+UNFINISHED: tuple[State, ...] = ("running", "waiting")
 
 
 def build_report(study: StudyReader) -> dict[str, Any]:

@@ -77,9 +77,9 @@ def _labels(data: ReportData) -> dict[int, str]:
 def _histories(data: ReportData) -> list[Block]:
     """The final values by trial number and by GPU-hours; empty until a trial is complete."""
     metric = data.metric
-    numbers = []
-    values = []
-    hours = []
+    numbers: list[int] = []
+    values: list[float] = []
+    hours: list[float] = []
     starts: dict[str, int] = {}
     spent = accumulate(record.gpu_seconds for record in data.records)
     for record, seconds in zip(data.records, spent, strict=True):

@@ -124,7 +124,7 @@ def watch_picture(seen: Snapshot, height: int, away_since: datetime | None) -> G
     room = max(2, height - 2 - sum(1 + len(line) // WIDTH for line in head))
     running = seen.running[: max(1, room * 2 // 3)]
     hidden = len(seen.running) - len(running)
-    parts = [*head, Text()]
+    parts: list[Text | Table] = [*head, Text()]
     if running:
         parts.append(_running_table(running, seen.metric))
     else:
@@ -140,7 +140,7 @@ def watch_picture(seen: Snapshot, height: int, away_since: datetime | None) -> G
     return Group(*parts)
 
 
-def _head_lines(seen: Snapshot, away_since: datetime | None) -> list[Text | Table]:
+def _head_lines(seen: Snapshot, away_since: datetime | None) -> list[Text]:
     spent = "; ".join([f"{seen.spent.gpu_seconds / 3600:.3g} GPU-hours", *_time_left(seen)])
     starts = ", ".join(_start_text(name, start, seen) for name, start in seen.starts.items())
     lines = [
