@@ -57,7 +57,7 @@ def _what_was_confirmed(confirm: Mapping[str, Any], metric: Metric) -> str:
     level = f"{100 * confirm['level']:g} %"
     return (
         f"Mean {metric.name} over seeds on {confirm['partition']}{items}, with {level} intervals "
-        f"over {interval_sources(confirm, metric)}. Nothing was selected by these values."
+        f"over {interval_sources(confirm, metric)}. These values were not used for selection."
     )
 
 

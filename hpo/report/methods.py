@@ -273,7 +273,7 @@ def _largest_change(steps: list[dict[str, Any]], metric: Metric) -> str:
         return f"With {decided[0]['label']} {decided[0]['in_words']}."
     largest = max(measured, key=lambda step: abs(step["difference"]))
     difference = _difference(largest, "difference_interval", metric)
-    return f"The largest decided one was {largest['label']}: {difference}."
+    return f"The largest decided change was {largest['label']}: {difference}."
 
 
 def _ensemble(report: dict[str, Any], metric: Metric) -> list[str]:

@@ -63,11 +63,11 @@ def cautions(trainer: Trainer) -> list[str]:
     lines = []
     if trainer.partition == "test":
         lines.append(
-            "These figures are on test, which the search selected on: none is on unseen items."
+            "These figures are on test, and the search selected on test, so none is on unseen items."
         )
     if trainer.take == "best":
         lines.append(
-            "Each trial's value is the best of its curve, not the last one, which flatters it."
+            "Each trial's value is the best of its curve, not the last one, so it is optimistic."
         )
     return lines
 
@@ -294,7 +294,7 @@ def _compute_line(report: dict[str, Any]) -> str:
         share = 100 * saved / (spent + saved)
         line += f" ({share:.0f} % of what all trials would have taken)"
     if lost:
-        line += f", {duration(lost)} lost to trials that began again"
+        line += f", {duration(lost)} lost to trials that started over"
     return line
 
 

@@ -249,14 +249,14 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: ReportData) -> None
         "configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]
     }
     text = text_of(html_of(with_findings(facts, confirm=one)))
-    assert "with 95 % intervals over sentences. Nothing" in text
+    assert "with 95 % intervals over sentences. These" in text
     assert (
         "(with 95 % intervals over sentences): trial 9 26.00 % (24.0..28.0 %; 1 fresh seed)" in text
     )
 
 
 @pytest.mark.parametrize(("decided", "difference", "said"), [
-    (True, -0.1, "The largest decided one was optimizer.name sgd -> adam: -10.00 points"),
+    (True, -0.1, "The largest decided change was optimizer.name sgd -> adam: -10.00 points"),
     (False, -0.1, "None of them was decided."),
     (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
 ])  # fmt: skip

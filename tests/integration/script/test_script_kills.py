@@ -132,7 +132,7 @@ def test_without_checkpoints_it_begins_again(database: Database, tmp_path: Path)
     assert [point.step for point in curve_of(study, record)] == list(range(5, 61, 5))
     assert record.seconds > before
     assert record.lost_seconds == pytest.approx(before, abs=0.5)
-    assert "lost to trials that began again" in asked("report", "--study", "script").stdout
+    assert "lost to trials that started over" in asked("report", "--study", "script").stdout
 
 
 class Crew:
