@@ -181,7 +181,7 @@ def _parameter_lines(params: Mapping[str, Any]) -> list[str]:
 def interval_text(result: Mapping[str, Any], metric: Metric) -> str:
     """The interval of a result over its items, in words."""
     if result["interval"] is None:
-        return f"a single number, so no interval over {metric.items}"
+        return f"one number, so no interval over {metric.items}"
     return f"95 % interval {metric.between(result['interval'])}"
 
 
