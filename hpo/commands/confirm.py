@@ -180,7 +180,9 @@ def _prepare_training(
             why_over = child.why_over()
             if why_over:
                 raise StudyError(f"study {child.name}: {why_over}")
-            with LiveView(child, Console(highlight=False, quiet=as_json), with_history=False) as view:
+            with LiveView(
+                child, Console(highlight=False, quiet=as_json), with_history=False
+            ) as view:
                 ending = launcher.run(view.look)
             if ending == "interrupted":
                 click.echo(
