@@ -63,7 +63,7 @@ def cautions(trainer: Trainer) -> list[str]:
     lines = []
     if trainer.partition == "test":
         lines.append(
-            "These figures are on test, and the search selected on test, so none is on unseen items."
+            "These figures are on test, and the search selected on test: none is on unseen items."
         )
     if trainer.take == "best":
         lines.append(
