@@ -1,4 +1,6 @@
-"""Draws docs/architecture.svg: the rooms of hpo/ in the order of their imports. An import that follows from others is left out.
+"""Draws docs/architecture.svg: the rooms of hpo/ and their imports.
+
+An import that follows from others is left out.
 
 python scripts/draw_architecture.py
 """
@@ -41,7 +43,7 @@ def imported_rooms(room: str) -> set[str]:
 
 
 def direct(order: list[str]) -> dict[str, set[str]]:
-    """The imports between rooms without those that follow from others, which would hide the picture."""
+    """The imports between rooms, without those that follow from others."""
     imports = {room: imported_rooms(room) & set(order) for room in order}
     below: dict[str, set[str]] = {}
     for room in reversed(order):

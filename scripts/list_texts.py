@@ -1,10 +1,10 @@
-"""Lists every text of the product that a user may read, by file and line, for somebody to read from end to end.
+"""Lists every text of the product that users may read, by file and line, to be read in one go.
 
 python scripts/list_texts.py [FILE_OR_FOLDER ...]
 
-Texts are strings of at least two words: messages, help texts, table headings, sentences of reports and
-pages. Of an f-string the values are shown as {...}. Docstrings are left out, except those of commands,
-which are their help. SQL, style sheets and programs in strings are left out too.
+Texts are strings of at least two words: messages, help texts, table headings, sentences of reports
+and pages. The values of an f-string are shown as {...}. Docstrings are left out, except those of
+commands, which are their help. So are SQL, style sheets and programs in strings.
 """
 
 import ast
@@ -21,7 +21,6 @@ FOR_MACHINES = re.compile(
     r"|function\s*\(|=>|</|\{\s*[a-z-]+:|import sys"
 )
 TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,.:;)]? +\(?[A-Za-z]{2,}")
-DEFINITIONS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main() -> None:
@@ -74,13 +73,11 @@ def is_text(part: ast.AST) -> bool:
 
 
 def silent_docstrings(tree: ast.Module) -> Iterator[ast.AST]:
-    """Docstrings that no command prints."""
+    """Docstrings that no command prints: of modules, classes, functions and fields."""
+    help_texts = {id(node.body[0]) for node in ast.walk(tree) if is_command(node)}  # type: ignore[attr-defined]
     for node in ast.walk(tree):
-        if not isinstance(node, DEFINITIONS) or not node.body or is_command(node):
-            continue
-        first = node.body[0]
-        if isinstance(first, ast.Expr) and text_of(first.value) is not None:
-            yield first.value
+        if isinstance(node, ast.Expr) and id(node) not in help_texts:
+            yield node.value
 
 
 def is_command(node: ast.AST) -> bool:
