@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+# For all pictures that matplotlib draws: equal pictures give equal files, and names are plain text,
+# although two dollar signs would make a formula of what is between them.
+PICTURE_STYLE: Any = {"svg.hashsalt": "hpo", "text.parse_math": False}
+
 
 def percent(fraction: float) -> str:
     """12.34 %"""

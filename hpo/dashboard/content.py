@@ -12,7 +12,7 @@ from hpo.store.standing import ENQUEUED
 from hpo.study.pick import best_of
 from hpo.study.study import Study
 from hpo.study.trial import DONE, Record
-from hpo.text import duration, value_text
+from hpo.text import PICTURE_STYLE, duration, value_text
 from hpo.trainer import Metric
 
 LOG_LINES = 200
@@ -149,6 +149,13 @@ def files_of(record: Record) -> list[dict[str, str | None]]:
 def curve_png(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
     """The metric, the losses and, if the trainer reports it, the learning rate over steps."""
     # Imported here because it takes a second, and most pages never need it.
+    import matplotlib
+
+    with matplotlib.rc_context(PICTURE_STYLE):
+        return _draw_curve(record, curve, metric)
+
+
+def _draw_curve(record: Record, curve: Sequence[Point], metric: Metric) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), layout="constrained")

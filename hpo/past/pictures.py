@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hpo.errors import CallerError
 from hpo.past.backtest import Backtest, Curve, RuleOutcome
 from hpo.past.labels import labels, legend
+from hpo.text import PICTURE_STYLE
 
 Numbers = NDArray[np.float64]
 ENDINGS = (".svg", ".png", ".pdf")
@@ -51,10 +52,10 @@ def backtest_picture(backtest: Backtest, curves: Sequence[Curve], path: Path) ->
         raise CallerError(
             f"--plot {path}: ends with {path.suffix or 'nothing'}. Valid: {', '.join(ENDINGS)}"
         )
-    figure = _figure(backtest.rules, curves)
     # The same picture always gives the same file.
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with mpl.rc_context({"svg.hashsalt": "hpo"}):
+    with mpl.rc_context(PICTURE_STYLE):
+        figure = _figure(backtest.rules, curves)
         try:
             figure.savefig(path, dpi=150, metadata=metadata)
         except OSError as error:

@@ -17,13 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from hpo.errors import CallerError
+from hpo.text import PICTURE_STYLE
 from hpo.trainer import Metric
 
 FORMATS = (".svg", ".png")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 PANELS_PER_ROW = 3
-# Equal pictures give equal files.
-matplotlib.rcParams["svg.hashsalt"] = "hpo"
 
 
 def check_plot(path: Path) -> None:
@@ -44,6 +43,11 @@ def draw(effects: Mapping[str, Any], path: Path, metric: Metric) -> None:
             f"--plot {path}: no two parameters have enough trials in common for a heat map. "
             "Run more trials"
         )
+    with matplotlib.rc_context(PICTURE_STYLE):
+        _draw_panels(pairs, path, metric)
+
+
+def _draw_panels(pairs: Sequence[Mapping[str, Any]], path: Path, metric: Metric) -> None:
     columns = min(PANELS_PER_ROW, len(pairs))
     rows = math.ceil(len(pairs) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.9 * rows), layout="constrained")

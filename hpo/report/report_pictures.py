@@ -5,6 +5,7 @@ colours apply to them, and text stays text. They are five inches wide because a 
 half the width of a page.
 """
 
+import html
 import io
 import math
 import re
@@ -52,7 +53,6 @@ STYLE: Any = {
     "ytick.labelsize": 8.5,
     "legend.fontsize": 8.5,
     "font.family": "sans-serif",
-    "text.parse_math": False,
     "axes.unicode_minus": False,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -69,6 +69,7 @@ STYLE: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "svg.fonttype": "none",
+    "text.parse_math": False,
 }
 
 
@@ -357,11 +358,10 @@ def _for_the_page(document: str, description: str) -> str:
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     # A page has several pictures, so only ids that are referred to stay.
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    # The description may contain a metric's name, which is a text of the user.
+    label = f'<svg role="img" aria-label="{html.escape(description)}"'
     svg = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
-        f'<svg role="img" aria-label="{description}" \\1>',
-        svg,
-        count=1,
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: f"{label} {match[1]}>", svg, count=1
     )
     svg = re.sub(r"<[^>]+>", lambda match: _tag_for_the_page(match[0]), svg)
     return re.sub(r"\s*\n\s*", " ", svg)
