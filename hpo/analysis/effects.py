@@ -1,8 +1,9 @@
 """Which parameters matter, and which pairs of them interact, over the trials of a study.
 
-Importance: PED-ANOVA (Watanabe et al. 2023; Optuna's takes conditional parameters as arXiv 2601.20800), which asks what tells the
-best trials from all, beside fANOVA (Hutter et al. 2014), which asks for shares of the variance. With few trials both give
-something a large number always, so whether an effect stands out of the noise has a test of its own (surface.py).
+Importance has two measures. PED-ANOVA (Watanabe et al. 2023; Optuna's takes conditional parameters
+as arXiv 2601.20800) asks what tells the best trials from all; fANOVA (Hutter et al. 2014) asks for
+shares of the variance. With few trials both always rate something high, so a separate test says
+whether an effect stands out from the noise (surface.py).
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
@@ -25,7 +26,7 @@ from optuna.importance import (
 from pydantic import BaseModel
 
 from hpo.analysis.stats import holm
-from hpo.analysis.surface import Axis, interaction, main_effect, surface
+from hpo.analysis.surface import Array, Axis, Effect, Plane, interaction, main_effect, surface
 from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
 from hpo.study.reader import StudyReader
@@ -34,16 +35,24 @@ from hpo.study.trial import Record
 from hpo.text import value_text
 from hpo.trainer import Metric
 
-OTHERS = 3  # pairs shown beside those
-FEWEST = 5  # trials
-ENOUGH = 20  # trials that have the parameter, or both; below it nothing is claimed
-BEST = 5  # trials that PED-ANOVA should have in its target, at least (its documentation)
-ALPHA = 0.01  # strict, because a search does not draw its trials independently
+# Pairs shown in addition to those that the trainer asks about.
+OTHERS = 3
+# Trials without which there are no effects.
+FEWEST = 5
+# Trials that have the parameter, or both; with fewer, nothing is claimed.
+ENOUGH = 20
+# Trials that PED-ANOVA should have in its target, at least (from its documentation).
+BEST = 5
+# Strict, because a search does not draw its trials independently.
+ALPHA = 0.01
+
+Pair = tuple[str, str]
+Key = TypeVar("Key", str, Pair)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A trial as it is explained: its parameters, and the metric that it ended with."""
+class EndedTrial:
+    """A trial that effects are computed from: its parameters, and the outcome in the metric."""
 
     number: int
     state: str
@@ -55,24 +64,25 @@ class Importance(BaseModel, frozen=True):
     """How much one parameter matters."""
 
     name: str
-    # share in what tells the best trials from all; the shares add up to 1
+    # Share in what tells the best trials from all; the shares add up to 1.
     ped_anova: float
-    # share of the variance that the parameter explains alone; None where it could not be computed
+    # Share of the variance that the parameter explains alone; None if it could not be computed.
     fanova: float | None
-    # how many have the parameter
+    # How many trials have the parameter.
     trials: int
-    # of a test of its main effect, alone and adjusted for the number of parameters; None where there are too few trials
+    # Of a test of its main effect: alone, and adjusted for the number of parameters.
+    # None if there are too few trials.
     p: float | None
     p_holm: float | None
 
     @property
     def clear(self) -> bool:
-        """Whether it stands out of the noise."""
+        """Whether it stands out from the noise."""
         return stands_out(self.trials, self.p_holm)
 
 
 class PairTrial(BaseModel, frozen=True):
-    """A trial on a heat map. value: the outcome, in the metric's unit (a fraction of 1 where it is percent)."""
+    """A trial on a heat map. value: the outcome in the metric's unit (a fraction where percent)."""
 
     number: int
     x: Any
@@ -92,29 +102,30 @@ class Interaction(BaseModel, frozen=True):
     y_log: bool
     x_choices: bool
     y_choices: bool
-    # the mean outcome, a row for each of y_values, in the metric's unit
+    # The mean outcome in the metric's unit, a row for each of y_values.
     value: tuple[tuple[float, ...], ...]
-    # those that have both parameters
+    # Those that have both parameters.
     trials: tuple[PairTrial, ...]
-    # share of the variance
+    # Share of the variance.
     strength: float
-    # of a test of the interaction, alone and adjusted for the number of pairs
+    # Of a test of the interaction: alone, and adjusted for the number of pairs.
     p: float
     p_holm: float
 
     @property
     def clear(self) -> bool:
-        """Whether it stands out of the noise."""
+        """Whether it stands out from the noise."""
         return stands_out(len(self.trials), self.p_holm)
 
 
 class Effects(BaseModel, frozen=True):
     """The finding `effects`. importance: the largest first; interactions: the clearest first."""
 
-    # that are complete or stopped by a rule, and those of them that were stopped
+    # Trials that are complete or stopped by a rule.
     trials: int
+    # How many of them were stopped.
     diverged: int
-    # what was explained, in words
+    # What is explained, in words.
     outcome: str
     importance: tuple[Importance, ...]
     interactions: tuple[Interaction, ...]
@@ -122,54 +133,66 @@ class Effects(BaseModel, frozen=True):
 
 
 def build_effects(study: StudyReader) -> Effects:
-    """The finding `effects`, kept with the study. Raises StudyError."""
-    found = effects_of(study.name, study.spec, study.records())
-    study.keep_result("effects", found.model_dump(mode="json"))
-    return found
+    """Compute the finding `effects` and keep it with the study. Raises StudyError."""
+    effects = effects_of(study.name, study.spec, study.records())
+    study.keep_result("effects", effects.model_dump(mode="json"))
+    return effects
 
 
 def effects_of(name: str, spec: StudySpec, all_records: Sequence[Record]) -> Effects:
-    """What the trials say of the parameters and their pairs. Raises StudyError, which calls the study `name`."""
+    """What the trials say about the parameters and their pairs.
+
+    name: of the study, for errors. Raises StudyError if there are too few trials or all outcomes
+    are equal.
+    """
     metric = spec.metric
-    records = ended_trials(all_records, metric)
-    if len(records) < FEWEST:
-        raise StudyError(f"study {name}: {len(records)} trials are complete or stopped by a rule; effects need {FEWEST} or more, "
-                         f"{ENOUGH} to claim something. Run more: hpo budget --study {name} --trials +{ENOUGH}")  # fmt: skip
-    if len({record.outcome for record in records}) == 1:
+    trials = ended_trials(all_records, metric)
+    if len(trials) < FEWEST:
         raise StudyError(
-            f"study {name}: all {len(records)} trials have the same outcome, so there is nothing to explain"
+            f"study {name}: {len(trials)} trials are complete or stopped by a rule; effects need "
+            f"{FEWEST} or more, {ENOUGH} to claim something. "
+            f"Run more: hpo budget --study {name} --trials +{ENOUGH}"
         )
-    pairs = [set(pair) for pair in spec.load_trainer().pairs]
-    interactions = _interactions(spec, records, pairs)
+    if len({trial.outcome for trial in trials}) == 1:
+        raise StudyError(
+            f"study {name}: all {len(trials)} trials have the same outcome, "
+            f"so there is nothing to explain"
+        )
+    pairs_of_interest = [set(pair) for pair in spec.load_trainer().pairs]
+    interactions = _interactions(spec, trials, pairs_of_interest)
     return Effects(
-        trials=len(records),
-        diverged=sum(record.state == "stopped" for record in records),
+        trials=len(trials),
+        diverged=sum(trial.state == "stopped" for trial in trials),
         outcome=_outcome_text(metric),
-        importance=_importance(spec, records),
+        importance=_importance(spec, trials),
         interactions=interactions,
-        notes=_notes(spec, records, interactions, pairs),
+        notes=_notes(spec, len(trials), interactions, pairs_of_interest),
     )
 
 
-def ended_trials(records: Sequence[Record], metric: Metric) -> list[Ended]:
-    """Those that are complete or stopped by a rule. A stopped one counts with the last value seen, or with the worst there is."""
-    told = [
+def ended_trials(records: Sequence[Record], metric: Metric) -> list[EndedTrial]:
+    """The trials that are complete or stopped by a rule.
+
+    The outcome of a stopped one is its last value, or the worst possible one if it has none.
+    """
+    ended = [
         record for record in records if record.state in ("complete", "stopped") and record.params
     ]
-    values = [record.value for record in told if record.value is not None]
-    worst = metric.worst(values)
+    worst = metric.worst([record.value for record in ended if record.value is not None])
     return [
-        Ended(record.number, record.state, record.params, _outcome_of(record, metric, worst))
-        for record in told
+        EndedTrial(record.number, record.state, record.params, _outcome(record, metric, worst))
+        for record in ended
     ]
 
 
-def _outcome_of(record: Record, metric: Metric, worst: float) -> float:
+def _outcome(record: Record, metric: Metric, worst: float) -> float:
     if record.value is not None:
         return record.value
     if record.last_value is None or not math.isfinite(record.last_value):
         return worst
-    return metric.best([worst, record.last_value]) if metric.bounded else record.last_value
+    if metric.bounded:
+        return metric.best([worst, record.last_value])
+    return record.last_value
 
 
 def _outcome_text(metric: Metric) -> str:
@@ -180,192 +203,233 @@ def _outcome_text(metric: Metric) -> str:
         last = f"the last {name} seen before, {limit} {worst}, and {worst} if there was none."
     else:
         last = f"the last {name} seen before, and the worst of the complete ones if there was none."
-    return f"the {name} on validation at the end of the training; of a trial that a rule stopped, {last}"
+    return (
+        f"the {name} on validation at the end of the training; of a trial that a rule stopped, "
+        f"{last}"
+    )
 
 
 def _notes(
     spec: StudySpec,
-    records: Sequence[Ended],
+    trials: int,
     interactions: Sequence[Interaction],
-    pairs: Sequence[set[str]],
+    pairs_of_interest: Sequence[set[str]],
 ) -> tuple[str, ...]:
     notes = []
-    if len(records) < ENOUGH:
+    if trials < ENOUGH:
         notes.append(
-            f"{len(records)} trials, fewer than {ENOUGH}: importances are mostly noise, and nothing here is more than a hint."
+            f"{trials} trials, fewer than {ENOUGH}: importances are mostly noise, "
+            f"and nothing here is more than a hint."
         )
-    shown = [{pair.x, pair.y} for pair in interactions]
-    untested = [asked for asked in pairs if asked <= set(spec.parameters) and asked not in shown]
-    notes += [
-        f"{' x '.join(sorted(asked, reverse=True))}: too few trials, or too much alike, to tell."
-        for asked in untested
-    ]
+    tested = [{shown.x, shown.y} for shown in interactions]
+    for pair in pairs_of_interest:
+        if pair <= set(spec.parameters) and pair not in tested:
+            names = " x ".join(sorted(pair, reverse=True))
+            notes.append(f"{names}: the trials are too few or too similar to tell.")
     if any(parameter.when for parameter in spec.parameters.values()):
-        notes.append("A parameter that exists under a condition is judged among the trials that have it (column trials), except by "
-                     "PED-ANOVA, which weighs it by their share.")  # fmt: skip
+        notes.append(
+            "A parameter that exists under a condition is judged among the trials that have it "
+            "(column trials), except by PED-ANOVA, which weighs it by their share."
+        )
     notes.append(
-        f"The search tried more where {spec.metric.name} was {spec.metric.good}, so trials are not spread evenly, "
-        f"and parameters may have moved together."
+        f"The search tried more where {spec.metric.name} was {spec.metric.good}, so trials are not "
+        f"spread evenly, and parameters may have moved together."
     )
     return tuple(notes)
+
+
+def _trials_with(trials: Sequence[EndedTrial], *names: str) -> list[EndedTrial]:
+    """The trials that have all of these parameters."""
+    return [trial for trial in trials if all(name in trial.params for name in names)]
+
+
+def _outcomes(trials: Sequence[EndedTrial]) -> Array:
+    return np.array([trial.outcome for trial in trials])
+
+
+def _adjusted_p(tests: Mapping[Key, Effect]) -> dict[Key, float]:
+    """The p-value of each test, adjusted for their number."""
+    adjusted = holm([test.p for test in tests.values()])
+    return dict(zip(tests, adjusted, strict=True))
 
 
 # ---- one parameter
 
 
-def _importance(spec: StudySpec, records: Sequence[Ended]) -> tuple[Importance, ...]:
-    names = [name for name in spec.parameters if any(name in record.params for record in records)]
-    having = {name: [record for record in records if name in record.params] for name in names}
-    twin = _twin(spec, records)
-    quantile = max(0.1, min(0.5, BEST / len(records)))
-    ped_anova = _asked(twin, PedAnovaImportanceEvaluator(target_quantile=quantile), names)
-    common = [name for name in names if len(having[name]) == len(records)]
-    fanova: dict[str, float] = _asked(twin, _forest(), common) if common else {}
-    for name in names:  # fANOVA takes parameters of all trials only: another forest for each of the others, on the trials that have it
-        if (
-            name not in common
-            and len(having[name]) >= FEWEST
-            and len({record.outcome for record in having[name]}) > 1
-        ):
-            fanova[name] = _asked(twin, _forest(), [*common, name])[name]
-    tests = [_main_effect(spec, name, having[name]) for name in names]
-    adjusted = iter(holm([test[1] for test in tests if test]))
+def _importance(spec: StudySpec, trials: Sequence[EndedTrial]) -> tuple[Importance, ...]:
+    names = [name for name in spec.parameters if _trials_with(trials, name)]
+    optuna_study = _as_optuna_study(spec, trials)
+    ped_anova = _ped_anova(optuna_study, names)
     total = sum(ped_anova.values()) or 1.0
-    found = [
+    fanova = _fanova(optuna_study, names, trials)
+    tests: dict[str, Effect] = {}
+    for name in names:
+        test = _main_effect(spec, name, _trials_with(trials, name))
+        if test is not None:
+            tests[name] = test
+    p_holm = _adjusted_p(tests)
+    importance = [
         Importance(
             name=name,
             ped_anova=ped_anova[name] / total,
             fanova=fanova.get(name),
-            trials=len(having[name]),
-            p=test[1] if test else None,
-            p_holm=next(adjusted) if test else None,
+            trials=len(_trials_with(trials, name)),
+            p=tests[name].p if name in tests else None,
+            p_holm=p_holm.get(name),
         )
-        for name, test in zip(names, tests, strict=True)
+        for name in names
     ]
-    return tuple(
-        sorted(found, key=lambda entry: entry.ped_anova + (entry.fanova or 0.0), reverse=True)
-    )
+    importance.sort(key=lambda entry: entry.ped_anova + (entry.fanova or 0.0), reverse=True)
+    return tuple(importance)
+
+
+def _ped_anova(optuna_study: optuna.Study, names: list[str]) -> dict[str, float]:
+    quantile = max(0.1, min(0.5, BEST / len(optuna_study.trials)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
+    return _evaluate(optuna_study, evaluator, names)
+
+
+def _fanova(
+    optuna_study: optuna.Study, names: list[str], trials: Sequence[EndedTrial]
+) -> dict[str, float]:
+    """The share of each parameter. A parameter with too few trials or equal outcomes is missing.
+
+    fANOVA needs parameters that every trial has, so each conditional parameter gets its own forest,
+    on the trials that have it.
+    """
+    in_every_trial = [name for name in names if len(_trials_with(trials, name)) == len(trials)]
+    shares: dict[str, float] = {}
+    if in_every_trial:
+        shares = _evaluate(optuna_study, _forest(), in_every_trial)
+    for name in names:
+        if name in in_every_trial:
+            continue
+        having = _trials_with(trials, name)
+        if len(having) >= FEWEST and len({trial.outcome for trial in having}) > 1:
+            shares[name] = _evaluate(optuna_study, _forest(), [*in_every_trial, name])[name]
+    return shares
 
 
 def _forest() -> FanovaImportanceEvaluator:
     return FanovaImportanceEvaluator(n_trees=32, seed=0)
 
 
-def _asked(
-    twin: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[str]
+def _evaluate(
+    optuna_study: optuna.Study, evaluator: BaseImportanceEvaluator, names: list[str]
 ) -> dict[str, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of few trials, which the notes say, and of normalize=False being new
-        found = get_param_importances(twin, evaluator=evaluator, params=names, normalize=False)
-    return {name: float(share) for name, share in found.items()}
+        # Optuna warns of few trials, which the notes say, and of normalize=False being new.
+        warnings.simplefilter("ignore")
+        importances = get_param_importances(
+            optuna_study, evaluator=evaluator, params=names, normalize=False
+        )
+    return {name: float(share) for name, share in importances.items()}
 
 
-def _twin(spec: StudySpec, records: Sequence[Ended]) -> optuna.Study:
-    """The trials in a study in memory, all complete, with log parameters as their logarithms: Optuna's fANOVA weighs a range as
-    it is given, so of eps from 1e-8 to 1e-1 it would see the last decade only."""
-    twin = optuna.create_study(
+def _as_optuna_study(spec: StudySpec, trials: Sequence[EndedTrial]) -> optuna.Study:
+    """The trials as complete ones of an Optuna study in memory.
+
+    Log parameters are given as their logarithms: Optuna's fANOVA takes a range as linear, so of eps
+    from 1e-8 to 1e-1 it would see the last decade only.
+    """
+    study = optuna.create_study(
         sampler=optuna.samplers.RandomSampler(0), direction=spec.metric.direction
     )
-    distributions = {name: _linear(spec, name) for name in spec.parameters}
-    for record in records:
+    all_distributions = {name: _linear_distribution(spec, name) for name in spec.parameters}
+    for trial in trials:
         params = {
             name: math.log(value) if spec.parameters[name].log else value
-            for name, value in record.params.items()
+            for name, value in trial.params.items()
         }
-        twin.add_trial(optuna.create_trial(params=params, distributions={name: distributions[name] for name in params},
-                                           value=record.outcome))  # fmt: skip
-    return twin
+        distributions = {name: all_distributions[name] for name in params}
+        study.add_trial(
+            optuna.create_trial(params=params, distributions=distributions, value=trial.outcome)
+        )
+    return study
 
 
-def _linear(spec: StudySpec, name: str) -> BaseDistribution:
+def _linear_distribution(spec: StudySpec, name: str) -> BaseDistribution:
     parameter = spec.parameters[name]
     if not parameter.log or parameter.low is None or parameter.high is None:
         return distribution(spec, name)
     return FloatDistribution(math.log(parameter.low), math.log(parameter.high))
 
 
-def _main_effect(
-    spec: StudySpec, name: str, records: Sequence[Ended]
-) -> tuple[float, float] | None:
-    values = [record.params[name] for record in records]
-    return main_effect(
-        Axis.of(spec.parameters[name], values),
-        values,
-        np.array([record.outcome for record in records]),
-    )
+def _main_effect(spec: StudySpec, name: str, trials: Sequence[EndedTrial]) -> Effect | None:
+    values = [trial.params[name] for trial in trials]
+    axis = Axis.of(spec.parameters[name], values)
+    return main_effect(axis, values, _outcomes(trials))
 
 
 # ---- two parameters
 
 
 def _interactions(
-    spec: StudySpec, records: Sequence[Ended], pairs: Sequence[set[str]]
+    spec: StudySpec, trials: Sequence[EndedTrial], pairs_of_interest: Sequence[set[str]]
 ) -> tuple[Interaction, ...]:
-    """The pairs that are asked about in any case, and of the others those that stand out most; the clearest first.
+    """All testable pairs of interest, and the other pairs that stand out most; the clearest first.
 
-    p_holm: among those asked about, and among all others.
+    The p-values of the two groups are adjusted separately, each for its own number of pairs.
     """
-    tested: dict[tuple[str, str], tuple[float, float]] = {}
-    for x, y in combinations(spec.parameters, 2):
-        both = [record for record in records if x in record.params and y in record.params]
-        if len(both) >= FEWEST and (test := interaction(*_on_axes(spec, x, y, both))):
-            tested[x, y] = test
-    asked = [pair for pair in tested if set(pair) in pairs]
-    others = sorted(
-        (pair for pair in tested if set(pair) not in pairs), key=lambda pair: tested[pair][1]
-    )
+    tests: dict[Pair, Effect] = {}
+    for pair in combinations(spec.parameters, 2):
+        having = _trials_with(trials, *pair)
+        if len(having) < FEWEST:
+            continue
+        test = interaction(_plane(spec, pair, having), _outcomes(having))
+        if test is not None:
+            tests[pair] = test
+    of_interest = [pair for pair in tests if set(pair) in pairs_of_interest]
+    others = [pair for pair in tests if set(pair) not in pairs_of_interest]
+    others.sort(key=lambda pair: tests[pair].p)
     p_holm = {
-        pair: p
-        for family in (asked, others)
-        for pair, p in zip(family, holm([tested[pair][1] for pair in family]), strict=True)
+        **_adjusted_p({pair: tests[pair] for pair in of_interest}),
+        **_adjusted_p({pair: tests[pair] for pair in others}),
     }
-    shown = sorted([*asked, *others[:OTHERS]], key=lambda pair: tested[pair][1])
-    return tuple(_heat_map(spec, records, pair, tested[pair], p_holm[pair]) for pair in shown)
+    shown = [*of_interest, *others[:OTHERS]]
+    shown.sort(key=lambda pair: tests[pair].p)
+    return tuple(_heat_map(spec, trials, pair, tests[pair], p_holm[pair]) for pair in shown)
 
 
-def _on_axes(
-    spec: StudySpec, x: str, y: str, records: Sequence[Ended]
-) -> tuple[Axis, Axis, list[Any], list[Any], Any]:
-    x_values, y_values = ([record.params[name] for record in records] for name in (x, y))
-    axes = Axis.of(spec.parameters[x], x_values), Axis.of(spec.parameters[y], y_values)
-    return *axes, x_values, y_values, np.array([record.outcome for record in records])
+def _plane(spec: StudySpec, pair: Pair, trials: Sequence[EndedTrial]) -> Plane:
+    x, y = pair
+    x_values = [trial.params[x] for trial in trials]
+    y_values = [trial.params[y] for trial in trials]
+    x_axis = Axis.of(spec.parameters[x], x_values)
+    y_axis = Axis.of(spec.parameters[y], y_values)
+    return Plane(x_axis, y_axis, x_values, y_values)
 
 
 def _heat_map(
-    spec: StudySpec,
-    records: Sequence[Ended],
-    pair: tuple[str, str],
-    test: tuple[float, float],
-    p_holm: float,
+    spec: StudySpec, trials: Sequence[EndedTrial], pair: Pair, test: Effect, p_holm: float
 ) -> Interaction:
-    """test: strength and p of the pair."""
     x, y = pair
-    both = [record for record in records if x in record.params and y in record.params]
-    on_axes = _on_axes(spec, x, y, both)
+    having = _trials_with(trials, x, y)
+    plane = _plane(spec, pair, having)
+    rows = surface(plane, _outcomes(having), bounded=spec.metric.bounded)
+    pair_trials = [
+        PairTrial(
+            number=trial.number,
+            x=trial.params[x],
+            y=trial.params[y],
+            value=trial.outcome,
+            state=trial.state,
+        )
+        for trial in having
+    ]
     return Interaction(
         x=x,
         y=y,
-        x_values=tuple(on_axes[0].grid()),
-        y_values=tuple(on_axes[1].grid()),
+        x_values=tuple(plane.x.grid()),
+        y_values=tuple(plane.y.grid()),
         x_log=spec.parameters[x].log,
         y_log=spec.parameters[y].log,
         x_choices=spec.parameters[x].choices is not None,
         y_choices=spec.parameters[y].choices is not None,
-        value=tuple(tuple(row) for row in surface(*on_axes, bounded=spec.metric.bounded)),
-        trials=tuple(
-            PairTrial(
-                number=record.number,
-                x=record.params[x],
-                y=record.params[y],
-                value=record.outcome,
-                state=record.state,
-            )
-            for record in both
-        ),
-        strength=test[0],
-        p=test[1],
+        value=tuple(map(tuple, rows)),
+        trials=tuple(pair_trials),
+        strength=test.share,
+        p=test.p,
         p_holm=p_holm,
     )
 
@@ -374,38 +438,43 @@ def _heat_map(
 
 
 def stands_out(trials: int, p_holm: float | None) -> bool:
-    """Whether an effect over so many trials is more than noise would give."""
+    """Whether an effect over this many trials is more than noise would give."""
     return trials >= ENOUGH and p_holm is not None and p_holm < ALPHA
 
 
-def effects_text(found: Effects, metric: Metric) -> str:
-    """For a terminal, 100 columns."""
-    trials = found.trials
-    clear = [pair for pair in found.interactions if pair.clear]
+def effects_text(effects: Effects, metric: Metric) -> str:
+    """The finding for a terminal, 100 columns."""
     lines = [
-        f"{trials} trials, {found.diverged} of them stopped. Outcome: {found.outcome}",
+        f"{effects.trials} trials, {effects.diverged} of them stopped. Outcome: {effects.outcome}",
         "",
         "Importance                   PED-ANOVA                  fANOVA  trials  p (Holm)",
-        *(_bar(entry) for entry in found.importance),
-        f"  * stands out of the noise (Holm below {ALPHA:g}). PED-ANOVA: share in what tells the best trials from all. "
+    ]
+    lines += [_importance_line(entry) for entry in effects.importance]
+    lines += [
+        f"  * stands out from the noise (Holm below {ALPHA:g}). PED-ANOVA: share in what tells the "
+        "best trials from all. "
         "fANOVA: share of the variance that the parameter explains alone.",
         "",
-        "Interactions (those asked about, and the clearest others): "
-        + (
-            f"{len(clear)} of {len(found.interactions)} stand out"
-            if clear
-            else "none stands out of the noise"
-        ),
-        *(line for pair in found.interactions for line in _in_words(pair, metric)),
-        *(f"Note: {note}" for note in found.notes),
     ]
-    return "\n".join(
-        fill(line, 100, subsequent_indent="    ", drop_whitespace=True) if len(line) > 100 else line
-        for line in lines
-    )
+    clear = sum(pair.clear for pair in effects.interactions)
+    if clear:
+        verdict = f"{clear} of {len(effects.interactions)} stand out"
+    else:
+        verdict = "none stands out from the noise"
+    lines.append(f"Interactions (those asked about, and the clearest others): {verdict}")
+    for pair in effects.interactions:
+        lines += _interaction_lines(pair, metric)
+    lines += [f"Note: {note}" for note in effects.notes]
+    return "\n".join(_wrapped(line) for line in lines)
 
 
-def _bar(entry: Importance) -> str:
+def _wrapped(line: str) -> str:
+    if len(line) <= 100:
+        return line
+    return fill(line, 100, subsequent_indent="    ")
+
+
+def _importance_line(entry: Importance) -> str:
     fanova = "   -" if entry.fanova is None else f"{entry.fanova:.2f}"
     p = "   -" if entry.p_holm is None else f"{entry.p_holm:.2g}"
     star = " *" if entry.clear else ""
@@ -415,17 +484,20 @@ def _bar(entry: Importance) -> str:
     )
 
 
-def _in_words(pair: Interaction, metric: Metric) -> list[str]:
+def _interaction_lines(pair: Interaction, metric: Metric) -> list[str]:
+    star = " *" if pair.clear else ""
+    lines = [
+        f"  {pair.x} x {pair.y}: {100 * pair.strength:.0f} % of the variance, p {pair.p:.2g}, "
+        f"Holm {pair.p_holm:.2g}{star}"
+    ]
     cells = []
     for y, row in zip(pair.y_values, pair.value, strict=True):
-        cells += [(value, x, y) for x, value in zip(pair.x_values, row, strict=True)]
-    star = " *" if pair.clear else ""
-    by_value = sorted(cells, key=lambda cell: metric.sign * cell[0])
-    ends = (("best ", by_value[0]), ("worst", by_value[-1]))
-    return [
-        f"  {pair.x} x {pair.y}: {100 * pair.strength:.0f} % of the variance, p {pair.p:.2g}, Holm {pair.p_holm:.2g}{star}",
-        *(
-            f"    {word} near {pair.x} {value_text(x)}, {pair.y} {value_text(y)}: {metric.name} {metric.text(value)}"
-            for word, (value, x, y) in ends
-        ),
-    ]
+        for x, value in zip(pair.x_values, row, strict=True):
+            cells.append((value, x, y))
+    cells.sort(key=lambda cell: metric.sign * cell[0])
+    for word, (value, x, y) in (("best ", cells[0]), ("worst", cells[-1])):
+        lines.append(
+            f"    {word} near {pair.x} {value_text(x)}, {pair.y} {value_text(y)}: "
+            f"{metric.name} {metric.text(value)}"
+        )
+    return lines
