@@ -1,10 +1,14 @@
-"""Which difference explains how much: the path between two configurations, one change at a time, and questions as contrasts.
+"""Which difference between two configurations explains how much.
 
-The order of the path is chosen greedily with some seeds, its steps are measured with others, all on validation: choosing the
-lucky change and measuring it with the same seeds would flatter it. What a step explains depends on the steps before it.
+A path leads from one configuration to the other, one change at a time; questions are single
+contrasts. All scores are on validation.
+
+The order of a path is chosen greedily with some seeds, and its steps are measured with others:
+choosing a lucky change and measuring it with the same seeds would flatter it. How much a step
+explains depends on the steps before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
@@ -14,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpo.analysis.child import fresh_seeds
 from hpo.analysis.retrain import (
     LEVEL,
+    Labelled,
     Retrained,
     Train,
     config_of,
     difference_interval,
     items_scored,
-    outcomes,
     retrain,
     start_config,
     wrapped,
@@ -35,14 +39,18 @@ from hpo.text import plural, value_text
 from hpo.trainer import Metric
 
 PARTITION = "validation"
-Change = dict[str, Any]  # fields that change together -> their new values
+# Fields that change together -> their new values.
+Change = dict[str, Any]
 Interval = tuple[float, float]
 
 
 class Difference(BaseModel, frozen=True):
-    """How the metric differs between two configurations that were trained with the same seeds and scored on the same sentences."""
+    """The difference in the metric between two configurations trained with the same seeds.
 
-    # After minus before, with its 95 % interval. None if a side has no complete trial.
+    Both are scored on the same items. Numbers are None if a side has no complete trial.
+    """
+
+    # After minus before, with its 95 % interval.
     difference: float | None
     difference_interval: Interval | None
     p: float | None
@@ -57,7 +65,7 @@ class Step(BaseModel, frozen=True):
     # Names of fields.
     changed: tuple[str, ...]
     label: str
-    # Of the metric, the mean over complete trials, with its 95 % interval. None if there is no complete trial.
+    # Of the metric, the mean over complete trials, with its 95 % interval. None if there are none.
     value: float | None
     interval: Interval | None
     # As in Difference.
@@ -73,7 +81,7 @@ class Step(BaseModel, frozen=True):
 
 
 class Ablation(BaseModel):
-    """A path from one configuration to another, one change at a time."""
+    """The finding `ablation`: a path from one configuration to another, one change at a time."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -81,15 +89,15 @@ class Ablation(BaseModel):
     start: str = Field(validation_alias="from", serialization_alias="from")
     end: str = Field(validation_alias="to", serialization_alias="to")
     partition: str
-    # How many items the metric was measured on.
+    # How many items the metric is measured on.
     sentences: int
-    # How many train each step.
+    # How many each step is trained with.
     seeds: int
-    # All trials of the child study together.
+    # Of all trials of the child study.
     gpu_seconds: float
     # The first is the path's start.
     steps: tuple[Step, ...]
-    # Of the end to the start.
+    # The end minus the start.
     whole: Difference
     notes: tuple[str, ...]
 
@@ -104,7 +112,7 @@ class Evidence(BaseModel):
     # Fields -> their new values.
     change: Change
     label: str
-    # Of the metric, the mean over complete trials. None if there is none.
+    # Of the metric, the mean over complete trials. None if there are none.
     value_from: float | None
     value_changed: float | None
     # As in Difference.
@@ -116,12 +124,12 @@ class Evidence(BaseModel):
     # How many seeds of each side diverged.
     diverged_from: int
     diverged_changed: int
-    # How many train each side.
+    # How many each side is trained with.
     seeds: int
 
 
 class Answer(BaseModel, frozen=True):
-    """What the evidence says of one question."""
+    """One question, with the evidence and what it says."""
 
     ask: str
     evidence: tuple[Evidence, ...]
@@ -131,16 +139,45 @@ class Answer(BaseModel, frozen=True):
 
 
 class Answers(BaseModel):
-    """A study's questions, answered."""
+    """The finding `questions`: a study's questions, answered."""
 
-    # An infinite value in a `change` stays one; what counts is the setting of the model that is dumped.
+    # Keeps infinite values in a `change`. Only the setting of the outermost model counts.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     child: str
     partition: str
-    # How many train each side.
+    # How many each side is trained with.
     seeds: int
     answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many trainings a path may take."""
+
+    # Fresh seeds that measure each configuration of the path.
+    seeds: int
+    # Other seeds, with which the next change is chosen.
+    select_seeds: int = 1
+    # How often the next change is chosen; the rest follows the ranking of the last round.
+    # None: until the order is complete.
+    rounds: int | None = None
+
+    def check(self) -> None:
+        """Raises CallerError for a number of seeds below 1."""
+        for option, value in (("--seeds", self.seeds), ("--select-seeds", self.select_seeds)):
+            if value < 1:
+                raise CallerError(f"{option} {value}: valid is 1 or more")
+
+    def rounds_for(self, changes: int) -> int:
+        """How many rounds order this many changes. The last change needs no round."""
+        needed = max(0, changes - 1)
+        return needed if self.rounds is None else min(self.rounds, needed)
+
+    def trainings(self, changes: int) -> int:
+        """How many trainings a path of this many changes takes at most."""
+        selecting = sum(changes - done for done in range(self.rounds_for(changes)))
+        return self.select_seeds * selecting + self.seeds * (changes + 1)
 
 
 def named(study: Study, which: str) -> tuple[str, Config]:
@@ -149,147 +186,135 @@ def named(study: Study, which: str) -> tuple[str, Config]:
         return which, start_config(study, which)
     if which != "best" and not which.isdecimal():
         raise StudyError(
-            f"study {study.name}: {which!r} is no start. Valid: {', '.join(study.spec.starts)}, best, or a trial's number"
+            f"study {study.name}: {which!r} is no start. "
+            f"Valid: {', '.join(study.spec.starts)}, best, or a trial's number"
         )
     record = pick_trial(study, which)
     config = config_of(study.spec, record)
     if config is None:
         raise StudyError(
-            f"study {study.name}: trial {record.number} has no whole configuration, so it cannot be retrained. Take another"
+            f"study {study.name}: trial {record.number} has no complete configuration, "
+            f"so it cannot be retrained. Choose another one"
         )
     return f"trial {record.number}", config
 
 
 def differences(spec: StudySpec, start: Config, end: Config) -> list[Change]:
-    """What differs, in the space's order. A parameter that exists on one side only changes together with those that it hangs on."""
-    a, b = start.flat(), end.flat()
-    in_a, in_b = spec.existing(a), spec.existing(b)
-    nowhere = set(spec.parameters) - set(in_a) - set(in_b)
-    order = [*spec.parameters, *(name for name in a if name not in spec.parameters)]
-    changed = [
-        name for name in order if a[name] != b[name] and name != "seed" and name not in nowhere
-    ]
+    """What differs between two configurations, as changes in the order of the space.
+
+    A parameter that exists on one side only changes together with the parameters it depends on.
+    """
+    before = start.flat()
+    after = end.flat()
+    exists_before = set(spec.existing(before))
+    exists_after = set(spec.existing(after))
+    exists_on_one_side = exists_before ^ exists_after
+    exists_nowhere = set(spec.parameters) - exists_before - exists_after
+    outside_the_space = [name for name in before if name not in spec.parameters]
+    order = [*spec.parameters, *outside_the_space]
     groups: list[list[str]] = []
-    for name in changed:
-        hangs_on = (
-            set(spec.parameters[name].when)
-            if name in spec.parameters and (name in in_a) != (name in in_b)
-            else set()
-        )
-        joined = [group for group in groups if hangs_on & set(group)]
-        groups = [group for group in groups if group not in joined] + [
-            [*(other for group in joined for other in group), name]
-        ]
+    for name in order:
+        if before[name] == after[name] or name == "seed" or name in exists_nowhere:
+            continue
+        parents = set(spec.parameters[name].when) if name in exists_on_one_side else set()
+        groups = _with_member(groups, name, parents)
     groups.sort(key=lambda group: order.index(group[0]))
-    return [{name: b[name] for name in group} for group in groups]
+    return [{name: after[name] for name in group} for group in groups]
 
 
-def trainings(changes: int, seeds: int, select_seeds: int, rounds: int | None) -> int:
-    """How many a path takes at most."""
-    selecting = [
-        changes - done for done in range(changes if rounds is None else min(rounds, changes))
-    ]
-    return select_seeds * sum(count for count in selecting if count > 1) + seeds * (changes + 1)
+def _with_member(groups: list[list[str]], name: str, parents: set[str]) -> list[list[str]]:
+    """Merge the groups that hold a parent of the parameter `name` into one, and add it there."""
+    others: list[list[str]] = []
+    merged: list[str] = []
+    for group in groups:
+        if parents.isdisjoint(group):
+            others.append(group)
+        else:
+            merged += group
+    return [*others, [*merged, name]]
 
 
 def ablate(
-    study: Study,
-    child: Study,
-    ends: tuple[str, str],
-    seeds: int,
-    select_seeds: int,
-    rounds: int | None,
-    train: Train,
+    study: Study, child: Study, ends: tuple[str, str], effort: Effort, train: Train
 ) -> Ablation:
-    """Walk from one configuration to the other. rounds: of choosing the next change; the rest follows the last round's order.
+    """Walk from one configuration to the other, and keep the finding.
 
-    Returns the finding, which is kept with the study. Raises StudyError, CallerError.
+    child: the study of the trainings. ends: as `named` takes them. Raises StudyError, CallerError.
     """
-    check_seeds(seeds, select_seeds)
-    (start, config), (end, goal) = (named(study, which) for which in ends)
-    changes = differences(study.spec, config, goal)
+    effort.check()
+    start, start_of_path = named(study, ends[0])
+    end, end_of_path = named(study, ends[1])
+    changes = differences(study.spec, start_of_path, end_of_path)
     if not changes:
         raise CallerError(
-            f"--from {ends[0]} --to {ends[1]}: they do not differ. Valid: two configurations that do"
+            f"--from {ends[0]} --to {ends[1]}: they do not differ. "
+            f"Valid: two configurations that do"
         )
-    ordered = _order(study, child, config, changes, select_seeds, rounds, train)
-    nodes = [config]
-    for change in ordered:
-        nodes.append(nodes[-1].with_values(change))
-    labels = [
-        start,
-        *(_label(before, change) for before, change in zip(nodes, ordered, strict=False)),
-    ]
-    results = outcomes(
-        child,
-        retrain(
-            child,
-            list(zip(nodes, labels, strict=True)),
-            fresh_seeds(study, "measure", seeds),
-            train,
-        ),
-        PARTITION,
-    )
-    steps = tuple(
-        _step(results, index, ({}, *ordered)[index], labels[index], study.spec.metric)
-        for index in range(len(nodes))
-    )
-    whole = Measured.of(results[0], results[-1], study.spec.metric)
+
+    def select(candidates: Sequence[Labelled]) -> list[Retrained]:
+        seeds = fresh_seeds(study, "select", effort.select_seeds)
+        return retrain(child, candidates, seeds, train, PARTITION)
+
+    metric = study.spec.metric
+    rounds = effort.rounds_for(len(changes))
+    changes = _greedy_order(start_of_path, changes, rounds, select, metric.sign)
+    path: list[Labelled] = [(start_of_path, start)]
+    for change in changes:
+        before, _ = path[-1]
+        path.append((before.with_values(change), _label(before, change)))
+    seeds = fresh_seeds(study, "measure", effort.seeds)
+    results = retrain(child, path, seeds, train, PARTITION)
+    steps = [_first_step(start, results[0])]
+    for index, change in enumerate(changes, 1):
+        _, label = path[index]
+        steps.append(_step(change, label, Measured.of(results[index - 1], results[index], metric)))
     finding = Ablation(
         child=child.name,
         start=start,
         end=end,
         partition=PARTITION,
         sentences=items_scored(results),
-        seeds=seeds,
+        seeds=effort.seeds,
         gpu_seconds=sum(record.gpu_seconds for record in child.records()),
-        steps=steps,
-        whole=whole.facts(),
-        notes=_notes(seeds),
+        steps=tuple(steps),
+        whole=Measured.of(results[0], results[-1], metric).as_difference(),
+        notes=_notes(effort.seeds),
     )
     study.keep_result("ablation", finding.model_dump(mode="json", by_alias=True))
     return finding
 
 
-def check_seeds(seeds: int, select_seeds: int = 1) -> None:
-    for option, value in (("--seeds", seeds), ("--select-seeds", select_seeds)):
-        if value < 1:
-            raise CallerError(f"{option} {value}: valid is 1 or more")
-
-
-def _order(
-    study: Study,
-    child: Study,
+def _greedy_order(
     config: Config,
     changes: list[Change],
-    seeds: int,
-    rounds: int | None,
-    train: Train,
+    rounds: int,
+    select: Callable[[Sequence[Labelled]], list[Retrained]],
+    sign: int,
 ) -> list[Change]:
-    """Greedily: the change after which the metric is best comes next. A seed that diverged is worse than any value."""
-    sign = study.spec.metric.sign
+    """Order the changes greedily: the one after which the metric is best comes next.
+
+    select: trains the candidates of a round. sign: of the metric.
+    """
     done: list[Change] = []
     left = changes
-    for _ in range(len(changes) if rounds is None else rounds):
-        if len(left) < 2:
-            break
+    for _ in range(rounds):
         candidates = [
             (config.with_values(change), f"after {len(done)}: {_label(config, change)}")
             for change in left
         ]
-        results = outcomes(
-            child, retrain(child, candidates, fresh_seeds(study, "select", seeds), train), PARTITION
-        )
-        ranks = [_rank(result, sign) for result in results]
-        left = [left[index] for index in sorted(range(len(left)), key=lambda index: ranks[index])]
-        config = config.with_values(left[0])
-        done.append(left.pop(0))
+        ranks = [_rank(result, sign) for result in select(candidates)]
+        best_first = sorted(range(len(left)), key=lambda index: ranks[index])
+        best, *left = [left[index] for index in best_first]
+        config = config.with_values(best)
+        done.append(best)
     return done + left
 
 
 def _rank(result: Retrained, sign: int) -> tuple[int, float]:
-    lost = len(result.records) - len(result.found)
-    return lost, inf if result.value is None else sign * result.value
+    """The lower the better. A seed that diverged or failed is worse than any value."""
+    lost = len(result.records) - len(result.scores)
+    value = inf if result.value is None else sign * result.value
+    return lost, value
 
 
 def _label(before: Config, change: Change) -> str:
@@ -301,178 +326,201 @@ def _label(before: Config, change: Change) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """Two configurations on the same seeds and sentences: after minus before, and whether that is decided."""
+    """Two configurations on the same seeds and items: do they differ, and is that decided?"""
 
     before: Retrained
     after: Retrained
     metric: Metric
-    apart: Comparison | None  # of the complete trials; None if a side has none
+    # After minus before, over the complete trials; None if a side has none.
+    comparison: Comparison | None
 
     @classmethod
     def of(cls, before: Retrained, after: Retrained, metric: Metric) -> "Measured":
-        both = before.found and after.found
-        return cls(
-            before, after, metric, compare(after.scores, before.scores, LEVEL) if both else None
-        )
+        comparison = None
+        if before.scores and after.scores:
+            comparison = compare(after.scores, before.scores, LEVEL)
+        return cls(before, after, metric, comparison)
 
     @property
-    def by_divergence(self) -> float | None:
-        """If every seed of one side diverged and none of the other: the chance of that, either way round, if both were alike.
+    def chance_of_divergence(self) -> float | None:
+        """The chance of the divergences if every seed of one side diverged and none of the other.
 
-        At most 2 / 4^S for S seeds a side, whatever the rate at which they diverge (it is 2 (r (1 - r))^S). None: it was not so.
+        It is for either way round, if both sides diverge at the same rate: at most 2 / 4^S for S
+        seeds a side, whatever the rate r (it is 2 (r (1 - r))^S). None in all other cases.
         """
         seeds = len(self.before.records)
-        lost = self.before.diverged, self.after.diverged
-        return (
-            2 / 4**seeds
-            if lost in ((0, seeds), (seeds, 0)) and not self.before.failed + self.after.failed
-            else None
-        )
+        diverged = (self.before.diverged, self.after.diverged)
+        if self.before.failed or self.after.failed:
+            return None
+        if diverged not in ((0, seeds), (seeds, 0)):
+            return None
+        return 2 / 4**seeds
 
     @property
     def decided(self) -> bool:
-        """By the interval if no seed diverged or failed and there are two or more; else by the counts of seeds that diverged."""
-        if self.by_divergence is not None:
-            return self.by_divergence <= 1 - LEVEL
-        whole = all(len(side.found) == len(side.records) >= 2 for side in (self.before, self.after))
-        return whole and self.apart is not None and self.apart.decided
+        """By the counts of diverged seeds if all of one side diverged and none of the other.
+
+        Else by the interval, if no seed diverged or failed and there are two or more a side.
+        """
+        chance = self.chance_of_divergence
+        if chance is not None:
+            return chance <= 1 - LEVEL
+        for side in (self.before, self.after):
+            if not side.all_complete or len(side.records) < 2:
+                return False
+        return self.comparison is not None and self.comparison.decided
 
     @property
     def in_words(self) -> str:
-        verdict = "" if self.decided else "; not decided"
-        lost = self.before.diverged + self.after.diverged + self.before.failed + self.after.failed
-        if lost:
-            counts = f"{self.after.diverged} of {len(self.after.records)} seeds diverged with it, {self.before.diverged} of " \
-                     f"{len(self.before.records)} without"  # fmt: skip
-            failed = self.before.failed + self.after.failed
-            counts += f", {failed} failed" if failed else ""
-            exact = (
-                f" (by chance at most {100 * self.by_divergence:.2g} %)"
-                if self.by_divergence is not None
-                else ""
+        diverged = self.before.diverged + self.after.diverged
+        failed = self.before.failed + self.after.failed
+        if diverged or failed:
+            text = (
+                f"{self.after.diverged} of {len(self.after.records)} seeds diverged with it, "
+                f"{self.before.diverged} of {len(self.before.records)} without"
             )
-            return counts + exact + verdict
-        assert self.apart is not None
-        metric = self.metric
-        return (
-            f"{metric.difference(self.apart.difference)} {metric.difference_unit} "
-            f"{difference_interval(metric, self.apart.interval)}, p {self.apart.p:.4f}{verdict}"
-        )
+            if failed:
+                text += f", {failed} failed"
+            if self.chance_of_divergence is not None:
+                text += f" (by chance at most {100 * self.chance_of_divergence:.2g} %)"
+        else:
+            assert self.comparison is not None
+            metric = self.metric
+            text = (
+                f"{metric.difference(self.comparison.difference)} {metric.difference_unit} "
+                f"{difference_interval(metric, self.comparison.interval)}, "
+                f"p {self.comparison.p:.4f}"
+            )
+        return text if self.decided else f"{text}; not decided"
 
-    def facts(self) -> Difference:
-        apart = self.apart
+    def as_difference(self) -> Difference:
+        comparison = self.comparison
         return Difference(
-            difference=apart.difference if apart else None,
-            difference_interval=apart.interval if apart else None,
-            p=apart.p if apart else None,
+            difference=comparison.difference if comparison else None,
+            difference_interval=comparison.interval if comparison else None,
+            p=comparison.p if comparison else None,
             decided=self.decided,
             in_words=self.in_words,
         )
 
 
-def _step(
-    results: Sequence[Retrained], index: int, change: Change, label: str, metric: Metric
+def _first_step(label: str, result: Retrained) -> Step:
+    nothing_before = Difference(
+        difference=None, difference_interval=None, p=None, decided=None, in_words=""
+    )
+    return _as_step((), label, result, nothing_before)
+
+
+def _step(change: Change, label: str, measured: Measured) -> Step:
+    return _as_step(tuple(change), label, measured.after, measured.as_difference())
+
+
+def _as_step(
+    changed: tuple[str, ...], label: str, result: Retrained, difference: Difference
 ) -> Step:
-    result = results[index]
-    first = Difference(difference=None, difference_interval=None, p=None, decided=None, in_words="")
-    apart = Measured.of(results[index - 1], result, metric).facts() if index else first
     return Step(
-        changed=tuple(change),
+        changed=changed,
         label=label,
         value=result.value,
         interval=result.interval,
-        **dict(apart),
+        **dict(difference),
         diverged=result.diverged,
         trials=tuple(record.number for record in result.records),
     )
 
 
 def _notes(seeds: int) -> tuple[str, ...]:
-    one = "One seed: the intervals know nothing of how much seeds matter, so nothing is decided. Take --seeds 2 or more."
-    order = "Each step is measured after those above it; in another order it may explain more or less. Intervals are 95 % each."
-    return (order, one) if seeds == 1 else (order,)
+    notes = [
+        "Each step is measured after those above it; in another order it may explain more or less. "
+        "Intervals are 95 % each."
+    ]
+    if seeds == 1:
+        notes.append(
+            "One seed: the intervals do not cover variation between seeds, so nothing is decided. "
+            "Use --seeds 2 or more."
+        )
+    return tuple(notes)
 
 
 def measure(
     study: Study, child: Study, questions: Sequence[Question], seeds: int, train: Train
 ) -> Answers:
-    """Train both sides of every contrast and answer. Returns the finding, which is kept with the study. Raises StudyError."""
-    check_seeds(seeds)
+    """Train both sides of every contrast, answer the questions and keep the finding.
+
+    child: the study of the trainings. Raises StudyError, CallerError.
+    """
+    Effort(seeds).check()
     if not questions:
         raise StudyError(
-            f"study {study.name} has no questions. Put `questions:` into its space ({study.spec.space}) and launch it again"
+            f"study {study.name} has no questions. "
+            f"Put `questions:` into its space ({study.spec.space}) and launch it again"
         )
-    sides = {
-        (q, c): sides_of(study, contrast)
-        for q, question in enumerate(questions)
-        for c, contrast in enumerate(question.compare)
-    }
-    wanted = [(side, f"question {q + 1}") for (q, _), pair in sides.items() for side in pair]
-    results = iter(
-        outcomes(
-            child, retrain(child, wanted, fresh_seeds(study, "measure", seeds), train), PARTITION
-        )
-    )
-    measured = {
-        key: (pair, Measured.of(next(results), next(results), study.spec.metric))
-        for key, pair in sides.items()
-    }
-    answers = tuple(
-        _answer(question, [measured[q, c] for c in range(len(question.compare))])
-        for q, question in enumerate(questions)
-    )
-    finding = Answers(child=child.name, partition=PARTITION, seeds=seeds, answers=answers)
+    configs: list[Labelled] = []
+    for number, question in enumerate(questions, 1):
+        for contrast in question.compare:
+            before, after = sides_of(study, contrast)
+            configs += [(before, f"question {number}"), (after, f"question {number}")]
+    results = retrain(child, configs, fresh_seeds(study, "measure", seeds), train, PARTITION)
+    sides = zip(configs, results, strict=True)
+    answers = []
+    for question in questions:
+        evidence = []
+        for contrast in question.compare:
+            (before, _), result_before = next(sides)
+            (after, _), result_after = next(sides)
+            measured = Measured.of(result_before, result_after, study.spec.metric)
+            evidence.append(_evidence(contrast, before, after, measured))
+        answers.append(_answer(question, evidence))
+    finding = Answers(child=child.name, partition=PARTITION, seeds=seeds, answers=tuple(answers))
     study.keep_result("questions", finding.model_dump(mode="json", by_alias=True))
     return finding
 
 
 def sides_of(study: Study, contrast: Contrast) -> tuple[Config, Config]:
-    return contrast.sides(named(study, contrast.origin)[1], f"study {study.name}: a question's ")
+    """(before, after). Raises StudyError, SpecError."""
+    _, origin = named(study, contrast.origin)
+    return contrast.sides(origin, f"study {study.name}: a question's ")
 
 
-def _answer(
-    question: Question, measured: Sequence[tuple[tuple[Config, Config], Measured]]
-) -> Answer:
-    evidence = tuple(
-        _evidence(contrast, *pair, found)
-        for contrast, (pair, found) in zip(question.compare, measured, strict=True)
-    )
+def _answer(question: Question, evidence: Sequence[Evidence]) -> Answer:
     return Answer(
         ask=question.ask,
-        evidence=evidence,
+        evidence=tuple(evidence),
         verdict="decided" if all(each.decided for each in evidence) else "not decided",
         answer=". ".join(each.in_words for each in evidence) + ".",
     )
 
 
-def _evidence(contrast: Contrast, before: Config, after: Config, found: Measured) -> Evidence:
+def _evidence(contrast: Contrast, before: Config, after: Config, measured: Measured) -> Evidence:
+    flat_before = before.flat()
+    flat_after = after.flat()
+    changed = {name: value for name, value in flat_after.items() if flat_before[name] != value}
+    label = _label(before, changed)
     same = before == after
-    label = _label(
-        before,
-        {name: value for name, value in after.flat().items() if before.flat()[name] != value},
-    )
-    apart = found.facts()
+    difference = measured.as_difference()
+    finding = "it has these values already" if same else f"{label}: {difference.in_words}"
     return Evidence(
         origin=contrast.origin,
-        change={name: after.flat()[name] for name in contrast.change},
+        change={name: flat_after[name] for name in contrast.change},
         label=label,
-        value_from=found.before.value,
-        value_changed=found.after.value,
-        difference=apart.difference,
-        difference_interval=apart.difference_interval,
-        p=apart.p,
-        decided=found.decided and not same,
-        in_words=f"from {contrast.origin}: "
-        + ("it has these values already" if same else f"{label}: {apart.in_words}"),
-        diverged_from=found.before.diverged,
-        diverged_changed=found.after.diverged,
-        seeds=len(found.after.records),
+        value_from=measured.before.value,
+        value_changed=measured.after.value,
+        difference=difference.difference,
+        difference_interval=difference.difference_interval,
+        p=difference.p,
+        decided=measured.decided and not same,
+        in_words=f"from {contrast.origin}: {finding}",
+        diverged_from=measured.before.diverged,
+        diverged_changed=measured.after.diverged,
+        seeds=len(measured.after.records),
     )
 
 
 def _items(finding: Ablation, metric: Metric) -> str:
-    """How many there are; of single numbers nothing."""
-    return f" ({finding.sentences} {metric.items})" if finding.sentences > 1 else ""
+    """How many items the metric is measured on; empty for single numbers."""
+    if finding.sentences <= 1:
+        return ""
+    return f" ({finding.sentences} {metric.items})"
 
 
 def path_text(study: str, finding: Ablation, metric: Metric) -> str:
@@ -491,11 +539,12 @@ def path_text(study: str, finding: Ablation, metric: Metric) -> str:
 
 
 def questions_text(study: str, finding: Answers, metric: Metric) -> str:
+    """The answers for a terminal, 100 columns."""
     lines = [
-        f"Study {study}: its questions, {plural(finding.seeds, 'seed')} a side, {finding.partition}; "
-        f"{metric.difference_unit} of {metric.name}"
+        f"Study {study}: its questions, {plural(finding.seeds, 'seed')} a side, "
+        f"{finding.partition}; {metric.difference_unit} of {metric.name}"
     ]
     for answer in finding.answers:
-        lines += [*wrapped([f"{answer.ask} {answer.verdict.upper()}"])]
+        lines += wrapped([f"{answer.ask} {answer.verdict.upper()}"])
         lines += wrapped([f"  {each.in_words}" for each in answer.evidence], "    ")
     return "\n".join(lines)

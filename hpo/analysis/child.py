@@ -1,7 +1,8 @@
-"""Child studies: given configurations, retrained by the same workers under the same leases, budget and stopping rule.
+"""Child studies: given configurations, retrained with the parent's workers, leases and rules.
 
-A child is a study PARENT.KIND whose spec is the parent's and says that it draws nothing. Its trials have the whole
-configuration, so one outside the space can be retrained too, and seeds that no trial of the parent had.
+A child is a study PARENT.KIND with the parent's spec, marked so that it draws no configurations of
+its own. Its trials keep whole configurations, so configurations outside the space can be retrained
+too, with seeds that no trial of the parent had.
 """
 
 from collections.abc import Sequence
@@ -14,43 +15,60 @@ from hpo.study.study import Study
 
 Kind = Literal["confirm", "ablate"]
 Use = Literal["confirm", "select", "measure"]
+# Added to the base's seed. No search has this many trials.
 FRESH: dict[Use, int] = {
     "confirm": 1_000_000,
     "select": 2_000_000,
     "measure": 3_000_000,
-}  # no search has so many trials
+}
 
 
 def open_child(
     database: Database, parent: Study, kind: Kind, score: tuple[Literal["test"], ...] = ()
 ) -> Study:
-    """The parent's child of this kind, made if it is not there. Raises StudyError if that name is another study's."""
+    """Open the parent's child study of this kind; create it if it does not exist.
+
+    score: partitions that its trials are scored on, in addition to validation. Raises StudyError if
+    the name belongs to another study.
+    """
     name = f"{parent.name}.{kind}"
     if parent.spec.child:
+        grandparent = parent.spec.child.parent
         raise StudyError(
-            f"study {parent.name} retrains configurations of {parent.spec.child.parent}. Give --study {parent.spec.child.parent}"
+            f"study {parent.name} retrains configurations of {grandparent}. "
+            f"Give --study {grandparent}"
         )
     try:
         child = Study.open(database, name)
-    except StudyError:  # none of this name, or one that is not ours: then this raises too
-        mark = Child(parent=parent.name, unique=parent.unique, score=score)
-        budget = parent.spec.budget.model_copy(
-            update={"trials": 0, "gpu_hours": None, "deadline": None}
-        )
-        child = Study.create_or_open(
-            database,
-            name,
-            parent.spec.model_copy(update={"starts": {}, "budget": budget, "child": mark}),
-            parent.data,
-        )
+    except StudyError:
+        # If the name is taken by a study that hpo did not make, this raises too.
+        child = _create_child(database, parent, name, score)
     if child.spec.child is None or child.spec.child.unique != parent.unique:
         raise StudyError(
-            f"study {name} is there already and does not belong to this {parent.name}. Delete one of them in optuna-dashboard"
+            f"study {name} already exists and does not belong to this {parent.name}. "
+            f"Delete one of them in optuna-dashboard"
         )
     return child
 
 
+def _create_child(
+    database: Database, parent: Study, name: str, score: tuple[Literal["test"], ...]
+) -> Study:
+    # `Study.enqueue` raises the number of trials to what it is given.
+    limits = {"trials": 0, "gpu_hours": None, "deadline": None}
+    changes = {
+        "starts": {},
+        "budget": parent.spec.budget.model_copy(update=limits),
+        "child": Child(parent=parent.name, unique=parent.unique, score=score),
+    }
+    spec = parent.spec.model_copy(update=changes)
+    return Study.create_or_open(database, name, spec, parent.data)
+
+
 def fresh_seeds(parent: Study, use: Use, count: int) -> Sequence[int]:
-    """The same for every configuration, and none that a trial of the parent had (its base's seed + the trial's number)."""
+    """`count` seeds that no trial of the parent had; the same ones for every configuration.
+
+    A trial's seed is its base's seed plus the trial's number.
+    """
     first = parent.spec.base["seed"] + FRESH[use]
     return range(first, first + count)

@@ -1,9 +1,10 @@
-"""What the best is worth: the top configurations and the starts retrained with fresh seeds and scored on `test`.
+"""How good the best really is: top configurations and starts, retrained and scored on `test`.
 
-Nothing is selected here: the configurations are chosen by the search's validation score, and what `test` says of them is told.
+Nothing is selected here. The configurations are chosen by the search's validation score; their
+scores on `test` are only reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,18 +20,17 @@ from hpo.analysis.retrain import (
     difference_interval,
     items_scored,
     mean,
-    outcomes,
     retrain,
-    seeds_facts,
     start_config,
     wrapped,
 )
-from hpo.analysis.stats import Comparison, compare, holm, seeds_to_separate
+from hpo.analysis.stats import compare, holm, seeds_to_separate
 from hpo.errors import CallerError, StudyError
 from hpo.settings import Config
 from hpo.store.findings import VALIDATION
 from hpo.study.pick import best_first
 from hpo.study.study import Study
+from hpo.study.trial import Record
 from hpo.text import plural
 from hpo.trainer import Metric, Score, Trainer
 
@@ -40,28 +40,35 @@ ALPHA = 1 - LEVEL
 
 @dataclass(frozen=True)
 class Chosen:
-    """A configuration to confirm, and what the search said of it."""
+    """A configuration to confirm, and the search's result for it."""
 
-    name: str  # "trial 7", or the start's
+    # "trial 7", or the start's name.
+    name: str
     trial: int | None
     start: str | None
+    # Whether it is one of the search's best.
     top: bool
     search_value: float | None
     config: Config
 
 
 class ConfirmedConfig(BaseModel, frozen=True):
-    """A configuration retrained. Values are of the metric, means over the seeds that came to their end; None where there is none."""
+    """A configuration retrained.
+
+    Values are of the metric, means over the seeds that were trained to the end, or None if there
+    are none.
+    """
 
     name: str
     trial: int | None
     start: str | None
     top: bool
-    # On validation, of the search's one training.
+    # On validation, from the one training of the search.
     search_value: float | None
-    # seeds_facts of each training, in the order of the seeds.
+    # A dict for each training, in the order of the seeds: trial, seed, state, reason, value,
+    # validation_value.
     seeds: tuple[dict[str, Any], ...]
-    # On validation, of the fresh seeds.
+    # On validation, over the fresh seeds.
     validation_value: float | None
     # On the finding's partition, with its interval.
     value: float | None
@@ -70,9 +77,9 @@ class ConfirmedConfig(BaseModel, frozen=True):
     counts: str
     # How much worse `value` is than `search_value`; below 0 it is better. The sum of the next two.
     optimism: float | None
-    # What choosing the best of many noisy numbers flattered.
+    # The bias of choosing the best of many noisy values.
     selection: float | None
-    # What comes of test being not validation.
+    # The difference between test and validation.
     partition_shift: float | None
 
 
@@ -84,21 +91,23 @@ class ConfigComparison(BaseModel, frozen=True):
     difference: float
     interval: tuple[float, float]
     p: float
-    # Interval and p_holm agree, and no seed diverged or failed.
+    # Whether interval and p_holm agree that they differ, and no seed diverged or failed.
     decided: bool
     # p adjusted for the number of comparisons.
     p_holm: float
 
 
 class Confirmation(BaseModel, frozen=True):
+    """The finding `confirm`."""
+
     # The study of the trainings.
     child: str
     partition: str
-    # How many items the partition has; 0 if no training came to its end.
+    # How many items the partition has; 0 if no training was completed.
     sentences: int
     # Of the intervals, as a fraction.
     level: float
-    # Of all the trainings together, in seconds of a GPU.
+    # Of all trainings together.
     gpu_seconds: float
     configs: tuple[ConfirmedConfig, ...]
     comparisons: tuple[ConfigComparison, ...]
@@ -108,81 +117,106 @@ class Confirmation(BaseModel, frozen=True):
 
 
 def choose(study: Study, top: int) -> list[Chosen]:
-    """The `top` best of the search, best first, and the starts that are not among them. Raises StudyError, CallerError."""
+    """The `top` best configurations of the search, best first, then the starts not among them.
+
+    Raises CallerError if `top` is below 1, StudyError if no trial is complete.
+    """
     if top < 1:
         raise CallerError(f"--top {top}: valid is 1 or more")
-    chosen: list[Chosen] = []
-    for record in best_first(study.records(), study.spec.metric):
-        config = config_of(study.spec, record)
-        if (
-            config is not None
-            and len(chosen) < top
-            and all(_unseeded(config) != _unseeded(other.config) for other in chosen)
-        ):
-            chosen.append(
-                Chosen(
-                    record.start or f"trial {record.number}",
-                    record.number,
-                    record.start,
-                    True,
-                    record.value,
-                    config,
-                )
-            )
+    chosen = _best_configs(study, top)
     if not chosen:
         raise StudyError(
-            f"study {study.name}: no trial is complete, so there is nothing to confirm. See hpo status --study {study.name}"
+            f"study {study.name}: no trial is complete, so there is nothing to confirm. "
+            f"See hpo status --study {study.name}"
         )
-    tried = {record.start: record for record in study.records() if record.start}
+    trial_of_start = {record.start: record for record in study.records() if record.start}
     for start in study.spec.starts:
         config = start_config(study, start)
-        if all(_unseeded(config) != _unseeded(other.config) for other in chosen):
-            found = tried.get(start)
-            chosen.append(
-                Chosen(
-                    start,
-                    found.number if found else None,
-                    start,
-                    False,
-                    found.value if found else None,
-                    config,
-                )
+        if _is_chosen(config, chosen):
+            continue
+        record = trial_of_start.get(start)
+        chosen.append(
+            Chosen(
+                name=start,
+                trial=record.number if record else None,
+                start=start,
+                top=False,
+                search_value=record.value if record else None,
+                config=config,
             )
+        )
     return chosen
 
 
-def _unseeded(config: Config) -> dict[str, Any]:
+def _best_configs(study: Study, top: int) -> list[Chosen]:
+    """Configurations that differ in the seed alone count once."""
+    chosen: list[Chosen] = []
+    for record in best_first(study.records(), study.spec.metric):
+        if len(chosen) == top:
+            break
+        config = config_of(study.spec, record)
+        if config is None or _is_chosen(config, chosen):
+            continue
+        chosen.append(
+            Chosen(
+                name=record.start or f"trial {record.number}",
+                trial=record.number,
+                start=record.start,
+                top=True,
+                search_value=record.value,
+                config=config,
+            )
+        )
+    return chosen
+
+
+def _is_chosen(config: Config, chosen: Iterable[Chosen]) -> bool:
+    """Whether it is among those chosen, apart from the seed."""
+    return any(_without_seed(config) == _without_seed(other.config) for other in chosen)
+
+
+def _without_seed(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if name != "seed"}
 
 
 def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> Confirmation:
-    """Retrain, score, compare. Returns the finding, which is kept with the study. Raises StudyError, CallerError."""
+    """Retrain the chosen configurations, score and compare them, and keep the finding.
+
+    child: the study of the trainings. seeds: fresh ones for each configuration.
+    Raises StudyError, CallerError.
+    """
     if seeds < 1:
         raise CallerError(
-            f"--seeds {seeds}: valid is 1 or more; with 2 or more the intervals know how much seeds matter"
+            f"--seeds {seeds}: valid is 1 or more; "
+            f"with 2 or more the intervals cover variation between seeds"
         )
     chosen = choose(study, top)
-    ids = retrain(
+    trainer = study.spec.load_trainer()
+    has_test = trainer.cuts_validation
+    results = retrain(
         child,
         [(each.config, each.name) for each in chosen],
         fresh_seeds(study, "confirm", seeds),
         train,
+        PARTITION if has_test else VALIDATION,
     )
-    trainer = study.spec.load_trainer()
-    has_test = trainer.cuts_validation
-    results = outcomes(child, ids, PARTITION if has_test else VALIDATION)
-    validation = child.scores([trial_id for row in ids for trial_id in row])
-    comparisons = _comparisons(chosen, results)
+    records: list[Record] = []
+    for result in results:
+        records += result.records
+    validation = child.scores([record.id for record in records])
+    sign = study.spec.metric.sign
+    configs = [
+        _confirmed(each, result, validation, sign)
+        for each, result in zip(chosen, results, strict=True)
+    ]
+    comparisons = compare_configs(chosen, results)
     finding = Confirmation(
         child=child.name,
         partition=PARTITION if has_test else trainer.partition,
         sentences=items_scored(results),
         level=LEVEL,
-        gpu_seconds=sum(record.gpu_seconds for result in results for record in result.records),
-        configs=tuple(
-            _config(each, result, validation, study.spec.metric.sign)
-            for each, result in zip(chosen, results, strict=True)
-        ),
+        gpu_seconds=sum(record.gpu_seconds for record in records),
+        configs=tuple(configs),
         comparisons=tuple(comparisons),
         separated=_separated(chosen, comparisons),
         notes=tuple(_notes(study, chosen, results, comparisons, seeds)),
@@ -191,234 +225,301 @@ def confirm(study: Study, child: Study, top: int, seeds: int, train: Train) -> C
     return finding
 
 
-def _config(
-    chosen: Chosen, result: Retrained, validation: dict[int, Score], sign: int
+def _confirmed(
+    chosen: Chosen, result: Retrained, validation: Mapping[int, Score], sign: int
 ) -> ConfirmedConfig:
-    """sign: of the metric."""
-    again = mean(validation[trial_id].value for trial_id in result.found if trial_id in validation)
+    """validation: scores by trial id. sign: of the metric."""
+    validation_value = mean(
+        validation[trial_id].value for trial_id in result.scores_by_id if trial_id in validation
+    )
     return ConfirmedConfig(
         name=chosen.name,
         trial=chosen.trial,
         start=chosen.start,
         top=chosen.top,
         search_value=chosen.search_value,
-        seeds=tuple(seeds_facts(result.records, result.found, validation)),
-        validation_value=again,
+        seeds=tuple(_seed_entry(record, result, validation) for record in result.records),
+        validation_value=validation_value,
         value=result.value,
         interval=result.interval,
         counts=result.counts,
-        optimism=_minus(result.value, chosen.search_value, sign),
-        selection=_minus(again, chosen.search_value, sign),
-        partition_shift=_minus(result.value, again, sign),
+        optimism=_loss_between(chosen.search_value, result.value, sign),
+        selection=_loss_between(chosen.search_value, validation_value, sign),
+        partition_shift=_loss_between(validation_value, result.value, sign),
     )
 
 
-def _minus(a: float | None, b: float | None, sign: int) -> float | None:
-    return None if a is None or b is None else sign * (a - b)
+def _seed_entry(
+    record: Record, result: Retrained, validation: Mapping[int, Score]
+) -> dict[str, Any]:
+    score = result.scores_by_id.get(record.id)
+    validation_score = validation.get(record.id)
+    return {
+        "trial": record.number,
+        "seed": record.config.get("seed"),
+        "state": record.state,
+        "reason": record.reason,
+        "value": score.value if score else None,
+        "validation_value": validation_score.value if validation_score else None,
+    }
 
 
-def _comparisons(chosen: list[Chosen], results: list[Retrained]) -> list[ConfigComparison]:
-    """Each top configuration against each start, and the first against the other top ones.
+def _loss_between(first: float | None, second: float | None, sign: int) -> float | None:
+    """How much worse the second value is; below 0 it is better. None if either is missing."""
+    if first is None or second is None:
+        return None
+    return sign * (second - first)
 
-    decided: interval and p agree, and no seed diverged or failed, because the seeds that came through flatter their side.
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison."""
+
+    chosen: Chosen
+    result: Retrained
+
+
+def compare_configs(
+    chosen: Sequence[Chosen], results: Sequence[Retrained]
+) -> list[ConfigComparison]:
+    """Compare each top configuration with each start, and the first with the other top ones.
+
+    A comparison is decided if interval and adjusted p agree and no seed diverged or failed: the
+    seeds that were trained to the end would flatter their side. Configurations without a complete
+    training are left out.
     """
-    everything = list(zip(chosen, results, strict=True))
-    tops, starts = (
-        [pair for pair in everything if wanted(pair[0])]
-        for wanted in (lambda c: c.top, lambda c: c.start is not None)
-    )
+    sides = [_Side(each, result) for each, result in zip(chosen, results, strict=True)]
+    tops = [side for side in sides if side.chosen.top]
+    starts = [side for side in sides if side.chosen.start is not None]
     pairs = [*product(tops, starts), *product(tops[:1], tops[1:])]
-    seen: set[frozenset[str]] = set()
-    found: list[
-        tuple[str, str, Comparison, bool]
-    ] = []  # the last: whether every seed came to its end
-    for (a, result_a), (b, result_b) in pairs:
-        if (
-            a is not b
-            and frozenset((a.name, b.name)) not in seen
-            and result_a.found
-            and result_b.found
-        ):
-            seen.add(frozenset((a.name, b.name)))
-            whole = all(len(result.found) == len(result.records) for result in (result_a, result_b))
-            found.append((a.name, b.name, compare(result_a.scores, result_b.scores, LEVEL), whole))
-    adjusted = holm([apart.p for _, _, apart, _ in found])
-    return [
-        ConfigComparison(
-            a=name,
-            b=other,
-            difference=apart.difference,
-            interval=apart.interval,
-            p=apart.p,
-            decided=apart.decided and whole and p_holm <= ALPHA,
-            p_holm=p_holm,
+    measured = [(a, b) for a, b in _distinct(pairs) if a.result.scores and b.result.scores]
+    tests = [compare(a.result.scores, b.result.scores, LEVEL) for a, b in measured]
+    adjusted = holm([test.p for test in tests])
+    comparisons = []
+    for (a, b), test, p_holm in zip(measured, tests, adjusted, strict=True):
+        all_complete = a.result.all_complete and b.result.all_complete
+        comparisons.append(
+            ConfigComparison(
+                a=a.chosen.name,
+                b=b.chosen.name,
+                difference=test.difference,
+                interval=test.interval,
+                p=test.p,
+                decided=test.decided and all_complete and p_holm <= ALPHA,
+                p_holm=p_holm,
+            )
         )
-        for (name, other, apart, whole), p_holm in zip(found, adjusted, strict=True)
-    ]
+    return comparisons
 
 
-def _separated(chosen: list[Chosen], comparisons: Sequence[ConfigComparison]) -> bool:
+def _distinct(pairs: Iterable[tuple[_Side, _Side]]) -> list[tuple[_Side, _Side]]:
+    """Each pair once, whichever side comes first; no configuration with itself."""
+    distinct: dict[frozenset[str], tuple[_Side, _Side]] = {}
+    for a, b in pairs:
+        if a is not b:
+            distinct.setdefault(frozenset((a.chosen.name, b.chosen.name)), (a, b))
+    return list(distinct.values())
+
+
+def _separated(chosen: Sequence[Chosen], comparisons: Sequence[ConfigComparison]) -> bool:
     """Whether the search's best differs from every other top configuration."""
     first, *others = [each.name for each in chosen if each.top]
-    decided = {
-        frozenset((comparison.a, comparison.b)) for comparison in comparisons if comparison.decided
-    }
-    return all(frozenset((first, other)) in decided for other in others)
+    decided = [{comparison.a, comparison.b} for comparison in comparisons if comparison.decided]
+    return all({first, other} in decided for other in others)
 
 
 def _notes(
     study: Study,
-    chosen: list[Chosen],
-    results: list[Retrained],
+    chosen: Sequence[Chosen],
+    results: Sequence[Retrained],
     comparisons: Sequence[ConfigComparison],
     seeds: int,
 ) -> list[str]:
     metric = study.spec.metric
-    notes = cautions(study.spec.load_trainer(), seeds)
+    notes = cautions(study.spec.load_trainer())
     if study.why_over() is None:
         notes.append("The search is not over: another configuration may become its best.")
     if seeds == 1 and items_scored(results) > 1:
         notes.append(
-            f"One seed: the intervals are over {metric.items} alone. They know nothing of how much seeds matter; take --seeds 2 or more."
+            f"One seed: the intervals are over {metric.items} alone. They do not cover variation "
+            f"between seeds; use --seeds 2 or more."
         )
     for each, result in zip(chosen, results, strict=True):
-        lost = [record for record in result.records if record.state != "complete"]
-        if lost:
-            reasons = "; ".join(dict.fromkeys(record.reason for record in lost))
-            rest = (
-                f"its {metric.name} is of the others, which flatters it"
-                if result.found
-                else f"so it has no {metric.name}"
-            )
-            notes.append(
-                f"{each.name}: {len(lost)} of {seeds} seeds {_lost(result)} ({reasons}): {rest}."
-            )
-    by_name = {each.name: result for each, result in zip(chosen, results, strict=True)}
+        notes += _loss_notes(each.name, result, metric)
+    result_of = {each.name: result for each, result in zip(chosen, results, strict=True)}
     tops = [each.name for each in chosen if each.top]
     for comparison in comparisons:
-        a, b = comparison.a, comparison.b
-        if tops[0] in (a, b) and {a, b} <= set(tops) and not comparison.decided:
-            notes.append(
-                f"{a} and {b} are not separated: {metric.difference(comparison.difference)} {metric.difference_unit} "
-                f"{difference_interval(metric, comparison.interval)}.{_needed(by_name[a], by_name[b], seeds, metric)}"
-            )
+        names = {comparison.a, comparison.b}
+        if comparison.decided or tops[0] not in names or not names <= set(tops):
+            continue
+        remedy = _remedy(result_of[comparison.a], result_of[comparison.b], seeds, metric)
+        notes.append(
+            f"{comparison.a} and {comparison.b} are not separated: "
+            f"{metric.difference(comparison.difference)} {metric.difference_unit} "
+            f"{difference_interval(metric, comparison.interval)}.{remedy}"
+        )
     return notes
 
 
-def cautions(trainer: Trainer, seeds: int) -> list[str]:
-    """What a reader of retrainings must know of a trainer that scores one part alone, or takes no seed."""
+def cautions(trainer: Trainer) -> list[str]:
+    """Notes on retrainings of a trainer that scores a single partition or takes no seed."""
     notes = []
     if not trainer.cuts_validation:
         notes.append(
-            f"The script scores its {trainer.partition} part alone, which the search saw: fresh seeds take out what choosing "
-            f"the best of noisy numbers flattered, not what fitting that part did."
+            f"The script scores its {trainer.partition} part alone, which the search has seen: "
+            f"fresh seeds remove the bias of choosing the best of noisy values, "
+            f"not that of fitting this part."
         )
     if not trainer.seeded:
         notes.append(
-            "The script takes no seed (script: seed: FIELD), so these trainings are repeats: they differ by what the script draws by "
-            "itself. If it draws the same each time, they say nothing of other seeds."
+            "The script takes no seed (script: seed: FIELD), so these trainings are repeats: they "
+            "differ by the script's own random numbers. If it draws the same ones each time, the "
+            "repeats tell nothing about other seeds."
         )
     if trainer.take == "best":
         notes.append("Each value is the best of its curve (take: best), which flatters.")
     return notes
 
 
-def _lost(result: Retrained) -> str:
-    return " and ".join(
-        word for word, count in (("diverged", result.diverged), ("failed", result.failed)) if count
-    )
+def _loss_notes(name: str, result: Retrained, metric: Metric) -> list[str]:
+    """A note if some seeds of a configuration diverged or failed."""
+    lost = [record for record in result.records if record.state != "complete"]
+    if not lost:
+        return []
+    endings = []
+    if result.diverged:
+        endings.append("diverged")
+    if result.failed:
+        endings.append("failed")
+    reasons = "; ".join(dict.fromkeys(record.reason for record in lost))
+    if result.scores:
+        consequence = f"its {metric.name} is of the other seeds, which flatters it"
+    else:
+        consequence = f"so it has no {metric.name}"
+    return [
+        f"{name}: {len(lost)} of {len(result.records)} seeds {' and '.join(endings)} ({reasons}): "
+        f"{consequence}."
+    ]
 
 
-def _needed(a: Retrained, b: Retrained, seeds: int, metric: Metric) -> str:
-    if min(len(a.found), len(b.found)) < 2:
+def _remedy(a: Retrained, b: Retrained, seeds: int, metric: Metric) -> str:
+    """How many seeds would separate the two; empty if a side has too few to tell."""
+    if min(len(a.scores), len(b.scores)) < 2:
         return ""
     needed = seeds_to_separate(a.scores, b.scores, LEVEL)
     if needed is None:
-        return f" No number of seeds would do: the {metric.items} are too few for so small a difference."
-    return (
-        f" If it is as large as that, about {needed} seeds each would do."
-        if needed > seeds
-        else " A few more seeds may do."
-    )
+        return (
+            f" No number of seeds is enough: there are too few {metric.items} "
+            f"for so small a difference."
+        )
+    if needed > seeds:
+        return f" If the true difference is this large, about {needed} seeds each would show it."
+    return " A few more seeds may do."
 
 
 def as_text(study: str, finding: Confirmation, metric: Metric) -> str:
     """The finding for a terminal, 100 columns."""
-    configs, seeds = finding.configs, len(finding.configs[0].seeds)
-    width = max(len(config.name) for config in configs)
+    seeds = len(finding.configs[0].seeds)
     where = f"scored on {finding.partition}{_items(finding, metric)}"
     lines = [
-        f"Study {study}: {len(configs)} configurations retrained with {plural(seeds, 'fresh seed')} each, {where}"
+        f"Study {study}: {len(finding.configs)} configurations retrained with "
+        f"{plural(seeds, 'fresh seed')} each, {where}"
     ]
-    if finding.partition != PARTITION:
-        return "\n".join(lines + _without_test(finding, metric, width) + wrapped(finding.notes))
-    lines += [
-        f"  {'':{width}} {'search':>9} {'fresh seeds':>12} {f'test {metric.name}':>9}  {'95 % interval':19} seeds",
+    if finding.partition == PARTITION:
+        lines += _table_with_test(finding, metric)
+        lines += _comparison_lines(finding, metric)
+        lines += _optimism_lines(finding, metric)
+    else:
+        lines += _table_without_test(finding, metric)
+        lines += _comparison_lines(finding, metric)
+    return "\n".join(lines + wrapped(finding.notes))
+
+
+def _items(finding: Confirmation, metric: Metric) -> str:
+    """How many items the partition has; empty for single numbers."""
+    if finding.sentences <= 1:
+        return ""
+    return f" ({finding.sentences} {metric.items})"
+
+
+def _name_width(finding: Confirmation) -> int:
+    return max(len(config.name) for config in finding.configs)
+
+
+def _table_with_test(finding: Confirmation, metric: Metric) -> list[str]:
+    width = _name_width(finding)
+    lines = [
+        f"  {'':{width}} {'search':>9} {'fresh seeds':>12} {f'test {metric.name}':>9}  "
+        f"{'95 % interval':19} seeds"
     ]
-    for config in configs:
+    for config in finding.configs:
         lines.append(
             f"  {config.name:{width}} {_value(config.search_value, metric):>9} "
             f"{_value(config.validation_value, metric):>12} {_value(config.value, metric):>9}  "
             f"{_interval(config.interval, metric):19} {config.counts}"
         )
     lines.append(
-        f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} on the same {metric.items}; the others are on test)"
+        f"  (search: its validation {metric.name}; fresh seeds: mean {metric.name} "
+        f"on the same {metric.items}; the others are on test)"
     )
-    if finding.comparisons:
-        lines += _comparison_lines(finding, metric)
-    worse = "higher" if metric.direction == "minimize" else "lower"
-    lines.append(
-        f"How much {worse} the {metric.name} on test is than the search said, in {metric.difference_unit}"
-    )
-    for config in configs:
-        if (
-            config.top
-            and config.optimism is not None
-            and config.selection is not None
-            and config.partition_shift is not None
-        ):
-            lines.append(
-                f"  {config.name:{width}} {metric.difference(config.optimism)} = "
-                f"{metric.difference(config.selection)} selection (fresh seeds, validation) "
-                f"{metric.difference(config.partition_shift)} other {metric.items} (test)"
-            )
-    return "\n".join(lines + wrapped(finding.notes))
+    return lines
 
 
-def _items(finding: Confirmation, metric: Metric) -> str:
-    """How many there are; of single numbers nothing."""
-    return f" ({finding.sentences} {metric.items})" if finding.sentences > 1 else ""
-
-
-def _without_test(finding: Confirmation, metric: Metric, width: int) -> list[str]:
-    """Where the trainings score one part alone."""
+def _table_without_test(finding: Confirmation, metric: Metric) -> list[str]:
+    """For trainings that score a single partition."""
+    width = _name_width(finding)
     lines = [f"  {'':{width}} {'search':>9} {'fresh seeds':>12}  {'95 % interval':19} seeds"]
     for config in finding.configs:
         lines.append(
-            f"  {config.name:{width}} {_value(config.search_value, metric):>9} {_value(config.value, metric):>12}  "
+            f"  {config.name:{width}} {_value(config.search_value, metric):>9} "
+            f"{_value(config.value, metric):>12}  "
             f"{_interval(config.interval, metric):19} {config.counts}"
         )
     lines.append(
-        f"  (search: {metric.name} of the search's one training; fresh seeds: the mean of the others)"
+        f"  (search: {metric.name} of the search's one training; "
+        f"fresh seeds: the mean of the others)"
     )
-    return lines + (_comparison_lines(finding, metric) if finding.comparisons else [])
+    return lines
+
+
+def _optimism_lines(finding: Confirmation, metric: Metric) -> list[str]:
+    worse = "higher" if metric.direction == "minimize" else "lower"
+    width = _name_width(finding)
+    lines = [
+        f"How much {worse} the {metric.name} on test is than the search said, "
+        f"in {metric.difference_unit}"
+    ]
+    for config in finding.configs:
+        if not config.top or None in (config.optimism, config.selection, config.partition_shift):
+            continue
+        lines.append(
+            f"  {config.name:{width}} {metric.difference(config.optimism)} = "
+            f"{metric.difference(config.selection)} selection (fresh seeds, validation) "
+            f"{metric.difference(config.partition_shift)} other {metric.items} (test)"
+        )
+    return lines
 
 
 def _comparison_lines(finding: Confirmation, metric: Metric) -> list[str]:
     comparisons = finding.comparisons
-    test = (
-        f"permutation over {metric.items}" if finding.sentences > 1 else "Welch's t test over seeds"
-    )
+    if not comparisons:
+        return []
+    if finding.sentences > 1:
+        test = f"permutation over {metric.items}"
+    else:
+        test = "Welch's t test over seeds"
     lines = [
-        f"Differences on {finding.partition} in {metric.difference_unit}; p: {test}, Holm over {len(comparisons)}"
+        f"Differences on {finding.partition} in {metric.difference_unit}; p: {test}, "
+        f"Holm over {len(comparisons)}"
     ]
     pairs = [f"{comparison.a} - {comparison.b}" for comparison in comparisons]
-    wide = max(map(len, pairs))
+    width = max(map(len, pairs))
     for pair, comparison in zip(pairs, comparisons, strict=True):
+        difference = metric.difference(comparison.difference)
         interval = difference_interval(metric, comparison.interval)
         undecided = "" if comparison.decided else "  not decided"
         lines.append(
-            f"  {pair:{wide}} {metric.difference(comparison.difference):>8} {interval:18} p {comparison.p_holm:.4f}{undecided}"
+            f"  {pair:{width}} {difference:>8} {interval:18} p {comparison.p_holm:.4f}{undecided}"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""How many trials fit into some GPUs and hours, by what the study's own trials have cost."""
+"""How many more trials fit into some GPU-hours, judged by what the study's trials have cost."""
 
 from statistics import fmean
 
@@ -14,53 +14,58 @@ from hpo.trainer import Metric
 
 
 class Cost(BaseModel, frozen=True):
-    """What the trials that ended in one state have cost."""
+    """What the trials that ended in one state have cost on average."""
 
     trials: int
-    # Of one trial, on average.
+    # Of one trial.
     gpu_seconds: float
 
 
 class Best(BaseModel, frozen=True):
+    """The best trial so far."""
+
     trial: int
     # Of the metric, on validation.
     value: float
 
 
 class Plan(BaseModel, frozen=True):
+    """The answer of `hpo plan`."""
+
     study: str
     gpus: int
     hours: float
     gpu_hours: float
-    # GPU-seconds of a trial on average, whether it was complete or stopped.
+    # GPU-seconds of a trial on average, over complete and stopped ones.
     trial_seconds: float
     states: dict[str, Cost]
-    # From the first step to the last of a complete trial, on average.
+    # From the first step to the last, on average over complete trials.
     training_seconds: float
-    # That many more fit.
+    # How many more fit.
     trials: int
     best: Best
 
 
 def build_plan(study: StudyReader, gpus: int, hours: float) -> Plan:
-    """Raises StudyError before a trial is complete."""
+    """Raises StudyError if no trial is complete yet."""
     records = [record for record in study.records() if record.state in DONE and record.step]
     best = best_of(records, study.spec.metric)
     if best is None or best.value is None:
         raise StudyError(
-            f"study {study.name}: no trial is complete, so nothing is known of what one costs. Run hpo launch first"
+            f"study {study.name}: no trial is complete, so the cost of one is not known. "
+            f"Run hpo launch first"
         )
-    mean = fmean(record.gpu_seconds for record in records)
+    trial_seconds = fmean(record.gpu_seconds for record in records)
     complete = [record for record in records if record.state == "complete"]
     return Plan(
         study=study.name,
         gpus=gpus,
         hours=hours,
         gpu_hours=gpus * hours,
-        trial_seconds=mean,
+        trial_seconds=trial_seconds,
         states=_costs(records),
         training_seconds=fmean(record.seconds for record in complete),
-        trials=int(gpus * hours * HOUR / mean) if mean else 0,
+        trials=int(gpus * hours * HOUR / trial_seconds) if trial_seconds else 0,
         best=Best(trial=best.number, value=best.value),
     )
 
@@ -75,20 +80,23 @@ def _costs(records: list[Record]) -> dict[str, Cost]:
 
 
 def plan_text(plan: Plan, metric: Metric) -> str:
+    """The plan for a terminal."""
     states = ", ".join(
         f"{cost.trials} {state} {duration(cost.gpu_seconds)}" for state, cost in plan.states.items()
     )
-    more = (
+    command = (
         f"hpo budget --study {plan.study} --trials +{plan.trials} --gpu-hours +{plan.gpu_hours:g}"
     )
     lines = [
         f"{plan.gpus} GPUs for {plan.hours:g} hours are {plan.gpu_hours:g} GPU-hours",
         f"a trial   {duration(plan.trial_seconds)} of a GPU on average ({states})",
-        f"they fit  about {plan.trials} more: {more}",
-        f"so far    best {metric.name} {metric.text(plan.best.value)} (trial {plan.best.trial}), on validation",
+        f"they fit  about {plan.trials} more: {command}",
+        f"so far    best {metric.name} {metric.text(plan.best.value)} (trial {plan.best.trial}), "
+        f"on validation",
     ]
     if plan.training_seconds > plan.hours * HOUR:
         lines.append(
-            f"note      a whole training takes {duration(plan.training_seconds)}, longer than the hours given: none would end"
+            f"note      a whole training takes {duration(plan.training_seconds)}, "
+            f"longer than the hours given: none would finish"
         )
     return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""Configurations retrained with fresh seeds: what to train, for how long, and what came of each configuration.
+"""Retrain configurations with fresh seeds: what to train, for how long, and the result of each.
 
-Diverging is an outcome. Values and intervals are of the seeds that came to their end, and whoever shows them says how many did not.
+Diverging is an outcome, not an error. Values and intervals cover the seeds that were trained to the
+end, and every display of them says how many were not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 from hpo.analysis.stats import score_interval
 from hpo.errors import DataError, SpecError, StudyError
@@ -21,103 +21,122 @@ from hpo.trainer import Metric, Score
 from hpo.worker.dataset import asked, check_fingerprint, load_dataset
 
 LEVEL = 0.95
-Train = Callable[[Study], None]  # runs the waiting trials of a child to their end
+# Runs the waiting trials of a child study until none waits.
+Train = Callable[[Study], None]
+# A configuration and a label for it.
+Labelled = tuple[Config, str]
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """One configuration: its trials in the order of their seeds, and the scores of the complete ones by trial id."""
+    """One configuration: its trials, in the order of their seeds, and their scores."""
 
     records: list[Record]
-    found: dict[int, Score]
+    # By trial id, of the complete trials.
+    scores_by_id: dict[int, Score]
     metric: Metric
 
     @property
     def scores(self) -> list[Score]:
-        return list(self.found.values())
+        return list(self.scores_by_id.values())
+
+    @property
+    def all_complete(self) -> bool:
+        """Whether every seed was trained to the end."""
+        return len(self.scores_by_id) == len(self.records)
 
     @property
     def diverged(self) -> int:
+        """How many trials the divergence rule stopped."""
         return sum(record.state == "stopped" and record.rule != BY_HAND for record in self.records)
 
     @property
     def failed(self) -> int:
-        """Or was killed by a person, which says as little of the configuration."""
+        """How many trials failed or were stopped by hand, which says nothing about their seeds."""
         return sum(record.state == "failed" or record.rule == BY_HAND for record in self.records)
 
     @property
     def value(self) -> float | None:
+        """Mean over the complete trials; None if there is none."""
         return mean(score.value for score in self.scores)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return score_interval(self.scores, self.metric, LEVEL) if self.found else None
+        if not self.scores:
+            return None
+        return score_interval(self.scores, self.metric, LEVEL)
 
     @property
     def counts(self) -> str:
         """`5`, or `3 of 5, 2 diverged`."""
-        lost = [
-            f"{count} {what}"
-            for count, what in ((self.diverged, "diverged"), (self.failed, "failed"))
-            if count
-        ]
-        return (
-            ", ".join([f"{len(self.found)} of {len(self.records)}", *lost])
-            if lost
-            else str(len(self.records))
-        )
+        if not self.diverged and not self.failed:
+            return str(len(self.records))
+        counts = f"{len(self.scores_by_id)} of {len(self.records)}"
+        if self.diverged:
+            counts += f", {self.diverged} diverged"
+        if self.failed:
+            counts += f", {self.failed} failed"
+        return counts
 
 
 def mean(values: Iterable[float]) -> float | None:
-    there = list(values)
-    return sum(there) / len(there) if there else None
+    """None if there are no values."""
+    numbers = list(values)
+    if not numbers:
+        return None
+    return sum(numbers) / len(numbers)
 
 
 def retrain(
-    child: Study, configs: Sequence[tuple[Config, str]], seeds: Sequence[int], train: Train
-) -> list[list[int]]:
-    """Train each (configuration, label) with each seed, unless the child has that already. Returns trial ids, a row each.
+    child: Study,
+    configs: Sequence[Labelled],
+    seeds: Sequence[int],
+    train: Train,
+    partition: str,
+) -> list[Retrained]:
+    """Train each configuration with each seed in a child study, and score it on a partition.
 
-    Raises StudyError if trials still wait when `train` is back.
+    Trainings that the child already has are not repeated. Returns one result per configuration.
+    Raises StudyError if some trainings are unfinished when `train` returns.
     """
-    wanted = [
-        (config.with_values({"seed": seed}), label) for config, label in configs for seed in seeds
-    ]
+    wanted = []
+    for config, label in configs:
+        wanted += [(config.with_values({"seed": seed}), label) for seed in seeds]
     ids = child.enqueue(wanted)
     train(child)
-    states = {record.id: record.state for record in child.records()}
-    if left := sum(states[trial_id] in ("waiting", "running") for trial_id in set(ids)):
-        raise StudyError(
-            f"study {child.name}: {left} trainings are still to be done. The same line goes on with them"
-        )
-    return [ids[row * len(seeds) : (row + 1) * len(seeds)] for row in range(len(configs))]
-
-
-def outcomes(child: Study, ids: Sequence[Sequence[int]], partition: str) -> list[Retrained]:
     records = {record.id: record for record in child.records()}
-    scores = _comparable(child.scores([trial_id for row in ids for trial_id in row], partition))
-    found = []
-    for row in ids:
-        complete = [
-            trial_id
-            for trial_id in row
-            if records[trial_id].state == "complete" and trial_id in scores
-        ]
-        of_row = {trial_id: scores[trial_id] for trial_id in complete}
-        found.append(Retrained([records[trial_id] for trial_id in row], of_row, child.spec.metric))
-    return found
+    unfinished = [i for i in set(ids) if records[i].state in ("waiting", "running")]
+    if unfinished:
+        raise StudyError(
+            f"study {child.name}: {len(unfinished)} trainings are not finished. "
+            f"Run the same command again to continue"
+        )
+    scores = _comparable(child.scores(ids, partition))
+    results = []
+    for first in range(0, len(ids), len(seeds)):
+        row = ids[first : first + len(seeds)]
+        complete = [i for i in row if records[i].state == "complete" and i in scores]
+        scores_by_id = {i: scores[i] for i in complete}
+        results.append(Retrained([records[i] for i in row], scores_by_id, child.spec.metric))
+    return results
 
 
 def _comparable(scores: dict[int, Score]) -> dict[int, Score]:
-    """Scores of the same items; where they are of different ones, as of a script's, single numbers."""
+    """The scores as they are if all are on the same items, else each as a single number.
+
+    Scripts may score different items in each training.
+    """
     if len({score.lengths for score in scores.values()}) <= 1:
         return scores
     return {trial_id: Score.of(score.value) for trial_id, score in scores.items()}
 
 
 def items_scored(results: Sequence[Retrained]) -> int:
-    """How many items, such as sentences, the scores are of; 0 if no training came to its end."""
-    return next((len(result.scores[0].lengths) for result in results if result.found), 0)
+    """How many items (such as sentences) the scores are over; 0 if no training was completed."""
+    for result in results:
+        if result.scores:
+            return len(result.scores[0].lengths)
+    return 0
 
 
 def start_config(study: Study, start: str) -> Config:
@@ -125,16 +144,25 @@ def start_config(study: Study, start: str) -> Config:
 
 
 def config_of(spec: StudySpec, record: Record) -> Config | None:
-    """None if the record has no complete configuration of this version, as a run that was made elsewhere may not."""
+    """The trial's configuration, or None if it is incomplete in this version.
+
+    Past runs that were trained elsewhere may lack fields.
+    """
+    if not record.config:
+        return None
     try:
-        return spec.config(record.config) if record.config else None
+        return spec.config(record.config)
     except SpecError:
         return None
 
 
 def check_data(study: Study, path: Path | None, score_test: bool) -> None:
-    """Raises StudyError if the data are not the study's, DataError if there is no `test` that is to be scored."""
-    path, spec = path or study.data_path, study.spec
+    """Check that the data are the study's, and with score_test that `test` can be scored.
+
+    path: where the data are on this machine, if not where they were. Raises StudyError, DataError.
+    """
+    spec = study.spec
+    path = path or study.data_path
     if score_test:
         test = load_dataset(spec, path, "cpu", "test")
         for config in spec.extremes():
@@ -146,14 +174,12 @@ def check_data(study: Study, path: Path | None, score_test: bool) -> None:
 
 
 def cost(study: Study, trainings: int, workers: int) -> str:
-    """How long trainings take, as the study's complete trials did."""
+    """How long the trainings take, judged by the study's complete trials."""
+    text = f"{trainings} trainings"
     typical = mean(record.seconds for record in study.records() if record.state == "complete")
-    time = (
-        f", about {duration(trainings * typical / max(1, workers))} with {workers} workers"
-        if typical and workers
-        else ""
-    )
-    return f"{trainings} trainings{time}"
+    if typical and workers:
+        text += f", about {duration(trainings * typical / workers)} with {workers} workers"
+    return text
 
 
 def difference_interval(metric: Metric, interval: Sequence[float]) -> str:
@@ -161,21 +187,8 @@ def difference_interval(metric: Metric, interval: Sequence[float]) -> str:
 
 
 def wrapped(notes: Iterable[str], indent: str = "  ") -> list[str]:
-    """A note each, in lines of 100 columns."""
-    return [line for note in notes for line in wrap(note, 100, subsequent_indent=indent)]
-
-
-def seeds_facts(
-    child_records: Sequence[Record], found: dict[int, Score], validation: dict[int, Score]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "trial": record.number,
-            "seed": record.config.get("seed"),
-            "state": record.state,
-            "reason": record.reason,
-            "value": found[record.id].value if record.id in found else None,
-            "validation_value": validation[record.id].value if record.id in validation else None,
-        }
-        for record in child_records
-    ]
+    """The notes in lines of 100 columns; lines after a note's first are indented."""
+    lines = []
+    for note in notes:
+        lines += wrap(note, 100, subsequent_indent=indent)
+    return lines

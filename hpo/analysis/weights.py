@@ -1,4 +1,4 @@
-"""Where the weights of finished trials are."""
+"""Find the weights of finished trials."""
 
 from pathlib import Path
 
@@ -10,18 +10,22 @@ from hpo.worker.checkpoint import TORCH_WEIGHTS
 
 
 def weights_of(study: StudyReader, trial: str, which: str) -> Path:
-    """The file of a complete trial's weights. trial: `best` or a number; which: `last` (what its value is of) or `best`.
+    """The file with the weights of a complete trial.
 
-    Raises StudyError if the trial kept none, or kept them on another machine.
+    trial: `best` or a number. which: `last` (those that the trial's value is measured with) or
+    `best`. Raises StudyError if the trial kept no weights, or kept them on another machine.
     """
     record = pick_trial(study, trial)
     weights = study.spec.load_trainer().weights or TORCH_WEIGHTS
     path = trial_folder(study_folder(study), record.number) / f"{which}{weights.suffix}"
     if record.state != "complete":
         raise StudyError(
-            f"study {study.name}: trial {record.number} is {record.state}; only complete trials keep weights"
+            f"study {study.name}: trial {record.number} is {record.state}; "
+            f"only complete trials keep weights"
         )
     if not path.is_file():
-        raise StudyError(f"study {study.name}: the weights of trial {record.number} are not here. It ran on {record.host}: copy its "
-                         f"{path.name} from there to {path}, or run this there")  # fmt: skip
+        raise StudyError(
+            f"study {study.name}: the weights of trial {record.number} are not here. It ran on "
+            f"{record.host}: copy its {path.name} from there to {path}, or run this there"
+        )
     return path

@@ -258,13 +258,14 @@ def ablate(
         )
     parent = _open_parent(study, database)
     spec = parent.study.spec
-    path.check_seeds(seeds, select_seeds)
+    effort = path.Effort(seeds, select_seeds, rounds)
+    effort.check()
     trainings = 0
     if start is not None:
         _, first = path.named(parent.study, start)
         _, last = path.named(parent.study, end)
         changes = path.differences(spec, first, last)
-        trainings += path.trainings(len(changes), seeds, select_seeds, rounds)
+        trainings += effort.trainings(len(changes))
     if ask:
         trainings += sum(2 * seeds * len(question.compare) for question in spec.questions)
     train, workers = _prepare_training(parent, as_json, score_test=False, **how)
@@ -273,9 +274,7 @@ def ablate(
     findings: dict[str, Any] = {}
     texts = []
     if start is not None:
-        ablation = path.ablate(
-            parent.study, child, (start, end), seeds, select_seeds, rounds, train
-        )
+        ablation = path.ablate(parent.study, child, (start, end), effort, train)
         findings["ablation"] = ablation
         texts.append(path.path_text(study, ablation, spec.metric))
     if ask:
