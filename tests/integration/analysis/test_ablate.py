@@ -10,6 +10,7 @@ from helpers.studies import RECORD, TINY, worker_for
 
 from hpo.analysis.ablate import (
     Ablation,
+    Effort,
     Measured,
     ablate,
     differences,
@@ -17,7 +18,6 @@ from hpo.analysis.ablate import (
     named,
     path_text,
     questions_text,
-    trainings,
 )
 from hpo.analysis.child import open_child
 from hpo.analysis.retrain import Retrained, Train
@@ -33,6 +33,7 @@ from hpo.trainer import Score
 from hpo.worker.worker import Worker
 
 MakeStudy = Callable[..., Study]
+EFFORT = Effort(seeds=2, select_seeds=1)
 ASKED = (
     TINY.replace(
         "baseline: {}", "baseline: {}\n  wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
@@ -108,10 +109,10 @@ def test_fields_that_exist_on_one_side_only_change_with_what_they_hang_on() -> N
 
 
 def test_the_number_of_trainings() -> None:
-    assert trainings(changes=4, seeds=2, select_seeds=1, rounds=None) == (4 + 3 + 2) + 2 * 5
-    assert trainings(changes=4, seeds=2, select_seeds=3, rounds=1) == 3 * 4 + 2 * 5
-    assert trainings(changes=4, seeds=2, select_seeds=1, rounds=0) == 10
-    assert trainings(changes=1, seeds=2, select_seeds=1, rounds=None) == 4
+    assert Effort(2, 1, None).trainings(changes=4) == (4 + 3 + 2) + 2 * 5
+    assert Effort(2, 3, 1).trainings(changes=4) == 3 * 4 + 2 * 5
+    assert Effort(2, 1, 0).trainings(changes=4) == 10
+    assert Effort(2, 1, None).trainings(changes=1) == 4
 
 
 # ---- the path
@@ -121,7 +122,7 @@ def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
     searched: Study, database: Database, train: Train
 ) -> None:
     child = open_child(database, searched, "ablate")
-    finding = ablate(searched, child, ("baseline", "slow"), 2, 1, None, train)
+    finding = ablate(searched, child, ("baseline", "slow"), EFFORT, train)
     steps = finding.steps
     assert steps[0].changed == ()
     assert sorted(step.changed for step in steps[1:]) == [("optimizer.lr",), ("optimizer.name",)]
@@ -142,7 +143,7 @@ def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
     assert "optimizer.lr 0.02 -> 0.001" in shown
 
     count = len(records)
-    assert ablate(searched, child, ("baseline", "slow"), 2, 1, None, train).steps == steps
+    assert ablate(searched, child, ("baseline", "slow"), EFFORT, train).steps == steps
     assert len(child.records()) == count
     kept = searched.results()["ablation"]
     assert kept["from"] == "baseline"
@@ -155,7 +156,7 @@ def test_a_step_that_diverges_is_said_and_chosen_last(
 ) -> None:
     """To `wild` lr 1e30 comes in one step and the optimizer in another; with adam lr 1e30 may or may not diverge, with sgd it does."""
     finding = ablate(
-        searched, open_child(database, searched, "ablate"), ("baseline", "wild"), 2, 1, None, train
+        searched, open_child(database, searched, "ablate"), ("baseline", "wild"), EFFORT, train
     )
     last = finding.steps[-1]
     assert (last.value, last.diverged) == (None, 2)
@@ -166,14 +167,14 @@ def test_a_step_that_diverges_is_said_and_chosen_last(
 def test_what_has_no_path_is_one_line(searched: Study, database: Database, train: Train) -> None:
     child = open_child(database, searched, "ablate")
     with pytest.raises(CallerError, match="--from slow --to slow: they do not differ"):
-        ablate(searched, child, ("slow", "slow"), 2, 1, None, train)
+        ablate(searched, child, ("slow", "slow"), EFFORT, train)
     with pytest.raises(
         StudyError,
         match=r"'fast' is no start. Valid: baseline, wild, slow, best, or a trial's number",
     ):
         named(searched, "fast")
     with pytest.raises(CallerError, match="--select-seeds 0: valid is 1 or more"):
-        ablate(searched, child, ("baseline", "slow"), 2, 0, None, train)
+        ablate(searched, child, ("baseline", "slow"), Effort(2, 0), train)
     with pytest.raises(StudyError, match="has no questions"):
         measure(searched, child, [], 2, train)
 
@@ -242,14 +243,14 @@ def test_what_decides(before: Retrained, after: Retrained, decided: bool) -> Non
 
 def test_the_chance_of_all_against_none() -> None:
     """Of all rates of divergence 1/2 gives it most often, either way round; then it comes as often as is said."""
-    claimed = Measured.of(side("ccc"), side("sss"), PER).by_divergence
+    claimed = Measured.of(side("ccc"), side("sss"), PER).chance_of_divergence
     assert claimed is not None
     for rate in (0.2, 0.5, 0.8):
         lost = (np.random.default_rng(0).random((20_000, 2, 3)) < rate).sum(axis=2).tolist()
         share = float(np.mean([sorted(pair) == [0, 3] for pair in lost]))
         assert share == pytest.approx(2 * (rate * (1 - rate)) ** 3, abs=0.005)
         assert share < claimed + 0.005
-    assert Measured.of(side("cccc"), side("sssc"), PER).by_divergence is None
+    assert Measured.of(side("cccc"), side("sssc"), PER).chance_of_divergence is None
 
 
 def test_the_configuration_of_best_is_that_trials(searched: Study) -> None:

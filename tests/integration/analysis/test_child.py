@@ -119,7 +119,7 @@ def test_the_name_of_another_studys_child_is_refused(
     assert open_child(database, parent, "confirm").id == open_child(database, parent, "confirm").id
     make_study(tiny_spec, "p.ablate")
     with pytest.raises(
-        StudyError, match=r"study p\.ablate is there already and does not belong to this p"
+        StudyError, match=r"study p\.ablate already exists and does not belong to this p"
     ):
         open_child(database, parent, "ablate")
     with pytest.raises(

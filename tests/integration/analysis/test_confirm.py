@@ -11,7 +11,7 @@ from helpers.data import recordings, tiny_contents
 from helpers.studies import RECORD, TINY, worker_for
 
 from hpo.analysis.child import open_child
-from hpo.analysis.confirm import Chosen, Confirmation, _comparisons, as_text, choose, confirm
+from hpo.analysis.confirm import Chosen, Confirmation, as_text, choose, compare_configs, confirm
 from hpo.analysis.retrain import Retrained, Train, check_data
 from hpo.cli import main
 from hpo.decoder.trainer import PER
@@ -152,7 +152,7 @@ def test_nothing_is_decided_by_the_seeds_that_came_through(
         Chosen("trial 3", 3, None, True, 0.2, tiny_spec.config()),
         Chosen("baseline", 0, "baseline", False, 0.4, tiny_spec.config()),
     ]
-    (comparison,) = _comparisons(chosen, [side(best, 10), side(start, 20)])
+    (comparison,) = compare_configs(chosen, [side(best, 10), side(start, 20)])
     assert comparison.difference == pytest.approx(-0.2, abs=0.02)
     assert comparison.p_holm < 0.01
     assert comparison.decided is decided
@@ -167,7 +167,7 @@ def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
 
     with pytest.raises(
         StudyError,
-        match=r"study p\.confirm: \d+ trainings are still to be done. The same line goes on with them",
+        match=r"study p\.confirm: \d+ trainings are not finished. Run the same command again to continue",
     ):
         confirmed(searched, database, some, seeds=1)
     assert "confirm" not in searched.results()

@@ -20,7 +20,7 @@ from hpo.analysis.effects import (
     effects_text,
     ended_trials,
 )
-from hpo.analysis.surface import Axis, interaction, main_effect, surface
+from hpo.analysis.surface import Axis, Plane, interaction, main_effect, surface
 from hpo.decoder.trainer import PER
 from hpo.space.parameter import Parameter
 from hpo.space.spec import StudySpec, load_spec
@@ -142,7 +142,7 @@ def space(tmp_path: Path) -> Path:
 
 
 def claims_of(found: Effects) -> list[str]:
-    """What stands out of the noise."""
+    """What stands out from the noise."""
     parameters = [entry.name for entry in found.importance if entry.clear]
     return [*parameters, *(f"{pair.x} x {pair.y}" for pair in found.interactions if pair.clear)]
 
@@ -221,7 +221,7 @@ def test_noise_is_not_explained(space: Path) -> None:
     claims = [claims_of(found) for found in studies]
     assert sum(bool(claim) for claim in claims) <= 1
     silent = next(found for found, claim in zip(studies, claims, strict=True) if not claim)
-    assert "none stands out of the noise" in effects_text(silent, PER)
+    assert "none stands out from the noise" in effects_text(silent, PER)
 
 
 def test_main_effects_are_no_interaction(space: Path) -> None:
@@ -337,7 +337,7 @@ def test_small_p_values_are_rare_where_there_is_no_interaction() -> None:
         outcome = (
             np.square(x) + 2 * np.array(y) + random.normal(0, 0.3, 30) * np.array(x)
         )  # noisier where x is large
-        found = interaction(axis(x, low=0, high=1), axis(y, low=0, high=1), x, y, outcome)
+        found = interaction(Plane(axis(x, low=0, high=1), axis(y, low=0, high=1), x, y), outcome)
         assert found is not None
         below += found[1] < 0.05
     assert 0 < below <= 71
@@ -356,7 +356,7 @@ def test_the_surface_has_a_row_for_each_y() -> None:
     x, y = random.random(40).tolist(), random.choice(["a", "b"], 40).tolist()
     outcome = np.where(np.array(y) == "b", 0.8, 0.2 + 0.3 * np.array(x))
     table = np.array(
-        surface(axis(x, low=0, high=1), axis(y, choices=["a", "b", "never"]), x, y, outcome)
+        surface(Plane(axis(x, low=0, high=1), axis(y, choices=["a", "b", "never"]), x, y), outcome)
     )
     assert table.shape == (2, 12)
     assert np.abs(table[0] - (0.2 + 0.3 * np.linspace(0, 1, 12))).max() < 0.03
