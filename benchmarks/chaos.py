@@ -2,9 +2,11 @@
 
     python benchmarks/chaos.py [--seconds 180] [--trials 40] [--workers 4] [--every 3] [--seed 0]
 
-A Postgres of its own, workers, and every few seconds one of: SIGKILL, SIGTERM, SIGUSR1 or SIGSTOP (with SIGCONT after twice
-the lease) of a worker, a fast or an immediate restart of Postgres. Workers that left are started again. Ends with exit code
-1 if something is wrong. Resumed trials are trained again in this process, undisturbed, and must give the same errors.
+It runs workers on a Postgres server of its own. Every few seconds it breaks something: it sends
+SIGKILL, SIGTERM, SIGUSR1 or SIGSTOP (with SIGCONT after twice the lease) to a worker, or restarts
+Postgres, fast or immediately. Workers that have left are started again. Resumed trials are trained
+again in this process, undisturbed, and must give the same errors. The exit code is 1 if something
+is wrong.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,12 +58,16 @@ BREAKS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGSTOP", "restart fast", "restart i
 
 
 class Chaos:
+    """Workers of a study, their Postgres server, and what breaks them."""
+
     def __init__(self, study: Study, server: EmbeddedServer, workers: int, seed: int):
-        self.study, self.server = study, server
+        self.study = study
+        self.server = server
         self.random = random.Random(seed)
         self.processes: list[subprocess.Popen[bytes]] = [self.start() for _ in range(workers)]
+        # Halted processes, each with the time at which it is woken.
         self.halted: list[tuple[float, subprocess.Popen[bytes]]] = []
-        self.done: Counter[str] = Counter()
+        self.breaks: Counter[str] = Counter()
 
     def start(self) -> "subprocess.Popen[bytes]":
         command = [
@@ -79,20 +86,22 @@ class Chaos:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def look_after(self) -> None:
-        """Wake those that were halted for long enough, start those again that left."""
-        for until, process in list(self.halted):
-            if time.monotonic() > until:
+        """Wake workers that were halted for long enough, and replace those that have left."""
+        for wake_at, process in list(self.halted):
+            if time.monotonic() > wake_at:
                 process.send_signal(signal.SIGCONT)
-                self.halted.remove((until, process))
+                self.halted.remove((wake_at, process))
         self.processes = [
             process if process.poll() is None else self.start() for process in self.processes
         ]
 
     def break_something(self) -> None:
         what = self.random.choice(BREAKS)
-        self.done[what] += 1
+        self.breaks[what] += 1
         if what.startswith("restart"):
-            self.server._run("pg_ctl", "-D", self.server.data, "-m", what.split()[1], "-w", "stop")
+            _, mode = what.split()
+            # The server's own stop() is always a fast one.
+            self.server._run("pg_ctl", "-D", self.server.data, "-m", mode, "-w", "stop")  # noqa: SLF001
             self.server.start()
             return
         process = self.random.choice(self.processes)
@@ -101,12 +110,17 @@ class Chaos:
             self.halted.append((time.monotonic() + 2 * LEASE, process))
 
     def over(self) -> bool:
+        """Whether the study is done; False while the database cannot be asked."""
         try:
             return self.study.budget_spent()
         except DatabaseError:
             return False
 
     def run(self, seconds: float, every: float) -> float:
+        """Break something about every `every` seconds, for `seconds`, and wait for the study's end.
+
+        Returns how many seconds that took.
+        """
         begin = time.monotonic()
         next_break = begin + every
         while not self.over():
@@ -123,7 +137,7 @@ class Chaos:
 
 
 def undisturbed(config: DecoderConfig, data: Data) -> tuple[list[float], list[float]]:
-    """PER along the curve, and the errors of each sentence at its end."""
+    """Train without breaks. Returns PER along the curve, and the errors per sentence at its end."""
     state = TrainState(config, data)
     pers: list[float] = []
     errors: list[float] = []
@@ -135,59 +149,80 @@ def undisturbed(config: DecoderConfig, data: Data) -> tuple[list[float], list[fl
 
 
 def measured_by(connection: Connection, trial_id: int) -> list[int]:
-    """Of each point of the trial's curve, in order, the attempt that measured it."""
+    """The attempt that measured each point of the trial's curve, in the order of the steps."""
     table = curve_table.c
     statement = select(table.attempt).where(table.trial_id == trial_id).order_by(table.step)
     return list(connection.execute(statement).scalars())
 
 
 def check(study: Study, data: Data, most_compared: int, most_repeated: float) -> dict[str, Any]:
-    """What must hold, and what it took. Raises AssertionError."""
+    """Check that no trial was lost, run twice, repeated or changed. Returns what was counted.
+
+    most_compared: resumed trials to train again. most_repeated: share of all steps.
+    Raises AssertionError.
+    """
     records = study.records()
     ended = [record for record in records if record.state in ("complete", "stopped")]
     assert len(ended) == study.budget.trials, f"{len(ended)} of {study.budget.trials} trials"
     assert not [record for record in records if record.state == "running"]
     assert len({record.number for record in records}) == len(records)
-    every, repeated, compared = study.spec.base["evaluate_every"], 0, 0
+    every = study.spec.base["evaluate_every"]
     with study.engine.begin() as connection:
         attempts = attempts_of(connection, [record.id for record in records])
         curves = curves_of(connection, [record.id for record in records])
         measured = {record.id: measured_by(connection, record.id) for record in ended}
+    repeated = 0
+    compared = 0
+    outcomes: Counter[str] = Counter()
     for record in ended:
-        tries, points = attempts[record.id], curves[record.id]
-        assert [point.step for point in points] == list(range(every, record.steps + 1, every)), (
-            f"trial {record.number}: its curve"
-        )
-        by = measured[record.id]
-        assert by == sorted(by), f"trial {record.number}: two at once"
-        for earlier, later in pairwise(tries):
-            assert earlier.ended <= later.begun, (
-                f"trial {record.number}: attempts {earlier.attempt} and {later.attempt} at once"
-            )
-            if (
-                earlier.outcome == "lost"
-                and earlier.first_step is not None
-                and later.first_step is not None
-            ):
-                repeated += (
-                    max(0, earlier.last_step - later.first_step) + every
-                )  # at most one evaluation was not told any more
+        points = curves[record.id]
+        steps = [point.step for point in points]
+        whole = list(range(every, record.steps + 1, every))
+        assert steps == whole, f"trial {record.number}: its curve"
+        measured_by_attempt = measured[record.id]
+        in_order = measured_by_attempt == sorted(measured_by_attempt)
+        assert in_order, f"trial {record.number}: two at once"
+        repeated += repeated_steps(record.number, attempts[record.id], every)
         if record.attempts > 1 and compared < most_compared:
             compared += 1
             pers, errors = undisturbed(DecoderConfig().with_values(record.config), data)
             same = pers == [point.value for point in points]
             assert same, f"trial {record.number}: another curve than undisturbed"
             assert errors == list(study.scores([record.id])[record.id].errors)
-    steps = sum(record.steps for record in ended)
-    assert repeated <= most_repeated * steps, f"{repeated} of {steps} steps repeated"
-    outcomes = Counter(row.outcome for rows in attempts.values() for row in rows)
-    return {"trials": len(ended), "attempts": dict(outcomes), "compared with undisturbed": compared, "steps": steps,
-            "repeated at most": f"{repeated} ({100 * repeated / steps:.1f} %)"}  # fmt: skip
+    for tries in attempts.values():
+        outcomes.update(attempt.outcome for attempt in tries)
+    all_steps = sum(record.steps for record in ended)
+    assert repeated <= most_repeated * all_steps, f"{repeated} of {all_steps} steps repeated"
+    return {
+        "trials": len(ended),
+        "attempts": dict(outcomes),
+        "compared with undisturbed": compared,
+        "steps": all_steps,
+        "repeated at most": f"{repeated} ({100 * repeated / all_steps:.1f} %)",
+    }
+
+
+def repeated_steps(number: int, attempts: Sequence[Any], every: int) -> int:
+    """How many steps of a trial were trained twice, at most.
+
+    Raises AssertionError if two of its attempts overlap in time.
+    """
+    repeated = 0
+    for earlier, later in pairwise(attempts):
+        assert earlier.ended <= later.begun, (
+            f"trial {number}: attempts {earlier.attempt} and {later.attempt} at once"
+        )
+        if earlier.outcome != "lost" or earlier.first_step is None or later.first_step is None:
+            continue
+        # Up to one more evaluation was trained but could not be reported.
+        repeated += max(0, earlier.last_step - later.first_step) + every
+    return repeated
 
 
 def make_study(
     database: Database, folder: Path, trials: int, sizes: dict[str, float] = SIZES
 ) -> tuple[Study, Data]:
+    """A study on the bundled recordings, and its data. folder: for its space file."""
     (folder / "space.yaml").write_text(SPACE.format(**sizes))
     spec: StudySpec = load_spec(folder / "space.yaml", trials=trials)
     study = Study.create_or_open(database, "chaos", spec, look_at_data(None, spec).facts)
@@ -205,7 +240,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=180,
-        help="of breaking things; afterwards the study ends in peace",
+        help="how long to break things; afterwards the study ends undisturbed",
     )
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--workers", type=int, default=4)
@@ -234,7 +269,7 @@ def main() -> None:
             study, data = make_study(Database(url, None), home, arguments.trials)
             chaos = Chaos(study, server, arguments.workers, arguments.seed)
             took = chaos.run(arguments.seconds, arguments.every)
-            print(f"{took:.0f} s, {sum(chaos.done.values())} breaks: {dict(chaos.done)}")
+            print(f"{took:.0f} s, {sum(chaos.breaks.values())} breaks: {dict(chaos.breaks)}")
             print(check(study, data, arguments.compare, arguments.most_repeated))
         finally:
             server.stop()

@@ -1,12 +1,14 @@
-"""From a command typed in a shell until the workers have acted: pause, resume, kill, enqueue, budget, stop.
+"""From a command typed in a shell until the workers have acted on it.
 
     python benchmarks/control.py [--times 10] [--workers 2]
 
-A Postgres of its own, real workers on the bundled recordings with the demo's model, trainings without end, so that none
-ends by itself. Each command is a process of its own, begun at a random moment; its start (Python, imports) is in the figures,
-and alone in the column "command". When a worker acted is what the database's clock says of its attempts, and for the end
-of a worker when its process is gone. An enqueued trial needs a worker that is free: `enqueue` is the command's time, then
-the time from the end of another trial until this one begins. Ends with exit code 1 if something took more than 10 s.
+It measures pause, resume, kill, enqueue, budget and stop. A Postgres server of its own, real
+workers on the bundled recordings with the demo's model; trainings do not end by themselves. Each
+command is a process of its own, begun at a random moment; its start (Python, imports) is included,
+and shown in the row "the command alone". When a worker acted is read from the database's times of
+its attempts; a worker has ended when its process is gone. An enqueued trial needs a free worker:
+`enqueue` is the command's time plus the time from the end of another trial until this one begins.
+The exit code is 1 if something took more than 10 s.
 """
 
 import argparse
@@ -40,50 +42,101 @@ ORDER = ("pause", "resume", "kill", "enqueue", "budget", "stop", "stop, process 
 
 
 class Bench:
+    """The workers of a study, and how long they took to act on each command."""
+
     def __init__(self, study: Study, workers: int, log: Path):
-        self.study, self.number, self.log = study, workers, log
+        self.study = study
+        self.workers = workers
+        self.log = log
         self.processes: list[subprocess.Popen[bytes]] = []
+        # Seconds by command.
         self.acted: dict[str, list[float]] = {}
         self.commands: list[float] = []
 
+    def run(self, times: int) -> None:
+        """Measure each command `times` times."""
+        self.start()
+        for number in range(1, times + 1):
+            self.pause_and_resume()
+            self.kill()
+            self.enqueue()
+            self.budget()
+            self.stop(again=number < times)
+
+    def pause_and_resume(self) -> None:
+        held = self.all_train()
+        begin, _ = self.type("pause")
+        self.count("pause", self.handed_back(held) - begin)
+        time.sleep(random.uniform(0, 4))
+        begin, _ = self.type("resume")
+
+        def all_resumed() -> list[float]:
+            moments = self.begun(begin)
+            return moments if len(moments) == self.workers else []
+
+        self.count("resume", max(until(all_resumed)) - begin)
+
+    def kill(self) -> float:
+        """Kill a trial. Returns when it ended."""
+        victim = random.choice(self.all_train())
+        number = int(self.study.storage.get_trial(victim.trial_id).number)
+        begin, _ = self.type("kill", "--trial", str(number), "--reason", "benchmark")
+        next_attempts = until(lambda: self.begun(begin, process=victim.process))
+        self.count("kill", next_attempts[0] - begin)
+        return self.handed_back([victim])
+
+    def enqueue(self) -> None:
+        self.all_train()
+        begin, output = self.type("enqueue", "optimizer.lr=0.01", "--like", "baseline")
+        returned = time.time()
+        answer = re.match(r"trial (\d+) begins next", output)
+        assert answer, output
+        trial_id = self.study.storage.get_trial_id_from_study_id_trial_number(
+            self.study.id, int(answer[1])
+        )
+        ended = self.kill()
+        attempts = until(lambda: self.begun(begin, trial_id=trial_id))
+        self.count("enqueue", returned - begin + attempts[0] - ended)
+
+    def budget(self) -> None:
+        held = self.all_train()
+        begin, _ = self.type("budget", "--gpu-hours", "1e-6")
+        self.count("budget", self.handed_back(held) - begin)
+        self.wait_for_exit()
+        self.type("budget", "--gpu-hours", "none")
+        self.start()
+
+    def stop(self, again: bool) -> None:
+        """again: resume the study afterwards."""
+        held = self.all_train()
+        begin, _ = self.type("stop")
+        self.count("stop", self.handed_back(held) - begin)
+        self.count("stop, process gone", self.wait_for_exit() - begin)
+        if again:
+            self.type("resume")
+            self.start()
+
+    # ---- what the measurements are made of
+
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "hpo.cli",
-            "worker",
-            "--study",
-            NAME,
-            "--device",
-            "cpu",
-            "--threads",
-            "1",
-        ]
+        """Start the workers."""
+        hpo = [sys.executable, "-m", "hpo.cli"]
+        command = [*hpo, "worker", "--study", NAME, "--device", "cpu", "--threads", "1"]
         with self.log.open("ab") as log:
             self.processes = [
                 subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-                for _ in range(self.number)
+                for _ in range(self.workers)
             ]
 
-    def attempts(self) -> list[Row[Any]]:
-        with self.study.engine.begin() as connection:
-            return list(connection.execute(select(attempt_table)))
+    def wait_for_exit(self) -> float:
+        """Wait until all workers have ended without an error. Returns when."""
+        until(lambda: all(process.poll() is not None for process in self.processes))
+        failed = [process for process in self.processes if process.returncode != 0]
+        assert not failed, self.log.read_text()[-2000:]
+        return time.time()
 
-    def all_train(self) -> list[Row[Any]]:
-        """The attempts, when each worker has one; then a random time, so that no look of a worker is in step with ours."""
-
-        def found() -> list[Row[Any]]:
-            rows = [
-                row for row in self.attempts() if row.ended is None and row.first_step is not None
-            ]
-            return rows if len(rows) == self.number else []
-
-        until(found)
-        time.sleep(random.uniform(1, 4))
-        return found()
-
-    def typed(self, verb: str, *arguments: str) -> tuple[float, str]:
-        """When it was begun, and what it said."""
+    def type(self, verb: str, *arguments: str) -> tuple[float, str]:
+        """Run a command of hpo. Returns when it was begun, and its output."""
         begin = time.time()
         done = subprocess.run(
             [sys.executable, "-m", "hpo.cli", verb, "--study", NAME, *arguments],
@@ -98,117 +151,68 @@ class Bench:
         self.acted.setdefault(what, []).append(seconds)
         print(f"{what}: {seconds:.2f} s", file=sys.stderr)
 
+    def attempts(self) -> list[Row[Any]]:
+        with self.study.engine.begin() as connection:
+            return list(connection.execute(select(attempt_table)))
+
+    def all_train(self) -> list[Row[Any]]:
+        """Wait until every worker trains, then for a random time. Returns their attempts.
+
+        The random time keeps the commands out of step with the workers' checks.
+        """
+
+        def training() -> list[Row[Any]]:
+            rows = [
+                row for row in self.attempts() if row.ended is None and row.first_step is not None
+            ]
+            return rows if len(rows) == self.workers else []
+
+        until(training)
+        time.sleep(random.uniform(1, 4))
+        return training()
+
     def handed_back(self, held: list[Row[Any]]) -> float:
-        """When the last of them ended."""
+        """Wait until all of these attempts have ended. Returns when the last one did."""
         keys = {(row.trial_id, row.attempt) for row in held}
-        ended = until(
-            lambda: all_or_none(
-                [row.ended for row in self.attempts() if (row.trial_id, row.attempt) in keys]
-            )
-        )
-        return float(max(moment.timestamp() for moment in ended))
+
+        def all_ended() -> list[Any]:
+            ends = [row.ended for row in self.attempts() if (row.trial_id, row.attempt) in keys]
+            return [] if None in ends else ends
+
+        return float(max(moment.timestamp() for moment in until(all_ended)))
 
     def begun(
         self, since: float, process: str | None = None, trial_id: int | None = None
     ) -> list[float]:
-        """When attempts after `since` began: of a process, of a trial."""
-        return [row.begun.timestamp() for row in self.attempts() if row.begun.timestamp() > since
-                and process in (None, row.process) and trial_id in (None, row.trial_id)]  # fmt: skip
-
-    def pause_and_resume(self) -> None:
-        held = self.all_train()
-        begin, _ = self.typed("pause")
-        self.count("pause", self.handed_back(held) - begin)
-        time.sleep(random.uniform(0, 4))
-        begin, _ = self.typed("resume")
-        self.count("resume", max(until(lambda: every(self.begun(begin), self.number))) - begin)
-
-    def kill(self) -> float:
-        """When the trial ended."""
-        victim = random.choice(self.all_train())
-        begin, _ = self.typed(
-            "kill", "--trial", str(self._number(victim.trial_id)), "--reason", "benchmark"
-        )
-        self.count("kill", until(lambda: self.begun(begin, victim.process))[0] - begin)
-        return self.handed_back([victim])
-
-    def enqueue(self) -> None:
-        self.all_train()
-        begin, said = self.typed("enqueue", "optimizer.lr=0.01", "--like", "baseline")
-        returned = time.time()
-        found = re.match(r"trial (\d+) begins next", said)
-        assert found, said
-        trial_id = self.study.storage.get_trial_id_from_study_id_trial_number(
-            self.study.id, int(found[1])
-        )
-        ended = self.kill()
-        self.count(
-            "enqueue",
-            returned - begin + until(lambda: self.begun(begin, trial_id=trial_id))[0] - ended,
-        )
-
-    def budget(self) -> None:
-        held = self.all_train()
-        begin, _ = self.typed("budget", "--gpu-hours", "1e-6")
-        self.count("budget", self.handed_back(held) - begin)
-        self.gone()
-        self.typed("budget", "--gpu-hours", "none")
-        self.start()
-
-    def stop(self, again: bool) -> None:
-        held = self.all_train()
-        begin, _ = self.typed("stop")
-        self.count("stop", self.handed_back(held) - begin)
-        self.count("stop, process gone", self.gone() - begin)
-        if again:
-            self.typed("resume")
-            self.start()
-
-    def gone(self) -> float:
-        until(lambda: all(process.poll() is not None for process in self.processes))
-        assert all(process.returncode == 0 for process in self.processes), self.log.read_text()[
-            -2000:
-        ]
-        return time.time()
-
-    def _number(self, trial_id: int) -> int:
-        return int(self.study.storage.get_trial(trial_id).number)
-
-    def run(self, times: int) -> None:
-        self.start()
-        for time_ in range(times):
-            self.pause_and_resume()
-            self.kill()
-            self.enqueue()
-            self.budget()
-            self.stop(again=time_ + 1 < times)
+        """When attempts began after `since`; only those of a process or of a trial, if given."""
+        moments = []
+        for row in self.attempts():
+            moment = row.begun.timestamp()
+            of_process = process in (None, row.process)
+            of_trial = trial_id in (None, row.trial_id)
+            if moment > since and of_process and of_trial:
+                moments.append(moment)
+        return moments
 
     def table(self) -> str:
         lines = ["| command | times | median s | worst s |", "|---|---|---|---|"]
-        for what, seconds in [(what, self.acted[what]) for what in ORDER] + [
-            ("the command alone", self.commands)
-        ]:
-            lines.append(
-                f"| {what} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
-            )
+        rows = {what: self.acted[what] for what in ORDER}
+        rows["the command alone"] = self.commands
+        for what, seconds in rows.items():
+            median = statistics.median(seconds)
+            lines.append(f"| {what} | {len(seconds)} | {median:.1f} | {max(seconds):.1f} |")
         return "\n".join(lines)
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """What it gives, once that is true."""
+    """Wait until the condition returns something true. Returns that."""
     begin = time.monotonic()
-    while not (found := condition()):
+    while True:
+        result = condition()
+        if result:
+            return result
         assert time.monotonic() - begin < GIVEN_UP_SECONDS, "a worker does not act"
         time.sleep(0.05)
-    return found
-
-
-def every(moments: list[float], number: int) -> list[float]:
-    return moments if len(moments) == number else []
-
-
-def all_or_none(moments: list[Any]) -> list[Any]:
-    return [] if None in moments else moments
 
 
 def make_study(database: Database) -> Study:
@@ -226,9 +230,8 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM")
-    )  # with what it has started
+    # Leaves through the `finally` below, so that what was started ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     with tempfile.TemporaryDirectory(prefix="hpo-control-") as folder:
         home = Path(folder)
         home.chmod(0o711)
@@ -241,11 +244,13 @@ def main() -> int:
             bench.run(arguments.times)
             print(bench.table())
         finally:
-            for process in bench.processes if bench else ():
-                process.kill()
-                process.wait()
+            if bench is not None:
+                for process in bench.processes:
+                    process.kill()
+                    process.wait()
             server.stop()
-    return int(max(max(bench.acted[what]) for what in ORDER) > PROMISED_SECONDS)
+    worst = max(max(bench.acted[what]) for what in ORDER)
+    return int(worst > PROMISED_SECONDS)
 
 
 if __name__ == "__main__":

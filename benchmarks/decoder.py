@@ -1,9 +1,11 @@
-"""The decoder against the reference implementation's figures on the spoken digits (README, "Benchmarks").
+"""The decoder against the reference implementation's figures on the spoken digits.
 
-    python benchmarks/decoder.py PATH/TO/ptDecoder_ctc [--seeds 1] [--threads 1] [--only TEXT] [--set batches=random]
+    python benchmarks/decoder.py PATH/TO/ptDecoder_ctc [--seeds 1] [--threads 1] [--only TEXT]
+        [--set batches=random]
 
-Trains with the sizes of the published figures (2 x 128 units, kernel 8, stride 2, batches of 32, 600 updates) and scores
-on `test` at the end. Nothing is selected here, so looking at `test` is allowed; the search never does.
+It trains with the sizes of the published figures (2 x 128 units, kernel 8, stride 2, batches of 32,
+600 updates; README, "Benchmarks") and scores on `test` at the end. Nothing is selected here, so
+looking at `test` is allowed; the search never does.
 """
 
 import argparse
@@ -26,7 +28,8 @@ SIZES = {
     "batch_size": 32,
     "steps": 600,
 }
-SETTINGS = {  # name: (values, reference's final PER on test, one per seed)
+# name: (values, final PER of the reference on test, one per seed)
+SETTINGS = {
     "lr 0.005 eps 1e-8": ({"optimizer.lr": 0.005, "optimizer.eps": 1e-8}, (0.088, 0.097, 0.091)),
     "lr 0.02 eps 0.1": ({"optimizer.lr": 0.02, "optimizer.eps": 0.1}, (0.159, 0.165, 0.156)),
     "lr 0.02 eps 1e-8": ({"optimizer.lr": 0.02, "optimizer.eps": 1e-8}, (0.447, 0.362)),
@@ -57,20 +60,27 @@ def main() -> None:
     check(sentences, sizes.model)
     every = torch.arange(len(sentences)).numpy()
     for name, (values, reference) in SETTINGS.items():
-        for seed in range(arguments.seeds if arguments.only in name else 0):
+        if arguments.only not in name:
+            continue
+        for seed in range(arguments.seeds):
             config = sizes.with_values(values | {"seed": seed, "evaluate_every": 10_000})
-            data = Data(
-                sentences, every, every[:1], device
-            )  # trains on all of `train`, as the reference does
-            state, begin, curve = TrainState(config, data), time.perf_counter(), []
+            # Trains on all of `train`, as the reference does.
+            data = Data(sentences, every, every[:1], device)
+            state = TrainState(config, data)
+            begin = time.perf_counter()
+            curve = []
             for updates in train(state, data):
                 if not updates.finite:
                     curve.append(float("nan"))
                 elif updates.step % 100 == 0:
                     curve.append(evaluate(state.scored, test)[0].value)
             seconds = time.perf_counter() - begin
-            print(f"{name:18} seed {seed}: PER {curve[-1]:.4f}  best {min(curve):.4f}  reference {reference}  "
-                  f"{seconds:.0f} s on {device}  curve {' '.join(f'{per:.3f}' for per in curve)}", flush=True)  # fmt: skip
+            points = " ".join(f"{per:.3f}" for per in curve)
+            print(
+                f"{name:18} seed {seed}: PER {curve[-1]:.4f}  best {min(curve):.4f}  "
+                f"reference {reference}  {seconds:.0f} s on {device}  curve {points}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

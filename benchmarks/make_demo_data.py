@@ -1,8 +1,9 @@
-"""Make hpo/decoder/demo/spoken_digits.npz from a ptDecoder_ctc pickle (see hpo/decoder/demo/README.md).
+"""Make hpo/decoder/demo/spoken_digits.npz from a ptDecoder_ctc pickle (see its README.md there).
 
     python benchmarks/make_demo_data.py PATH/TO/ptDecoder_ctc
 
-The features must have float16 precision already: the file then holds exactly the same numbers in half the space.
+The features must have float16 precision already: the file then holds exactly the same numbers in
+half the space.
 """
 
 import sys
@@ -17,10 +18,8 @@ from hpo.data.formats import DEMO_FILE, read_sentences
 
 def main(source: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {}
-    for partition in (
-        "train",
-        "test",
-    ):  # the competition partition is for nobody's eyes: not shipped
+    # The competition partition must stay unseen, so it is not shipped.
+    for partition in ("train", "test"):
         sentences = read_sentences(source, partition)
         features = sentences.features_NC.astype(np.float16)
         if not np.array_equal(features.astype(np.float32), sentences.features_NC):

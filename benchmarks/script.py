@@ -1,12 +1,11 @@
-"""What the worker costs beside a training script, and how soon a script is gone that is to end.
+"""What a worker costs in addition to a training script, and how soon a script ends that must.
 
     python benchmarks/script.py [SECONDS]
 
-A worker runs `tests/stand_ins/many_ways/train.py`, which reports every second, for SECONDS (60). CPU
-seconds of the worker and of the keeper between the first report and the last, beside those of the
-script, are read from /proc. Then ten scripts that obey SIGTERM, and ten whose children are deaf to
-it, are stopped by `hpo kill`: from the command to the last process gone. At last five workers get
-SIGTERM.
+A worker runs `tests/stand_ins/many_ways/train.py`, which reports every second, for SECONDS (60).
+The CPU seconds of worker, keeper and script between the first report and the last are read from
+/proc. Then `hpo kill` stops ten scripts that obey SIGTERM and ten whose children ignore it; the
+time is from the command until the last process is gone. Last, five workers get SIGTERM.
 """
 
 import os
@@ -14,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,7 +51,8 @@ def main(seconds: int) -> None:
         )
 
 
-def made(folder: Path, name: str, section: dict[str, Any], trials: int, steps: int) -> Study:
+def make_study(folder: Path, name: str, section: dict[str, Any], trials: int, steps: int) -> Study:
+    """section: of the study file, `script:`."""
     path = study_file(folder, section, budget={"trials": trials}, base={"steps": steps})
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(content | {"stopping": None}))
@@ -58,15 +60,16 @@ def made(folder: Path, name: str, section: dict[str, Any], trials: int, steps: i
     return Study.create_or_open(open_database(None), name, spec, look_at_data(None, spec).facts)
 
 
-def worker_of(study: Study) -> "subprocess.Popen[bytes]":
+def start_worker(study: Study) -> "subprocess.Popen[bytes]":
     words = [sys.executable, "-m", "hpo.cli", "worker", "--study", study.name, "--device", "cpu"]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def overhead(folder: Path, seconds: int) -> None:
+    """CPU time of worker, keeper and script."""
     fixed = {"seconds": 1.0, "every": 1, "forgets": True}
-    study = made(folder, "overhead", {"fixed": fixed}, 1, seconds + 30)
-    worker = worker_of(study)
+    study = make_study(folder, "overhead", {"fixed": fixed}, 1, seconds + 30)
+    worker = start_worker(study)
     wait(lambda: study.records()[0].step >= 3)
     script = scripts_in(study_folder(study))[0]
     keeper = parent(script)
@@ -78,69 +81,78 @@ def overhead(folder: Path, seconds: int) -> None:
     used = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
     worker.terminate()
     worker.wait()
-    ours = used["worker"] + used["keeper"]
+    overhead = used["worker"] + used["keeper"]
     print(f"a script that reports every second, for {passed:.0f} s, CPU seconds a minute:")
     for name, value in used.items():
         print(f"  {name:7} {60 * value / passed:.3f}")
-    print(f"  worker and keeper: {100 * ours / passed:.2f} % of a core")
+    print(f"  worker and keeper: {100 * overhead / passed:.2f} % of a core")
 
 
 def stops(folder: Path, way: str) -> None:
+    """From `hpo kill` until the script is gone. way: `exact` or `deaf`, as the stand-in takes it."""
     fixed = {"way": way, "seconds": 0.1, "every": 1, "forgets": True}
-    study = made(
-        folder, f"stops-{way}", {"fixed": fixed, "grace_seconds": GRACE_SECONDS}, 10, 10_000
-    )
-    worker = worker_of(study)
+    section = {"fixed": fixed, "grace_seconds": GRACE_SECONDS}
+    study = make_study(folder, f"stops-{way}", section, 10, 10_000)
+    worker = start_worker(study)
     latencies = []
     for number in range(10):
-        wait(lambda number=number: any(r.number == number and r.step >= 3 for r in study.records()))
-        mine = scripts_in(study_folder(study))
+        wait(partial(has_step, study, number, 3))
+        processes = scripts_in(study_folder(study))
         begin = time.monotonic()
         kill(study, number, "benchmark")
-        wait(lambda mine=mine: not any(map(alive, mine)))
+        wait(partial(all_gone, processes))
         latencies.append(time.monotonic() - begin)
     worker.wait()
-    what = (
-        f"children deaf to SIGTERM, grace {GRACE_SECONDS} s" if way == "deaf" else "obeys SIGTERM"
-    )
-    print(
-        f"hpo kill to all processes gone ({what}): median {median(latencies):.2f} s, most {max(latencies):.2f} s"
-    )
+    if way == "deaf":
+        what = f"children deaf to SIGTERM, grace {GRACE_SECONDS} s"
+    else:
+        what = "obeys SIGTERM"
+    print(f"hpo kill to all processes gone ({what}): {spread(latencies)}")
 
 
 def leaves(folder: Path) -> None:
-    """A signal to the worker, as a scheduler sends it."""
+    """From SIGTERM to the worker, as a scheduler sends it, until the script is gone."""
     fixed = {"seconds": 0.1, "every": 1}
-    study = made(folder, "leaves", {"fixed": fixed, "grace_seconds": GRACE_SECONDS}, 1, 10_000)
+    section = {"fixed": fixed, "grace_seconds": GRACE_SECONDS}
+    study = make_study(folder, "leaves", section, 1, 10_000)
     latencies = []
     for number in range(5):
-        worker = worker_of(study)
+        worker = start_worker(study)
         wait(lambda: bool(scripts_in(study_folder(study))))
-        mine = scripts_in(study_folder(study))
+        processes = scripts_in(study_folder(study))
         time.sleep(1 + number / 5)
         begin = time.monotonic()
         worker.terminate()
-        wait(lambda mine=mine: not any(map(alive, mine)))
+        wait(partial(all_gone, processes))
         latencies.append(time.monotonic() - begin)
         worker.wait()
-    print(
-        f"SIGTERM to the worker to all processes of the script gone: median {median(latencies):.2f} s, most {max(latencies):.2f} s"
-    )
+    print(f"SIGTERM to the worker to all processes of the script gone: {spread(latencies)}")
+
+
+def spread(latencies: list[float]) -> str:
+    return f"median {median(latencies):.2f} s, most {max(latencies):.2f} s"
+
+
+def has_step(study: Study, number: int, step: int) -> bool:
+    """Whether the trial has come to the step."""
+    return any(record.number == number and record.step >= step for record in study.records())
 
 
 def scripts_in(folder: Path) -> list[int]:
-    found = []
+    """The ids of the processes of scripts that run for the study of this folder."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
         if f"HPO_FOLDER={folder}" in environment:
-            found.append(int(entry.name))
-    return sorted(found)
+            pids.append(int(entry.name))
+    return sorted(pids)
 
 
 def fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
 
 
@@ -155,12 +167,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def all_gone(pids: list[int]) -> bool:
+    return not any(map(alive, pids))
+
+
 def cpu_seconds(pid: int) -> float:
     user, system = fields(pid)[11:13]
     return (int(user) + int(system)) / TICKS
 
 
-def wait(condition: Any) -> None:
+def wait(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         if time.monotonic() > deadline:

@@ -1,11 +1,11 @@
-"""What commands that only read cost before they do anything: CPU time beside a plain import.
+"""What commands cost before they do anything: CPU time compared with a plain import.
 
     python benchmarks/startup.py [--study NAME] [--repetitions 5]
 
-Each command runs as a process of its own, on a study of the database of HPO_DATABASE_URL, else of
-the embedded one, which is started before the clock; without --study on one that is not there. The
-yardstick is an import of the libraries that a reader of Optuna's studies would import. Prints CPU
-seconds (user and system, the least of the repetitions) and the ratio to the yardstick.
+Each command runs as a process of its own, on a study in the database of HPO_DATABASE_URL or else in
+the embedded one, which is started before the clock; without --study on a study that does not exist.
+The yardstick is an import of the libraries that a reader of Optuna's studies would import. It
+prints CPU seconds (user and system, the least of the repetitions) and the ratio to the yardstick.
 """
 
 import argparse
@@ -26,7 +26,7 @@ READING = (
     ("budget", "--study", "STUDY"),
     ("report", "--study", "STUDY"),
 )
-# They write through Optuna where there is something to write.
+# These write through Optuna if there is something to write.
 WRITING = (
     ("kill", "--study", "missing", "--trial", "0"),
     ("delete", "--study", "missing", "--yes"),
@@ -53,12 +53,10 @@ def main() -> None:
     open_database()
     yardstick = cpu_seconds(YARDSTICK, repetitions)
     print(f"import optuna, sqlalchemy, psycopg2  {yardstick:.2f} CPU-s")
-    reading = [
-        [arguments.study if word == "STUDY" else word for word in command] for command in READING
-    ]
-    for command in [*reading, *WRITING]:
-        seconds = cpu_seconds([sys.executable, "-m", "hpo.cli", *command], repetitions)
-        print(f"hpo {' '.join(command):32} {seconds:.2f} CPU-s  {seconds / yardstick:.2f} x")
+    for command in [*READING, *WRITING]:
+        words = [arguments.study if word == "STUDY" else word for word in command]
+        seconds = cpu_seconds([sys.executable, "-m", "hpo.cli", *words], repetitions)
+        print(f"hpo {' '.join(words):32} {seconds:.2f} CPU-s  {seconds / yardstick:.2f} x")
 
 
 if __name__ == "__main__":
