@@ -89,7 +89,7 @@ def overhead(folder: Path, seconds: int) -> None:
 
 
 def stops(folder: Path, way: str) -> None:
-    """From `hpo kill` until the script is gone. way: `exact` or `deaf`, as the stand-in takes it."""
+    """From `hpo kill` until the script is gone. way: `exact` or `deaf`, of the stand-in."""
     fixed = {"way": way, "seconds": 0.1, "every": 1, "forgets": True}
     section = {"fixed": fixed, "grace_seconds": GRACE_SECONDS}
     study = make_study(folder, f"stops-{way}", section, 10, 10_000)

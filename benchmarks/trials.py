@@ -1,13 +1,15 @@
-"""What the service itself costs: trials of no steps by many workers, beside plain Optuna in the same run on the same server.
+"""What the service itself costs: many workers with trials of no steps, compared with plain Optuna.
 
     python benchmarks/trials.py [--workers 64] [--sizes 0 1000 10000] [--seconds 20] [--policy gp]
 
-Both sides: the lr-aug space (19 parameters), Postgres, one report a trial, the same TPE sampler unless --policy says another for
-ours. Ours: claim, report, finish. Optuna: ask and suggest, report and should_prune (its
-default pruner), tell; its RDBStorage as it comes. Workers are forked processes that have read the finished trials before the
-clock starts. `size`: finished trials of the study, 40 real ones multiplied in the database. The last table is one worker alone:
-what of a claim is the sampler, and what is ours. Uses the database of HPO_DATABASE_URL, else the embedded one; its studies
-are named `bench-...` and stay there.
+Both sides run on the same server with the lr-aug space (19 parameters), one report a trial, and the
+same TPE sampler unless --policy names another one for hpo. hpo does claim, report and finish;
+Optuna does ask and suggest, report and should_prune (with its default pruner), and tell, on its
+RDBStorage with default settings. Workers are forked processes that have read the finished trials
+before the clock starts. `size` is the number of finished trials of the study: 40 real ones,
+multiplied in the database. The last table is for one worker alone: how much of a claim is the
+sampler, and how much the rest. It uses the database of HPO_DATABASE_URL, else the embedded one; its
+studies are named `bench-...` and are not deleted.
 """
 
 import argparse
@@ -34,32 +36,46 @@ from hpo.study.trial import Completed
 from hpo.trainer import Score
 
 RECORD = {"device": "cpu", "code_version": "benchmark", "data": ""}
-# What the built-in decoder tells beside.
+# What the built-in decoder reports in addition to the PER.
 METRICS = {"grad_norm": 1.0, "lr": 0.1, "step_seconds": 0.1}
+# Trials that are run, not copied.
 REAL = 40
+# Seconds by the name of what was timed.
 Times = dict[str, list[float]]
 MULTIPLY = """
 INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
 SELECT t.number + :real * copy, t.study_id, t.state, t.datetime_start, t.datetime_complete
-FROM generate_series(1, :copies) copy, trials t WHERE t.study_id = :study AND t.number < :real ORDER BY 1;
+FROM generate_series(1, :copies) copy, trials t
+WHERE t.study_id = :study AND t.number < :real ORDER BY 1;
 INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
-SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json FROM twins n JOIN trial_params p ON p.trial_id = n.of;
+SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json
+FROM twins n JOIN trial_params p ON p.trial_id = n.of;
 INSERT INTO trial_values (trial_id, objective, value, value_type)
-SELECT n.trial_id, v.objective, v.value, v.value_type FROM twins n JOIN trial_values v ON v.trial_id = n.of;
+SELECT n.trial_id, v.objective, v.value, v.value_type
+FROM twins n JOIN trial_values v ON v.trial_id = n.of;
 INSERT INTO hpo_trial (trial_id, host, process, device, attempts, seconds, gpu_seconds)
-SELECT n.trial_id, h.host, h.process, h.device, 1, 1, 1 FROM twins n JOIN hpo_trial h ON h.trial_id = n.of;
+SELECT n.trial_id, h.host, h.process, h.device, 1, 1, 1
+FROM twins n JOIN hpo_trial h ON h.trial_id = n.of;
 INSERT INTO hpo_curve (trial_id, step, attempt, value, validation_loss, loss, metrics)
 SELECT n.trial_id, c.step, c.attempt, c.value, c.validation_loss, c.loss, c.metrics
 FROM twins n JOIN hpo_curve c ON c.trial_id = n.of;
-INSERT INTO hpo_attempt (trial_id, attempt, host, process, device, code_version, ended, outcome)
-SELECT n.trial_id, 1, a.host, a.process, a.device, a.code_version, a.ended, a.outcome FROM twins n JOIN hpo_attempt a ON a.trial_id = n.of;
+INSERT INTO hpo_attempt
+  (trial_id, attempt, host, process, device, code_version, ended, outcome)
+SELECT n.trial_id, 1, a.host, a.process, a.device, a.code_version, a.ended, a.outcome
+FROM twins n JOIN hpo_attempt a ON a.trial_id = n.of;
 ANALYZE;
 """
-TWINS = """CREATE TEMP VIEW twins AS SELECT n.trial_id, t.trial_id AS of FROM trials n JOIN trials t
-ON t.study_id = n.study_id AND t.number = n.number % {real} WHERE n.study_id = {study} AND n.number >= {real}"""
+# Each copied trial with the real one that it is a copy of.
+TWINS = """
+CREATE TEMP VIEW twins AS SELECT n.trial_id, t.trial_id AS of FROM trials n
+JOIN trials t ON t.study_id = n.study_id AND t.number = n.number % {real}
+WHERE n.study_id = {study} AND n.number >= {real}
+"""
 
 
 class Timer:
+    """Times calls by a name."""
+
     def __init__(self) -> None:
         self.times: Times = {}
 
@@ -70,7 +86,7 @@ class Timer:
         return result
 
 
-def ours(study: Study, timer: Timer) -> None:
+def run_hpo_trial(study: Study, timer: Timer) -> None:
     trial = timer("claim", study.claim, Process.this(), RECORD)
     score = Score((1 + trial.number % 7,), (10,))
     point = Point(1, score.value, 1.0, 1.0, METRICS)
@@ -78,12 +94,14 @@ def ours(study: Study, timer: Timer) -> None:
     timer("finish", study.finish, trial, Completed(Score((trial.number % 7,), (10,))), 0.2)
 
 
-def plain(study: optuna.Study, spec: StudySpec, timer: Timer) -> None:
+def run_optuna_trial(study: optuna.Study, spec: StudySpec, timer: Timer) -> None:
     def ask() -> optuna.Trial:
-        trial, values = study.ask(), dict[str, Any]()
+        trial = study.ask()
+        values: dict[str, Any] = {}
         for name in spec.parameters:
             if spec.active(name, values):
-                values[name] = trial._suggest(name, distribution(spec, name))
+                # Optuna has no public way to suggest a value of a given distribution.
+                values[name] = trial._suggest(name, distribution(spec, name))  # noqa: SLF001
         return trial
 
     def report() -> None:
@@ -95,13 +113,12 @@ def plain(study: optuna.Study, spec: StudySpec, timer: Timer) -> None:
     timer("finish", study.tell, trial, 0.1 * (trial.number % 7))
 
 
-def make_ours(database: Database, spec: StudySpec) -> Study:
-    return Study.create_or_open(
-        database, f"bench-{uuid4().hex[:8]}", spec, {"path": None, "fingerprint": ""}
-    )
+def make_hpo_study(database: Database, spec: StudySpec) -> Study:
+    name = f"bench-{uuid4().hex[:8]}"
+    return Study.create_or_open(database, name, spec, {"path": None, "fingerprint": ""})
 
 
-def make_plain(database: Database, spec: StudySpec) -> optuna.Study:
+def make_optuna_study(database: Database, spec: StudySpec) -> optuna.Study:
     sampler = TPESampler(
         n_startup_trials=spec.sampler.startup_trials, multivariate=True, constant_liar=True
     )
@@ -112,55 +129,61 @@ def make_plain(database: Database, spec: StudySpec) -> optuna.Study:
 
 def fill(database: Database, study_id: int, size: int) -> None:
     """Multiply the REAL trials to `size`."""
+    parameters = {"real": REAL, "copies": size // REAL - 1, "study": study_id}
     with create_engine(database.url).begin() as connection:
         connection.execute(text(TWINS.format(real=REAL, study=study_id)))
         for statement in MULTIPLY.strip().split(";")[:-1]:
-            values = {"real": REAL, "copies": size // REAL - 1, "study": study_id}
-            connection.execute(
-                text(statement),
-                {name: value for name, value in values.items() if f":{name}" in statement},
-            )
+            used = {name: value for name, value in parameters.items() if f":{name}" in statement}
+            connection.execute(text(statement), used)
 
 
-def many(
+def run_workers(
     workers: int, seconds: float, engine: Any, cycle: Callable[[Timer], None], database: Database
 ) -> tuple[Times, float, int]:
-    """(times of all workers, trials/s, connections at most)."""
+    """Let many workers repeat `cycle`, a trial, for so many seconds.
+
+    engine: which the cycle uses. Returns (times of all workers, trials/s, connections at most).
+    """
     context = multiprocessing.get_context("fork")
-    begin, found = context.Barrier(workers + 1), context.SimpleQueue()
+    begin = context.Barrier(workers + 1)
+    results = context.SimpleQueue()
 
     def work() -> None:
-        engine.dispose(close=False)  # the parent's connections are not ours
+        # Connections of the parent process must not be used here.
+        engine.dispose(close=False)
         timer = Timer()
         begin.wait()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             cycle(timer)
-        found.put(timer.times)
+        results.put(timer.times)
 
     processes = [context.Process(target=work, daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
     watcher = create_engine(database.url)
     count = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     with watcher.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         before = connection.execute(count).scalar_one()
         begin.wait()
-        start, most = time.perf_counter(), 0
+        start = time.perf_counter()
+        most = 0
         collected: list[Times] = []
         while len(collected) < workers:
-            if found.empty():
+            if results.empty():
                 most = max(most, connection.execute(count).scalar_one() - before)
                 time.sleep(0.05)
             else:
-                collected.append(found.get())
+                collected.append(results.get())
         took = time.perf_counter() - start
     watcher.dispose()
-    together = {
-        name: [value for times in collected for value in times[name]] for name in collected[0]
-    }
+    together: Times = {name: [] for name in collected[0]}
+    for times in collected:
+        for name, values in together.items():
+            values += times[name]
     return together, len(together["finish"]) / took, most
 
 
@@ -169,10 +192,10 @@ def row(*cells: object) -> None:
 
 
 def spread(values: list[float]) -> str:
+    """Median / 95th percentile, in ms."""
     ordered = sorted(values)
-    return (
-        f"{1000 * statistics.median(ordered):.0f} / {1000 * ordered[int(0.95 * len(ordered))]:.0f}"
-    )
+    percentile = ordered[int(0.95 * len(ordered))]
+    return f"{1000 * statistics.median(ordered):.0f} / {1000 * percentile:.0f}"
 
 
 def main() -> None:
@@ -185,51 +208,54 @@ def main() -> None:
     parser.add_argument("--policy", default="tpe")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database, spec = (
-        open_database(),
-        load_spec(find_space("lr-aug"), trials=10**6, policy=arguments.policy),
-    )
+    database = open_database()
+    spec = load_spec(find_space("lr-aug"), trials=10**6, policy=arguments.policy)
     alone = []
     print(f"{arguments.workers} workers, times in ms (median / 95th percentile)\n")
     row("size", "side", "trials/s", "claim", "report", "finish", "connections")
     row(*["---"] * 7)
     for size in arguments.sizes:
-        study, other = make_ours(database, spec), make_plain(database, spec)
+        study = make_hpo_study(database, spec)
+        optuna_study = make_optuna_study(database, spec)
         for _ in range(REAL):
-            ours(study, Timer())
-            plain(other, spec, Timer())
+            run_hpo_trial(study, Timer())
+            run_optuna_trial(optuna_study, spec, Timer())
         if size > REAL:
             fill(database, study.id, size)
-            fill(database, other._study_id, size)
+            # Optuna shows neither the id of a study nor the engine of its storage.
+            fill(database, optuna_study._study_id, size)  # noqa: SLF001
         study.storage.get_all_trials(study.id, deepcopy=False)
-        other.get_trials(deepcopy=False)
+        optuna_study.get_trials(deepcopy=False)
         alone.append((size, *parts_of_a_claim(study)))
-        engines: dict[str, Any] = {"ours": study.engine, "optuna": other.storage._backend.engine}  # type: ignore[attr-defined]
-        cycles = {"ours": partial(ours, study), "optuna": partial(plain, other, spec)}
-        for side, cycle in cycles.items():
-            times, pace, connections = many(
-                arguments.workers, arguments.seconds, engines[side], cycle, database
+        storage: Any = optuna_study.storage
+        sides = {
+            "ours": (study.engine, partial(run_hpo_trial, study)),
+            "optuna": (
+                storage._backend.engine,  # noqa: SLF001
+                partial(run_optuna_trial, optuna_study, spec),
+            ),
+        }
+        for side, (engine, cycle) in sides.items():
+            times, pace, connections = run_workers(
+                arguments.workers, arguments.seconds, engine, cycle, database
             )
-            row(
-                size,
-                side,
-                f"{pace:.1f}",
-                *(spread(times[name]) for name in ("claim", "report", "finish")),
-                connections,
-            )
+            spreads = [spread(times[name]) for name in ("claim", "report", "finish")]
+            row(size, side, f"{pace:.1f}", *spreads, connections)
     print("\nOne worker alone, medians in ms\n")
     row("size", "claim", "of it the sampler", "the rest")
     row(*["---"] * 5)
     for size, claim, sampler in alone:
-        row(size, *(f"{1000 * value:.1f}" for value in (claim, sampler, claim - sampler)))
+        milliseconds = [f"{1000 * seconds:.1f}" for seconds in (claim, sampler, claim - sampler)]
+        row(size, *milliseconds)
 
 
 def parts_of_a_claim(study: Study, count: int = 15) -> tuple[float, float]:
-    """Seconds, medians: of a claim, and of the sampling in it."""
-    timer, configure = Timer(), choice.configure
-    choice.configure = lambda *arguments: timer("sampler", configure, *arguments)
+    """Median seconds of a claim, and of the sampling in it."""
+    timer = Timer()
+    configure = choice.configure
+    choice.configure = partial(timer, "sampler", configure)
     for _ in range(count):
-        ours(study, timer)
+        run_hpo_trial(study, timer)
     choice.configure = configure
     return statistics.median(timer.times["claim"]), statistics.median(timer.times["sampler"])
 

@@ -228,4 +228,4 @@ def test_what_cannot_be_averaged(
     assert alone.exit_code == 2 and "needs 2 complete trials whose weights are here" in alone.stderr
     tiny_space.write_text(TINY)
     make_study(load_spec(tiny_space), "fresh")
-    assert "there are 0 of 0 complete" in invoke("ensemble", "--study", "fresh").stderr
+    assert "of 0 complete trials 0 qualify" in invoke("ensemble", "--study", "fresh").stderr
