@@ -1,8 +1,12 @@
-"""Compare searches on the stored tables: `python benchmarks/search/compare.py` writes results.md and regret.svg beside this file.
+"""Compare searches on the stored tables.
 
-Each method runs with other seeds on the surrogate of each table (simulate.py): 100 times what the claims are about, others less.
-Regret is how much worse than the table's best the expected PER is of the configuration that the search would name: the
-complete trial with the lowest measured PER, at each moment. Seconds are those of all workers together.
+    python benchmarks/search/compare.py
+
+It writes results.md and regret.svg next to this file. Each method runs with several seeds on the
+surrogate of each table (simulate.py): 100 times if the claims are about it, else less often. Regret
+is how much worse than the table's best the expected PER is of the configuration that the search
+would name, the complete trial with the lowest measured PER so far. Seconds are those of all workers
+together.
 """
 
 import argparse
@@ -12,60 +16,73 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from methods import METHODS as OURS
 from numpy.typing import NDArray
 from rivals import METHODS as RIVALS
 from rivals import absent
-from simulate import EVALUATION_SECONDS, STEP_SECONDS, Surrogate, Trace, simulate, surrogate_of
+from simulate import (
+    EVALUATION_SECONDS,
+    STEP_SECONDS,
+    Limits,
+    Surrogate,
+    Trace,
+    simulate,
+    surrogate_of,
+)
 from threadpoolctl import threadpool_limits
 
 from hpo.space.spec import DEFAULT_POLICY
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 HERE = Path(__file__).parent
 CLOSE = (0.05, 0.02)
 METHODS = OURS | RIVALS
-SLOW = ("gpsampler", "syne-bohb")  # a minute a search; only when named
-RIVALRY = ("optuna", "random")  # the claims are about the ratio to these
+# They take a minute a search, so they run only when named.
+SLOW = ("gpsampler", "syne-bohb")
+# The claims are about the ratios to these.
+RIVALRY = ("optuna", "random")
 
 
 @dataclass(frozen=True)
 class Run:
     """One repetition."""
 
-    seconds: tuple[float, ...]  # when the named configuration changed
-    regret: tuple[float, ...]  # of it from then on
+    # When the named configuration changed.
+    seconds: tuple[float, ...]
+    # Of the named configuration from then on.
+    regret: tuple[float, ...]
     trials: int
     complete: int
-    killed: bool  # the best of the trials it began, had all gone to their end, was stopped or left
-    cost: (
-        float  # seconds of this process for each trial: sampling, rules, and the simulation itself
-    )
+    # Whether the trial that would have ended best, of all that began, was not completed.
+    killed: bool
+    # Seconds of this process for each trial: sampling, rules, and the simulation itself.
+    cost: float
 
     def at(self, horizon: float) -> float | None:
-        """Regret then; None: nothing was complete."""
-        before = [
-            regret
-            for second, regret in zip(self.seconds, self.regret, strict=True)
-            if second <= horizon
-        ]
-        return before[-1] if before else None
+        """The regret at that time; None if no trial was complete."""
+        latest = None
+        for second, regret in zip(self.seconds, self.regret, strict=True):
+            if second <= horizon:
+                latest = regret
+        return latest
 
     def reached(self, within: float) -> float:
-        return next(
-            (
-                second
-                for second, regret in zip(self.seconds, self.regret, strict=True)
-                if regret <= within
-            ),
-            float("inf"),
-        )
+        """When the regret first was that small; infinity if never."""
+        for second, regret in zip(self.seconds, self.regret, strict=True):
+            if regret <= within:
+                return second
+        return float("inf")
 
 
-Results = dict[str, dict[str, list[Run]]]  # by table, by method
+# By table, by method.
+Results = dict[str, dict[str, list[Run]]]
 fitted = cache(surrogate_of)
 
 
@@ -76,40 +93,47 @@ def training_seconds(surrogate: Surrogate) -> float:
 
 
 def repeat(table: str, method: str, seed: int, trainings: float) -> Run:
+    """Simulate a method once. trainings: the horizon, in whole trainings."""
     surrogate = fitted(table)
-    horizon, longest = (
-        count * training_seconds(surrogate) for count in (trainings, METHODS[method].longest)
+    limits = Limits(
+        horizon=trainings * training_seconds(surrogate),
+        goal=surrogate.best * (1 + CLOSE[0]),
+        longest=METHODS[method].longest * training_seconds(surrogate),
     )
-    goal = surrogate.best * (1 + CLOSE[0])
     begin = time.process_time()
     search = METHODS[method].search(surrogate.spec, seed)
-    traces = simulate(
-        surrogate, search, METHODS[method].rules(search), seed, horizon, goal=goal, longest=longest
-    )
-    return run_of(traces, surrogate.best, (time.process_time() - begin) / len(traces))
+    traces = simulate(surrogate, search, METHODS[method].rules(search), seed, limits)
+    cost = (time.process_time() - begin) / len(traces)
+    return run_of(traces, surrogate.best, cost)
 
 
 def run_of(traces: Sequence[Trace], best: float, cost: float = 0.0) -> Run:
-    complete = sorted(
-        (trace for trace in traces if trace.state == "complete"), key=lambda trace: trace.ended
-    )
-    seconds, regret, lowest = [], [], float("inf")
+    """best: the table's lowest expected PER."""
+    complete = [trace for trace in traces if trace.state == "complete"]
+    complete.sort(key=lambda trace: trace.ended)
+    seconds = []
+    regret = []
+    lowest = float("inf")
     for trace in complete:
         if trace.curve[-1].value < lowest:
             lowest = trace.curve[-1].value
             seconds.append(round(trace.ended, 1))
             regret.append(round(trace.truth / best - 1, 4))
+    return Run(tuple(seconds), tuple(regret), len(traces), len(complete), _killed(traces), cost)
+
+
+def _killed(traces: Sequence[Trace]) -> bool:
+    """Whether the trial that would have ended best was stopped or left paused."""
     ended = [trace for trace in traces if trace.state != "running"]
-    killed = (
-        bool(ended)
-        and min(ended, key=lambda trace: np.nan_to_num(trace.training.per[-1], nan=9.0)).state
-        != "complete"
-    )
-    return Run(tuple(seconds), tuple(regret), len(traces), len(complete), killed, cost)
+    if not ended:
+        return False
+    # A PER that is not finite counts as worse than any other.
+    best = min(ended, key=lambda trace: np.nan_to_num(trace.training.per[-1], nan=9.0))
+    return best.state != "complete"
 
 
 def over_time(runs: Sequence[Run], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(run, moment): regret; that of PER 1 before there is a complete trial is left out as NaN."""
+    """Regret as (run, moment); NaN before the first complete trial."""
     curves = np.full((len(runs), len(grid)), np.nan)
     for run, curve in zip(runs, curves, strict=True):
         for second, regret in zip(run.seconds, run.regret, strict=True):
@@ -118,17 +142,18 @@ def over_time(runs: Sequence[Run], grid: NDArray[np.float64]) -> NDArray[np.floa
 
 
 def quartiles(times: Sequence[float]) -> list[float]:
-    """Some of them: what never came is infinite, and lies between nothing."""
+    """Each is one of the times, because some are infinite and cannot be interpolated."""
     return list(map(float, np.quantile(times, [0.25, 0.5, 0.75], method="nearest")))
 
 
 def in_words(times: Sequence[float]) -> str:
-    """Median [quartiles] and how many never came; a quartile that never came is >."""
+    """Median [quartiles] and how many are infinite; an infinite quartile is shown as >."""
     low, middle, high = quartiles(times)
-    late = sum(np.isinf(times))
-    return f"{middle:.0f} [{low:.0f}, {high:.0f}]".replace("inf", ">") + (
-        f", {late} of {len(times)} never" if late else ""
-    )
+    text = f"{middle:.0f} [{low:.0f}, {high:.0f}]".replace("inf", ">")
+    never = sum(np.isinf(times))
+    if never:
+        text += f", {never} of {len(times)} never"
+    return text
 
 
 def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
@@ -149,34 +174,50 @@ HEAD = (
 )
 
 
+def line_of(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def row_of(label: str, runs: Sequence[Run], horizon: float) -> tuple[str, ...]:
-    last = np.array([regret for run in runs if (regret := run.at(horizon)) is not None])
-    low, high = interval(last)
+    regrets = [run.at(horizon) for run in runs]
+    at_the_end = np.array([regret for regret in regrets if regret is not None])
+    low, high = interval(at_the_end)
     times = [in_words([run.reached(within) for run in runs]) for within in CLOSE]
-    return (label, str(len(runs)), *times, f"{100 * np.median(last):.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-            f"{100 * np.mean([run.killed for run in runs]):.0f} %",
-            f"{1000 * np.median([run.cost for run in runs]):.0f}")  # fmt: skip
+    return (
+        label,
+        str(len(runs)),
+        *times,
+        f"{100 * np.median(at_the_end):.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        f"{100 * np.mean([run.killed for run in runs]):.0f} %",
+        f"{1000 * np.median([run.cost for run in runs]):.0f}",
+    )
 
 
 def ratio(table: str, methods: dict[str, list[Run]], other: str, horizon: float) -> str:
-    """The default policy's median time to within 5 %, over another's."""
-    times = [
-        quartiles([run.reached(CLOSE[0]) for run in methods[name]])[1]
-        for name in (DEFAULT_POLICY, other)
-    ]
+    """A line on the default policy's median time to within 5 %, over another method's."""
+    default = _median_time(methods[DEFAULT_POLICY])
+    rival = _median_time(methods[other])
     longest = max(horizon, METHODS[other].longest * training_seconds(fitted(table)))
-    share = (
-        f"{times[0] / times[1]:.2f}"
-        if np.isfinite(times).all()
-        else "none"
-        if np.isinf(times[0])
-        else f"below {times[0] / longest:.2f}"
+    rival_in_words = f"{rival:.0f} s" if np.isfinite(rival) else f"more than {longest:.0f} s"
+    if np.isinf(default):
+        share = "none"
+    elif np.isinf(rival):
+        share = f"below {default / longest:.2f}"
+    else:
+        share = f"{default / rival:.2f}"
+    return (
+        f"- Within 5 %, medians: {DEFAULT_POLICY} {default:.0f} s, {METHODS[other].label} "
+        f"{rival_in_words}: ratio {share}"
     )
-    then = f"{times[1]:.0f} s" if np.isfinite(times[1]) else f"more than {longest:.0f} s"
-    return f"- Within 5 %, medians: {DEFAULT_POLICY} {times[0]:.0f} s, {METHODS[other].label} {then}: ratio {share}"
 
 
-def figure(results: Results, trainings: float, path: Path) -> None:
+def _median_time(runs: Sequence[Run]) -> float:
+    _, median, _ = quartiles([run.reached(CLOSE[0]) for run in runs])
+    return median
+
+
+def draw(results: Results, trainings: float, path: Path) -> None:
+    """A figure of regret over time, a panel for each table."""
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "regret"
@@ -184,18 +225,8 @@ def figure(results: Results, trainings: float, path: Path) -> None:
     for axis, (table, methods) in zip(axes[0], results.items(), strict=True):
         grid = np.linspace(0, trainings * training_seconds(fitted(table)), 200)
         for index, (method, runs) in enumerate(methods.items()):
-            curves = over_time(runs, grid)
-            seen = np.isfinite(curves).mean(axis=0) > 0.5
-            low, middle, high = np.nanquantile(curves[:, seen], [0.25, 0.5, 0.75], axis=0)
-            line = axis.plot(
-                grid[seen],
-                100 * middle,
-                label=METHODS[method].label,
-                linestyle="--" if index >= 10 else "-",
-            )[0]
-            axis.fill_between(
-                grid[seen], 100 * low, 100 * high, color=line.get_color(), alpha=0.08, linewidth=0
-            )
+            style = "--" if index >= 10 else "-"
+            _draw_method(axis, grid, runs, METHODS[method].label, style)
         axis.set(
             title=f"table {table}",
             xlabel="GPU-seconds, all workers",
@@ -208,26 +239,68 @@ def figure(results: Results, trainings: float, path: Path) -> None:
     plot.savefig(path, metadata={"Date": None})
 
 
+def _draw_method(
+    axis: "Axes", grid: NDArray[np.float64], runs: Sequence[Run], label: str, style: str
+) -> None:
+    """The median with a band of the quartiles, where more than half of the runs have a regret."""
+    curves = over_time(runs, grid)
+    known = np.isfinite(curves).mean(axis=0) > 0.5
+    low, middle, high = np.nanquantile(curves[:, known], [0.25, 0.5, 0.75], axis=0)
+    (line,) = axis.plot(grid[known], 100 * middle, label=label, linestyle=style)
+    axis.fill_between(
+        grid[known], 100 * low, 100 * high, color=line.get_color(), alpha=0.08, linewidth=0
+    )
+
+
 def report(results: Results, trainings: float, out: Path) -> None:
+    """Write results.md and regret.svg."""
     lines: list[str] = []
     for table, methods in results.items():
-        lines += ["", f"Table {table}, a training {training_seconds(fitted(table)):.1f} s", ""]
-        lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-        horizon = trainings * training_seconds(fitted(table))
-        lines += [
-            "| " + " | ".join(row_of(METHODS[name].label, runs, horizon)) + " |"
-            for name, runs in methods.items()
-        ]
-        lines += [
-            "",
-            *(
-                ratio(table, methods, other, horizon)
-                for other in RIVALRY
-                if {DEFAULT_POLICY, other} <= set(methods)
-            ),
-        ]
+        seconds = training_seconds(fitted(table))
+        horizon = trainings * seconds
+        lines += ["", f"Table {table}, a training {seconds:.1f} s", ""]
+        lines += [line_of(HEAD), "|" + "---|" * len(HEAD)]
+        lines += [line_of(row_of(METHODS[name].label, methods[name], horizon)) for name in methods]
+        lines.append("")
+        for other in RIVALRY:
+            if DEFAULT_POLICY in methods and other in methods:
+                lines.append(ratio(table, methods, other, horizon))
     (out / "results.md").write_text("\n".join(lines[1:]) + "\n")
-    figure(results, trainings, out / "regret.svg")
+    draw(results, trainings, out / "regret.svg")
+
+
+def load_runs(path: Path) -> Results:
+    stored = json.loads(path.read_text())
+    results: Results = {}
+    for table, methods in stored.items():
+        results[table] = {name: [Run(**run) for run in runs] for name, runs in methods.items()}
+    return results
+
+
+def store_runs(results: Results, path: Path) -> None:
+    stored = {}
+    for table, methods in results.items():
+        stored[table] = {name: [asdict(run) for run in runs] for name, runs in methods.items()}
+    path.write_text(json.dumps(stored))
+
+
+def choose_methods(parser: argparse.ArgumentParser, named: list[str] | None) -> list[str]:
+    """The methods to compare: those named, else all that are installed except the slow ones.
+
+    Ends with a usage error if a named one is not installed.
+    """
+    missing = [name for name in named or METHODS if name in absent()]
+    if missing:
+        how = (
+            f"{', '.join(missing)}: Ray Tune or Syne Tune is not installed: "
+            f"`pip install -e .[rivals]`"
+        )
+        if named:
+            parser.error(how)
+        print(f"left out: {how}", flush=True)
+    if named:
+        return named
+    return [name for name in METHODS if name not in missing and name not in SLOW]
 
 
 def main() -> None:
@@ -239,7 +312,7 @@ def main() -> None:
         "--methods",
         nargs="+",
         choices=list(METHODS),
-        help=f"all that are installed, without {SLOW}",
+        help=f"default: all that are installed, except {', '.join(SLOW)}",
     )
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument(
@@ -251,7 +324,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument(
-        "--add", action="store_true", help="keep what runs.json has of other methods"
+        "--add", action="store_true", help="keep the runs of other methods in runs.json"
     )
     parser.add_argument(
         "--draw",
@@ -259,49 +332,26 @@ def main() -> None:
         help="results.md and regret.svg from runs.json, no simulation",
     )
     arguments = parser.parse_args()
-    kept = arguments.out / "runs.json"
+    runs_file = arguments.out / "runs.json"
     results: Results = {table: {} for table in arguments.tables}
     if arguments.draw or arguments.add:
-        stored = json.loads(kept.read_text())
-        results = {
-            table: {name: [Run(**run) for run in runs] for name, runs in found.items()}
-            for table, found in stored.items()
-        }
+        results = load_runs(runs_file)
     if arguments.draw:
-        return report(results, arguments.trainings, arguments.out)
-    lacking = [name for name in arguments.methods or METHODS if name in absent()]
-    if lacking:
-        how = f"{', '.join(lacking)}: Ray Tune or Syne Tune is not installed: `pip install -e .[rivals]`"
-        parser.error(how) if arguments.methods else print(f"left out: {how}", flush=True)
-    chosen = arguments.methods or [name for name in METHODS if name not in (*lacking, *SLOW)]
+        report(results, arguments.trainings, arguments.out)
+        return
+    methods = choose_methods(parser, arguments.methods)
     with ProcessPoolExecutor(
         arguments.processes, initializer=threadpool_limits, initargs=(1,)
     ) as pool:
         for table in arguments.tables:
             horizon = arguments.trainings * training_seconds(fitted(table))
-            for name in chosen:
-                seeds = range(max(2, round(arguments.repetitions * METHODS[name].share)))
-                again = (
-                    [table] * len(seeds),
-                    [name] * len(seeds),
-                    seeds,
-                    [arguments.trainings] * len(seeds),
-                )
-                results[table][name] = list(pool.map(repeat, *again))
-                print(
-                    "| "
-                    + " | ".join(row_of(METHODS[name].label, results[table][name], horizon))
-                    + " |",
-                    flush=True,
-                )
-                kept.write_text(
-                    json.dumps(
-                        {
-                            t: {m: [asdict(run) for run in runs] for m, runs in of.items()}
-                            for t, of in results.items()
-                        }
-                    )
-                )
+            for name in methods:
+                repetitions = max(2, round(arguments.repetitions * METHODS[name].share))
+                once = partial(repeat, table, name, trainings=arguments.trainings)
+                runs = list(pool.map(once, range(repetitions)))
+                results[table][name] = runs
+                print(line_of(row_of(METHODS[name].label, runs, horizon)), flush=True)
+                store_runs(results, runs_file)
     report(results, arguments.trainings, arguments.out)
 
 

@@ -1,5 +1,7 @@
-"""The searches that are compared: Optuna's in-memory storage in place of Postgres, for speed; a test shows that the real
-Study gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
+"""The searches that are compared.
+
+For speed they use Optuna's in-memory storage in place of Postgres; a test shows that the real Study
+gives the same trials. Each begins with the space's starts and draws parameters as `Study` does.
 """
 
 from collections.abc import Callable
@@ -28,9 +30,8 @@ from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast, Stop
 from hpo.study.sampling import distribution, sampler_of
 
-STARTUP_TRIALS = (
-    SamplerSettings().startup_trials
-)  # the demo profile, with which tables are made, may have fewer
+# The demo profile, with which tables are made, may have fewer.
+STARTUP_TRIALS = SamplerSettings().startup_trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -40,15 +41,18 @@ def drawn(spec: StudySpec, trial: optuna.Trial) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in spec.parameters:
         if spec.active(name, values):
-            values[name] = trial._suggest(name, distribution(spec, name))
+            # Optuna has no public way to suggest a value of a given distribution.
+            values[name] = trial._suggest(name, distribution(spec, name))  # noqa: SLF001
     return values
 
 
 class Memory:
-    """A study of Optuna in memory. `sampler` gives the one that draws a trial."""
+    """An Optuna study in memory."""
 
     def __init__(self, spec: StudySpec, sampler: Callable[[int], BaseSampler], pruner: BasePruner):
-        self.spec, self._sampler = spec, sampler
+        """sampler: returns the one that draws a trial, given its number."""
+        self.spec = spec
+        self._sampler = sampler
         self._study = optuna.create_study(pruner=pruner, sampler=RandomSampler(seed=0))
         self._prunes = not isinstance(pruner, NopPruner)
         self._trials: dict[int, optuna.Trial] = {}
@@ -74,6 +78,8 @@ class Memory:
 
 
 class Nothing(Rules):
+    """Stops nothing and pauses nothing."""
+
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
         return None
 
@@ -82,7 +88,10 @@ class Nothing(Rules):
 
 
 class Ours(Nothing):
-    """A policy of ours and its stopping rule: search and rules in one. hpo/search/policy.py decides, here as in a real study."""
+    """A policy of hpo with its stopping rule: search and rules in one.
+
+    hpo/space/policy.py decides, here as in a real study.
+    """
 
     def __init__(
         self, policy: Policy, spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS
@@ -90,7 +99,7 @@ class Ours(Nothing):
         self.spec = with_seed(spec, seed, startup_trials).model_copy(update={"policy": policy})
         self._rule = OwnPast()
         self._values: list[dict[str, Any]] = []
-        # None: it diverged.
+        # PER by number; None for a trial that diverged.
         self._ends: dict[int, float | None] = {}
 
     def _seen(self) -> list[Seen]:
@@ -122,6 +131,8 @@ class Ours(Nothing):
 
 @dataclass(frozen=True)
 class Own(Nothing):
+    """hpo's stopping rule alone."""
+
     rule: OwnPast = field(default_factory=OwnPast)
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
@@ -130,7 +141,7 @@ class Own(Nothing):
 
 @dataclass(frozen=True)
 class EpochThenBest(Nothing):
-    """Draw `count` at random, train each to `first` steps, then the best `keep` of them to the end; and again."""
+    """Train `count` trials to step `first`, then the best `keep` of them to the end; and repeat."""
 
     first: int
     count: int = 40
@@ -140,39 +151,46 @@ class EpochThenBest(Nothing):
         return "pause" if curves[number][-1].step == self.first else None
 
     def resume(self, paused: Curves, curves: Curves) -> int | None:
-        rounds, into = divmod(len(curves), self.count)
-        if into or not rounds:
+        rounds, begun = divmod(len(curves), self.count)
+        if begun or not rounds:
             return None
-        drawn = range((rounds - 1) * self.count, rounds * self.count)
-        advanced = sum(
-            bool(curves[number]) and (number not in paused and curves[number][-1].step > self.first)
-            for number in drawn
-        )
-        left = sorted((paused[number][-1].value, number) for number in drawn if number in paused)
-        return left[0][1] if left and advanced < self.keep else None
+        last_round = range((rounds - 1) * self.count, rounds * self.count)
+        still_paused = [number for number in last_round if number in paused]
+        advanced = 0
+        for number in last_round:
+            curve = curves[number]
+            if curve and number not in paused and curve[-1].step > self.first:
+                advanced += 1
+        if not still_paused or advanced >= self.keep:
+            return None
+        return min(still_paused, key=lambda number: (paused[number][-1].value, number))
+
+
+def nothing(search: Search) -> Rules:
+    return Nothing()
 
 
 @dataclass(frozen=True)
 class Method:
+    """A search to compare, and the rules that go with it."""
+
     label: str
     search: Callable[[StudySpec, int], Search]
-    rules: Callable[[Search], Rules] = lambda search: Nothing()
-    share: float = 0.12  # of the repetitions: what the claims are about has all
-    longest: float = 0.0  # trainings: so far past the horizon it goes on until it is within 5 %, so that its median can be told
+    rules: Callable[[Search], Rules] = nothing
+    # Of the repetitions. The methods that the claims are about run all of them.
+    share: float = 0.12
+    # In trainings. Until then the search continues past the horizon if it is not within 5 % of the
+    # best, so that its median can be given.
+    longest: float = 0.0
 
 
 def with_seed(spec: StudySpec, seed: int, startup_trials: int) -> StudySpec:
-    return spec.model_copy(
-        update={
-            "sampler": spec.sampler.model_copy(
-                update={"seed": seed, "startup_trials": startup_trials}
-            )
-        }
-    )
+    changes = {"seed": seed, "startup_trials": startup_trials}
+    return spec.model_copy(update={"sampler": spec.sampler.model_copy(update=changes)})
 
 
 def tpe(spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS) -> Search:
-    """Our policy of that name, drawn as a study draws."""
+    """hpo's policy of that name, drawn as a study draws."""
     seeded = with_seed(spec, seed, startup_trials).model_copy(update={"policy": Policy.TPE})
     return Memory(seeded, lambda number: sampler_of(seeded, number), NopPruner())
 
@@ -180,6 +198,8 @@ def tpe(spec: StudySpec, seed: int, startup_trials: int = STARTUP_TRIALS) -> Sea
 def of_optuna(
     sampler: Callable[[int], BaseSampler], pruner: Callable[[StudySpec], BasePruner]
 ) -> Callable[[StudySpec, int], Search]:
+    """A search with one of Optuna's samplers, given a seed, and one of its pruners."""
+
     def make(spec: StudySpec, seed: int) -> Search:
         one = sampler(seed)
         return Memory(spec, lambda number: one, pruner(spec))
@@ -199,6 +219,18 @@ def _gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
+def _no_pruner(spec: StudySpec) -> BasePruner:
+    return NopPruner()
+
+
+def _median(spec: StudySpec) -> BasePruner:
+    return MedianPruner()
+
+
+def _wilcoxon(spec: StudySpec) -> BasePruner:
+    return WilcoxonPruner()
+
+
 def _halving(spec: StudySpec) -> BasePruner:
     return SuccessiveHalvingPruner(min_resource=spec.base["evaluate_every"], reduction_factor=3)
 
@@ -211,25 +243,35 @@ def _hyperband(spec: StudySpec) -> BasePruner:
     )
 
 
-def _one_epoch_first(spec: StudySpec) -> Rules:
-    return EpochThenBest(6 * spec.base["evaluate_every"])
+def _one_epoch_first(search: Search) -> Rules:
+    return EpochThenBest(6 * cast(Memory, search).spec.base["evaluate_every"])
 
 
-def policy(which: Policy, label: str, share: float) -> Method:
-    return Method(label, partial(Ours, which), lambda search: cast(Ours, search), share)
+def _itself(search: Search) -> Rules:
+    """For searches that have their rules in them."""
+    return cast(Ours, search)
+
+
+def _own_past(search: Search) -> Rules:
+    return Own()
 
 
 METHODS = {
-    "gp": policy(Policy.GP, "hpo: gp (the default)", share=1.0),
-    "tpe": Method("hpo: tpe", tpe, lambda search: Own()),
-    "random": Method("random", of_optuna(_random, lambda spec: NopPruner()), share=1.0, longest=200),
-    "tpe-all": Method("TPE, nothing stopped", of_optuna(_tpe, lambda spec: NopPruner())),
-    "optuna": Method("Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, lambda spec: MedianPruner()), share=1.0, longest=100),
+    "gp": Method("hpo: gp (the default)", partial(Ours, Policy.GP), _itself, share=1.0),
+    "tpe": Method("hpo: tpe", tpe, _own_past),
+    "random": Method("random", of_optuna(_random, _no_pruner), share=1.0, longest=200),
+    "tpe-all": Method("TPE, nothing stopped", of_optuna(_tpe, _no_pruner)),
+    "optuna": Method(
+        "Optuna's default (TPE + MedianPruner)", of_optuna(_tpe, _median), share=1.0, longest=100
+    ),
     "asha": Method("ASHA (random + SuccessiveHalvingPruner)", of_optuna(_random, _halving)),
     "tpe-asha": Method("TPE + SuccessiveHalvingPruner", of_optuna(_tpe, _halving)),
     "hyperband": Method("TPE + HyperbandPruner", of_optuna(_tpe, _hyperband)),
-    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, lambda spec: WilcoxonPruner())),
-    "gpsampler": Method("Optuna's GPSampler", of_optuna(_gp, lambda spec: NopPruner()), share=0.02),
-    "epoch": Method("one epoch of 40, then the best 4 to the end", of_optuna(_random, lambda spec: NopPruner()),
-                    lambda search: _one_epoch_first(cast(Memory, search).spec)),
-}  # fmt: skip
+    "wilcoxon": Method("TPE + WilcoxonPruner", of_optuna(_tpe, _wilcoxon)),
+    "gpsampler": Method("Optuna's GPSampler", of_optuna(_gp, _no_pruner), share=0.02),
+    "epoch": Method(
+        "one epoch of 40, then the best 4 to the end",
+        of_optuna(_random, _no_pruner),
+        _one_epoch_first,
+    ),
+}

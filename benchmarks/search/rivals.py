@@ -1,10 +1,15 @@
-"""Ray Tune and Syne Tune as searches of our simulator: their own schedulers and searchers, unmodified, are told and asked what
-their tuners would tell and ask them. No Ray is started and no process of theirs.
+"""Ray Tune and Syne Tune as searches of the simulator.
 
-Both know no conditions (Ray's OptunaSearch does): they draw a value for every parameter, and what does not exist is dropped.
-Their rungs begin at one evaluation, which is their default if time is counted in evaluations; other settings are their defaults.
-Not here: Syne Tune's CQR and BORE, which fit their models anew for each trial (README.md).
-Trade-off: nothing of theirs is imported before a method of theirs runs, so that one can compare without them.
+Their own schedulers and searchers, unmodified, are called as their tuners would call them. Neither
+Ray nor any process of theirs is started.
+
+Neither knows conditions, except Ray's OptunaSearch: they draw a value for every parameter, and
+those that do not exist are dropped. Their rungs begin at one evaluation, which is their default if
+time is counted in evaluations; other settings are their defaults. Syne Tune's CQR and BORE, which
+fit their models anew for each trial, are left out (README.md).
+
+Trade-off: the two packages are imported only when one of their methods runs, so that the other
+methods can be compared without them.
 """
 
 import logging
@@ -31,40 +36,39 @@ from hpo.study.sampling import distribution, seed_of
 
 
 def flat(spec: StudySpec, language: ModuleType, beyond: int) -> dict[str, Any]:
-    """The space without conditions, in a language whose functions are named as Ray's. A choice is its place in the list: Syne
-    Tune wants values of one type. beyond: 1 if the upper end of integers is not one of them.
+    """The space without conditions, in the functions of `language`, which are named as Ray's.
+
+    A choice is its place in the list, because Syne Tune wants values of one type.
+    beyond: 1 if the language excludes the upper end of integers, else 0.
     """
     space: dict[str, Any] = {}
     for name in spec.parameters:
-        whole: Any = distribution(spec, name)
-        if isinstance(whole, CategoricalDistribution):
-            space[name] = language.choice(list(range(len(whole.choices))))
-        elif isinstance(whole, IntDistribution):
-            space[name] = (language.lograndint if whole.log else language.randint)(
-                whole.low, whole.high + beyond
-            )
+        values: Any = distribution(spec, name)
+        if isinstance(values, CategoricalDistribution):
+            space[name] = language.choice(list(range(len(values.choices))))
+        elif isinstance(values, IntDistribution):
+            integers = language.lograndint if values.log else language.randint
+            space[name] = integers(values.low, values.high + beyond)
         else:
-            space[name] = (language.loguniform if whole.log else language.uniform)(
-                whole.low, whole.high
-            )
+            numbers = language.loguniform if values.log else language.uniform
+            space[name] = numbers(values.low, values.high)
     return space
 
 
 def encoded(spec: StudySpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a point of the flat space, without those that do not exist."""
-    places: dict[str, Any] = {}
+    """Values as a point of the flat space, without parameters that do not exist."""
+    point: dict[str, Any] = {}
     for name, value in values.items():
-        whole = distribution(spec, name)
-        places[name] = (
-            int(whole.to_internal_repr(value))
-            if isinstance(whole, CategoricalDistribution)
-            else value
-        )
-    return places
+        possible = distribution(spec, name)
+        if isinstance(possible, CategoricalDistribution):
+            point[name] = int(possible.to_internal_repr(value))
+        else:
+            point[name] = value
+    return point
 
 
 def decoded(spec: StudySpec, point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point of the flat space as values, without those that do not exist."""
+    """A point of the flat space as values, without parameters that do not exist."""
     values: dict[str, Any] = {}
     for name in spec.parameters:
         if spec.active(name, values):
@@ -82,7 +86,7 @@ def _report(spec: StudySpec, evaluation: Point) -> dict[str, Any]:
 
 
 def _rungs(spec: StudySpec) -> dict[str, Any]:
-    """The same words in both."""
+    """Arguments of a scheduler, named alike in both packages."""
     return {
         "metric": "per",
         "time_attr": "step",
@@ -92,31 +96,37 @@ def _rungs(spec: StudySpec) -> dict[str, Any]:
 
 
 def ray_random(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
-    """Ray's default, and the space that it draws from. It draws what a start leaves open."""
+    """Ray's default search algorithm, and the space that it draws from.
+
+    It draws what a start leaves open.
+    """
     from ray import tune
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
     points = [encoded(spec, start) for start in starts(spec)]
-    return BasicVariantGenerator(points_to_evaluate=points, random_state=seed), flat(
-        spec, tune, beyond=1
-    )
+    algorithm = BasicVariantGenerator(points_to_evaluate=points, random_state=seed)
+    return algorithm, flat(spec, tune, beyond=1)
 
 
 def ray_optuna(spec: StudySpec, seed: int) -> tuple[Any, dict[str, Any]]:
-    """Optuna's TPE as Ray has it; its function of a trial knows the conditions."""
+    """Optuna's TPE as Ray runs it. Its space is a function of a trial and knows the conditions."""
     from ray.tune.search import SearchGenerator
     from ray.tune.search.optuna import OptunaSearch
 
     def space(trial: Any) -> dict[str, Any]:
         return encoded(spec, drawn(spec, trial))
 
-    return SearchGenerator(
-        OptunaSearch(space, metric="per", mode="min", points_to_evaluate=starts(spec), seed=seed)
-    ), {}
+    search = OptunaSearch(
+        space, metric="per", mode="min", points_to_evaluate=starts(spec), seed=seed
+    )
+    return SearchGenerator(search), {}
 
 
 class RayTune:
-    """Ray Tune's ASHA, called as its TuneController calls it. A failed trial is one whose loss is not finite."""
+    """Ray Tune's ASHA, called as its TuneController calls it.
+
+    A trial whose loss is not finite counts as failed.
+    """
 
     def __init__(
         self,
@@ -130,9 +140,8 @@ class RayTune:
         self.spec = spec
         self._scheduler = AsyncHyperBandScheduler(mode="min", **_rungs(spec))
         self._algorithm, space = algorithm(spec, seed)
-        with (
-            TemporaryDirectory() as folder
-        ):  # Ray tries whether it can write there; else under the home folder
+        # Ray checks that it can write to a folder, by default one under the home folder.
+        with TemporaryDirectory() as folder:
             experiment = {
                 "run": _not_run,
                 "config": space,
@@ -156,12 +165,14 @@ class RayTune:
         return len(self._trials) - 1, decoded(self.spec, self._trials[-1].config)
 
     def report(self, number: int, evaluation: Point) -> bool:
-        trial, result = self._trials[number], _report(self.spec, evaluation)
+        trial = self._trials[number]
+        result = _report(self.spec, evaluation)
         self._results[number] = result
-        stops = bool(self._scheduler.on_trial_result(None, trial, result) == self._scheduler.STOP)
-        if not stops:
-            self._algorithm.on_trial_result(trial.trial_id, result)
-        return stops
+        decision = self._scheduler.on_trial_result(None, trial, result)
+        if decision == self._scheduler.STOP:
+            return True
+        self._algorithm.on_trial_result(trial.trial_id, result)
+        return False
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
         trial = self._trials[number]
@@ -174,27 +185,31 @@ class RayTune:
 
 
 def _not_run(config: dict[str, Any]) -> None:
-    """Ray wants a training."""
+    """Ray needs a training function."""
 
 
 class SyneTune:
-    """A scheduler of Syne Tune's `baselines`, called as its Tuner calls it. A failed trial is one whose loss is not finite."""
+    """A scheduler of Syne Tune's `baselines`, called as its Tuner calls it.
+
+    A trial whose loss is not finite counts as failed.
+    """
 
     def __init__(self, baseline: str, spec: StudySpec, seed: int):
         from syne_tune import config_space
         from syne_tune.optimizer import baselines
 
-        logging.getLogger("syne_tune").setLevel(logging.ERROR)  # ASHA warns of its own arguments
-        warnings.filterwarnings(
-            "ignore", "After 0.17", FutureWarning
-        )  # of statsmodels, to Syne Tune
-        np.random.seed(
-            seed_of(seed, 0)
-        )  # some of its draws are from this, whatever its own seed; the same would draw the same
+        # ASHA warns of its own arguments.
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)
+        # statsmodels warns of how Syne Tune uses it.
+        warnings.filterwarnings("ignore", "After 0.17", FutureWarning)
+        # Some draws come from NumPy's global generator, whatever Syne Tune's own seed. It gets a
+        # different seed, so that the two do not draw the same numbers.
+        np.random.seed(seed_of(seed, 0))
         self.spec = spec
         space = flat(spec, config_space, beyond=0)
-        some = {name: domain.sample() for name, domain in space.items()}  # a point has to be whole
-        points = [some | encoded(spec, start) for start in starts(spec)]
+        # A point needs a value for every parameter.
+        drawn_values = {name: domain.sample() for name, domain in space.items()}
+        points = [drawn_values | encoded(spec, start) for start in starts(spec)]
         scheduler = getattr(baselines, baseline)
         self._scheduler = scheduler(
             space, random_seed=seed, points_to_evaluate=points, **_rungs(spec)
@@ -212,16 +227,16 @@ class SyneTune:
     def report(self, number: int, evaluation: Point) -> bool:
         from syne_tune.optimizer.scheduler import SchedulerDecision
 
-        return bool(
-            self._scheduler.on_trial_result(self._trials[number], _report(self.spec, evaluation))
-            == SchedulerDecision.STOP
-        )
+        result = _report(self.spec, evaluation)
+        decision = self._scheduler.on_trial_result(self._trials[number], result)
+        return bool(decision == SchedulerDecision.STOP)
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
-        """At max_t too it says STOP, after which its Tuner removes a trial."""
-        (self._scheduler.on_trial_error if stop is not None else self._scheduler.on_trial_remove)(
-            self._trials[number]
-        )
+        """The scheduler says STOP at max_t too, after which Syne Tune's Tuner removes the trial."""
+        if stop is not None:
+            self._scheduler.on_trial_error(self._trials[number])
+        else:
+            self._scheduler.on_trial_remove(self._trials[number])
 
 
 METHODS = {
@@ -234,8 +249,5 @@ METHODS = {
 
 def absent() -> list[str]:
     """Methods whose package is not installed."""
-    return [
-        name
-        for name in METHODS
-        if find_spec("ray" if name.startswith("ray") else "syne_tune") is None
-    ]
+    packages = {name: "ray" if name.startswith("ray") else "syne_tune" for name in METHODS}
+    return [name for name, package in packages.items() if find_spec(package) is None]

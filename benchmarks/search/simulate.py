@@ -1,8 +1,12 @@
-"""A search on a table's surrogate instead of on trainings: seconds are the table's, everything else is a real search's.
+"""Simulate a search on a table's surrogate instead of on trainings.
 
-The surrogate is a Gaussian process on the table. It gives a configuration's expected PER; its curve is the measured one of a
-near configuration, bent so that it ends there, with noise as large as between seeds. `python simulate.py a --fit` fits and
-stores the kernel's parameters. Trade-off: between the table's points a curve is a guess; without --fit its error is printed.
+    python benchmarks/search/simulate.py a [--fit]
+
+Seconds are the table's; everything else is as in a real search. The surrogate is a Gaussian process
+on the table, which gives a configuration's expected PER. The configuration's curve is the measured
+one of a near configuration, bent so that it ends at that PER, with noise as large as between seeds.
+--fit fits and stores the kernel's parameters. Trade-off: between the table's points a curve is a
+guess. The script prints its error.
 """
 
 import argparse
@@ -27,42 +31,49 @@ from hpo.curve import Point
 from hpo.decoder.trainer import PER
 from hpo.space.cube import Cube
 from hpo.space.policy import Model, Seen
-from hpo.space.spec import DEFAULT_POLICY, StudySpec
+from hpo.space.spec import DEFAULT_POLICY, Parameter, StudySpec
 from hpo.space.stopping import Stop, not_finite
 from hpo.space.upgrade import upgraded_spec
 from hpo.study.sampling import seed_of
 
 HERE = Path(__file__).parent
-STEP_SECONDS, EVALUATION_SECONDS = (
-    0.0166,
-    0.064,
-)  # of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`
-NEAREST = 3  # trainings, one of which lends its curve
-DIGITS = 9  # of a simulated PER: a study keeps it as errors over a length, and must find the same
-LEARNS = 0.7  # PER at the end of a training that learned something
+# Of the demo's decoder on a quiet core: benchmarks/README.md, `train.py`.
+STEP_SECONDS = 0.0166
+EVALUATION_SECONDS = 0.064
+# How many trainings may lend their curve.
+NEAREST = 3
+# Digits of a simulated PER. A study keeps it as errors over a length, and must come to the same.
+DIGITS = 9
+# PER at the end of a training that learned something, at most.
+LEARNS = 0.7
 Array = NDArray[np.float64]
-Curves = Mapping[int, Sequence[Point]]  # by the trial's number
+# By the trial's number.
+Curves = Mapping[int, Sequence[Point]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Trainings to their end. curves: (trial, point); NaN after a loss that is not finite."""
+    """Trainings to their end."""
 
     spec: StudySpec
     params: tuple[dict[str, Any], ...]
     parts: tuple[str, ...]
-    steps: Array  # of the points
+    # Of the points.
+    steps: Array
+    # (training, point); NaN after a loss that is not finite.
     per: Array
-    loss: Array  # validation
+    # The same, on validation.
+    loss: Array
 
     @property
     def groups(self) -> list[int]:
-        """Equal for equal configurations."""
-        first: dict[str, int] = {}
-        return [
-            first.setdefault(json.dumps(params, sort_keys=True), row)
-            for row, params in enumerate(self.params)
-        ]
+        """A number for each training, equal for equal configurations."""
+        first_row: dict[str, int] = {}
+        groups = []
+        for row, params in enumerate(self.params):
+            configuration = json.dumps(params, sort_keys=True)
+            groups.append(first_row.setdefault(configuration, row))
+        return groups
 
     @property
     def final(self) -> Array:
@@ -72,76 +83,97 @@ class Table:
 
 def load_table(name: str) -> Table:
     stored = np.load(HERE / f"table_{name}.npz")
-    rows, curves, fields = (
-        json.loads(str(stored["rows"])),
-        stored["curves"].astype(float),
-        list(stored["fields"]),
-    )
-    once = {
-        json.dumps([row["params"], row["seed"]]): index for index, row in enumerate(rows)
-    }  # two parts begin with the starts
-    rows, curves = [rows[index] for index in once.values()], curves[list(once.values())]
+    rows = json.loads(str(stored["rows"]))
+    curves = stored["curves"].astype(float)
+    fields = list(stored["fields"])
+    # Two parts begin with the starts; each of their trainings counts once.
+    last_index = {json.dumps([row["params"], row["seed"]]): index for index, row in enumerate(rows)}
+    indices = list(last_index.values())
+    rows = [rows[index] for index in indices]
+    curves = curves[indices]
     # The stored tables are older than policies.
     values = {"policy": DEFAULT_POLICY} | json.loads(str(stored["spec"]))
     spec = StudySpec.model_validate(upgraded_spec(values))
-    steps = np.arange(1, curves.shape[1] + 1) * float(spec.base["evaluate_every"])
-    return Table(spec, tuple(row["params"] for row in rows), tuple(row["part"] for row in rows), steps,
-                 curves[..., fields.index("per")], curves[..., fields.index("validation_loss")])  # fmt: skip
+    return Table(
+        spec=spec,
+        params=tuple(row["params"] for row in rows),
+        parts=tuple(row["part"] for row in rows),
+        steps=np.arange(1, curves.shape[1] + 1) * float(spec.base["evaluate_every"]),
+        per=curves[..., fields.index("per")],
+        loss=curves[..., fields.index("validation_loss")],
+    )
 
 
 def encode(spec: StudySpec, values: Mapping[str, Any]) -> Array:
-    """Numbers as their place in the range, choices one by one, what does not exist at -0.5; first the size of a step, because
-    lr and eps (or momentum) make it together.
+    """A configuration as numbers.
+
+    A number is its place in the range, a choice is a column each, and a parameter that does not
+    exist is -0.5. The size of an optimizer step comes first, because lr and eps (or momentum) only
+    make it together.
     """
-    divided = (
-        math.log(values["optimizer.eps"] + 3e-3)
-        if "optimizer.eps" in values
-        else math.log(1 - values["optimizer.momentum"])
-    )
-    found = [(math.log(values["optimizer.lr"]) - divided) / 5]
+    if "optimizer.eps" in values:
+        divisor = math.log(values["optimizer.eps"] + 3e-3)
+    else:
+        divisor = math.log(1 - values["optimizer.momentum"])
+    numbers = [(math.log(values["optimizer.lr"]) - divisor) / 5]
     for name, parameter in spec.parameters.items():
-        value = values.get(name)
         if parameter.choices is not None:
-            found += [float(name in values and value == choice) for choice in parameter.choices]
-        elif value is None:
-            found.append(-0.5)
+            for choice in parameter.choices:
+                numbers.append(float(name in values and values[name] == choice))
+        elif values.get(name) is None:
+            numbers.append(-0.5)
         else:
-            assert parameter.low is not None and parameter.high is not None
-            low, high, value = (
-                math.log(x) if parameter.log else x for x in (parameter.low, parameter.high, value)
-            )
-            found.append((value - low) / (high - low))
-    return np.array(found)
+            numbers.append(_place_in_range(parameter, values[name]))
+    return np.array(numbers)
+
+
+def _place_in_range(parameter: Parameter, value: float) -> float:
+    """0 at the low end, 1 at the high end."""
+    low = parameter.low
+    high = parameter.high
+    assert low is not None and high is not None
+    if parameter.log:
+        low = math.log(low)
+        high = math.log(high)
+        value = math.log(value)
+    return (value - low) / (high - low)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training of one configuration would give. NaN: not finite from there."""
+    """The curve of one configuration's training."""
 
     steps: Array
+    # NaN after a loss that is not finite.
     per: Array
     # On the validation sentences.
     loss: Array
 
     def evaluation(self, point: int) -> Point:
-        """The loss of the training data is not known, and no rule looks at it."""
+        """The training loss is not known, and no rule looks at it."""
         step = int(self.steps[point])
         return Point(step, float(self.per[point]), math.nan, float(self.loss[point]))
 
 
 class Surrogate:
+    """A Gaussian process on a table."""
+
     def __init__(self, table: Table, theta: Array | None = None):
         """theta: logarithms of the kernel's parameters; None fits them, which takes a minute."""
-        self.table, self.spec = table, table.spec
+        self.table = table
+        self.spec = table.spec
         self._x = np.array([encode(self.spec, params) for params in table.params])
         y = np.log(np.maximum(table.final, 1e-3))
         dimensions = self._x.shape[1]
-        kernel = ConstantKernel(1.0) * Matern(
-            np.full(dimensions, 2.0), (0.1, 100.0), nu=2.5
-        ) + WhiteKernel(0.05, (1e-4, 1.0))
-        process = GaussianProcessRegressor(kernel if theta is None else kernel.clone_with_theta(theta), normalize_y=True,
-                                           optimizer="fmin_l_bfgs_b" if theta is None else None)  # fmt: skip
-        with warnings.catch_warnings():  # of what does not matter the length goes to its bound
+        matern = Matern(np.full(dimensions, 2.0), (0.1, 100.0), nu=2.5)
+        kernel = ConstantKernel(1.0) * matern + WhiteKernel(0.05, (1e-4, 1.0))
+        optimizer: str | None = "fmin_l_bfgs_b"
+        if theta is not None:
+            kernel = kernel.clone_with_theta(theta)
+            optimizer = None
+        process = GaussianProcessRegressor(kernel, normalize_y=True, optimizer=optimizer)
+        with warnings.catch_warnings():
+            # The length of a parameter that does not matter goes to its bound.
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(self._x, y)
         self.theta: Array = process.kernel_.theta
@@ -153,82 +185,99 @@ class Surrogate:
 
     def _distances(self, values: Mapping[str, Any]) -> Array:
         """To each training of the table, in the kernel's lengths."""
-        distances: Array = np.sqrt(
-            (((self._x - encode(self.spec, values)) / self._scale) ** 2).sum(axis=1)
-        )
+        scaled = (self._x - encode(self.spec, values)) / self._scale
+        distances: Array = np.sqrt((scaled**2).sum(axis=1))
         return distances
 
     def truth(self, values: Mapping[str, Any]) -> float:
-        """The PER that a training of this configuration is expected to end with: the process's mean."""
+        """The PER that a training of this configuration is expected to end with."""
         scaled = math.sqrt(5) * self._distances(values)
-        return float(
-            np.exp(
-                min(
-                    self._middle + (1 + scaled + scaled**2 / 3) * np.exp(-scaled) @ self._weights,
-                    0.05,
-                )
-            )
-        )
+        similarity = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+        log_per = self._middle + similarity @ self._weights
+        return float(np.exp(min(log_per, 0.05)))
 
     def training(self, values: Mapping[str, Any], seed: int) -> Training:
-        """The curve of one of the nearest trainings, bent in log PER so that it ends at the truth and a seed's noise."""
+        """The curve of one of the nearest trainings.
+
+        It is bent in log PER so that it ends at the truth plus a seed's noise.
+        """
         generator = np.random.default_rng(seed)
-        like = int(generator.choice(np.argsort(self._distances(values), kind="stable")[:NEAREST]))
-        log_per, loss = np.log(np.maximum(self.table.per[like], 1e-3)), self.table.loss[like]
+        nearest = np.argsort(self._distances(values), kind="stable")[:NEAREST]
+        lender = int(generator.choice(nearest))
+        log_per = np.log(np.maximum(self.table.per[lender], 1e-3))
+        loss = self.table.loss[lender]
         if not np.isfinite(log_per[-1]):
-            return Training(self.table.steps, self.table.per[like], loss)
+            return Training(self.table.steps, self.table.per[lender], loss)
         end = math.log(self.truth(values)) + self.noise * generator.normal()
-        fallen = np.clip(
-            log_per / min(log_per[-1], -0.05), 0, 1
-        )  # how far it is on the way from PER 1 to its end
-        shift = (end - log_per[-1]) * fallen
+        # The share of the way from PER 1 to its end that the curve has come.
+        progress = np.clip(log_per / min(log_per[-1], -0.05), 0, 1)
+        shift = (end - log_per[-1]) * progress
         per = np.round(np.exp(log_per + shift), DIGITS)
         return Training(self.table.steps, per, loss * np.exp(shift))
 
 
 def surrogate_of(name: str) -> Surrogate:
-    """With the stored parameters of the kernel."""
+    """The surrogate of a table, with the stored parameters of the kernel."""
     stored = json.loads((HERE / f"surrogate_{name}.json").read_text())
     return Surrogate(load_table(name), np.array(stored["theta"]))
 
 
 def seed_noise(table: Table) -> float:
-    """Standard deviation of log PER between seeds of one configuration, of those that learn."""
-    found: dict[int, list[float]] = {}
+    """Standard deviation of log PER between the seeds of a configuration, over those that learn."""
+    log_pers: dict[int, list[float]] = {}
     for group, per in zip(table.groups, table.final, strict=True):
-        found.setdefault(group, []).append(math.log(max(per, 1e-3)))
-    pairs = [
-        values for values in found.values() if len(values) > 1 and min(values) < math.log(LEARNS)
+        log_pers.setdefault(group, []).append(math.log(max(per, 1e-3)))
+    variances = [
+        np.var(values, ddof=1)
+        for values in log_pers.values()
+        if len(values) > 1 and min(values) < math.log(LEARNS)
     ]
-    return float(np.sqrt(np.mean([np.var(values, ddof=1) for values in pairs]))) if pairs else 0.05
+    if not variances:
+        return 0.05
+    return float(np.sqrt(np.mean(variances)))
 
 
 def errors(table: Table, theta: Array, folds: int = 10) -> dict[str, float]:
-    """Of configurations left out (the kernel's parameters are from all): the error of PER, ranks, the error of a drawn curve."""
-    predicted, drawn = np.zeros(len(table.params)), np.full_like(table.per, np.nan)
+    """The surrogate's errors on configurations left out: of PER, of ranks, of a drawn curve.
+
+    The kernel's parameters are from all configurations.
+    """
+    predicted = np.zeros(len(table.params))
+    drawn = np.full_like(table.per, np.nan)
     for fit, held in GroupKFold(folds).split(table.per, groups=table.groups):
-        part = Table(table.spec, tuple(table.params[row] for row in fit), tuple(table.parts[row] for row in fit), table.steps,
-                     table.per[fit], table.loss[fit])  # fmt: skip
+        part = Table(
+            spec=table.spec,
+            params=tuple(table.params[row] for row in fit),
+            parts=tuple(table.parts[row] for row in fit),
+            steps=table.steps,
+            per=table.per[fit],
+            loss=table.loss[fit],
+        )
         surrogate = Surrogate(part, theta)
         for row in held:
             predicted[row] = surrogate.truth(table.params[row])
             drawn[row] = surrogate.training(table.params[row], int(row)).per
-    learns, good = table.final < LEARNS, table.final <= np.quantile(table.final, 0.25)
+    learns = table.final < LEARNS
+    best = table.final <= np.quantile(table.final, 0.25)
     error = np.expm1(np.abs(np.log(predicted) - np.log(table.final)))
+    curve_error = np.abs(drawn - table.per)
     return {
         "median error of PER where it learns": float(np.median(error[learns])),
-        "median error of PER, best quarter": float(np.median(error[good])),
-        "rank correlation": float(spearmanr(predicted, table.final).statistic),
-        "rank correlation, best quarter": float(
-            spearmanr(predicted[good], table.final[good]).statistic
-        ),
-        "median error of a curve's points": float(np.nanmedian(np.abs(drawn - table.per)[learns])),
+        "median error of PER, best quarter": float(np.median(error[best])),
+        "rank correlation": rank_correlation(predicted, table.final),
+        "rank correlation, best quarter": rank_correlation(predicted[best], table.final[best]),
+        "median error of a curve's points": float(np.nanmedian(curve_error[learns])),
         "SD between seeds, of log PER": seed_noise(table),
     }
 
 
-class _Apart(Cube):
-    """Without the last feature, the size of a step."""
+def rank_correlation(a: Array, b: Array) -> float:
+    """Spearman's."""
+    return float(spearmanr(a, b).statistic)
+
+
+class _WithoutStepSize(Cube):
+    """Without the last feature, the size of an optimizer step."""
 
     def features(self, points_NP: Array) -> Array:
         features_NF: Array = super().features(points_NP)[:, :-1]
@@ -236,41 +285,44 @@ class _Apart(Cube):
 
 
 def policy_ranks(table: Table, shown: int = 45, times: int = 12) -> dict[str, float]:
-    """Rank correlation, on the trainings themselves, of what the policy's own model expects of those it was not shown: it sees
-    `shown` configurations, drawn anew each time.
+    """How well the policy's own model ranks trainings that it has not seen, as correlations.
+
+    It sees `shown` configurations, drawn anew each of the `times`. Measured on the table itself.
     """
-    first = np.unique(table.groups)
-    found: dict[str, list[float]] = {}
+    configurations = np.unique(table.groups)
+    cubes = {"with": Cube(table.spec), "without": _WithoutStepSize(table.spec)}
+    correlations: dict[str, list[float]] = {which: [] for which in cubes}
     for seed in range(times):
-        some = np.random.default_rng(seed).choice(first, shown, replace=False)
-        rest = np.setdiff1d(first, some)
-        seen = [Seen(int(row), table.params[row], float(table.final[row])) for row in some]
-        for what, cube in (("with", Cube(table.spec)), ("without", _Apart(table.spec))):
-            expected = Model(cube, seen).expected(
-                np.array([cube.point(table.params[row]) for row in rest])
-            )
-            rank = spearmanr(expected, table.final[rest]).statistic
-            found.setdefault(
-                f"rank correlation of the policy's model, {what} the size of a step", []
-            ).append(float(rank))
-    return {what: float(np.mean(ranks)) for what, ranks in found.items()}
+        chosen = np.random.default_rng(seed).choice(configurations, shown, replace=False)
+        rest = np.setdiff1d(configurations, chosen)
+        seen = [Seen(int(row), table.params[row], float(table.final[row])) for row in chosen]
+        for which, cube in cubes.items():
+            points = np.array([cube.point(table.params[row]) for row in rest])
+            expected = Model(cube, seen).expected(points)
+            correlations[which].append(rank_correlation(expected, table.final[rest]))
+    return {
+        f"rank correlation of the policy's model, {which} the size of a step": float(np.mean(ranks))
+        for which, ranks in correlations.items()
+    }
 
 
 def early(table: Table) -> list[str]:
-    """What an evaluation says of the PER at the end: rank correlation (Spearman) of PER and loss, over all trainings and the best
-    third, a row a share of the steps.
+    """Lines on how well an early evaluation ranks trainings by their PER at the end.
+
+    Rank correlations of PER and loss, over all trainings and the best third; a line for each share
+    of the steps.
     """
     whole = np.isfinite(table.per).all(axis=1)
     best = whole & (table.final <= np.quantile(table.final[whole], 1 / 3))
     rows = ["share of the steps: PER of all, of the best third; loss of all, of the best third"]
     for share in (0.05, 0.1, 0.15, 0.3, 0.4, 0.5, 0.6, 0.75):
         point = math.ceil(share * table.per.shape[1]) - 1
-        ranks = [
-            spearmanr(values[some, point], table.final[some]).statistic
-            for values in (table.per, table.loss)
-            for some in (whole, best)
-        ]
-        rows.append(f"{100 * share:.0f} %: {' '.join(f'{rank:.2f}' for rank in ranks)}")
+        cells = []
+        for values in (table.per, table.loss):
+            for group in (whole, best):
+                correlation = rank_correlation(values[group, point], table.final[group])
+                cells.append(f"{correlation:.2f}")
+        rows.append(f"{100 * share:.0f} %: {' '.join(cells)}")
     return rows
 
 
@@ -278,26 +330,32 @@ def early(table: Table) -> list[str]:
 
 
 class Search(Protocol):
-    """What a worker asks of a study. The real Study and Optuna's memory both give it."""
+    """What a worker asks of a study: of a real one, or of an Optuna study in memory."""
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:
-        """A new trial: its number and values. curves: of those before it."""
+        """A new trial: its number and values. curves: of the trials before it."""
 
     def report(self, number: int, evaluation: Point) -> bool:
-        """True: the study's own rule ends the trial."""
+        """Report an evaluation. Returns whether the study's own rule ends the trial."""
 
     def end(self, number: int, per: float | None, stop: Stop | None) -> None:
-        """per: complete. stop: a rule of ours."""
+        """End a trial. per: of a complete one. stop: if a rule of hpo's stopped it."""
 
 
 class Rules(Protocol):
-    """What decides while trials run: `stopping` and `policy` of ours, or nothing (Optuna's pruners are in the search)."""
+    """What decides while trials run: hpo's stopping rule and policy, or nothing.
+
+    Optuna's pruners are part of the search.
+    """
 
     def judge(self, number: int, curves: Curves) -> Stop | str | None:
-        """After an evaluation of a trial. Stop: for good. "pause": perhaps to go on later."""
+        """Judge a trial after an evaluation.
+
+        Returns a Stop to end it, "pause" to perhaps continue it later, or None to continue it.
+        """
 
     def resume(self, paused: Curves, curves: Curves) -> int | None:
-        """Which paused trial goes on; None: take a new one."""
+        """The number of the paused trial to continue, or None to take a new one."""
 
 
 @dataclass
@@ -310,19 +368,35 @@ class Trace:
     truth: float
     curve: list[Point] = field(default_factory=list)
     seconds: float = 0.0
-    ended: float = math.inf  # GPU-seconds of the search
+    # In GPU-seconds of the search.
+    ended: float = math.inf
     state: str = "running"
 
 
-def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, horizon: float, workers: int = 4,
-             goal: float = 0.0, longest: float = 0.0) -> list[Trace]:  # fmt: skip
-    """All trials begun before `horizon` GPU-seconds. A worker takes its next trial when its last one ends or is paused.
+@dataclass(frozen=True)
+class Limits:
+    """How long a search is simulated, in GPU-seconds, and with how many workers."""
 
-    After the horizon it goes on until `longest`, while the PER that is expected of the configuration it would name is above `goal`.
+    horizon: float
+    workers: int = 4
+    # After the horizon the search continues until `longest`, while the expected PER of the
+    # configuration that it would name is above `goal`.
+    goal: float = 0.0
+    longest: float = 0.0
+
+
+def simulate(
+    surrogate: Surrogate, search: Search, rules: Rules, seed: int, limits: Limits
+) -> list[Trace]:
+    """All trials begun before the limits.
+
+    A worker takes its next trial when its last one ends or is paused.
     """
     traces: dict[int, Trace] = {}
-    queue: list[tuple[float, int, int]] = []  # when (GPU-seconds), the trial, its next point
+    # Each entry: when in GPU-seconds, the trial, its next point.
+    queue: list[tuple[float, int, int]] = []
     every = surrogate.spec.base["evaluate_every"]
+    workers = limits.workers
     cost = workers * (STEP_SECONDS * every + EVALUATION_SECONDS)
 
     def begin(now: float) -> None:
@@ -340,18 +414,27 @@ def simulate(surrogate: Surrogate, search: Search, rules: Rules, seed: int, hori
 
     for _ in range(workers):
         begin(0.0)
-    lowest, named = math.inf, math.inf
-    while queue and queue[0][0] <= (horizon if named <= goal else max(horizon, longest)):
+    lowest = math.inf
+    # The expected PER of the configuration with the lowest measured PER.
+    named = math.inf
+    while queue:
+        end = limits.horizon
+        if named > limits.goal:
+            end = max(limits.horizon, limits.longest)
         now, number, point = heapq.heappop(queue)
+        if now > end:
+            break
         trace = traces[number]
         trace.seconds += cost / workers
         state = _advance(search, rules, traces, trace, point)
         if state == "running":
             heapq.heappush(queue, (now + cost, number, point + 1))
             continue
-        trace.state, trace.ended = state, now
+        trace.state = state
+        trace.ended = now
         if state == "complete" and trace.curve[-1].value < lowest:
-            lowest, named = trace.curve[-1].value, trace.truth
+            lowest = trace.curve[-1].value
+            named = trace.truth
         begin(now)
     return list(traces.values())
 
@@ -361,7 +444,8 @@ def _advance(
 ) -> str:
     """The trial's state after its next evaluation."""
     evaluation = trace.training.evaluation(point)
-    if stop := not_finite(evaluation, PER):
+    stop = not_finite(evaluation, PER)
+    if stop:
         search.end(trace.number, None, stop)
         return "stopped"
     trace.curve.append(evaluation)
@@ -388,8 +472,10 @@ def main() -> None:
         theta = [round(float(value), 4) for value in Surrogate(table).theta]
         (HERE / f"surrogate_{arguments.table}.json").write_text(json.dumps({"theta": theta}) + "\n")
     surrogate = surrogate_of(arguments.table)
-    print(f"{len(table.params)} trainings of {len(set(table.groups))} configurations; best measured {table.final.min():.3f}, "
-          f"expected {surrogate.best:.3f}")  # fmt: skip
+    print(
+        f"{len(table.params)} trainings of {len(set(table.groups))} configurations; "
+        f"best measured {table.final.min():.3f}, expected {surrogate.best:.3f}"
+    )
     for name, value in (errors(table, surrogate.theta) | policy_ranks(table)).items():
         print(f"{name:72} {value:.3f}")
     print("\n".join(early(table)))

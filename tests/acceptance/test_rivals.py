@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "search"))
 from compare import training_seconds
 from methods import Nothing
 from rivals import METHODS, absent
-from simulate import Surrogate, simulate, surrogate_of
+from simulate import Limits, Surrogate, simulate, surrogate_of
 
 from hpo.curve import Point
 from hpo.space.stopping import non_finite
@@ -37,12 +37,9 @@ def test_a_rival_begins_with_the_starts_and_stops_at_its_rungs(
     surrogate: Surrogate, name: str
 ) -> None:
     spec, search = surrogate.spec, METHODS[name].search
-    one, two = (
-        simulate(
-            surrogate, search(surrogate.spec, 3), Nothing(), 3, 10 * training_seconds(surrogate)
-        )
-        for _ in range(2)
-    )
+    limits = Limits(10 * training_seconds(surrogate))
+    one = simulate(surrogate, search(surrogate.spec, 3), Nothing(), 3, limits)
+    two = simulate(surrogate, search(surrogate.spec, 3), Nothing(), 3, limits)
     assert [(trace.values, trace.state) for trace in one] == [
         (trace.values, trace.state) for trace in two
     ]

@@ -18,7 +18,17 @@ FOLDER = ROOT / "benchmarks" / "search"
 sys.path.insert(0, str(FOLDER))
 
 from methods import Ours, Own, tpe  # noqa: E402
-from simulate import Curves, Rules, Search, Table, errors, load_table, simulate, surrogate_of  # noqa: E402
+from simulate import (  # noqa: E402
+    Curves,
+    Limits,
+    Rules,
+    Search,
+    Table,
+    errors,
+    load_table,
+    simulate,
+    surrogate_of,
+)
 
 from hpo.curve import Point  # noqa: E402
 from hpo.process import Process  # noqa: E402
@@ -128,7 +138,7 @@ def test_a_simulated_search_is_the_search_of_a_real_study(
     rules: Rules = Own() if policy == Policy.TPE else cast(Ours, ours)
     real = Real(make_study(spec))
     simulated, done = (
-        simulate(surrogate, *both, seed=1, horizon=110.0, workers=2)
+        simulate(surrogate, *both, seed=1, limits=Limits(110.0, workers=2))
         for both in ((ours, rules), (real, real))
     )
     assert [(trace.values, trace.state, trace.ended) for trace in simulated] == [
