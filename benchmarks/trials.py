@@ -187,6 +187,11 @@ def run_workers(
     return together, len(together["finish"]) / took, most
 
 
+def head(*titles: str) -> None:
+    row(*titles)
+    row(*["---" for _ in titles])
+
+
 def row(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
@@ -212,8 +217,7 @@ def main() -> None:
     spec = load_spec(find_space("lr-aug"), trials=10**6, policy=arguments.policy)
     alone = []
     print(f"{arguments.workers} workers, times in ms (median / 95th percentile)\n")
-    row("size", "side", "trials/s", "claim", "report", "finish", "connections")
-    row(*["---"] * 7)
+    head("size", "side", "trials/s", "claim", "report", "finish", "connections")
     for size in arguments.sizes:
         study = make_hpo_study(database, spec)
         optuna_study = make_optuna_study(database, spec)
@@ -222,18 +226,16 @@ def main() -> None:
             run_optuna_trial(optuna_study, spec, Timer())
         if size > REAL:
             fill(database, study.id, size)
-            # Optuna shows neither the id of a study nor the engine of its storage.
+            # Optuna gives public access neither to a study's id nor to its storage's engine.
             fill(database, optuna_study._study_id, size)  # noqa: SLF001
         study.storage.get_all_trials(study.id, deepcopy=False)
         optuna_study.get_trials(deepcopy=False)
         alone.append((size, *parts_of_a_claim(study)))
-        storage: Any = optuna_study.storage
+        optuna_storage: Any = optuna_study._storage  # noqa: SLF001
+        optuna_engine = optuna_storage._backend.engine  # noqa: SLF001
         sides = {
             "ours": (study.engine, partial(run_hpo_trial, study)),
-            "optuna": (
-                storage._backend.engine,  # noqa: SLF001
-                partial(run_optuna_trial, optuna_study, spec),
-            ),
+            "optuna": (optuna_engine, partial(run_optuna_trial, optuna_study, spec)),
         }
         for side, (engine, cycle) in sides.items():
             times, pace, connections = run_workers(
@@ -242,8 +244,7 @@ def main() -> None:
             spreads = [spread(times[name]) for name in ("claim", "report", "finish")]
             row(size, side, f"{pace:.1f}", *spreads, connections)
     print("\nOne worker alone, medians in ms\n")
-    row("size", "claim", "of it the sampler", "the rest")
-    row(*["---"] * 5)
+    head("size", "claim", "of it the sampler", "the rest")
     for size, claim, sampler in alone:
         milliseconds = [f"{1000 * seconds:.1f}" for seconds in (claim, sampler, claim - sampler)]
         row(size, *milliseconds)

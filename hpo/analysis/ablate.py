@@ -354,7 +354,8 @@ class Measured:
             return None
         if diverged not in ((0, seeds), (seeds, 0)):
             return None
-        return 2 / 4**seeds
+        chance: float = 2 / 4**seeds
+        return chance
 
     @property
     def decided(self) -> bool:

@@ -180,7 +180,7 @@ def _noise_per_item(errors_SN: Array) -> float:
 
 def _seeds_for(difference: float, of_seeds: float, of_items: float, level: float) -> int | None:
     """of_seeds, of_items: variances, of one training's value and of the mean over items."""
-    variance_left = (difference / norm.ppf((1 + level) / 2)) ** 2 - of_items
+    variance_left: float = (difference / norm.ppf((1 + level) / 2)) ** 2 - of_items
     if variance_left <= 0:
         return None
     return max(2, math.ceil(of_seeds / variance_left))
