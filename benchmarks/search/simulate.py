@@ -30,8 +30,9 @@ from sklearn.model_selection import GroupKFold
 from hpo.curve import Point
 from hpo.decoder.trainer import PER
 from hpo.space.cube import Cube
+from hpo.space.parameter import Parameter
 from hpo.space.policy import Model, Seen
-from hpo.space.spec import DEFAULT_POLICY, Parameter, StudySpec
+from hpo.space.spec import DEFAULT_POLICY, StudySpec
 from hpo.space.stopping import Stop, not_finite
 from hpo.space.upgrade import upgraded_spec
 from hpo.study.sampling import seed_of
