@@ -30,6 +30,7 @@ from hpo.process import Process
 from hpo.space.spec import StudySpec, find_space, load_spec
 from hpo.store.database import Database, open_database
 from hpo.study import choice
+from hpo.study.optuna_internals import cached_storage, id_of_study, suggest
 from hpo.study.sampling import distribution
 from hpo.study.study import Study
 from hpo.study.trial import Completed
@@ -100,8 +101,7 @@ def run_optuna_trial(study: optuna.Study, spec: StudySpec, timer: Timer) -> None
         values: dict[str, Any] = {}
         for name in spec.parameters:
             if spec.active(name, values):
-                # Optuna has no public way to suggest a value of a given distribution.
-                values[name] = trial._suggest(name, distribution(spec, name))  # noqa: SLF001
+                values[name] = suggest(trial, name, distribution(spec, name))
         return trial
 
     def report() -> None:
@@ -226,12 +226,12 @@ def main() -> None:
             run_optuna_trial(optuna_study, spec, Timer())
         if size > REAL:
             fill(database, study.id, size)
-            # Optuna gives public access neither to a study's id nor to its storage's engine.
-            fill(database, optuna_study._study_id, size)  # noqa: SLF001
+            fill(database, id_of_study(optuna_study), size)
         study.storage.get_all_trials(study.id, deepcopy=False)
         optuna_study.get_trials(deepcopy=False)
         alone.append((size, *parts_of_a_claim(study)))
-        optuna_storage: Any = optuna_study._storage  # noqa: SLF001
+        optuna_storage: Any = cached_storage(optuna_study)
+        # The cache has no public way to the storage behind it.
         optuna_engine = optuna_storage._backend.engine  # noqa: SLF001
         sides = {
             "ours": (study.engine, partial(run_hpo_trial, study)),

@@ -28,6 +28,7 @@ from hpo.space.policy import Seen, propose
 from hpo.space.sections import SamplerSettings
 from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast, Stop
+from hpo.study.optuna_internals import suggest
 from hpo.study.sampling import distribution, sampler_of
 
 # The demo profile, with which tables are made, may have fewer.
@@ -41,8 +42,7 @@ def drawn(spec: StudySpec, trial: optuna.Trial) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in spec.parameters:
         if spec.active(name, values):
-            # Optuna has no public way to suggest a value of a given distribution.
-            values[name] = trial._suggest(name, distribution(spec, name))  # noqa: SLF001
+            values[name] = suggest(trial, name, distribution(spec, name))
     return values
 
 
