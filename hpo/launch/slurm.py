@@ -1,10 +1,10 @@
-"""SLURM: an array of claimers, one element a node with a worker per GPU, no head node. What an element does is in slurm_element.py.
+"""SLURM: an array job of workers, one element per node, without a head node.
 
-A plain batch script and squeue, not submitit: its USR2 handler would run in the middle of a training step, and its job states
-need accounting.
+What an element does on its node is in slurm_element.py. The job is a plain batch script, and its
+state is read from squeue. submitit does not fit: its USR2 handler would run in the middle of a
+training step, and its job states need accounting.
 """
 
-import logging
 import os
 import re
 import shlex
@@ -21,180 +21,233 @@ from hpo.errors import CallerError, SlurmError
 from hpo.store.database import Database, home
 from hpo.study.paths import study_folder
 from hpo.study.reader import StudyReader
+from hpo.text import plural
 
-NO_PROGRAM = "{}: no such program here. Type the line where SLURM's commands are, such as a login node of the cluster"
-CALL_SECONDS = 60  # a controller that is down makes the commands wait
-TIME = re.compile(
-    r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|unlimited", re.IGNORECASE
-)  # man sbatch, --time
+# While SLURM's controller is down, its commands hang.
+CALL_SECONDS = 60
+# The formats of --time in `man sbatch`.
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|unlimited", re.IGNORECASE)
 GPUS = re.compile(r"([\w.-]+:)?\d+")
 OPTION = re.compile(r"([a-z][a-z0-9-]*)(?:=(.*))?", re.DOTALL)
+# Values that a batch script can hold without quotes.
 PLAIN = re.compile(r"[\w@%+:,./=-]*")
-OURS = {  # options that the script sets: what to say to somebody who gives one
-    "nodes": "--nodes", "array": "--nodes", "gres": "--gpus-per-node", "gpus-per-node": "--gpus-per-node", "partition": "--partition",
-    "time": "--time", "account": "--account",
-    **dict.fromkeys(("chdir", "export", "job-name", "no-requeue", "ntasks", "open-mode", "output", "parsable", "requeue", "signal",
-                     "wrap"), ""),
-}  # fmt: skip
-VARIABLES = {
-    "array": "ARRAY_INX",
-    "time": "TIMELIMIT",
-}  # SBATCH_*, where it is not the option's name
-log = logging.getLogger(__name__)
+# Options of sbatch that the script sets, and the option of hpo that changes each; empty: none does.
+RESERVED_OPTIONS = {
+    "nodes": "--nodes",
+    "array": "--nodes",
+    "gres": "--gpus-per-node",
+    "gpus-per-node": "--gpus-per-node",
+    "partition": "--partition",
+    "time": "--time",
+    "account": "--account",
+    "chdir": "",
+    "export": "",
+    "job-name": "",
+    "no-requeue": "",
+    "ntasks": "",
+    "open-mode": "",
+    "output": "",
+    "parsable": "",
+    "requeue": "",
+    "signal": "",
+    "wrap": "",
+}
+# SBATCH_* variables whose name is not that of the option.
+VARIABLES = {"array": "ARRAY_INX", "time": "TIMELIMIT"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of SLURM: an array with one element a node. Raises CallerError where SLURM could not read it."""
+    """An array job with one element per node.
+
+    Raises CallerError for a value that sbatch does not accept.
+    """
 
     nodes: int = 1
-    gpus_per_node: str = "1"  # N or TYPE:N, as sbatch takes it; 0: none
+    # N or TYPE:N, as sbatch takes it; 0 requests no GPU.
+    gpus_per_node: str = "1"
     partition: str | None = None
-    time: str | None = None  # None: the partition's own limit
+    # None leaves the limit to the partition.
+    time: str | None = None
     account: str | None = None
-    options: tuple[str, ...] = ()  # K=V or K, of sbatch
-    more: bool = False  # also while elements of the study are in the queue
+    # Further options of sbatch, each KEY or KEY=VALUE.
+    options: tuple[str, ...] = ()
+    # Whether to submit even while elements of the study are in the queue.
+    more: bool = False
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise CallerError(f"--nodes {self.nodes}: valid is 1 or more")
         if not GPUS.fullmatch(self.gpus_per_node):
             raise CallerError(
-                f"--gpus-per-node {self.gpus_per_node}: valid is a number, or TYPE:NUMBER such as a100:8"
+                f"--gpus-per-node {self.gpus_per_node}: valid is a number, or TYPE:NUMBER such as "
+                f"a100:8"
             )
         if self.time is not None and not TIME.fullmatch(self.time):
-            raise CallerError(f"--time {self.time}: valid is MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, "
-                              f"DAYS-HOURS:MINUTES or DAYS-HOURS:MINUTES:SECONDS, such as 8:00:00")  # fmt: skip
-        for name, value in (("--partition", self.partition), ("--account", self.account)):
-            if value is not None and not (value and PLAIN.fullmatch(value)):
-                raise CallerError(
-                    f"{name} {value!r}: valid are letters, digits and . _ - , as SLURM's names have them"
-                )
+            raise CallerError(
+                f"--time {self.time}: valid is MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, "
+                f"DAYS-HOURS, DAYS-HOURS:MINUTES or DAYS-HOURS:MINUTES:SECONDS, such as 8:00:00"
+            )
+        _check_name("--partition", self.partition)
+        _check_name("--account", self.account)
         for option in self.options:
             _check_option(option)
 
     def check_gpus(self, needed: int) -> None:
-        """Raises CallerError for a node that has too few GPUs for one training of a study."""
+        """Raises CallerError if a node has fewer GPUs than one training of the study needs."""
         count = int(self.gpus_per_node.rpartition(":")[2])
         if 0 < count < needed:
             raise CallerError(
-                f"--gpus-per-node {self.gpus_per_node}: a training of this study takes {needed} GPUs. Give {needed} or more"
+                f"--gpus-per-node {self.gpus_per_node}: a training of this study takes {needed} "
+                f"GPUs. Give {needed} or more"
             )
 
     def __str__(self) -> str:
+        nodes = plural(self.nodes, "node")
         where = f" of partition {self.partition}" if self.partition else ""
-        limit = f", {self.time} each" if self.time else ""
-        return f"{self.nodes} node{'s' * (self.nodes != 1)}{where} through SLURM, {self.gpus_per_node} GPUs a node{limit}"
+        limit = f", time limit {self.time}" if self.time else ""
+        return f"{nodes}{where} through SLURM, {self.gpus_per_node} GPUs per node{limit}"
 
     def directives(self, name: str, folder: Path) -> dict[str, str | None]:
-        """sbatch's options. `--export` brings the database's URL, which stands nowhere else, to the nodes."""
-        logs = str(folder / "logs" / "slurm-").replace("%", "%%")
-        asked = {"partition": self.partition, "time": self.time, "account": self.account}
-        return {
+        """The options of sbatch, in the order of the script; None is an option without a value.
+
+        `--export` passes the database's URL, which is written nowhere, to the nodes.
+        """
+        directives: dict[str, str | None] = {
             "job-name": name,
             "array": f"0-{self.nodes - 1}",
             "nodes": "1",
             "ntasks": "1",
-            **({} if self.gpus_per_node == "0" else {"gres": f"gpu:{self.gpus_per_node}"}),
-            **{key: value for key, value in asked.items() if value is not None},
-            "chdir": str(folder),
-            "output": f"{logs}%A_%a.log",
-            "open-mode": "append",
-            "export": "ALL",
-            "requeue": None,
-            "signal": "B:USR1@1",  # names what preempt_send_user_signal sends; the wall limit is watched by the workers themselves
-            **dict(split_option(option) for option in self.options),
         }
+        if self.gpus_per_node != "0":
+            directives["gres"] = f"gpu:{self.gpus_per_node}"
+        if self.partition is not None:
+            directives["partition"] = self.partition
+        if self.time is not None:
+            directives["time"] = self.time
+        if self.account is not None:
+            directives["account"] = self.account
+        logs = str(folder / "logs" / "slurm-").replace("%", "%%")
+        directives["chdir"] = str(folder)
+        directives["output"] = f"{logs}%A_%a.log"
+        directives["open-mode"] = "append"
+        directives["export"] = "ALL"
+        directives["requeue"] = None
+        # Tells preempt_send_user_signal which signal to send. The workers watch the wall limit
+        # themselves.
+        directives["signal"] = "B:USR1@1"
+        for option in self.options:
+            key, value = split_option(option)
+            directives[key] = value
+        return directives
 
 
 def split_option(option: str) -> tuple[str, str | None]:
+    """Split KEY=VALUE or KEY, whose value is None."""
     key, equals, value = option.partition("=")
     return key, value if equals else None
+
+
+def _check_name(option: str, name: str | None) -> None:
+    if name is not None and not (name and PLAIN.fullmatch(name)):
+        raise CallerError(
+            f"{option} {name!r}: valid are letters, digits and . _ - , as in SLURM's names"
+        )
 
 
 def _check_option(option: str) -> None:
     if not OPTION.fullmatch(option):
         raise CallerError(
-            f"--slurm-option {option!r}: valid is an option of sbatch without its dashes, such as cpus-per-gpu=4 or exclusive"
+            f"--slurm-option {option!r}: valid is an option of sbatch without its dashes, such as "
+            f"cpus-per-gpu=4 or exclusive"
         )
     key, value = split_option(option)
-    if key in OURS:
-        raise CallerError(
-            f"--slurm-option {option}: {f'give {OURS[key]} instead' if OURS[key] else 'hpo sets this one itself'}"
-        )
+    if key in RESERVED_OPTIONS:
+        instead = RESERVED_OPTIONS[key]
+        advice = f"give {instead} instead" if instead else "hpo sets this one itself"
+        raise CallerError(f"--slurm-option {option}: {advice}")
     _check_writable(f"--slurm-option {key}", value or "")
 
 
 def _check_writable(what: str, value: str) -> None:
-    """Line breaks would begin a line of their own; sbatch knows no way to write the other two."""
+    """Raises CallerError for a value that no directive can hold.
+
+    A line break would end the directive, and sbatch has no escape for a quote or a backslash.
+    """
     if not value.isprintable() or '"' in value or "\\" in value:
         raise CallerError(
-            f"{what}: {value!r} has a quote, a backslash or a control character, which a batch script cannot hold"
+            f"{what}: {value!r} has a quote, a backslash or a control character, which a batch "
+            f"script cannot hold"
         )
 
 
 def batch_script(directives: Mapping[str, str | None], command: Sequence[str]) -> str:
-    """What sbatch gets. A test compares it with a golden file."""
+    """The script for sbatch. A test compares it with a golden file."""
     lines = ["#!/bin/bash"]
-    for key, value in directives.items():
-        lines.append(
-            f"#SBATCH --{key}"
-            + ("" if value is None else f"={value}" if PLAIN.fullmatch(value) else f'="{value}"')
-        )
+    lines += [_directive(key, value) for key, value in directives.items()]
     lines += [
-        "trap '' USR1 USR2  # until Python catches them: by default they would end the job",
+        "",
+        "# By default these signals would end the job before Python can handle them.",
+        "trap '' USR1 USR2",
         f"exec {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _directive(key: str, value: str | None) -> str:
+    if value is None:
+        return f"#SBATCH --{key}"
+    if PLAIN.fullmatch(value):
+        return f"#SBATCH --{key}={value}"
+    return f'#SBATCH --{key}="{value}"'
+
+
 def check_surroundings(url: str | None) -> None:
-    """Raises SlurmError without sbatch, and CallerError for the embedded database, which other machines do not reach."""
+    """Raises SlurmError if sbatch is missing, and CallerError if no database URL is given.
+
+    The nodes cannot reach the embedded database of this machine.
+    """
     if not shutil.which("sbatch"):
-        raise SlurmError(NO_PROGRAM.format("sbatch"))
+        raise _no_program("sbatch")
     if not (url or os.environ.get("HPO_DATABASE_URL")):
-        raise CallerError("--slurm without a database: the embedded Postgres answers on this machine only. Set HPO_DATABASE_URL (or "
-                          "--database) to a Postgres that the nodes reach: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")  # fmt: skip
+        raise CallerError(
+            "--slurm without a database: the embedded Postgres answers on this machine only. Set "
+            "HPO_DATABASE_URL (or --database) to a Postgres that the nodes can reach: "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        )
 
 
 def submit(job: Job, study: StudyReader, database: Database, worker_options: Sequence[str]) -> str:
-    """Submit the array. Returns its job id. Raises SlurmError, CallerError."""
+    """Submit the array and return its job id. Raises SlurmError, CallerError."""
     folder = study_folder(study)
     _check_writable("the study's folder (see HPO_HOME)", str(folder))
     directives = job.directives(job_name(study), folder)
-    command = [
-        sys.executable,
-        "-m",
-        "hpo.cli",
-        "worker",
-        "--study",
-        study.name,
-        "--all-gpus",
-        "--requeue",
-        *worker_options,
-    ]
+    command = [sys.executable, "-m", "hpo.cli", "worker", "--study", study.name]
+    command += ["--all-gpus", "--requeue", *worker_options]
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     script = script_of(folder)
     script.write_text(batch_script(directives, command))
-    environment = {"HPO_DATABASE_URL": database.url, "HPO_HOME": str(home())}
-    printed = call_slurm(
-        ["sbatch", "--parsable", str(script)],
-        _without_defaults(os.environ, directives) | environment,
-    )
-    return printed.split()[-1].partition(";")[0]  # ID;CLUSTER on some sites
+    environment = _without_defaults(os.environ, directives)
+    environment["HPO_DATABASE_URL"] = database.url
+    environment["HPO_HOME"] = str(home())
+    printed = call_slurm(["sbatch", "--parsable", str(script)], environment)
+    # Some sites print ID;CLUSTER.
+    return printed.split()[-1].partition(";")[0]
 
 
 def _without_defaults(
     environment: Mapping[str, str], directives: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """SBATCH_* variables stand above what a script says: those of our options go."""
-    ours = {f"SBATCH_{VARIABLES.get(key, key.upper().replace('-', '_'))}" for key in directives} | {
-        "SBATCH_NO_REQUEUE"
-    }
-    return {key: value for key, value in environment.items() if key not in ours}
+    """The environment without the SBATCH_* variables that would override these directives."""
+    overriding = {"SBATCH_NO_REQUEUE"}
+    for key in directives:
+        name = VARIABLES.get(key, key.upper().replace("-", "_"))
+        overriding.add(f"SBATCH_{name}")
+    return {name: value for name, value in environment.items() if name not in overriding}
 
 
 def script_of(folder: Path) -> Path:
+    """The path of the batch script in the study's folder."""
     return folder / "slurm.sh"
 
 
@@ -205,25 +258,19 @@ def job_name(study: StudyReader) -> str:
 def after_submission(
     number: str, study: StudyReader, database: Database, data: Path | None
 ) -> list[str]:
-    """For people: what runs, what must be on all nodes, how to watch and how to end it."""
-    path = data or study.data_path
-    shared = [
-        f"{study_folder(study)} (logs, checkpoints, weights)",
-        f"{sys.prefix} (Python)",
-        *([f"{path} (data)"] if path else []),
-    ]
-    lines = [f"submitted  job {number}", f"shared     every node must see {', '.join(shared)}"]
+    """Lines for the user: what was submitted, what all nodes must see, how to watch and cancel."""
+    needed = [f"{study_folder(study)} (logs, checkpoints, weights)", f"{sys.prefix} (Python)"]
+    data_path = data or study.data_path
+    if data_path:
+        needed.append(f"{data_path} (data)")
+    lines = [f"submitted  job {number}", f"shared     every node must see {', '.join(needed)}"]
     host = urlsplit(database.url).hostname or ""
     if host in ("localhost", "::1") or host.startswith("127."):
-        lines.append(
-            f"           the database is at {host}: no other node than this one reaches it"
-        )
-    where = "" if os.environ.get("HPO_DATABASE_URL") else " --database URL"
-    return [
-        *lines,
-        f"watch      hpo status --study {study.name}{where}",
-        f"cancel     scancel {number}",
-    ]
+        lines.append(f"           the database is at {host}, which no other node can reach")
+    option = "" if os.environ.get("HPO_DATABASE_URL") else " --database URL"
+    lines.append(f"watch      hpo status --study {study.name}{option}")
+    lines.append(f"cancel     scancel {number}")
+    return lines
 
 
 # ---- the queue
@@ -233,18 +280,28 @@ def after_submission(
 class Element:
     """One element of an array, as squeue shows it."""
 
-    id: str  # ARRAY_INDEX
-    state: str  # SLURM's: PENDING, RUNNING, COMPLETING, ...
+    # ARRAY_INDEX
+    id: str
+    # In SLURM's words: PENDING, RUNNING, COMPLETING, ...
+    state: str
     partition: str
-    where: str  # the node, or in parentheses why it waits
-    left: str  # of its time, [DAYS-]HOURS:MINUTES:SECONDS
+    # The node, or in parentheses why the element waits.
+    where: str
+    # The time left, as [DAYS-]HOURS:MINUTES:SECONDS.
+    left: str
 
     def __str__(self) -> str:
-        return f"{self.id} {self.state.lower()} {self.where}{f', {self.left} left' if self.state == 'RUNNING' else ''}"
+        text = f"{self.id} {self.state.lower()} {self.where}"
+        if self.state == "RUNNING":
+            text += f", {self.left} left"
+        return text
 
 
 def elements(study: StudyReader) -> list[Element]:
-    """The study's elements that wait or run, read from squeue: sacct needs accounting. Raises SlurmError."""
+    """The study's elements that wait or run. Raises SlurmError.
+
+    They are read from squeue, because sacct needs accounting.
+    """
     command = [
         "squeue",
         "--noheader",
@@ -256,29 +313,32 @@ def elements(study: StudyReader) -> list[Element]:
 
 
 def parse_elements(printed: str) -> list[Element]:
-    rows = [line.strip().split("|") for line in printed.splitlines()]
-    return [
-        Element(row[0], row[1], row[2], "|".join(row[3:-1]), row[-1])
-        for row in rows
-        if len(row) >= 5
-    ]
+    """The elements in the output of squeue, one per line. Lines with fewer fields are skipped."""
+    parsed = []
+    for line in printed.splitlines():
+        fields = line.strip().split("|")
+        if len(fields) < 5:
+            continue
+        element_id, state, partition, *where, left = fields
+        parsed.append(Element(element_id, state, partition, "|".join(where), left))
+    return parsed
 
 
 def known_elements(study: StudyReader) -> list[Element] | None:
-    """As `elements`; None if the study was not submitted from here."""
-    return elements(study) if script_of(study_folder(study)).exists() else None
+    """Like `elements`, but None if the study was not submitted from this machine."""
+    if not script_of(study_folder(study)).exists():
+        return None
+    return elements(study)
 
 
 def in_words(found: Sequence[Element]) -> str:
-    """3 running, 1 pending"""
-    return ", ".join(
-        f"{count} {state.lower()}"
-        for state, count in Counter(element.state for element in found).items()
-    )
+    """Count the elements by state: 3 running, 1 pending."""
+    counts = Counter(element.state for element in found)
+    return ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
 
 
 def call_slurm(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """What a SLURM command prints. Raises SlurmError with its message."""
+    """Run a SLURM command and return its output. Raises SlurmError with the command's message."""
     program = command[0]
     try:
         done = subprocess.run(
@@ -290,19 +350,21 @@ def call_slurm(command: Sequence[str], environment: Mapping[str, str] | None = N
             env=environment,
         )
     except FileNotFoundError:
-        raise SlurmError(
-            f"{program}: no such program. Type the line on a machine where SLURM's commands are, such as a login node"
-        ) from None
+        raise _no_program(program) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{program}: no answer for {CALL_SECONDS} s. Does SLURM's controller run? Try again: sinfo"
+            f"{program}: no answer for {CALL_SECONDS} s. Is SLURM's controller running? Try: sinfo"
         ) from None
     if done.returncode:
-        lines = [
-            re.sub(rf"^{program}: (error: |fatal: )?", "", line)
-            for line in done.stderr.strip().splitlines()
-        ]
-        raise SlurmError(
-            f"{program}: {'; '.join(lines) or f'exit code {done.returncode}'}. Valid partitions and limits: sinfo"
-        )
+        prefix = re.compile(rf"^{program}: (error: |fatal: )?")
+        lines = [prefix.sub("", line) for line in done.stderr.strip().splitlines()]
+        problem = "; ".join(lines) or f"exit code {done.returncode}"
+        raise SlurmError(f"{program}: {problem}. Valid partitions and limits: sinfo")
     return done.stdout
+
+
+def _no_program(program: str) -> SlurmError:
+    return SlurmError(
+        f"{program}: no such program here. Run this where SLURM's commands are installed, such as "
+        f"a login node of the cluster"
+    )

@@ -16,5 +16,7 @@
 #SBATCH --cpus-per-gpu=4
 #SBATCH --exclusive
 #SBATCH --comment="night run #2"
-trap '' USR1 USR2  # until Python catches them: by default they would end the job
+
+# By default these signals would end the job before Python can handle them.
+trap '' USR1 USR2
 exec /opt/venv/bin/python -m hpo.cli worker --study lr-aug --data '/data/a b'
