@@ -1,4 +1,4 @@
-"""Inside an element of a SLURM job: its wall limit, the workers of its node, and its way back into the queue."""
+"""Inside an element of a SLURM job: the wall limit, the workers of its node, and requeueing."""
 
 import logging
 import os
@@ -13,60 +13,77 @@ from hpo.store.database import Database
 from hpo.study.study import Study
 from hpo.worker.signals import StopFlag
 
-# Workers leave so long before the wall limit, at most a tenth of the job's length.
+# Workers leave this long before the wall limit, but at most a tenth of the job's length.
 MARGIN_SECONDS = 120.0
-# Another margin, in seconds.
+# Overrides the margin, in seconds.
 MARGIN_VARIABLE = "HPO_WALL_MARGIN"
-# Seconds since the epoch; a node's first process tells its workers.
+# Tells the workers of a node when to leave, in seconds since the epoch.
 LEAVE_VARIABLE = "HPO_LEAVE_AT"
 log = logging.getLogger(__name__)
 
 
 def this_element() -> str | None:
-    """ARRAY_INDEX of the job that we run in; its number alone would name all the elements to scontrol. None outside SLURM."""
-    job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
+    """The ARRAY_INDEX of the element that this process runs in; None outside SLURM.
+
+    scontrol would take the number of the array alone for all of its elements.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def leave_at() -> float | None:
-    """When to leave for the wall limit of the job that we run in, in seconds since the epoch; None: there is none.
+    """When to leave because of the job's wall limit, in seconds since the epoch; None: no limit.
 
-    Raises CallerError for a margin that is no number or leaves no time.
+    Raises CallerError for a margin that is not a number or leaves no time.
     """
-    if told := os.environ.get(LEAVE_VARIABLE):
-        return float(told)
+    inherited = os.environ.get(LEAVE_VARIABLE)
+    if inherited:
+        return float(inherited)
     element = this_element()
     if element is None:
         return None
-    now, end = time.time(), os.environ.get("SLURM_JOB_END_TIME")
-    if end is None:  # before SLURM 23
-        try:
-            left = seconds_of(
-                call_slurm(["squeue", "--noheader", f"--job={element}", "--format=%L"]).strip()
-            )
-        except (
-            SlurmError
-        ) as error:  # in a container, say: a worker is worth more than its last minutes
-            log.warning("the wall limit is not known: %s", error)
-            return None
-        if left is None:
-            return None
-        end = str(now + left)
-    length = float(end) - float(os.environ.get("SLURM_JOB_START_TIME", now))
+    now = time.time()
+    end = _job_end(element, now)
+    if end is None:
+        return None
+    start = float(os.environ.get("SLURM_JOB_START_TIME", now))
+    return end - _margin(end - start)
+
+
+def _job_end(element: str, now: float) -> float | None:
+    """When the wall limit ends the job; None if it has no limit or SLURM does not tell it."""
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    if end is not None:
+        return float(end)
+    # SLURM sets the variable since version 23.
+    try:
+        printed = call_slurm(["squeue", "--noheader", f"--job={element}", "--format=%L"])
+    except SlurmError as error:
+        # In a container, for example. A worker without its last minutes is better than none.
+        log.warning("the wall limit is unknown: %s", error)
+        return None
+    left = seconds_of(printed.strip())
+    return None if left is None else now + left
+
+
+def _margin(length: float) -> float:
+    """How many seconds before the end of a job of this length its workers leave."""
     given = os.environ.get(MARGIN_VARIABLE)
     if given is None:
-        return float(end) - min(MARGIN_SECONDS, length / 10)
-    if (
-        not re.fullmatch(r"\d+(\.\d+)?", given) or float(given) >= length
-    ):  # who leaves at once would be requeued for ever
+        return min(MARGIN_SECONDS, length / 10)
+    # A job whose workers leave at once would be requeued forever.
+    if not re.fullmatch(r"\d+(\.\d+)?", given) or float(given) >= length:
         raise CallerError(
-            f"{MARGIN_VARIABLE}={given}: valid is a number of seconds, less than the job's {length:.0f}"
+            f"{MARGIN_VARIABLE}={given}: valid is a number of seconds, less than the job's "
+            f"{length:.0f}"
         )
-    return float(end) - float(given)
+    return float(given)
 
 
 def seconds_of(left: str) -> int | None:
-    """Of [[DAYS-]HOURS:]MINUTES:SECONDS; None for UNLIMITED and the like."""
+    """The seconds of [[DAYS-]HOURS:]MINUTES:SECONDS; None for UNLIMITED and other words."""
     if not re.fullmatch(r"(\d+-)?(\d+:){1,2}\d+", left):
         return None
     days, _, clock = left.rpartition("-")
@@ -76,7 +93,8 @@ def seconds_of(left: str) -> int | None:
     return 86400 * int(days or 0) + seconds
 
 
-def run_node(
+# Study, database, plan and data are the launcher's own arguments; no two of them belong together.
+def run_node(  # noqa: PLR0913
     study: Study,
     database: Database,
     plan: Plan,
@@ -84,15 +102,17 @@ def run_node(
     stop: StopFlag,
     allow_different_code: bool,
 ) -> bool:
-    """Run the workers of this machine until they leave. Returns whether they left early: for a signal or the wall limit, with
-    work left to do.
+    """Run the workers of this machine until they leave.
+
+    Returns whether work is left to do, because of a signal or the wall limit.
     """
-    if study.why_over():  # done while the job waited in the queue
+    # The study may have ended while the job waited in the queue.
+    if study.why_over():
         return False
     if stop.leave_at is not None:
         os.environ[LEAVE_VARIABLE] = str(stop.leave_at)
-    element = this_element()
     launcher = Launcher(study, database, plan, data, allow_different_code=allow_different_code)
+    element = this_element()
     if element:
         launcher.label = f"slurm-{element}"
     end = launcher.run()
@@ -100,18 +120,18 @@ def run_node(
         return False
     try:
         return study.why_over() is None
-    except (
-        DatabaseError
-    ) as error:  # an element that is not requeued is lost to the study; one that is asks again
-        log.warning("whether work is left is not known: %s", error)
+    except DatabaseError as error:
+        # A requeued element asks again; one that is not requeued would be lost to the study.
+        log.warning("cannot tell whether work is left: %s", error)
         return True
 
 
 def requeue() -> str | None:
-    """Put the element that we run in back into the queue. Returns its name, or None outside SLURM. Raises SlurmError.
+    """Put this element back into the queue and return its name; None outside SLURM.
 
-    `Incomplete`: SLURM does nothing if the element does not run any more, because it was cancelled, or because SLURM itself
-    requeues it after pre-emption. Within the grace time we must ask: an element that leaves by itself would count as completed.
+    `Incomplete` makes SLURM do nothing if the element no longer runs, because it was cancelled or
+    because SLURM itself requeues it after pre-emption. Within the grace time the element must ask:
+    one that leaves by itself would count as completed. Raises SlurmError.
     """
     element = this_element()
     if element:
