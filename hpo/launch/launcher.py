@@ -1,7 +1,7 @@
-"""Launcher: worker processes on this machine, one or more per GPU, restarted if they die, stopped together.
+"""Worker processes on this machine: one or more per GPU, restarted if they die, stopped together.
 
-Workers are ordinary `hpo worker` processes with a log file each; they need nothing from the launcher but the database's
-URL, so they outlive it.
+Workers are ordinary `hpo worker` processes, each with its own log file. They need nothing from the
+launcher but the database's URL, so they outlive it.
 """
 
 import os
@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -32,110 +32,158 @@ from hpo.store.database import Database
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Record
+from hpo.text import plural
 from hpo.worker.device import check_gpus, choose_device, free_memory
 from hpo.worker.signals import STOP_SIGNALS
 
 POLL_SECONDS = 0.5
-RESTARTS = 3  # of workers that ended with an error, or were killed before they began a trial
+# How many restarts are tried of workers that ended with an error, or were killed before they
+# began a trial.
+RESTARTS = 3
 End = Literal["done", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which workers run here: a device and a number of CPU threads each; with `grow`, more join while that pays."""
+    """Which workers run here: one for each entry of `devices`, with this many CPU threads each."""
 
     devices: tuple[str, ...]
     threads: int
+    # Whether to add workers for as long as that pays off.
     grow: bool = False
 
     def __str__(self) -> str:
-        kinds = sorted(set(self.devices))
-        count = len(self.devices)
-        return (f"{count} worker{'s' * (count != 1)} on {', '.join(kinds)}, {self.threads} CPU thread{'s' * (self.threads != 1)} each"
-                f"{', more where that pays' * self.grow}")  # fmt: skip
+        workers = plural(len(self.devices), "worker")
+        devices = ", ".join(sorted(set(self.devices)))
+        text = f"{workers} on {devices}, {plural(self.threads, 'CPU thread')} each"
+        if self.grow:
+            text += ", more if that pays off"
+        return text
 
 
 def plan_workers(
     workers: int | None, device: str | None, per_gpu: str | None = None, gpus: int = 1
 ) -> Plan:
-    """Default: one worker per GPU; without one, a worker per two CPU cores (two workers on two cores).
+    """Plan the workers of this machine.
 
-    per_gpu: a number of workers for each GPU (or for the CPU), or `auto`: begin with one each and add more while that pays.
-    gpus: that a training takes: with several a worker holds as many. The CPU cores are divided between the workers.
+    The default is one worker per GPU; without a GPU, one per two CPU cores (two on two cores). The
+    CPU cores are divided between the workers.
+
+    per_gpu: how many workers share each GPU (or the CPU), or `auto`: start with one each and add
+    more for as long as that pays off. gpus: how many GPUs one training takes, and so each worker.
     Raises CallerError, MachineError.
     """
     if workers is not None and workers < 1:
         raise CallerError(
-            f"--workers {workers}: valid is 1 or more; without it, one per GPU, else one per two CPU cores"
+            f"--workers {workers}: valid is 1 or more; without it, one per GPU, else one per two "
+            f"CPU cores"
         )
     if per_gpu is not None and workers is not None:
         raise CallerError(f"--workers {workers} with --per-gpu {per_gpu}: give one of them")
     check_per_gpu(per_gpu)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = _available_cores()
     on_cpu = choose_device(device).type == "cpu"
-    homes = ["cpu"] if on_cpu else gpu_groups(torch.cuda.device_count(), gpus)
+    slots = _slots(device, on_cpu, gpus)
+    if per_gpu == "auto":
+        threads = 1 if on_cpu else max(1, cores // (4 * len(slots)))
+        return Plan(tuple(slots), threads, grow=True)
+    if per_gpu:
+        count = len(slots) * int(per_gpu)
+    elif workers:
+        count = workers
+    elif on_cpu:
+        count = min(cores, max(2, cores // 2))
+    else:
+        count = len(slots)
+    devices = tuple(slots[index % len(slots)] for index in range(count))
+    return Plan(devices, max(1, cores // count))
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _slots(device: str | None, on_cpu: bool, gpus: int) -> list[str]:
+    """The devices that workers run on, each as `--device` takes it."""
+    slots = ["cpu"] if on_cpu else gpu_groups(torch.cuda.device_count(), gpus)
     if device and ":" in device:
         check_gpus(device, choose_device(device), gpus)
-        homes = [device]
-    if per_gpu == "auto":
-        return Plan(tuple(homes), 1 if on_cpu else max(1, cores // (4 * len(homes))), grow=True)
-    default = min(cores, max(2, cores // 2)) if on_cpu else len(homes)
-    count = len(homes) * int(per_gpu) if per_gpu else workers or default
-    return Plan(tuple(homes[index % len(homes)] for index in range(count)), max(1, cores // count))
+        return [device]
+    return slots
 
 
 def gpu_groups(count: int, size: int) -> list[str]:
-    """`count` GPUs in groups of `size`, as `--device` takes them: cuda:0,1. GPUs that make no whole group stay free.
+    """Divide `count` GPUs into groups of `size`, written as `--device` takes them: cuda:0,1.
 
-    Raises MachineError if there is no whole group.
+    GPUs that do not fill a group stay free. Raises MachineError if there is no whole group.
     """
     size = max(1, size)
     if count < size:
-        raise MachineError(f"a training of this study takes {size} GPUs, and this machine shows {count} to PyTorch. Take --device cpu "
-                           f"or another machine, or lower script.gpus")  # fmt: skip
-    groups = [range(first, first + size) for first in range(0, count - size + 1, size)]
-    return [f"cuda:{','.join(map(str, group))}" for group in groups]
+        raise MachineError(
+            f"a training of this study takes {size} GPUs, and this machine shows {count} to "
+            f"PyTorch. Take --device cpu or another machine, or lower script.gpus"
+        )
+    groups = []
+    for first in range(0, count - size + 1, size):
+        indices = ",".join(str(index) for index in range(first, first + size))
+        groups.append(f"cuda:{indices}")
+    return groups
 
 
 def plan_node(device: str | None, per_gpu: str | None, gpus: int = 1) -> Plan:
-    """A worker for every GPU of this machine, or `per_gpu`. A node whose GPUs are not there must not train on its CPU unasked.
+    """Plan one worker, or `per_gpu` workers, for every GPU of this machine.
 
-    gpus: as for `plan_workers`. Raises CallerError, MachineError.
+    A node whose GPUs are missing must not train on its CPU unless the user asks for that. gpus: as
+    for `plan_workers`. Raises CallerError, MachineError.
     """
     check_whole_node(device)
     if choose_device(device).type == "cpu" and device is None:
-        raise MachineError(f"--all-gpus: this machine shows no CUDA device to PyTorch {torch.__version__}. See nvidia-smi, or take "
-                           f"--device cpu")  # fmt: skip
+        raise MachineError(
+            f"--all-gpus: this machine shows no CUDA device to PyTorch {torch.__version__}. See "
+            f"nvidia-smi, or take --device cpu"
+        )
     return plan_workers(None, device, per_gpu, gpus)
 
 
 def check_whole_node(device: str | None) -> None:
+    """Raises CallerError for a device that does not stand for all GPUs of a node."""
     if device not in (None, "cpu", "cuda"):
         raise CallerError(f"--device {device}: every GPU of a node is used. Valid here: cpu, cuda")
 
 
 def check_per_gpu(per_gpu: str | None) -> None:
-    if per_gpu is not None and per_gpu != "auto" and not (per_gpu.isdecimal() and int(per_gpu) > 0):
+    """Raises CallerError for an invalid `--per-gpu`."""
+    if per_gpu is None or per_gpu == "auto":
+        return
+    if not (per_gpu.isdecimal() and int(per_gpu) > 0):
         raise CallerError(f"--per-gpu {per_gpu}: valid is auto, or a number from 1")
+
+
+def _default_label() -> str:
+    return f"{this_host()}-{os.getpid()}"
 
 
 @dataclass
 class Launcher:
+    """Starts the workers of a plan, restarts those that die, and stops all of them together."""
+
     study: Study
     database: Database
     plan: Plan
     data_path: Path | None
-    label: str = field(
-        default_factory=lambda: f"{this_host()}-{os.getpid()}"
-    )  # in the logs' names, where hosts share the folder
+    # Part of the logs' names, because hosts may share the folder.
+    label: str = field(default_factory=_default_label)
     allow_different_code: bool = False
-    _devices: list[str] = field(default_factory=list)  # of each worker that was ever started here
+    # The device of every worker that was ever started here, by the worker's index.
+    _devices: list[str] = field(default_factory=list)
     _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
-    _attempts: int = 0  # at trials, when a worker died last
+    # The attempts of all trials when a worker last died.
+    _attempts: int = 0
+    # How many signals have asked to stop.
     _asked_to_stop: int = 0
 
     def run(
@@ -143,41 +191,46 @@ class Launcher:
         show: Callable[[], bool] | None = None,
         news: Callable[[list[Record]], None] | None = None,
     ) -> End:
-        """Start the workers, return when all have left. Twice a second it calls `show`, which says whether the database
-        answers, and `news` with the trials.
+        """Start the workers and return when all have left.
 
-        Raises WorkerError if workers died and work is left that none of them does.
+        Twice a second this calls `show`, which returns whether the database answers, and `news`
+        with the records of the trials. Raises WorkerError if workers died and the work that is
+        left has no worker.
         """
-        handled = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
-        if hasattr(signal, "SIGHUP"):
-            handled[signal.SIGHUP] = signal.signal(
-                signal.SIGHUP, signal.SIG_IGN
-            )  # a closed terminal does not end a study
+        previous_handlers = self._handle_signals()
         try:
             if self.plan.grow:
-                self._sharing = {
-                    device: Sharing(free_memory(device)) for device in self.plan.devices
-                }
+                for device in self.plan.devices:
+                    self._sharing[device] = Sharing(free_memory(device))
             for device in self.plan.devices:
                 self._start(self._new(device))
             while self._running:
                 self._look_after()
-                if not self._tell(
-                    show, news
-                ):  # the workers train on, and will tell if it is more than a moment
+                # The workers train on without the database, and report a long outage themselves.
+                if not self._update(show, news):
                     self.database.revive()
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
         finally:
             for worker in self._running.values():
                 worker.terminate()
-            for number, handler in handled.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
-    def _tell(
+    def _handle_signals(self) -> dict[signal.Signals, Any]:
+        """Install the handlers of the launcher and return the previous ones."""
+        previous: dict[signal.Signals, Any] = {}
+        for number in STOP_SIGNALS:
+            previous[number] = signal.signal(number, self._stop)
+        # A study continues when its terminal is closed.
+        if hasattr(signal, "SIGHUP"):
+            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return previous
+
+    def _update(
         self, show: Callable[[], bool] | None, news: Callable[[list[Record]], None] | None
     ) -> bool:
-        """Returns whether the database answers, as far as it was asked."""
+        """Update the displays and the sharing of devices. Returns False if the database is away."""
         if show and not show():
             return False
         if not (news or self._sharing):
@@ -192,37 +245,49 @@ class Launcher:
         return True
 
     def log_of(self, index: int) -> Path:
+        """The log file of a worker."""
         return study_folder(self.study) / "logs" / f"worker-{self.label}-{index}.log"
 
     def _new(self, device: str) -> int:
+        """Register a worker on this device and return its index."""
         self._devices.append(device)
         return len(self._devices) - 1
 
-    def _on(self, device: str) -> list[int]:
+    def _running_on(self, device: str) -> list[int]:
         return [index for index in self._running if self._devices[index] == device]
 
     def _share(self, records: list[Record]) -> None:
-        """Start or end a worker of a device, as its measurements say; a pause says nothing."""
-        halted = bool(self._sharing) and self.study.halt is not None
+        """Start or end workers as the measurements of their devices suggest."""
+        if not self._sharing:
+            return
+        # Step rates during a pause say nothing about sharing.
+        is_halted = self.study.halt is not None
         for device, sharing in self._sharing.items():
-            if halted:
+            if is_halted:
                 sharing.restart()
+            else:
+                self._share_device(device, sharing, records)
+
+    def _share_device(self, device: str, sharing: Sharing, records: list[Record]) -> None:
+        host = this_host()
+        training = 0
+        steps = 0
+        for record in records:
+            if record.host != host or record.device.split(" ")[0] != device:
                 continue
-            here = [
-                record
-                for record in records
-                if record.host == this_host() and record.device.split(" ")[0] == device
-            ]
-            training = sum(record.state == "running" and record.step > 0 for record in here)
-            if len(self._on(device)) < sharing.count:
-                sharing.restart()
-            change = sharing.look(
-                training, sum(record.step for record in here), free_memory(device)
-            )
-            if change > 0:
-                self._start(self._new(device))
-            elif change < 0 and len(ours := self._on(device)) > sharing.count:
-                self._running[max(ours)].terminate()  # it hands its trial back
+            steps += record.step
+            if record.state == "running" and record.step > 0:
+                training += 1
+        if len(self._running_on(device)) < sharing.count:
+            sharing.restart()
+        change = sharing.look(training, steps, free_memory(device))
+        if change > 0:
+            self._start(self._new(device))
+        elif change < 0:
+            workers = self._running_on(device)
+            if len(workers) > sharing.count:
+                # A worker that is terminated hands its trial back.
+                self._running[max(workers)].terminate()
 
     def shared(self) -> list[str]:
         """A line for each device whose number of workers was measured."""
@@ -243,9 +308,9 @@ class Launcher:
         }
         log = self.log_of(index)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            log.open("ab") as output
-        ):  # its own session: a Ctrl-C at the terminal reaches the launcher alone, which passes it on
+        # In its own session, a worker does not receive the terminal's Ctrl-C: the launcher does,
+        # and passes it on.
+        with log.open("ab") as output:
             self._running[index] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -254,11 +319,12 @@ class Launcher:
                 env=environment,
                 start_new_session=True,
             )
-        if self._asked_to_stop:  # between the look above and here
+        # A signal may have come since the check above.
+        if self._asked_to_stop:
             self._running[index].terminate()
 
     def _look_after(self) -> None:
-        """Take note of workers that left; start those again that died. A worker that died comes back to its own trial."""
+        """Forget workers that left and restart those that died, which then resume their trials."""
         for index, worker in list(self._running.items()):
             code = worker.poll()
             if code is None:
@@ -266,26 +332,41 @@ class Launcher:
             del self._running[index]
             if code == 0 or self._asked_to_stop:
                 continue
-            if code == MemoryShortError.exit_code and self._on(
-                self._devices[index]
-            ):  # the others go on
-                if sharing := self._sharing.get(self._devices[index]):
-                    sharing.out_of_memory()
-                continue
-            if code == BadNodeError.exit_code and self._running:
-                continue
-            if code in (CallerError.exit_code, BadNodeError.exit_code) or self._too_often(code):
-                self._stop_workers()
-                raise WorkerError(f"worker {index} ended with {_in_words(code)}: {self._last_line(index)} (log: {self.log_of(index)}). "
-                                  f"Nothing finished is lost: the same line goes on")  # fmt: skip
-            self._start(index)
+            self._handle_death(index, code)
 
-    def _too_often(self, code: int) -> bool:
-        """Note a death. How often a trial kills a worker is bounded by its attempts, and how many trials do by the budget."""
+    def _handle_death(self, index: int, code: int) -> None:
+        """Restart the worker, or do without it. Raises WorkerError if neither is possible."""
+        device = self._devices[index]
+        if code == MemoryShortError.exit_code and self._running_on(device):
+            # The other workers of the device continue.
+            sharing = self._sharing.get(device)
+            if sharing is not None:
+                sharing.out_of_memory()
+            return
+        if code == BadNodeError.exit_code and self._running:
+            return
+        is_hopeless = code in (CallerError.exit_code, BadNodeError.exit_code)
+        if is_hopeless or self._died_too_often(code):
+            self._stop_workers()
+            raise WorkerError(
+                f"worker {index} ended with {_in_words(code)}: {self._last_line(index)} "
+                f"(log: {self.log_of(index)}). Finished trials are kept; the same command resumes "
+                f"the study"
+            )
+        self._start(index)
+
+    def _died_too_often(self, code: int) -> bool:
+        """Count a death and return whether it was one too many.
+
+        A worker that is killed after it began a trial does not count: a trial's attempts limit how
+        often it kills workers, and the budget limits how many trials do.
+        """
         with suppress(DatabaseError):
             attempts = sum(record.attempts for record in self.study.records())
-            begun, self._attempts = attempts > self._attempts, attempts
-            if code < 0 and begun:
+            began_a_trial = attempts > self._attempts
+            self._attempts = attempts
+            was_killed = code < 0
+            if was_killed and began_a_trial:
                 return False
         self._restarts += 1
         return self._restarts > RESTARTS
@@ -295,9 +376,8 @@ class Launcher:
         return lines[-1] if lines else "no output"
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        at_once = (
-            self._asked_to_stop and number == signal.SIGINT
-        )  # a scheduler's second signal only repeats the first
+        # Only a second Ctrl-C ends the workers at once: a scheduler merely repeats its signal.
+        at_once = self._asked_to_stop > 0 and number == signal.SIGINT
         self._asked_to_stop += 1
         self._stop_workers(signal.SIGKILL if at_once else signal.SIGTERM)
 
