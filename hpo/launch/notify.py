@@ -1,7 +1,8 @@
-"""A webhook: one JSON at a new best, at trouble and at the end, in a thread, so that no server can hold up a training.
+"""A webhook: a JSON message for each new best, each failure and the end of the launch.
 
-`text` is what Slack and its like show; the other fields are for programs. Nothing in it is secret, and the URL, which often
-is, appears in no message of ours.
+A thread sends them, so that no server can hold up a training. Slack and similar services show the
+field `text`; the other fields are for programs. The messages hold no secrets. The URL is often
+secret, so no output shows it.
 """
 
 import json
@@ -21,47 +22,55 @@ from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.trainer import Metric, named
 
-SEND_SECONDS = 10.0  # for one message
-LAST_SECONDS = 15.0  # for what is left when the launch ends
+# The timeout of one message.
+SEND_SECONDS = 10.0
+# How long the end of a launch waits for messages that are not sent yet.
+LAST_SECONDS = 15.0
 
 
 class Notifier:
-    """Given the records again and again, it finds what is new in them. What was there at first is no news."""
+    """Finds news in the records of a study and sends it. The first records it sees are not news."""
 
-    def __init__(self, url: str, study: str, metric: Metric, say: Callable[[str], None]):
-        self._url, self._study, self._metric, self._say = url, study, metric, say
+    def __init__(self, url: str, study: str, metric: Metric, warn: Callable[[str], None]):
+        self._url = url
+        self._study = study
+        self._metric = metric
+        self._warn = warn
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._best: float | None = None
+        # The numbers of failed trials; None before the first look.
         self._failed: set[int] | None = None
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         self._thread.start()
 
     def look(self, records: list[Record]) -> None:
-        metric = self._metric
-        best = next(iter(best_first(records, metric)), None)
-        value = best.value if best else None
+        """Send what is new since the last call."""
+        best = next(iter(best_first(records, self._metric)), None)
         failed = [record for record in records if record.state == "failed"]
         if self._failed is not None:
-            if (
-                best
-                and value is not None
-                and (self._best is None or metric.better(value, self._best))
-            ):
-                text = f"new best {metric.name} {metric.text(value)} (trial {best.number})"
-                self.tell("best", text, trial=best.number, value=value)
+            if best is not None:
+                self._tell_if_new_best(best)
             for record in failed:
                 if record.number not in self._failed:
-                    self.tell(
-                        "trouble",
-                        f"trial {record.number} failed: {record.reason}",
-                        trial=record.number,
-                        reason=record.reason,
-                    )
-        self._best = value
+                    self._tell_failure(record)
+        self._best = best.value if best else None
         self._failed = {record.number for record in failed}
 
+    def _tell_if_new_best(self, best: Record) -> None:
+        value = best.value
+        if value is None:
+            return
+        if self._best is None or self._metric.better(value, self._best):
+            shown = self._metric.text(value)
+            text = f"new best {self._metric.name} {shown} (trial {best.number})"
+            self.tell("best", text, trial=best.number, value=value)
+
+    def _tell_failure(self, record: Record) -> None:
+        text = f"trial {record.number} failed: {record.reason}"
+        self.tell("trouble", text, trial=record.number, reason=record.reason)
+
     def tell(self, event: str, text: str, **facts: Any) -> None:
-        """event: best, trouble or end."""
+        """Queue a message. event: best, trouble or end."""
         message = {
             "text": f"hpo {self._study}: {text}",
             "study": self._study,
@@ -71,43 +80,36 @@ class Notifier:
         self._queue.put(named(message, self._metric))
 
     def close(self) -> None:
-        """Wait for what is not sent yet, not for long."""
+        """Wait, for a limited time, until all messages are sent."""
         self._queue.put(None)
         self._thread.join(LAST_SECONDS)
 
     def _work(self) -> None:
-        told = ""
+        last_problem = None
         while (message := self._queue.get()) is not None:
             problem = send(self._url, message)
-            if problem and problem != told:
-                self._say(f"--notify: {urlsplit(self._url).hostname} {problem}; the study goes on")
-            told = problem or ""
+            if problem and problem != last_problem:
+                host = urlsplit(self._url).hostname
+                self._warn(f"--notify: {host} {problem}; the study continues")
+            last_problem = problem
 
 
 @contextmanager
 def notifying(
-    url: str | None, study: Study, say: Callable[[str], None]
+    url: str | None, study: Study, warn: Callable[[str], None]
 ) -> Iterator[Callable[[list[Record]], None]]:
-    """What the block calls with the records, as often as it likes. Its end is told, and an error that ends it."""
+    """Yield a function that takes the study's records and sends what is new in them.
+
+    The end of the block sends a last message, and so does an error that ends it. Without a URL
+    nothing is sent. warn: is told when messages cannot be sent.
+    """
     if url is None:
         yield lambda records: None
         return
-    metric = study.spec.metric
-    notifier = Notifier(url, study.name, metric, say)
+    notifier = Notifier(url, study.name, study.spec.metric, warn)
     try:
         yield notifier.look
-        records = study.records()
-        notifier.look(records)
-        values = [record.value for record in records if record.value is not None]
-        best = metric.best(values) if values else None
-        states = dict(Counter(record.state for record in records))
-        shown = (
-            f"best {metric.name} {metric.text(best)}"
-            if best is not None
-            else "no trial is complete"
-        )
-        text = f"the workers left: {shown}, {study.why_over() or 'work is left'}"
-        notifier.tell("end", text, value=best, trials=states)
+        _tell_end(notifier, study)
     except HpoError as error:
         notifier.tell("trouble", f"the launch ended: {error}", reason=str(error))
         raise
@@ -115,11 +117,26 @@ def notifying(
         notifier.close()
 
 
+def _tell_end(notifier: Notifier, study: Study) -> None:
+    records = study.records()
+    notifier.look(records)
+    metric = study.spec.metric
+    values = [record.value for record in records if record.value is not None]
+    best = None
+    result = "no trial is complete"
+    if values:
+        best = metric.best(values)
+        result = f"best {metric.name} {metric.text(best)}"
+    states = dict(Counter(record.state for record in records))
+    text = f"the workers left: {result}, {study.why_over() or 'work is left'}"
+    notifier.tell("end", text, value=best, trials=states)
+
+
 def send(url: str, message: dict[str, Any]) -> str | None:
-    """Returns what was wrong; None: it arrived."""
+    """POST the message as JSON. Returns what went wrong, or None if it arrived."""
     body = json.dumps(message).encode()
     headers = {"Content-Type": "application/json"}
-    # The scheme was checked.
+    # check_url has checked the scheme.
     request = urllib.request.Request(url, body, headers)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=SEND_SECONDS):  # noqa: S310
@@ -127,24 +144,27 @@ def send(url: str, message: dict[str, Any]) -> str | None:
     except urllib.error.HTTPError as error:
         return f"answered {error.code}"
     except (OSError, ValueError) as error:
-        return f"did not take it ({type(getattr(error, 'reason', error)).__name__})"
+        cause = getattr(error, "reason", error)
+        return f"did not take the message ({type(cause).__name__})"
 
 
 def check_url(url: str) -> str:
-    """Raises CallerError; it does not show the URL."""
-    try:
-        parsed = urlsplit(url)
-        valid = (
-            parsed.scheme in ("http", "https")
-            and bool(parsed.hostname)
-            and (parsed.port or 1) > 0
-            and url.isascii()
-            and " " not in url
-        )
-    except ValueError:
-        valid = False
-    if not valid:
+    """Return the URL. Raises CallerError, without showing it, if it cannot take a POST."""
+    if not _is_valid(url):
         raise CallerError(
-            "--notify: not a URL that takes a POST. Valid: https://HOST/PATH, such as an incoming webhook of Slack"
+            "--notify: not a URL that takes a POST. Valid: https://HOST/PATH, such as an incoming "
+            "webhook of Slack"
         )
     return url
+
+
+def _is_valid(url: str) -> bool:
+    try:
+        parsed = urlsplit(url)
+        # Raises ValueError if it is out of range.
+        _ = parsed.port
+    except ValueError:
+        return False
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        return False
+    return url.isascii() and " " not in url
