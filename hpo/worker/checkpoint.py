@@ -1,7 +1,8 @@
-"""Checkpoints of a training: written whole or not at all, beside the training, checked when read, the one before kept.
+"""Checkpoints of a training: written whole or not at all, and checked when they are read.
 
-A file is named `checkpoint-STEP-DIGEST.pt`, where DIGEST is of its bytes, so a file that was cut or changed is known by
-its name. The two newest are kept: a damaged one costs the work since the one before.
+A file is named `checkpoint-STEP-DIGEST.pt`. DIGEST is that of its bytes, so the name reveals a file
+that was cut or changed. The two newest are kept: a damaged one costs the work since the one before.
+A thread writes them, while the training continues.
 """
 
 import hashlib
@@ -21,16 +22,20 @@ from hpo.space.upgrade import upgraded_curve
 from hpo.trainer import Training, Weights
 from hpo.worker.device import first_line, is_memory_short
 
+# How many checkpoints are kept.
 KEPT = 2
-# What a subclass of these is, such as a number of NumPy, is not read back.
+# Subclasses of these, such as NumPy's numbers, cannot be read back.
 PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class Writer:
-    """Writes files in a thread of its own, one at a time; the training pays for a copy in memory only."""
+    """Writes files in a thread, one at a time. The training only pays for a copy in memory."""
 
     def __init__(self, on_fault: Callable[[str, Exception], None]):
-        """on_fault: is told, in that thread, what could not be written and why: OSError, or torch's RuntimeError."""
+        """on_fault: is told, in that thread, what could not be written and why.
+
+        The error is an OSError or torch's RuntimeError.
+        """
         self._pool = ThreadPoolExecutor(1, "writer")
         self._last: Future[None] | None = None
         self._on_fault = on_fault
@@ -40,12 +45,15 @@ class Writer:
         return self._last is not None and not self._last.done()
 
     def submit(self, what: str, write: Callable[..., object], *arguments: Any) -> None:
-        """write(*arguments) soon, with tensors as they are now. Waits for the write before."""
+        """Call `write(*arguments)` soon, with the tensors as they are now.
+
+        Waits for the write before. what: names the file in an error.
+        """
         self.wait()
         self._last = self._pool.submit(self.now, what, write, *_copied(arguments))
 
     def now(self, what: str, write: Callable[..., object], *arguments: Any) -> None:
-        """In this thread."""
+        """Call `write(*arguments)` in this thread."""
         try:
             write(*arguments)
         except (OSError, RuntimeError) as error:
@@ -59,15 +67,8 @@ class Writer:
         self._pool.shutdown()
 
 
-def remove_drafts(folder: Path) -> None:
-    """Half-written files of processes that were killed. For the only process that writes there."""
-    for pattern in ("*.tmp", "*.tmp.*"):
-        for draft in folder.glob(pattern):
-            draft.unlink(missing_ok=True)
-
-
 def _copied(value: Any) -> Any:
-    """The same with every tensor copied to the CPU, which the training does not change any more."""
+    """The value with every tensor copied to the CPU, where the training cannot change it."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -77,16 +78,33 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def written(path: Path, write: Callable[[Path], None], still: Callable[[], bool]) -> bool:
-    """Write under a temporary name, then rename if `still` it should be; returns whether. Raises what `write` raises."""
+def remove_drafts(folder: Path) -> None:
+    """Remove half-written files of processes that were killed.
+
+    No other process may be writing in the folder.
+    """
+    for pattern in ("*.tmp", "*.tmp.*"):
+        for draft in folder.glob(pattern):
+            draft.unlink(missing_ok=True)
+
+
+def write_atomically(
+    path: Path, write: Callable[[Path], None], may_replace: Callable[[], bool]
+) -> bool:
+    """Write under a temporary name, then rename the file if `may_replace` returns True.
+
+    Returns whether the file was renamed. Raises what `write` raises.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Process ids repeat: in containers, on other hosts. The suffix stays: some writers add it where it is missing.
+    # A process id would not do: they repeat in containers and on other hosts. The draft keeps the
+    # suffix, because some writers add it where it is missing.
     draft = path.with_name(f"{path.stem}.{uuid4().hex}.tmp{path.suffix}")
     try:
         write(draft)
-        if renamed := still():
-            draft.replace(path)
-        return renamed
+        if not may_replace():
+            return False
+        draft.replace(path)
+        return True
     finally:
         draft.unlink(missing_ok=True)
 
@@ -102,11 +120,14 @@ def _write_state(
 
 
 TORCH_WEIGHTS = Weights(".pt", _state_of, _write_state)
-"""What is kept of a trainer that names nothing else."""
+"""The weights of a trainer that does not say how to write its own."""
 
 
 def check_state(state: Mapping[str, Any], place: str = "state_dict()") -> None:
-    """Raises TypeError, with the place, for what a checkpoint cannot give back: anything but tensors and plain values."""
+    """Raises TypeError, with the place, for a value that a checkpoint cannot restore.
+
+    A checkpoint restores tensors, plain values, and lists, tuples and dicts of them.
+    """
     for key, value in state.items():
         _check_value(value, f"{place}[{key!r}]")
 
@@ -119,8 +140,9 @@ def _check_value(value: Any, place: str) -> None:
             _check_value(item, f"{place}[{index}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN:
         raise TypeError(
-            f"{place} is a {type(value).__name__}, which a checkpoint cannot give back. Valid: tensors, numbers, text, "
-            f"None, and lists, tuples and dicts of them (of an array: torch.from_numpy)"
+            f"{place} is a {type(value).__name__}, which a checkpoint cannot restore. Valid: "
+            f"tensors, numbers, text, None, and lists, tuples and dicts of them (for an array: "
+            f"torch.from_numpy)"
         )
 
 
@@ -129,75 +151,64 @@ def save_checkpoint(
     state: dict[str, Any],
     curve: Sequence[Point],
     folder: Path,
-    still: Callable[[], bool] = lambda: True,
+    may_write: Callable[[], bool] = lambda: True,
 ) -> None:
-    """state: of Training.state_dict() after `step`; curve: up to there.
+    """Write a checkpoint under a temporary name, then rename it if `may_write` returns True.
 
-    Written under a temporary name, then renamed if `still` it should be; older ones but one are removed.
+    state: Training.state_dict() after `step`. curve: all points up to there. Older checkpoints
+    except one are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draft = (
-        folder / f"checkpoint.{uuid4().hex}.tmp"
-    )  # process ids repeat: in containers, on other hosts
+    # A process id would not do: they repeat in containers and on other hosts.
+    draft = folder / f"checkpoint.{uuid4().hex}.tmp"
+    points = [asdict(point) for point in curve]
     try:
-        torch.save(
-            {"step": step, "state": state, "curve": [asdict(point) for point in curve]}, draft
-        )
-        if not still():
+        torch.save({"step": step, "state": state, "curve": points}, draft)
+        if not may_write():
             return
         draft.replace(folder / f"checkpoint-{step:08d}-{_digest(draft)}.pt")
     finally:
         draft.unlink(missing_ok=True)
+    # Not by step: a checkpoint that this version cannot use may be of a later step.
     by_age = sorted(checkpoints(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for old in by_age[
-        KEPT:
-    ]:  # not by step: one that this version cannot use may be of a later step
+    for old in by_age[KEPT:]:
         old.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The newest first."""
+    """The checkpoints in a folder, the highest step first."""
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A training where it begins or goes on, the curve before that, and a line for each checkpoint that could not be used."""
+    """A training at the step where it begins or resumes."""
 
     training: Training
+    # Up to that step.
     curve: list[Point]
+    # A line for each checkpoint that could not be used.
     faults: list[str]
 
 
 def begin(start: Callable[[], Training], folder: Path) -> Begun:
-    """Go on where the newest whole checkpoint was; without one, at step 0.
+    """Resume from the newest whole checkpoint; without one, begin at step 0.
 
-    start: makes a training at step 0. A checkpoint that is damaged is removed; one that is unreadable or does not fit the
-    training, because it is of another configuration or version, is left alone.
+    start: makes a training at step 0. Damaged checkpoints are removed. Those that are unreadable,
+    or that do not fit the training because they are of another configuration or version, are left
+    alone.
     """
     faults: list[str] = []
     for path in checkpoints(folder):
-        try:
-            if _digest(path) != path.stem.rpartition("-")[2]:
-                faults.append(
-                    f"{path.name}: {path.stat().st_size:,} bytes that are not those that were written"
-                )
-                path.unlink()
-                continue
-            saved = torch.load(
-                path, map_location="cpu", weights_only=True
-            )  # generators want their states there
-        except OSError as error:
-            faults.append(f"{path.name}: cannot be read ({error.strerror})")
-            continue
-        except (pickle.UnpicklingError, EOFError) as error:
-            faults.append(f"{path.name}: {first_line(error)}")
+        saved = _read(path, faults)
+        if saved is None:
             continue
         training = start()
         try:
             state, curve = _parts(saved)
             training.load_state_dict(state)
-        except Exception as error:  # of anybody's trainer
+        # A lab's own trainer may raise anything.
+        except Exception as error:
             if is_memory_short(error):
                 raise
             faults.append(f"{path.name}: {first_line(error)}")
@@ -206,8 +217,26 @@ def begin(start: Callable[[], Training], folder: Path) -> Begun:
     return Begun(start(), [], faults)
 
 
+def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:
+    """The contents of a checkpoint; None, with a line added to `faults`, if it is unusable."""
+    try:
+        if _digest(path) != path.stem.rpartition("-")[2]:
+            size = path.stat().st_size
+            faults.append(f"{path.name}: damaged, its {size:,} bytes do not match its digest")
+            path.unlink()
+            return None
+        # Random generators take their states on the CPU only.
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return saved
+    except OSError as error:
+        faults.append(f"{path.name}: cannot be read ({error.strerror})")
+    except (pickle.UnpicklingError, EOFError) as error:
+        faults.append(f"{path.name}: {first_line(error)}")
+    return None
+
+
 def _parts(saved: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """(state, curve); an earlier version kept the curve among the state's values."""
+    """(state, curve). An earlier version kept the curve among the values of the state."""
     if "beside" in saved:
         curve = saved.pop("beside")
         return saved, curve or []

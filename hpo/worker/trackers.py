@@ -1,8 +1,11 @@
-"""Experiment trackers that a lab uses already: TensorBoard, MLflow and W&B, each through its own package, imported when it is used.
+"""Experiment trackers that a lab already uses: TensorBoard, MLflow and W&B.
 
-Each has a thread with a queue for every attempt, so a disk or a server that is slow costs no step. What a tracker raises costs
-a line in the log and the rest of the attempt in that tracker. An attempt first tells its run the whole curve before it, in
-place of what is there: a worker that was killed had told of evaluations after the checkpoint that the trial goes on from.
+Each is written through its own package, which is imported when it is used. Every attempt has a
+thread with a queue for each tracker, so a slow disk or server costs no step. Tracker errors are
+logged and end the tracker for the rest of the attempt; they never interrupt training.
+
+An attempt first sends its run the whole curve so far, which replaces what the run has: a worker
+that was killed has sent evaluations after the checkpoint from which the trial resumes.
 """
 
 import os
@@ -24,21 +27,27 @@ from hpo.study.study import Study
 from hpo.study.trial import Completed, Failed, Interrupted, Outcome, Stopped, in_words
 
 FOLDER = "trackers"
-CLOSE_SECONDS = 10.0  # so long the end of an attempt waits for what is not written yet
+# How long the end of an attempt waits for points that are not written yet.
+CLOSE_SECONDS = 10.0
+# Each tracker, which is also the name of its module, and what pip installs for it.
 PACKAGES = {
     "tensorboard": "tensorboard",
     "mlflow": "mlflow-skinny",
     "wandb": "wandb",
-}  # a tracker and its module: what pip installs
-DEFAULTS = {  # what a person has set in the environment stays
-    "MLFLOW_ALLOW_FILE_STORE": "true",  # not SQLite, MLflow's own default: workers of several hosts write in one network folder
+}
+# Values that the user has set in the environment stay.
+DEFAULTS = {
+    # MLflow's own default is SQLite, but workers of several hosts write to one network folder.
+    "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_MODE": "offline",
-    "WANDB_CONSOLE": "off",  # else it takes over the worker's output
+    # Otherwise W&B takes over the worker's output.
+    "WANDB_CONSOLE": "off",
     "WANDB_SILENT": "true",
     "WANDB_DISABLE_GIT": "true",
     "WANDB_ERROR_REPORTING": "false",
-    "WANDB__DISABLE_META": "true",  # among it the command line, which may hold a database's password
+    # The metadata include the command line, which may hold a database's password.
+    "WANDB__DISABLE_META": "true",
     "WANDB__DISABLE_STATS": "true",
 }
 MLFLOW_STATUS = {
@@ -50,20 +59,24 @@ MLFLOW_STATUS = {
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A trial as its run in a tracker begins."""
+class RunInfo:
+    """What a tracker's run says of its trial from the beginning."""
 
-    folder: Path  # of the study's trackers: the study's / FOLDER
+    # The folder of the study's trackers.
+    folder: Path
     study: str
     number: int
     attempt: int
-    id: str  # among all studies
-    config: dict[str, Any]  # by dotted name
-    metric: str  # its key
+    # Unique among the trials of all studies.
+    id: str
+    # By dotted name.
+    config: dict[str, Any]
+    # The metric's key.
+    metric: str
 
     @property
     def final(self) -> str:
-        """What the value at the end of the training is called."""
+        """The name of the value at the end of the training."""
         return f"final_{self.metric}"
 
     @property
@@ -72,29 +85,32 @@ class Subject:
 
     @property
     def link(self) -> str:
-        return f"study {self.study}, trial {self.number}: hpo logs --study {self.study} --trial {self.number}"
+        """How to find the trial in hpo."""
+        command = f"hpo logs --study {self.study} --trial {self.number}"
+        return f"study {self.study}, trial {self.number}: {command}"
 
 
 class _TensorBoard:
-    """A folder of event files. A new one says that it replaces what the others have."""
+    """A folder of event files. A new file says that it replaces the contents of the others."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, info: RunInfo):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        writer: Any = SummaryWriter
-        hyperparameters: Any = hparams
-        self._writer = writer(str(subject.folder / "tensorboard" / subject.name), purge_step=0)
-        values = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in subject.config.items()
-        }
-        experiment, begin, self._success = hyperparameters(values, {subject.final: 0.0})
-        for summary in (experiment, begin):
-            self._writer.file_writer.add_summary(summary)
-        self._writer.add_text("trial", subject.link)
+        # Neither function has types.
+        make_writer: Any = SummaryWriter
+        make_hparams: Any = hparams
+        self._writer = make_writer(str(info.folder / "tensorboard" / info.name), purge_step=0)
+        values = {}
+        for name, value in info.config.items():
+            is_plain = isinstance(value, (bool, int, float, str))
+            values[name] = value if is_plain else str(value)
+        experiment, begin, self._success = make_hparams(values, {info.final: 0.0})
+        self._writer.file_writer.add_summary(experiment)
+        self._writer.file_writer.add_summary(begin)
+        self._writer.add_text("trial", info.link)
         self._writer.flush()
-        self._final = subject.final
+        self._final = info.final
 
     def point(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -112,120 +128,138 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """A run that is found again by a tag. Nothing can be taken out of one, so of a step it keeps what was told first."""
+    """A run that later attempts find by a tag.
 
-    def __init__(self, subject: Subject):
-        from mlflow import MlflowClient
+    MLflow cannot remove a value from a run, so each step keeps the values that were logged first.
+    """
+
+    def __init__(self, info: RunInfo):
         from mlflow.entities import Metric, Param, RunTag
 
-        self._metric, self._tag, self._final = Metric, RunTag, subject.final
-        with FileLock(
-            subject.folder / "mlflow.lock", timeout=60
-        ):  # the first worker makes the store and the experiment
-            store = (
-                os.environ.get("MLFLOW_TRACKING_URI")
-                or (subject.folder / "mlflow").absolute().as_uri()
-            )
-            self._client: Any = MlflowClient(tracking_uri=store)
-            experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or subject.study)
-        mine = f"tags.`hpo.id` = '{subject.id}'"
-        there = (
-            self._client.search_runs([experiment], mine, max_results=1)
-            if subject.attempt > 1
-            else []
-        )
-        run = (
-            there[0]
-            if there
-            else self._client.create_run(
-                experiment, run_name=subject.name, tags={"hpo.id": subject.id}
-            )
-        )
+        self._metric = Metric
+        self._final = info.final
+        self._client, experiment = self._open_store(info)
+        run = self._find_run(experiment, info)
+        if run is None:
+            tags = {"hpo.id": info.id}
+            run = self._client.create_run(experiment, run_name=info.name, tags=tags)
+            self._logged_steps = set()
+        else:
+            history = self._client.get_metric_history(run.info.run_id, info.metric)
+            self._logged_steps = {metric.step for metric in history}
         self._run = run.info.run_id
-        self._told = (
-            {metric.step for metric in self._client.get_metric_history(self._run, subject.metric)}
-            if there
-            else set()
-        )
         self._client.update_run(self._run, status="RUNNING")
         tags = {
-            "hpo.study": subject.study,
-            "hpo.trial": str(subject.number),
+            "hpo.study": info.study,
+            "hpo.trial": str(info.number),
             "hpo.outcome": "running",
-            "mlflow.note.content": subject.link,
+            "mlflow.note.content": info.link,
         }
         self._client.log_batch(
             self._run,
-            params=[Param(name, str(value)) for name, value in subject.config.items()],
+            params=[Param(name, str(value)) for name, value in info.config.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
 
-    def _experiment(self, name: str) -> str:
+    def _open_store(self, info: RunInfo) -> tuple[Any, str]:
+        """MLflow's client, and the id of the study's experiment."""
+        from mlflow import MlflowClient
+
+        # The first worker creates the store and the experiment; the others wait for it.
+        with FileLock(info.folder / "mlflow.lock", timeout=60):
+            store = os.environ.get("MLFLOW_TRACKING_URI")
+            if not store:
+                store = (info.folder / "mlflow").absolute().as_uri()
+            client = MlflowClient(tracking_uri=store)
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or info.study
+            return client, self._experiment(client, name)
+
+    def _experiment(self, client: Any, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self._client.create_experiment(name))
-        except MlflowException:  # it is there
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            # It exists already.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-            return str(found.experiment_id)
+            return str(experiment.experiment_id)
+
+    def _find_run(self, experiment: str, info: RunInfo) -> Any | None:
+        """The run of the trial's earlier attempts, if there is one."""
+        if info.attempt == 1:
+            return None
+        query = f"tags.`hpo.id` = '{info.id}'"
+        runs = self._client.search_runs([experiment], query, max_results=1)
+        return runs[0] if runs else None
 
     def point(self, step: int, values: dict[str, float]) -> None:
+        if step in self._logged_steps:
+            return
         now = int(1000 * time.time())
-        if step not in self._told:
-            self._client.log_batch(
-                self._run,
-                metrics=[self._metric(name, value, now, step) for name, value in values.items()],
-            )
+        metrics = [self._metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
 
     def end(self, step: int, outcome: Outcome) -> None:
         if isinstance(outcome, Completed):
             self._client.log_metric(self._run, self._final, outcome.score.value, step=step)
         self._client.set_tag(self._run, "hpo.outcome", _text(outcome))
-        over = (
-            self._client.update_run
-            if isinstance(outcome, Interrupted)
-            else self._client.set_terminated
-        )
-        over(self._run, status=MLFLOW_STATUS[type(outcome)])
+        status = MLFLOW_STATUS[type(outcome)]
+        if isinstance(outcome, Interrupted):
+            self._client.update_run(self._run, status=status)
+        else:
+            self._client.set_terminated(self._run, status=status)
 
     def close(self) -> None:
         pass
 
 
 class _WandB:
-    """A run of a fixed id. Offline it is a folder for every attempt: the last has the whole run, and the others go."""
+    """A run with a fixed id.
 
-    def __init__(self, subject: Subject):
+    Offline, W&B makes a folder for every attempt. The newest has the whole run, so the others are
+    removed.
+    """
+
+    def __init__(self, info: RunInfo):
         import wandb
 
-        offline = os.environ["WANDB_MODE"] == "offline"
-        for old in (
-            (subject.folder / "wandb").glob(f"offline-run-*-{subject.id}") if offline else ()
-        ):
-            shutil.rmtree(old, ignore_errors=True)
+        is_offline = os.environ["WANDB_MODE"] == "offline"
+        if is_offline:
+            for earlier in (info.folder / "wandb").glob(f"offline-run-*-{info.id}"):
+                shutil.rmtree(earlier, ignore_errors=True)
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or subject.study, group=subject.study, name=subject.name, id=subject.id,
-            dir=str(subject.folder), config=subject.config, notes=subject.link, resume=None if offline else "allow", reinit="create_new",
-        )  # fmt: skip
-        self._run.summary["outcome"], self._code = "running", 0
-        self._final = subject.final
+            project=os.environ.get("WANDB_PROJECT") or info.study,
+            group=info.study,
+            name=info.name,
+            id=info.id,
+            dir=str(info.folder),
+            config=info.config,
+            notes=info.link,
+            resume=None if is_offline else "allow",
+            reinit="create_new",
+        )
+        self._run.summary["outcome"] = "running"
+        self._exit_code = 0
+        self._final = info.final
 
     def point(self, step: int, values: dict[str, float]) -> None:
-        if step >= self._run.step:  # one that is resumed online has those before
+        # A run that is resumed online has the earlier steps already.
+        if step >= self._run.step:
             self._run.log(values, step=step)
 
     def end(self, step: int, outcome: Outcome) -> None:
-        self._run.summary["outcome"], self._code = _text(outcome), int(isinstance(outcome, Failed))
+        self._run.summary["outcome"] = _text(outcome)
+        self._exit_code = 1 if isinstance(outcome, Failed) else 0
         if isinstance(outcome, Completed):
             self._run.summary[self._final] = outcome.score.value
 
     def close(self) -> None:
-        self._run.finish(exit_code=self._code)
+        self._run.finish(exit_code=self._exit_code)
 
 
-WRITERS: dict[str, Callable[[Subject], Any]] = {
+WRITERS: dict[str, Callable[[RunInfo], Any]] = {
     "tensorboard": _TensorBoard,
     "mlflow": _MLflow,
     "wandb": _WandB,
@@ -237,57 +271,70 @@ def _text(outcome: Outcome) -> str:
 
 
 class Tracker(threading.Thread):
-    """One tracker of one attempt. Takes points, then perhaps the outcome, then None; nobody waits for it."""
+    """Writes one attempt to one tracker, in a thread.
+
+    Its queue takes points, then perhaps the outcome, then None.
+    """
 
     def __init__(
-        self, name: str, subject: Subject, still: Callable[[], bool], say: Callable[[str], None]
+        self,
+        name: str,
+        info: RunInfo,
+        may_write: Callable[[], bool],
+        warn: Callable[[str], None],
     ):
-        """still: whether the trial is ours to write of; say: is told, in this thread, what went wrong."""
+        """may_write: whether the attempt still holds the trial. warn: is told, in this thread, what
+        went wrong.
+        """
         super().__init__(name=name, daemon=True)
-        self._subject, self._still, self._say = subject, still, say
+        self._info = info
+        self._may_write = may_write
+        self._warn = warn
         self.queue: SimpleQueue[Point | Outcome | None] = SimpleQueue()
         self.start()
 
     def run(self) -> None:
-        number = self._subject.number
-        if problem := missing(self.name):
-            self._say(f"trial {number}: {problem}. It trains on without")
+        number = self._info.number
+        problem = missing(self.name)
+        if problem:
+            self._warn(f"trial {number}: {problem}; training continues without it")
             return
         try:
             self._write()
-        except BaseException as error:  # whatever a foreign package raises
-            what = (str(error).strip() or "no message").splitlines()[0]
-            self._say(
-                f"trial {number}: {self.name} gets no more of this attempt: {type(error).__name__}: {what}"
-            )
+        # A foreign package may raise anything.
+        except BaseException as error:
+            text = (str(error).strip() or "no message").splitlines()[0]
+            fault = f"{type(error).__name__}: {text}"
+            self._warn(f"trial {number}: {self.name} is off for the rest of this attempt: {fault}")
 
     def _write(self) -> None:
-        for variable in DEFAULTS:
+        for variable, value in DEFAULTS.items():
             if variable.startswith(self.name.upper()):
-                os.environ.setdefault(variable, DEFAULTS[variable])
-        self._subject.folder.mkdir(parents=True, exist_ok=True)
-        writer, step = WRITERS[self.name](self._subject), 0
-        while (told := self.queue.get()) is not None:
-            if isinstance(told, Outcome):
-                writer.end(step, told)
-            elif self._still():
-                step = told.step
-                writer.point(step, self._values(told))
+                os.environ.setdefault(variable, value)
+        self._info.folder.mkdir(parents=True, exist_ok=True)
+        writer = WRITERS[self.name](self._info)
+        step = 0
+        while (item := self.queue.get()) is not None:
+            if isinstance(item, Outcome):
+                writer.end(step, item)
+            elif self._may_write():
+                step = item.step
+                writer.point(step, self._values(item))
         writer.close()
 
     def _values(self, point: Point) -> dict[str, float]:
-        """By name, as a tracker draws them."""
-        values = {self._subject.metric: point.value, "loss": point.loss, **point.metrics}
+        """The values of a point, by the names under which a tracker draws them."""
+        values = {self._info.metric: point.value, "loss": point.loss, **point.metrics}
         if point.validation_loss is not None:
             values["validation_loss"] = point.validation_loss
         return values
 
 
 class Trackers:
-    """Those of one attempt. Nothing here raises or waits, but `close`, for a while."""
+    """All trackers of one attempt. Only `close` waits, for a limited time; nothing raises."""
 
     def __init__(self, threads: Sequence[Tracker] = (), curve: Sequence[Point] = ()):
-        """curve: before the attempt."""
+        """curve: the points before the attempt."""
         self._threads = threads
         for point in curve:
             self.point(point)
@@ -297,7 +344,10 @@ class Trackers:
             thread.queue.put(point)
 
     def close(self, outcome: Outcome | None = None) -> None:
-        """The attempt is over, with `outcome` if one was stored. A tracker that is slow goes on beside the next trial."""
+        """End the attempt, with its outcome if one was stored.
+
+        A slow tracker continues during the next trial.
+        """
         until = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             if outcome is not None:
@@ -308,41 +358,42 @@ class Trackers:
 
 
 def missing(name: str) -> str | None:
-    """What to do about a package that is not installed here; None: it is."""
-    found = find_spec(name)
-    if (
-        found is not None and found.origin is not None
-    ):  # else a folder of that name is in the working directory, as W&B makes one
+    """What to do about a tracker's package that is not installed; None if it is installed."""
+    spec = find_spec(name)
+    # A spec without origin is a folder of that name in the working directory, as W&B makes one.
+    if spec is not None and spec.origin is not None:
         return None
     return f"{name} is not installed here (pip install {PACKAGES[name]})"
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """What --track was given, each once; `none` is no tracker. Raises CallerError."""
+    """The trackers given by --track, each once; `none` stands for no tracker.
+
+    Raises CallerError for an unknown tracker, or one whose package is missing.
+    """
     for name in names:
         if name not in PACKAGES and name != "none":
             raise CallerError(
                 f"--track {name}: no such tracker. Valid: {', '.join(PACKAGES)}, or none"
             )
-    if "none" in names and len(set(names)) > 1:
-        raise CallerError(
-            f"--track none with --track {next(name for name in names if name != 'none')}: give one of them"
-        )
-    found = [name for name in dict.fromkeys(names) if name != "none"]
-    for name in found:
-        if problem := missing(name):
+    trackers = [name for name in dict.fromkeys(names) if name != "none"]
+    if "none" in names and trackers:
+        raise CallerError(f"--track none with --track {trackers[0]}: give one of them")
+    for name in trackers:
+        problem = missing(name)
+        if problem:
             raise CallerError(f"--track {name}: {problem}, or leave it out")
-    return found
+    return trackers
 
 
 def choose(study: Study, names: list[str]) -> None:
-    """For all workers of the study, from their next trial on."""
+    """Set the trackers of the study. All workers use them from their next trial on."""
     study.set_attribute("trackers", names)
 
 
 def chosen(study: Study) -> tuple[list[str], str]:
-    """The trackers of the study, and its unique part, in one query."""
+    """The trackers of the study, and the study's unique id, from one query."""
     attributes = study.attributes
-    return [name for name in attributes.get("trackers") or () if name in PACKAGES], attributes[
-        "unique"
-    ]
+    stored = attributes.get("trackers") or ()
+    names = [name for name in stored if name in PACKAGES]
+    return names, attributes["unique"]

@@ -1,4 +1,4 @@
-"""run_worker: claim a trial, make an attempt at it, store its outcome; until nothing is left."""
+"""The loop of a worker: claim a trial, make an attempt at it, store its outcome."""
 
 import logging
 import random
@@ -43,187 +43,227 @@ from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import device_name, first_line, is_memory_short, place_of
 from hpo.worker.reporter import persistently
 
-PAUSE_SECONDS = 2.0  # between looks at a paused study, on average
-HAND_BACK_SECONDS = 15.0  # after a signal: so long a worker tries to tell a database that is away
+# The average time between looks at a paused study.
+PAUSE_SECONDS = 2.0
+# How long a worker that got a signal waits for a database that is away.
+HAND_BACK_SECONDS = 15.0
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Worker(Place):
-    """One process that trains, and so the place of its attempts."""
+    """One process that trains, and that provides the place for its attempts."""
 
     process: Process = field(default_factory=Process.this)
 
     def run(self) -> int:
-        """Run trials until the budget is spent or the flag is raised. Returns how many came to an end here.
+        """Run trials until the budget is spent or the stop flag is set.
 
-        Raises MemoryShortError or BadNodeError, with the trial handed back, DatabaseAwayError after an hour without it.
+        Returns how many trials ended here. Raises MemoryShortError or BadNodeError with the trial
+        handed back, and DatabaseAwayError after the database has been away for an hour.
         """
-        done = 0
-        while not self.stop() and (trial := self._claim()):
+        ended = 0
+        while not self.stop():
+            trial = self._claim()
+            if trial is None:
+                break
             with logged(log_path(self.folder, trial.number)):
-                outcome = self._attempt(trial)
-            done += isinstance(outcome, (Completed, Stopped, Failed))
-            if isinstance(outcome, Failed) and self._bad_host():
-                raise BadNodeError(f"the last trials failed on this host ({outcome.reason}), while other hosts bring theirs to an end. "
-                                   f"Nothing is lost: they go on elsewhere. Look at this machine")  # fmt: skip
-        return done
+                outcome = self._run_logged(trial)
+            if isinstance(outcome, (Completed, Stopped, Failed)):
+                ended += 1
+            if isinstance(outcome, Failed) and self._is_bad_host():
+                raise BadNodeError(
+                    f"the last trials failed on this host ({outcome.reason}), while other hosts "
+                    f"complete theirs. Nothing is lost: the trials continue elsewhere. Check this "
+                    f"machine"
+                )
+        return ended
 
-    def _attempt(self, trial: Trial) -> Outcome | None:
-        """run_trial, with its beginning and its end in the log."""
-        log.info(
-            "trial %d: begins%s", trial.number, f" (start {trial.start})" if trial.start else ""
-        )
+    def _run_logged(self, trial: Trial) -> Outcome | None:
+        """Run the trial, with its beginning and its outcome in the log."""
+        start = f" (start {trial.start})" if trial.start else ""
+        log.info("trial %d: begins%s", trial.number, start)
         outcome = self.run_trial(trial)
         if outcome is not None:
-            why = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
-            log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), why)
+            reason = f" ({outcome.reason})" if isinstance(outcome, Interrupted) else ""
+            log.info("trial %d: %s%s", trial.number, type(outcome).__name__.lower(), reason)
         return outcome
 
-    def _bad_host(self) -> bool:
+    def _is_bad_host(self) -> bool:
         try:
             return self.study.bad_host(self.process.host)
-        except DatabaseAwayError:  # the next failure asks again
+        except DatabaseAwayError:
+            # The next failure asks again.
             return False
 
     def _claim(self) -> Trial | None:
-        """None: nothing is left to do, the study was stopped, or we are to leave."""
+        """Returns None if no work is left, the study was stopped, or the stop flag is set."""
+        claim = partial(self.study.claim, self.process, self.provenance, idle=True)
         try:
             while True:
-                claim = partial(self.study.claim, self.process, self.record, idle=True)
                 trial = persistently(claim, self.stop, log.warning)
-                if trial or not self._sit_out_pause():
+                if trial or not self._wait_while_paused():
                     return trial
         except DatabaseAwayError:
             if self.stop():
                 return None
             raise
 
-    def _sit_out_pause(self) -> bool:
-        """Wait, with the data loaded, while the study is paused and not over. Returns whether it was."""
-        told = None
-        while (
-            not self.stop()
-            and (halt := persistently(self._halt, self.stop, log.warning))
-            and halt.state == "paused"
-        ):
-            if halt != told:
+    def _wait_while_paused(self) -> bool:
+        """Wait, with the data loaded, while the study is paused. Returns whether it was paused."""
+        announced: Halt | None = None
+        while not self.stop():
+            halt = persistently(self._halt, self.stop, log.warning)
+            if halt is None or halt.state != "paused":
+                break
+            if halt != announced:
                 log.info("the study is %s; waiting for hpo resume", halt)
-                told = halt
-            until = time.monotonic() + PAUSE_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311  (jitter, no secret)
-            while time.monotonic() < until and not self.stop():
-                time.sleep(0.1)
-        return told is not None
+                announced = halt
+            # The jitter is no secret.
+            self._sleep(PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
+        return announced is not None
 
     def _halt(self) -> Halt | None:
+        """Whether the study is paused or stopped; None if it is over anyway."""
         return None if self.study.why_over() else self.study.halt
 
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.stop():
+            time.sleep(0.1)
+
     def run_trial(self, trial: Trial) -> Outcome | None:
-        """Train one trial to its outcome and store it. None: the trial was taken from us, or the database stayed away."""
-        run = Attempt(self, trial, trial_folder(self.folder, trial.number))
+        """Train one trial to its outcome and store that.
+
+        Returns None if another worker holds the trial now, or if the database stayed away. Raises
+        MemoryShortError if the device ran out of memory.
+        """
+        attempt = Attempt(self, trial, trial_folder(self.folder, trial.number))
         try:
-            outcome = self._outcome_of(run)
+            outcome = self._outcome_of(attempt)
         finally:
-            run.writer.close()
-            seconds = run.reporter.close(self.stop)
-        if outcome is None or not self._finish(run, outcome, seconds):
-            self._let_go(run)
+            attempt.writer.close()
+            seconds = attempt.reporter.close(self.stop)
+        if outcome is None or not self._finish(attempt, outcome, seconds):
+            self._let_go(attempt)
             return None
-        run.trackers.close(outcome)
+        attempt.trackers.close(outcome)
         if isinstance(outcome, Completed):
-            run.tidy()
-        if run.short_of_memory:
+            attempt.tidy()
+        if attempt.short_of_memory:
             raise MemoryShortError(
-                f"trial {trial.number}: {self.device} ran out of memory; it waits to go on. Take fewer workers on "
-                f"this device, a smaller batch, or another device"
+                f"trial {trial.number}: {self.device} ran out of memory; the trial waits for "
+                f"another attempt. Use fewer workers on this device, a smaller batch, or another "
+                f"device"
             )
         if isinstance(outcome, Stopped):
-            shutil.rmtree(run.folder, ignore_errors=True)
+            shutil.rmtree(attempt.folder, ignore_errors=True)
         return outcome
 
-    def _outcome_of(self, run: Attempt) -> Outcome | None:
-        """None: it cannot be written; the lease runs out and the trial goes on elsewhere.
+    def _outcome_of(self, attempt: Attempt) -> Outcome | None:
+        """Run the attempt.
 
-        Raises StudyError where a person has to mend something first; the trial goes on then.
+        Returns None if the outcome cannot be stored: the lease expires and the trial continues
+        elsewhere. Raises StudyError, with the trial handed back, if the user must fix something.
         """
-        number = run.trial.number
+        number = attempt.trial.number
         try:
-            return run.to_its_end()
+            return attempt.run()
         except TrainingFailedError as error:
             log.warning("trial %d: %s", number, error)
             return Failed(str(error), _cause_of(error))
         except StudyError as error:
-            self._hand_back(run, error)
+            self._hand_back(attempt, error)
             raise
         except DatabaseError as error:
-            if not (self.stop() and isinstance(error, DatabaseAwayError)):
-                raise
-            return None
+            if self.stop() and isinstance(error, DatabaseAwayError):
+                return None
+            raise
         except Exception as error:
             if is_memory_short(error):
-                run.short_of_memory = True
-                return self._short_of_memory(run.trial)
+                attempt.short_of_memory = True
+                return self._out_of_memory(attempt.trial)
             log.exception("trial %d", number)
             self._check_device()
             return Failed(f"{type(error).__name__}: {first_line(error)} ({place_of(error)})")
 
-    def _hand_back(self, run: Attempt, error: StudyError) -> None:
-        run.writer.close()
-        self._finish(run, Interrupted(str(error)), run.reporter.close(self.stop))
+    def _hand_back(self, attempt: Attempt, error: StudyError) -> None:
+        attempt.writer.close()
+        seconds = attempt.reporter.close(self.stop)
+        self._finish(attempt, Interrupted(str(error)), seconds)
 
-    def _let_go(self, run: Attempt) -> None:
-        """The trial is not ours any more. If a person has stopped it nobody needs its files."""
-        number = run.trial.number
+    def _let_go(self, attempt: Attempt) -> None:
+        """Give up a trial that this worker no longer holds.
+
+        If the user has stopped it, nobody needs its files.
+        """
+        number = attempt.trial.number
+        reason = self._why_stopped_by_hand(attempt.trial)
+        if reason:
+            log.info("trial %d: stopped %s", number, reason)
+            attempt.trackers.close(Stopped(Stop(BY_HAND, BY_HAND, reason)))
+            shutil.rmtree(attempt.folder, ignore_errors=True)
+            return
+        attempt.trackers.close()
+        log.warning("trial %d: no longer held by this worker; its outcome was not stored", number)
+
+    def _why_stopped_by_hand(self, trial: Trial) -> str | None:
+        """The user's reason to stop the trial; None if the user did not, or if nobody can tell."""
+        if self.stop():
+            return None
+        ask = partial(self.study.stopped_by_hand, trial)
         try:
-            asked = partial(self.study.stopped_by_hand, run.trial)
-            if not self.stop() and (reason := persistently(asked, self.stop, log.warning)):
-                log.info("trial %d: stopped %s", number, reason)
-                run.trackers.close(Stopped(Stop(BY_HAND, BY_HAND, reason)))
-                shutil.rmtree(run.folder, ignore_errors=True)
-                return
+            return persistently(ask, self.stop, log.warning)
         except DatabaseError:
-            pass
-        run.trackers.close()
-        log.warning("trial %d: not ours any more; nothing was written", number)
+            return None
 
-    def _finish(self, run: Attempt, outcome: Outcome, seconds: float) -> bool:
-        """Deliver what is owed and the outcome, as long as it takes; after a signal, for what is left of its 30 seconds."""
-        raised = time.monotonic()
+    def _finish(self, attempt: Attempt, outcome: Outcome, seconds: float) -> bool:
+        """Store the outcome, after all points that are not delivered yet.
+
+        Waits for a database that is away; after a signal, for HAND_BACK_SECONDS. Returns False if
+        another worker holds the trial now, or if the database stayed away after a signal.
+        """
+        began_at = time.monotonic()
 
         def deliver() -> bool:
-            run.reporter.deliver()
-            run.keep_late()
-            return not run.reporter.lost and self.study.finish(run.trial, outcome, seconds)
+            attempt.reporter.deliver()
+            attempt.weights.write_postponed()
+            if attempt.reporter.lost:
+                return False
+            return self.study.finish(attempt.trial, outcome, seconds)
 
         def given_up() -> bool:
-            return self.stop() and time.monotonic() - raised > HAND_BACK_SECONDS
+            return self.stop() and time.monotonic() - began_at > HAND_BACK_SECONDS
 
         try:
             return persistently(deliver, given_up, log.warning)
         except DatabaseAwayError:
-            if self.stop():  # its checkpoint lies in its folder; the lease runs out and the trial goes on from there
+            # The lease expires, and the trial resumes from the checkpoint in its folder.
+            if self.stop():
                 return False
             raise
 
-    def _short_of_memory(self, trial: Trial) -> Outcome:
-        """Beside others it is no fault of the trial."""
-        what = f"{self.device} ran out of memory"
-        shared = persistently(lambda: self.study.shares_device(trial), self.stop, log.warning)
-        return (
-            Interrupted(f"{what} beside other trainings")
-            if shared
-            else Failed(what, Cause.OUT_OF_MEMORY)
-        )
+    def _out_of_memory(self, trial: Trial) -> Outcome:
+        """The trial is to blame only if it had the device to itself."""
+        problem = f"{self.device} ran out of memory"
+        ask = partial(self.study.shares_device, trial)
+        if persistently(ask, self.stop, log.warning):
+            return Interrupted(f"{problem} next to other trainings")
+        return Failed(problem, Cause.OUT_OF_MEMORY)
 
     def _check_device(self) -> None:
-        """After some errors a process can use its GPU no more. It must end then, or it would fail trial after trial."""
-        if self.device.type == "cuda":
-            try:
-                torch.cuda.synchronize(self.device)
-            except RuntimeError as error:
-                raise WorkerError(
-                    f"{self.device} cannot be used any more ({first_line(error)})"
-                ) from None
+        """Raises WorkerError if this process can no longer use its GPU, as after some errors.
+
+        Otherwise it would fail trial after trial.
+        """
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as error:
+            raise WorkerError(
+                f"{self.device} can no longer be used ({first_line(error)})"
+            ) from None
 
 
 def _cause_of(error: TrainingFailedError) -> Cause:
@@ -232,7 +272,8 @@ def _cause_of(error: TrainingFailedError) -> Cause:
     return Cause.LOST if error.lost else Cause.CODE_ERROR
 
 
-def run_worker(
+# Each argument is an option of `hpo worker`.
+def run_worker(  # noqa: PLR0913
     study: Study,
     data_path: Path | None,
     device: torch.device,
@@ -242,28 +283,44 @@ def run_worker(
     allow_different_code: bool = False,
     gpus: tuple[int, ...] = (),
 ) -> int:
-    """Join a study: load its data, check that they and the code are the study's, run trials. Returns how many ended here.
+    """Join a study: load its data, check that data and code are the study's, run trials.
 
-    data_path: where the data are on this machine; None takes the path that the study was made with. artifacts: the same
-    for the study's shared folder. gpus: the indices of the GPUs that this worker holds; empty: that of `device`.
+    Returns how many trials ended here. data_path: the place of the data on this machine; None: the
+    path that the study was made with. artifacts: likewise for the study's shared folder. gpus: the
+    indices of the GPUs that this worker holds; empty: that of `device`.
 
-    Raises DataError, StudyError if data or code differ from the study's.
+    Raises DataError or StudyError if the data or the code differ from the study's.
     """
     if threads:
         torch.set_num_threads(threads)
     check_code(study, allow_different_code)
-    spec = study.spec
     dataset = load_study_data(study, data_path, str(device))
-    held_out: dict[str, Any] = {
-        partition: load_dataset(spec, data_path or study.data_path, str(device), partition)
-        for partition in (spec.child.score if spec.child else ())
-    }
+    held_out = _load_held_out(study, data_path or study.data_path, device)
     folder = study_folder(study, artifacts)
-    record = {
+    provenance = {
         "device": device_name(device, gpus),
-        "code_version": code_version(spec),
+        "code_version": code_version(study.spec),
         "data": dataset.fingerprint,
     }
-    return Worker(
-        study, dataset, folder, record, stop, device=device, gpus=gpus, held_out=held_out
-    ).run()
+    worker = Worker(
+        study,
+        dataset,
+        folder,
+        provenance,
+        stop,
+        device=device,
+        gpus=gpus,
+        held_out=held_out,
+    )
+    return worker.run()
+
+
+def _load_held_out(study: Study, path: Path | None, device: torch.device) -> dict[str, Any]:
+    """The partitions on which a child study scores its completed trials."""
+    child = study.spec.child
+    if child is None:
+        return {}
+    partitions: dict[str, Any] = {}
+    for partition in child.score:
+        partitions[partition] = load_dataset(study.spec, path, str(device), partition)
+    return partitions
