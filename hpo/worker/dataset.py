@@ -1,4 +1,4 @@
-"""A study's data: loaded by its trainer, looked at before any worker does, and compared with those that it was made on."""
+"""A study's data: loaded by its trainer, checked, and compared with those it was made on."""
 
 import json
 import traceback
@@ -14,38 +14,37 @@ from hpo.study.study import Study
 from hpo.trainer import DataRequest, Dataset
 from hpo.worker.device import first_line, is_memory_short
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a look at the data gave."""
+class DataSummary:
+    """What a study keeps and shows of its data."""
 
     facts: dict[str, Any]
-    """For the study to keep: `path` (None: the trainer's own), `fingerprint`, and what the trainer tells."""
+    """For the study to keep: `path` (None: the trainer's own data), `fingerprint`, and the facts of
+    the dataset."""
     lines: list[str]
     """For people."""
 
 
-def look_at_data(path: Path | None, spec: StudySpec) -> Looked:
-    """Check once that every trial of the space could train on them. Raises DataError."""
+def look_at_data(path: Path | None, spec: StudySpec) -> DataSummary:
+    """Check that every trial of the space can train on the data. Raises DataError."""
     trainer = spec.load_trainer()
     dataset = load_dataset(spec, path, "cpu")
     base, *extremes = spec.extremes()
     described = asked(spec, "describe", partial(dataset.describe, base))
     if not isinstance(described, list):
         described = [str(described)]
+    # To describe a configuration checks it too.
     for config in extremes:
         asked(spec, "describe", partial(dataset.describe, config))
     chosen = f"profile {spec.profile} of the space" if spec.profile else "the space's base"
     if spec.profile == DEMO_PROFILE and not path:
         chosen += ": a small training, because no data are given"
-    about = [
-        str(path) if path else f"no --data given: {trainer.bundled}",
-        *described,
-    ]
+    source = str(path) if path else f"no --data given: {trainer.bundled}"
     lines = [
-        *_titled("data", about),
+        *_titled("data", [source, *described]),
         *_titled("training", [chosen, trainer.summary(base)]),
     ]
     facts = {
@@ -53,17 +52,19 @@ def look_at_data(path: Path | None, spec: StudySpec) -> Looked:
         "fingerprint": dataset.fingerprint,
         **dataset.facts,
     }
-    return Looked(facts, lines)
+    return DataSummary(facts, lines)
 
 
 def _titled(title: str, lines: list[str]) -> list[str]:
-    return [f"{title if number == 0 else '':11}{line}" for number, line in enumerate(lines)]
+    """The lines in a column, with the title to the left of the first."""
+    first, *others = lines
+    return [f"{title:11}{first}", *(f"{'':11}{line}" for line in others)]
 
 
 def load_dataset(
     spec: StudySpec, path: Path | None, device: str, partition: str = "train"
 ) -> Dataset:
-    """One partition, ready for trainings on the device. path: None takes the trainer's own.
+    """Load one partition, ready for trainings on the device. path: None takes the trainer's own.
 
     Raises DataError, MemoryShortError.
     """
@@ -77,7 +78,7 @@ def load_dataset(
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
             raise MemoryShortError(
-                f"{path or trainer.bundled}: no room on {device} for it. Take fewer workers there"
+                f"{path or trainer.bundled}: no memory for it on {device}. Use fewer workers there"
             ) from None
         raise
     _check_dataset(spec, dataset)
@@ -85,29 +86,33 @@ def load_dataset(
 
 
 def _check_dataset(spec: StudySpec, dataset: Dataset) -> None:
-    """Raises DataError for what `load_data` gave that is no Dataset."""
+    """Raises DataError if `load_data` did not return a Dataset."""
     kind = f"trainer {spec.trainer}: load_data gives a {type(dataset).__name__}"
     for name in ("fingerprint", "facts", "describe"):
         if not hasattr(dataset, name):
             raise DataError(
-                f"{kind} without {name}. Valid: what has fingerprint, facts and describe(config), see hpo.trainer.Dataset"
+                f"{kind} without {name}. Valid: an object with fingerprint, facts and "
+                f"describe(config), see hpo.trainer.Dataset"
             )
     if not isinstance(dataset.fingerprint, str):
         raise DataError(
-            f"{kind} whose fingerprint is a {type(dataset.fingerprint).__name__}. Valid: a text, equal for equal data"
+            f"{kind} whose fingerprint is a {type(dataset.fingerprint).__name__}. Valid: a text, "
+            f"equal for equal data"
         )
     try:
         json.dumps(dict(dataset.facts), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{kind} whose facts cannot be stored ({error}). Valid: a dict of numbers, text, lists and dicts"
+            f"{kind} whose facts cannot be stored ({error}). Valid: a dict of numbers, text, lists "
+            f"and dicts"
         ) from None
 
 
 def load_study_data(study: Study, path: Path | None, device: str) -> Dataset:
-    """What the study trains and validates on. path: where it is on this machine; None: where it was.
+    """Load the data that the study trains and validates on.
 
-    Raises DataError if it is other data than the study's, MemoryShortError.
+    path: their place on this machine; None: the path that the study was made with. Raises DataError
+    if they differ from the study's, and MemoryShortError.
     """
     path = path or study.data_path
     dataset = load_dataset(study.spec, path, device)
@@ -116,7 +121,7 @@ def load_study_data(study: Study, path: Path | None, device: str) -> Dataset:
 
 
 def check_fingerprint(study: Study, path: Path | None, fingerprint: str) -> None:
-    """Raises DataError if data at `path` are not those that the study was made on."""
+    """Raises DataError if the data at `path` are not those that the study was made on."""
     if fingerprint != study.data["fingerprint"]:
         source = path or study.spec.load_trainer().bundled
         raise DataError(
@@ -125,10 +130,12 @@ def check_fingerprint(study: Study, path: Path | None, fingerprint: str) -> None
         )
 
 
-def asked(spec: StudySpec, what: str, ask: Callable[[], Made]) -> Made:
-    """What a trainer's function returns. Raises DataError in the place of what is no error of ours or of the system's.
+def asked(spec: StudySpec, what: str, ask: Callable[[], Result]) -> Result:
+    """Call a function of the spec's trainer and return its result.
 
-    A fault in a lab's own code needs its place more than a traceback through ours.
+    what: the function's name, for messages. Raises DataError, with the place in the trainer's code,
+    for any error that is neither hpo's own nor the system's: a fault in a lab's code needs its
+    place more than a traceback through hpo.
     """
     try:
         return ask()
@@ -138,6 +145,7 @@ def asked(spec: StudySpec, what: str, ask: Callable[[], Made]) -> Made:
         if is_memory_short(error):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{what} ended with {type(error).__name__}: {first_line(error)}"
         raise DataError(
-            f"trainer {spec.trainer}: {what} ended with {type(error).__name__}: {first_line(error)} ({frame.filename}, line {frame.lineno})"
+            f"trainer {spec.trainer}: {problem} ({frame.filename}, line {frame.lineno})"
         ) from error

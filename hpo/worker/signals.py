@@ -5,18 +5,20 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-# SIGUSR1 and SIGUSR2: from schedulers before they end a job.
+# Schedulers send SIGUSR1 or SIGUSR2 before they end a job.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
 class StopFlag:
-    """Set by a signal or by the clock, read between steps. The handler does nothing else."""
+    """A flag that a signal or the clock raises. Call it to ask whether it is raised."""
 
-    leave_at: float | None = None  # seconds since the epoch
+    # Seconds since the epoch.
+    leave_at: float | None = None
     raised: bool = False
 
     def catch_signals(self) -> None:
+        """Let the stop signals raise the flag, and do nothing else."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._raise)
 
