@@ -109,14 +109,14 @@ def _no_gpu(drivers: list[str]) -> Finding:
     build = f"PyTorch {torch.__version__} is built {cuda}"
     if drivers:
         problem = (
-            f"the driver ({drivers[0]}) shows {len(drivers)}, PyTorch none: {build}. Install a "
-            f"build that this driver supports"
+            f"the driver ({drivers[0]}) lists {len(drivers)}, but PyTorch sees none: {build}. "
+            f"Install a build that this driver supports"
         )
         return Finding("GPU", "fail", problem)
     fault = _computing_fault(torch.device("cpu"))
     if fault:
         return Finding("GPU", "fail", fault)
-    return Finding("GPU", "warn", f"none found; training runs on the CPU, slowly. {build}")
+    return Finding("GPU", "warn", f"none found; training on the CPU is slow. {build}")
 
 
 def _gpu(index: int, driver: str) -> Finding:
@@ -264,7 +264,7 @@ def judge_tls(host: str, tls: str | None, mode: str) -> Finding:
     if tls and mode.startswith("verify"):
         return Finding("TLS", "ok", tls)
     if tls:
-        advice = "the server's identity is not verified; sslmode=verify-full verifies it"
+        advice = "the server's identity is not verified (use sslmode=verify-full)"
         return Finding("TLS", "ok", f"{tls}; {advice}")
     if host in ("localhost", "::1") or host.startswith(("/", "@", "127.")):
         return Finding("TLS", "ok", "not in use: the connection stays on this machine")
@@ -331,7 +331,7 @@ def judge_probes(others: dict[str, str], now: datetime) -> str:
     if not others:
         return (
             "no probe of another host found. To check that machines share the folder, run "
-            "hpo doctor on each, then here again"
+            "hpo doctor on each of them, then here again"
         )
     hosts = []
     for host, written in others.items():
@@ -368,7 +368,7 @@ def _examine_data(study: Study, data: Path | None, records: list[Record]) -> Fin
     try:
         fingerprint = load_dataset(study.spec, path, "cpu").fingerprint
     except (HpoError, OSError) as error:
-        advice = "Give --data with the place of the study's data on this machine"
+        advice = "Use --data to give the path of the study's data on this machine"
         return Finding("data", "fail", f"{_first_line(error)}. {advice}")
     source = str(path or study.spec.load_trainer().bundled)
     return judge_data(source, fingerprint, study.data["fingerprint"], records)
@@ -388,7 +388,7 @@ def judge_data(source: str, here: str, wanted: str, records: list[Record]) -> Fi
         return Finding(
             "data",
             "warn",
-            f"{source}: the study's data ({wanted}), but trials ran on other data: "
+            f"{source}: matches the study ({wanted}), but trials ran on other data: "
             f"{_by_value(differing)}",
         )
     matching = f"matches the study and all {len(records)} trials that ran"

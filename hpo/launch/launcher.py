@@ -122,8 +122,8 @@ def gpu_groups(count: int, size: int) -> list[str]:
     size = max(1, size)
     if count < size:
         raise MachineError(
-            f"a training of this study takes {size} GPUs, and this machine shows {count} to "
-            f"PyTorch. Take --device cpu or another machine, or lower script.gpus"
+            f"a training of this study takes {size} GPUs, and PyTorch sees {count} on this "
+            f"machine. Use --device cpu or another machine, or lower script.gpus"
         )
     groups = []
     for first in range(0, count - size + 1, size):
@@ -141,8 +141,8 @@ def plan_node(device: str | None, per_gpu: str | None, gpus: int = 1) -> Plan:
     check_whole_node(device)
     if choose_device(device).type == "cpu" and device is None:
         raise MachineError(
-            f"--all-gpus: this machine shows no CUDA device to PyTorch {torch.__version__}. See "
-            f"nvidia-smi, or take --device cpu"
+            f"--all-gpus: PyTorch {torch.__version__} sees no CUDA device on this machine. Check "
+            f"nvidia-smi, or use --device cpu"
         )
     return plan_workers(None, device, per_gpu, gpus)
 

@@ -44,8 +44,8 @@ def choose_device(wanted: str | None) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise MachineError(
-            f"--device {wanted}: this machine shows {gpus} CUDA devices to PyTorch "
-            f"{torch.__version__}. Take --device cpu"
+            f"--device {wanted}: PyTorch {torch.__version__} sees {gpus} CUDA devices on this "
+            f"machine. Use --device cpu"
         )
     return device
 

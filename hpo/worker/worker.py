@@ -248,7 +248,7 @@ class Worker(Place):
         problem = f"{self.device} ran out of memory"
         ask = partial(self.study.shares_device, trial)
         if persistently(ask, self.stop, log.warning):
-            return Interrupted(f"{problem} next to other trainings")
+            return Interrupted(f"{problem}, shared with other trainings")
         return Failed(problem, Cause.OUT_OF_MEMORY)
 
     def _check_device(self) -> None:

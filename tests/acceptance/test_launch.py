@@ -189,7 +189,7 @@ def test_ctrl_c_stops_at_the_next_step_the_same_line_goes_on_and_a_second_ctrl_c
         file.read_text()
         for file in Path(os.environ["HPO_HOME"]).glob("studies/tiny-*/logs/trial-*.log")
     )
-    assert sorted(map(int, re.findall(r"goes on after step (\d+)", logs))) == sorted(
+    assert sorted(map(int, re.findall(r"resumes after step (\d+)", logs))) == sorted(
         record.step for record in before
     )
 

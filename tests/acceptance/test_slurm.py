@@ -275,7 +275,7 @@ def test_a_node_without_gpus_does_not_train_on_its_cpu_unasked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    refused(("worker", "--study", "s", "--all-gpus"), 1, "shows no CUDA device", "--device cpu")
+    refused(("worker", "--study", "s", "--all-gpus"), 1, "sees no CUDA device", "--device cpu")
 
 
 # ---- real jobs
@@ -346,7 +346,7 @@ def test_two_nodes_run_the_budget_and_leave(
     assert done.returncode == 0, done.stderr
     number = re.findall(r"cancel     scancel (\d+)", done.stdout)[0]
     assert "watch      hpo status --study tiny\n" in done.stdout
-    assert "2 nodes through SLURM, 2 GPUs a node, 10 each" in done.stdout
+    assert "2 nodes through SLURM, 2 GPUs per node, time limit 10" in done.stdout
     until(lambda: not slurm_here.queue(), 90)
     records = Study.open(database, "tiny").records()
     assert sum(record.state in ("complete", "stopped") for record in records) == 8
@@ -471,7 +471,7 @@ def test_preemption_the_wall_limit_and_cancelling(
         return [
             int(found)
             for found in re.findall(
-                r"goes on after step (\d+)", worker_log(preempted) + worker_log(limited)
+                r"resumes after step (\d+)", worker_log(preempted) + worker_log(limited)
             )
         ]
 

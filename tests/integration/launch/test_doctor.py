@@ -139,12 +139,14 @@ def test_two_machines_prove_that_they_share_a_folder(database: Database, tmp_pat
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     shared.mkdir()
     alone.mkdir()
-    assert "no other host's doctor was here" in by_name(folder(shared))["shared"].text
-    assert f"with {socket.gethostname()} (its doctor was here 0 h 0 min ago)" in on_another_host(
+    assert "no probe of another host found" in by_name(folder(shared))["shared"].text
+    assert f"with {socket.gethostname()} (hpo doctor ran there 0 h 0 min ago)" in on_another_host(
         "gpu2", "doctor", "--artifacts", shared
     )
-    assert "with gpu2 (its doctor was here 0 h 0 min ago)" in by_name(folder(shared))["shared"].text
-    assert "no other host's doctor was here" in by_name(folder(alone))["shared"].text
+    assert (
+        "with gpu2 (hpo doctor ran there 0 h 0 min ago)" in by_name(folder(shared))["shared"].text
+    )
+    assert "no probe of another host found" in by_name(folder(alone))["shared"].text
 
 
 # ---- a study's workers
@@ -163,11 +165,11 @@ def test_code_and_data_of_a_study(
     ours = by_name(examine("tiny", None, None, None))
     assert (ours["code"].level, ours["code"].text) == (
         "ok",
-        f"{code_version()}, as of all 4 trials that ran",
+        f"{code_version()}, matches all 4 trials that ran",
     )
     assert (ours["data"].level, ours["data"].text) == (
         "ok",
-        f"{tiny_data}: the study's, as of all 4 trials that ran",
+        f"{tiny_data}: matches the study and all 4 trials that ran",
     )
 
     other = tiny_contents()
@@ -202,10 +204,14 @@ def test_code_and_data_of_a_study(
 @pytest.mark.parametrize(
     ("finding", "level", "part"),
     [
-        (judge_clock(100.0, 100.1, 100.2), "ok", "agrees with the database's to 0.200 s"),
+        (judge_clock(100.0, 100.1, 100.2), "ok", "within 0.200 s of the database server's"),
         (judge_clock(100.0, 105.0, 110.0), "ok", "10.000 s"),  # a slow answer is no skew
-        (judge_clock(100.0, 102.5, 100.1), "warn", "2 s behind the database's: set both by NTP"),
-        (judge_clock(100.0, 30.0, 100.1), "fail", "70 s ahead of the database's"),
+        (
+            judge_clock(100.0, 102.5, 100.1),
+            "warn",
+            "2 s behind the database server's: synchronize both with NTP",
+        ),
+        (judge_clock(100.0, 30.0, 100.1), "fail", "70 s ahead of the database server's"),
         (judge_connections(100, 20), "ok", "20 of 100 in use: room for 40 more workers"),
         (judge_connections(100, 90), "warn", "room for 5 more workers. Raise max_connections"),
         (judge_connections(100, 99), "fail", "room for 0 more workers"),
@@ -213,11 +219,15 @@ def test_code_and_data_of_a_study(
         (
             judge_tls("db.lab", "TLSv1.3, X", "prefer"),
             "ok",
-            "was not checked: sslmode=verify-full does",
+            "is not verified (use sslmode=verify-full)",
         ),
-        (judge_tls("db.lab", None, "prefer"), "warn", "the network sees all that goes to db.lab"),
-        (judge_tls("127.0.0.1", None, "prefer"), "ok", "nothing leaves this machine"),
-        (judge_tls("/var/run/postgresql", None, "prefer"), "ok", "nothing leaves this machine"),
+        (judge_tls("db.lab", None, "prefer"), "warn", "the traffic to db.lab is not encrypted"),
+        (judge_tls("127.0.0.1", None, "prefer"), "ok", "the connection stays on this machine"),
+        (
+            judge_tls("/var/run/postgresql", None, "prefer"),
+            "ok",
+            "the connection stays on this machine",
+        ),
     ],
 )
 def test_conclusions(finding: Finding, level: str, part: str) -> None:
@@ -240,5 +250,5 @@ def test_old_probes_say_when_they_were_written() -> None:
         "d": "at an unknown time",
     }
     assert text == "with " + ", ".join(
-        f"{host} (its doctor was here {when})" for host, when in ago.items()
+        f"{host} (hpo doctor ran there {when})" for host, when in ago.items()
     )

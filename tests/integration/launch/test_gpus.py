@@ -31,7 +31,7 @@ def test_gpus_are_given_out_in_groups(count: int, size: int, groups: list[str]) 
 
 
 def test_too_few_gpus_are_told() -> None:
-    with pytest.raises(MachineError, match="takes 4 GPUs, and this machine shows 2"):
+    with pytest.raises(MachineError, match="takes 4 GPUs, and PyTorch sees 2"):
         gpu_groups(2, 4)
     with pytest.raises(CallerError, match=r"takes 2 GPUs\. Give --device cuda:0,1"):
         check_gpus("cuda:0", CUDA, 2)

@@ -127,7 +127,7 @@ def test_weights_of_a_worker_that_is_cut_off_beyond_its_lease_wait_for_the_answe
                 end = time.monotonic() + 1
                 until(lambda: time.monotonic() > end)
             case 1:  # evaluated, which the database is to be told
-                until(lambda: "it trains on" in caplog.text)
+                until(lambda: "training continues" in caplog.text)
         return False
 
     def end_when_trained() -> None:
@@ -429,7 +429,7 @@ def test_a_signal_is_heard_while_the_database_hangs(
 
 
 @pytest.mark.parametrize(
-    ("shared", "says"), [(True, "goes on after step {}"), (False, "it begins again at step 0")]
+    ("shared", "says"), [(True, "resumes after step {}"), (False, "restarts at step 0")]
 )
 def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
     endless: Study, tiny_data: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch,

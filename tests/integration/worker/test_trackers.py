@@ -21,7 +21,7 @@ from hpo.errors import CallerError
 from hpo.space.spec import StudySpec
 from hpo.study.study import Study
 from hpo.worker import trackers
-from hpo.worker.trackers import Subject, Tracker, Trackers, check, choose, chosen
+from hpo.worker.trackers import RunInfo, Tracker, Trackers, check, choose, chosen
 from hpo.worker.worker import Worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
@@ -100,15 +100,17 @@ def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
     with caplog.at_level(logging.WARNING):
         assert Worker(study, data, tmp_path, RECORD).run() == 4
     assert [record.state for record in study.records()] == ["complete"] * 4
-    assert "trial 0: tensorboard gets no more of this attempt: FileExistsError" in caplog.text
+    assert (
+        "trial 0: tensorboard is off for the rest of this attempt: FileExistsError" in caplog.text
+    )
 
 
 def test_what_a_killed_attempt_told_after_its_checkpoint_is_replaced(tmp_path: Path) -> None:
     def attempt(number: int, before: Sequence[Point], told: Sequence[Point]) -> Trackers:
-        subject = Subject(
+        info = RunInfo(
             tmp_path / "trackers", "s", 0, number, "unique-0", {"optimizer.lr": 0.1}, "per"
         )
-        found = Trackers([Tracker("tensorboard", subject, lambda: True, print)], before)
+        found = Trackers([Tracker("tensorboard", info, lambda: True, print)], before)
         for point in told:
             found.point(point)
         return found
@@ -154,9 +156,9 @@ def test_a_disk_that_fills_up_costs_a_line_and_the_rest_of_that_attempt_alone(
     with caplog.at_level(logging.WARNING):
         assert Worker(study, data, tmp_path, RECORD).run() == 4
     assert [record.state for record in study.records()] == ["complete"] * 4
-    assert caplog.text.count("gets no more of this attempt") == 1
+    assert caplog.text.count("is off for the rest of this attempt") == 1
     assert (
-        "trial 0: tensorboard gets no more of this attempt: OSError: [Errno 28] No space left on device"
+        "trial 0: tensorboard is off for the rest of this attempt: OSError: [Errno 28] No space left on device"
         in caplog.text
     )
     folder = tmp_path / "trackers" / "tensorboard"
@@ -181,7 +183,7 @@ def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
     with caplog.at_level(logging.WARNING):
         assert Worker(study, data, tmp_path, RECORD).run() == 4
     assert (
-        "tensorboard is not installed here (pip install tensorboard). It trains on without"
+        "tensorboard is not installed here (pip install tensorboard); training continues without it"
         in caplog.text
     )
 

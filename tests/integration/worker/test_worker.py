@@ -120,7 +120,7 @@ def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
     for attempt in range(1, 4):
         with pytest.raises(
             MemoryShortError,
-            match=r"trial 0: cpu ran out of memory; it waits to go on. Take fewer workers",
+            match=r"trial 0: cpu ran out of memory; the trial waits for another attempt. Use fewer workers",
         ) as raised:
             worker_for(study, data, tmp_path).run()
         assert raised.value.exit_code == 3
@@ -144,11 +144,8 @@ def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with caplog.at_level("INFO"):
         assert worker_for(study, data, tmp_path).run() == 4
-    assert "trial 0: a checkpoint cannot be used: checkpoint-00000003-" in caplog.text
-    assert (
-        "trial 0: no checkpoint of its earlier attempt is here; it begins again at step 0"
-        in caplog.text
-    )
+    assert "trial 0: unusable checkpoint: checkpoint-00000003-" in caplog.text
+    assert "trial 0: no checkpoint of an earlier attempt; restarts at step 0" in caplog.text
     assert study.records()[0].state == "complete"
 
 
@@ -198,18 +195,18 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
     def stop() -> bool:
         """After step 2 the lease has run out, on this side too; the trial is not asked for yet."""
         if best.exists():
-            run.reporter._lease_seconds = 0.0
+            attempt.reporter._lease_seconds = 0.0
         return False
 
-    run = Attempt(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
+    attempt = Attempt(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
     best.parent.mkdir()
-    run.writer.submit(
+    attempt.writer.submit(
         "another's", save_decoder, best, weights_of(trial, data), trial.config, {"step": 99}
     )
-    run.writer.wait()
-    run.to_its_end()
-    run.writer.close()
-    run.reporter.close()
+    attempt.writer.wait()
+    attempt.run()
+    attempt.writer.close()
+    attempt.reporter.close()
     assert load_decoder(best).metadata["step"] == 99
 
 
@@ -221,16 +218,16 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
     worker = worker_for(study, data, tmp_path)
     trial = study.claim(worker.process, RECORD)
     assert trial is not None
-    run = Attempt(worker, trial, tmp_path / "trial-0")
-    assert isinstance(run.to_its_end(), Completed)
+    attempt = Attempt(worker, trial, tmp_path / "trial-0")
+    assert isinstance(attempt.run(), Completed)
     begun = begin(
         partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data),
         tmp_path / "trial-0",
     )
     assert begun.training.step == trial.config.steps
-    run.writer.close()
-    run.reporter.close()
-    run.tidy()
+    attempt.writer.close()
+    attempt.reporter.close()
+    attempt.tidy()
     assert [
         path.name for path in (tmp_path / "trial-0").iterdir() if path.suffix != ".safetensors"
     ] == []

@@ -27,7 +27,7 @@ from hpo.worker.checkpoint import (
     check_state,
     checkpoints,
     save_checkpoint,
-    written,
+    write_atomically,
 )
 
 OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     found = begun(tmp_path, data)
     assert step_of(found) == 3
     assert len(found.faults) == 1
-    assert newest.name in found.faults[0] and "not those that were written" in found.faults[0]
+    assert newest.name in found.faults[0] and "do not match its digest" in found.faults[0]
     assert not newest.exists()
 
 
@@ -256,9 +256,9 @@ def test_a_checkpoint_that_cannot_be_read_back_is_a_fault_and_the_one_before_is_
 
 def test_a_writer_of_weights_may_want_its_suffix(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "last.npz"
-    assert written(path, lambda draft: np.savez(draft, weights=np.ones(2)), lambda: True)
+    assert write_atomically(path, lambda draft: np.savez(draft, weights=np.ones(2)), lambda: True)
     assert [file.name for file in path.parent.iterdir()] == ["last.npz"]
-    assert not written(path, lambda draft: np.savez(draft), lambda: False)
+    assert not write_atomically(path, lambda draft: np.savez(draft), lambda: False)
     assert np.load(path)["weights"].tolist() == [1, 1]
 
 
