@@ -280,7 +280,7 @@ def test_tls_options_reach_libpq(
         open_database(f"{url}&sslmode=verify-ca&sslrootcert=/nowhere")
 
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
-    for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not checked: sslmode=verify-full does"),
+    for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not verified \\(use sslmode=verify-full\\)"),
                            ("disable", "ok +TLS +not in use: the connection stays on this machine")):  # fmt: skip
         monkeypatch.setenv("HPO_DATABASE_URL", f"{url}&sslmode={mode}&sslrootcert={certificate}")
         done = asked("doctor")
