@@ -250,7 +250,7 @@ class Waiting:
     Only trainings that may be silent for longer than a lease need to yield it.
     """
 
-    goes_on_at: int | None = None
+    resumes_at: int | None = None
     """The step of the next look, if it is known. Points of the curve from there on are replaced."""
 
 

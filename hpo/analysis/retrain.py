@@ -18,7 +18,7 @@ from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Record
 from hpo.text import duration
 from hpo.trainer import Metric, Score
-from hpo.worker.dataset import asked, check_fingerprint, load_dataset
+from hpo.worker.dataset import call_trainer, check_fingerprint, load_dataset
 
 LEVEL = 0.95
 # Runs the waiting trials of a child study until none waits.
@@ -166,7 +166,7 @@ def check_data(study: Study, path: Path | None, score_test: bool) -> None:
     if score_test:
         test = load_dataset(spec, path, "cpu", "test")
         for config in spec.extremes():
-            asked(spec, "describe", partial(test.describe, config))
+            call_trainer(spec, "describe", partial(test.describe, config))
     try:
         check_fingerprint(study, path, load_dataset(spec, path, "cpu").fingerprint)
     except DataError as error:

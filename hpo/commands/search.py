@@ -317,12 +317,12 @@ def _submit(
     per_gpu: str | None,
     allow_different_code: bool,
 ) -> None:
-    from hpo.launch.slurm import after_submission, elements, in_words, submit
+    from hpo.launch.slurm import after_submission, count_by_state, queued_elements, submit
 
-    queued = [element for element in elements(study) if element.state != "COMPLETING"]
+    queued = [element for element in queued_elements(study) if element.state != "COMPLETING"]
     if queued and not job.more:
         click.echo(
-            f"Already in SLURM's queue: {in_words(queued)}. "
+            f"Already in SLURM's queue: {count_by_state(queued)}. "
             "Nothing was submitted; --slurm-more submits more"
         )
         return
@@ -385,7 +385,7 @@ def worker(
     from hpo.store.database import open_database
     from hpo.study.study import Study
     from hpo.worker.device import check_gpus, choose_device, held_gpus
-    from hpo.worker.reporter import persistently
+    from hpo.worker.reporter import ask_until_answered
     from hpo.worker.signals import StopFlag
     from hpo.worker.worker import run_worker
 
@@ -403,7 +403,9 @@ def worker(
     if all_gpus:
         # A machine without a GPU is refused before the database is asked.
         plan_node(device, per_gpu)
-        opened = persistently(lambda: open_database(database), flag, logging.warning, limit=60)
+        opened = ask_until_answered(
+            lambda: open_database(database), flag, logging.warning, limit=60
+        )
         opened_study = Study.open(opened, study)
         plan = plan_node(device, per_gpu, opened_study.spec.load_trainer().gpus)
         left_early = slurm_element.run_node(
@@ -419,7 +421,7 @@ def worker(
         return
 
     flag.catch_signals()
-    opened_study = persistently(
+    opened_study = ask_until_answered(
         lambda: Study.open(open_database(database), study), flag, logging.warning, limit=60
     )
     chosen_device = choose_device(device)

@@ -185,6 +185,6 @@ def logs(study: str, trial: int, follow: bool, database: str | None) -> None:
     if not record.attempts:
         click.echo(f"trial {trial} has not started, so no worker has logged anything", err=True)
         return
-    elsewhere = log.elsewhere(opened, record)
+    elsewhere = log.missing_attempts(opened, record)
     if elsewhere:
         click.echo(elsewhere, err=True)

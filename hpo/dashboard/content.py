@@ -193,7 +193,7 @@ def log_tail(study: Study, record: Record) -> str:
 
     log = TrialLog.of(study, record.number)
     lines = log.read()[-LOG_LINES:]
-    elsewhere = log.elsewhere(study, record)
+    elsewhere = log.missing_attempts(study, record)
     if elsewhere:
         lines = [*lines, elsewhere]
     return "\n".join(lines) + "\n"

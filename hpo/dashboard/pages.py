@@ -29,7 +29,7 @@ from hpo.dashboard.plots import figures
 from hpo.store.database import Database
 from hpo.store.optuna_rows import TrialRow
 from hpo.store.storage import open_storage
-from hpo.store.trials import place_of, rows_of
+from hpo.store.trials import rows_of, study_and_number_of
 from hpo.study.optuna_internals import id_of_trial
 from hpo.study.pick import best_of
 from hpo.study.record import record_of
@@ -97,7 +97,7 @@ class Pages:
     def place(self, trial_id: int) -> tuple[int, int]:
         """Id of the study, and number within it, of a trial. Raises KeyError."""
         with self._backend.engine.begin() as connection:
-            return place_of(connection, trial_id)
+            return study_and_number_of(connection, trial_id)
 
     def forget(self, study_id: int) -> None:
         """Drop a study that was deleted."""

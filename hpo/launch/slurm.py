@@ -297,7 +297,7 @@ class Element:
         return text
 
 
-def elements(study: StudyReader) -> list[Element]:
+def queued_elements(study: StudyReader) -> list[Element]:
     """The study's elements that wait or run. Raises SlurmError.
 
     They are read from squeue, because sacct needs accounting.
@@ -325,13 +325,13 @@ def parse_elements(printed: str) -> list[Element]:
 
 
 def known_elements(study: StudyReader) -> list[Element] | None:
-    """Like `elements`, but None if the study was not submitted from this machine."""
+    """Like `queued_elements`, but None if the study was not submitted from this machine."""
     if not script_of(study_folder(study)).exists():
         return None
-    return elements(study)
+    return queued_elements(study)
 
 
-def in_words(found: Sequence[Element]) -> str:
+def count_by_state(found: Sequence[Element]) -> str:
     """Count the elements by state: 3 running, 1 pending."""
     counts = Counter(element.state for element in found)
     return ", ".join(f"{count} {state.lower()}" for state, count in counts.items())

@@ -21,9 +21,9 @@ def export_script(study: StudyReader, trial: str, out: Path) -> list[str]:
     Returns lines that tell the user what was written. Raises StudyError, SpecError, OSError.
     """
     record = pick_trial(study, trial)
-    launched = study.spec.offered("launched", "export of a script's files")
+    render = study.spec.offered("render_in_folder", "export of a script's files")
     config = study.spec.config(record.config)
-    started = launched(config, out.resolve(), study.name, record.number, study.data["path"])
+    rendered = render(config, out.resolve(), study.name, record.number, study.data["path"])
     metric = study.spec.metric
     value = record.state if record.value is None else metric.text(record.value)
     result = f"{metric.name} {value}, code {record.code_version}"
@@ -34,9 +34,9 @@ def export_script(study: StudyReader, trial: str, out: Path) -> list[str]:
         f"cd {shlex.quote(str(out.resolve()))} || exit 1",
         f'if [ -e started ]; then echo "{used}" >&2; exit 1; fi',
         "touch started",
-        started.shell_line(),
+        rendered.shell_line(),
     ]
-    files = {**started.files, "command.sh": "\n".join(script) + "\n"}
+    files = {**rendered.files, "command.sh": "\n".join(script) + "\n"}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         path = out / name
@@ -69,18 +69,18 @@ def export_text(study: StudyReader, trial: str) -> str:
         content["trainer"] = study.spec.trainer
     content["base"] = config.flat()
 
-    launched = trainer.offers.get("launched")
-    if launched:
-        started = launched(config, Path("ATTEMPT"), study.name, record.number, study.data["path"])
-        content["command"] = started.shell_line()
-        content["files"] = _files_to_show(started.files)
+    render = trainer.offers.get("render_in_folder")
+    if render:
+        rendered = render(config, Path("ATTEMPT"), study.name, record.number, study.data["path"])
+        content["command"] = rendered.shell_line()
+        content["files"] = _files_to_show(rendered.files)
     arguments = trainer.offers.get("arguments")
     if arguments:
         head += [f"# {line}" for line in arguments.about]
         content["args"] = arguments.of(config, study.data)
     else:
         head.append("# base: goes into a study file.")
-        if launched:
+        if render:
             head.append("# command, files: how the trial's script was started, and what it read.")
     return "\n".join(head) + "\n" + yaml.dump(content, Dumper=_Dumper, sort_keys=False)
 

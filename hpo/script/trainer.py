@@ -87,7 +87,7 @@ def make(section: Mapping[str, Any]) -> Trainer:
         ending_seconds=settings.grace_seconds + ENDING_SECONDS,
         resume=settings.resume or "not known",
         state_of_code=state_of_code,
-        offers={"script": settings, "launched": render_in_folder},
+        offers={"script": settings, "render_in_folder": render_in_folder},
     )
 
 

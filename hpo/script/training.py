@@ -196,7 +196,7 @@ class ScriptTraining:
             end = running.end()
             for progress in self._new_progress(last=end is not None):
                 if resumes:
-                    yield Waiting(goes_on_at=progress.step)
+                    yield Waiting(resumes_at=progress.step)
                     resumes = False
                 yield progress
             if end is not None:

@@ -64,7 +64,7 @@ def _point(stored: Mapping[str, Any]) -> Point:
     )
 
 
-def what_changed(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> list[str]:
+def upgrade_notes(spec: Mapping[str, Any], budget: Mapping[str, Any]) -> list[str]:
     """Lines for people: what a stored study loses in this version."""
     lines = []
     if spec.get("policy") in REMOVED_POLICIES:

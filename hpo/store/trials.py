@@ -78,7 +78,7 @@ def attempts_of(connection: Connection, trial_ids: list[int]) -> dict[int, list[
     return attempts
 
 
-def place_of(connection: Connection, trial_id: int) -> tuple[int, int]:
+def study_and_number_of(connection: Connection, trial_id: int) -> tuple[int, int]:
     """The id of a trial's study, and the trial's number in it. Raises KeyError."""
     trials = optuna_trials.c
     statement = select(trials.study_id, trials.number).where(trials.trial_id == trial_id)

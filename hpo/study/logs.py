@@ -78,7 +78,7 @@ class TrialLog:
         self.attempts += sum(1 for line in lines if first_line.match(line))
         return lines
 
-    def elsewhere(self, study: StudyReader, record: Record) -> str | None:
+    def missing_attempts(self, study: StudyReader, record: Record) -> str | None:
         """Where to look for the attempts whose lines are not here; None if all are."""
         missing = record.attempts - self.attempts
         if missing <= 0:

@@ -19,7 +19,7 @@ from hpo.errors import SpecError, StudyError
 from hpo.settings import explain, guess
 from hpo.space.budget import Budget, Spent, over, refusal
 from hpo.space.spec import StudySpec
-from hpo.space.upgrade import upgraded_budget, upgraded_spec, what_changed
+from hpo.space.upgrade import upgrade_notes, upgraded_budget, upgraded_spec
 from hpo.store import curves, findings, leases, locks, optuna_rows, standing
 from hpo.store.database import Database, open_database
 from hpo.store.storage import ready_engine
@@ -47,7 +47,7 @@ class StudyReader:
 
     def warn_of_removed(self, attributes: Mapping[str, Any]) -> None:
         """Log what the stored spec and budget ask for that this version no longer has."""
-        for change in what_changed(attributes["spec"], attributes.get("budget") or {}):
+        for change in upgrade_notes(attributes["spec"], attributes.get("budget") or {}):
             log.warning("study %s: %s", self.name, change)
 
     # ---- its settings

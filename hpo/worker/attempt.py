@@ -30,7 +30,7 @@ from hpo.worker.checkpoint import (
     write_atomically,
 )
 from hpo.worker.device import CPU, first_line, peak_memory, visible_devices
-from hpo.worker.reporter import Reporter, persistently
+from hpo.worker.reporter import Reporter, ask_until_answered
 from hpo.worker.trackers import FOLDER, RunInfo, Tracker, Trackers, chosen
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Attempt:
         """
         training = self._prepare()
         resume = partial(self.study.resume, self.trial, training.step, self.curve)
-        if not persistently(resume, self.place.stop, log.warning):
+        if not ask_until_answered(resume, self.place.stop, log.warning):
             return None
         self._start_trackers()
         remove_drafts(self.folder)
@@ -208,7 +208,9 @@ class Attempt:
         )
 
     def _start_trackers(self) -> None:
-        names, unique = persistently(partial(chosen, self.study), self.place.stop, log.warning)
+        names, unique = ask_until_answered(
+            partial(chosen, self.study), self.place.stop, log.warning
+        )
         trial = self.trial
         info = RunInfo(
             folder=self.place.folder / FOLDER,
@@ -256,8 +258,8 @@ class Attempt:
                 f"train() gave a {type(event).__name__}. Valid: hpo.Progress(step, loss, ...)"
             )
         self.reporter.alive()
-        if event.goes_on_at is not None:
-            self._go_back(event.goes_on_at)
+        if event.resumes_at is not None:
+            self._go_back(event.resumes_at)
         return self._interruption()
 
     def _advance(self, training: Training, progress: Progress) -> Outcome | None:

@@ -33,12 +33,12 @@ def look_at_data(path: Path | None, spec: StudySpec) -> DataSummary:
     trainer = spec.load_trainer()
     dataset = load_dataset(spec, path, "cpu")
     base, *extremes = spec.extremes()
-    described = asked(spec, "describe", partial(dataset.describe, base))
+    described = call_trainer(spec, "describe", partial(dataset.describe, base))
     if not isinstance(described, list):
         described = [str(described)]
     # To describe a configuration checks it too.
     for config in extremes:
-        asked(spec, "describe", partial(dataset.describe, config))
+        call_trainer(spec, "describe", partial(dataset.describe, config))
     chosen = f"profile {spec.profile} of the space" if spec.profile else "the space's base"
     if spec.profile == DEMO_PROFILE and not path:
         chosen += ": a small training, because no data are given"
@@ -74,7 +74,7 @@ def load_dataset(
         path, spec.config(), device, validation.fraction, validation.seed, partition
     )
     try:
-        dataset: Dataset = asked(spec, "load_data", partial(trainer.load_data, request))
+        dataset: Dataset = call_trainer(spec, "load_data", partial(trainer.load_data, request))
     except (RuntimeError, MemoryError) as error:
         if is_memory_short(error):
             raise MemoryShortError(
@@ -130,7 +130,7 @@ def check_fingerprint(study: Study, path: Path | None, fingerprint: str) -> None
         )
 
 
-def asked(spec: StudySpec, what: str, ask: Callable[[], Result]) -> Result:
+def call_trainer(spec: StudySpec, what: str, ask: Callable[[], Result]) -> Result:
     """Call a function of the spec's trainer and return its result.
 
     what: the function's name, for messages. Raises DataError, with the place in the trainer's code,

@@ -42,7 +42,7 @@ class Backoff:
         return self._next * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-def persistently(
+def ask_until_answered(
     ask: Callable[[], Answer],
     given_up: Callable[[], bool],
     warn: Callable[[str], None],

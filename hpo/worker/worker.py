@@ -41,7 +41,7 @@ from hpo.trainer import TrainingFailedError, TrainingHangsError
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import device_name, first_line, is_memory_short, place_of
-from hpo.worker.reporter import persistently
+from hpo.worker.reporter import ask_until_answered
 
 # The average time between looks at a paused study.
 PAUSE_SECONDS = 2.0
@@ -101,7 +101,7 @@ class Worker(Place):
         claim = partial(self.study.claim, self.process, self.provenance, idle=True)
         try:
             while True:
-                trial = persistently(claim, self.stop, log.warning)
+                trial = ask_until_answered(claim, self.stop, log.warning)
                 if trial or not self._wait_while_paused():
                     return trial
         except DatabaseAwayError:
@@ -113,7 +113,7 @@ class Worker(Place):
         """Wait, with the data loaded, while the study is paused. Returns whether it was paused."""
         announced: Halt | None = None
         while not self.stop():
-            halt = persistently(self._halt, self.stop, log.warning)
+            halt = ask_until_answered(self._halt, self.stop, log.warning)
             if halt is None or halt.state != "paused":
                 break
             if halt != announced:
@@ -213,7 +213,7 @@ class Worker(Place):
             return None
         ask = partial(self.study.stopped_by_hand, trial)
         try:
-            return persistently(ask, self.stop, log.warning)
+            return ask_until_answered(ask, self.stop, log.warning)
         except DatabaseError:
             return None
 
@@ -236,7 +236,7 @@ class Worker(Place):
             return self.stop() and time.monotonic() - began_at > HAND_BACK_SECONDS
 
         try:
-            return persistently(deliver, given_up, log.warning)
+            return ask_until_answered(deliver, given_up, log.warning)
         except DatabaseAwayError:
             # The lease expires, and the trial resumes from the checkpoint in its folder.
             if self.stop():
@@ -247,7 +247,7 @@ class Worker(Place):
         """The trial is to blame only if it had the device to itself."""
         problem = f"{self.device} ran out of memory"
         ask = partial(self.study.shares_device, trial)
-        if persistently(ask, self.stop, log.warning):
+        if ask_until_answered(ask, self.stop, log.warning):
             return Interrupted(f"{problem}, shared with other trainings")
         return Failed(problem, Cause.OUT_OF_MEMORY)
 

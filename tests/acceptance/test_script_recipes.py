@@ -172,7 +172,7 @@ def as_a_lab_has_it(recipe: Recipe, folder: Path) -> Path:
 
 def run_by_hand(recipe: Recipe, spec: StudySpec, config: ScriptConfig, folder: Path) -> Told:
     """What the script tells that a person starts with the files and the command of a configuration."""
-    launched = spec.load_trainer().offers["launched"]
+    launched = spec.load_trainer().offers["render_in_folder"]
     rendered = launched(config, folder, "s", 0, None)
     (folder / "checkpoints").mkdir(parents=True)
     for name, content in rendered.files.items():
