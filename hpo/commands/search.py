@@ -247,10 +247,13 @@ def _conclude(study: "Study", ending: str, worked: bool) -> None:
     if ending != "done":
         return
     if not study.budget_spent():
-        if not study.runs_elsewhere():
+        if study.runs_elsewhere():
+            click.echo("The last trials are running under another launch or worker.")
+            return
+        # The last trial may have ended elsewhere between these looks.
+        if not study.budget_spent():
             why = study.why_over() or "trials wait for a worker; run the same command to continue"
             raise WorkerError(f"study {study.name} is not done: {why}")
-        click.echo("The last trials are running under another launch or worker.")
     elif worked and study.standing().ended < study.budget.trials:
         # GPU-hours or the deadline ended the study before its number of trials did.
         click.echo(f"The workers left: {study.why_over()}")
