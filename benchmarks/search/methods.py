@@ -24,7 +24,7 @@ from simulate import Curves, Rules, Search
 
 from hpo.curve import Point
 from hpo.decoder.trainer import PER
-from hpo.space.policy import Seen, propose
+from hpo.space.policy import Observation, propose
 from hpo.space.sections import SamplerSettings
 from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast, Stop
@@ -102,12 +102,12 @@ class Ours(Nothing):
         # PER by number; None for a trial that diverged.
         self._ends: dict[int, float | None] = {}
 
-    def _seen(self) -> list[Seen]:
+    def _seen(self) -> list[Observation]:
         seen = []
         for number, values in enumerate(self._values):
             per = self._ends.get(number)
             diverged = number in self._ends and per is None
-            seen.append(Seen(number, values, per, diverged))
+            seen.append(Observation(number, values, per, diverged))
         return seen
 
     def ask(self, curves: Curves) -> tuple[int, dict[str, Any]]:

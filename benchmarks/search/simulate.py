@@ -31,7 +31,7 @@ from hpo.curve import Point
 from hpo.decoder.trainer import PER
 from hpo.space.cube import Cube
 from hpo.space.parameter import Parameter
-from hpo.space.policy import Model, Seen
+from hpo.space.policy import Model, Observation
 from hpo.space.spec import DEFAULT_POLICY, StudySpec
 from hpo.space.stopping import Stop, not_finite
 from hpo.space.upgrade import upgraded_spec
@@ -296,7 +296,7 @@ def policy_ranks(table: Table, shown: int = 45, times: int = 12) -> dict[str, fl
     for seed in range(times):
         chosen = np.random.default_rng(seed).choice(configurations, shown, replace=False)
         rest = np.setdiff1d(configurations, chosen)
-        seen = [Seen(int(row), table.params[row], float(table.final[row])) for row in chosen]
+        seen = [Observation(int(row), table.params[row], float(table.final[row])) for row in chosen]
         for which, cube in cubes.items():
             points = np.array([cube.point(table.params[row]) for row in rest])
             expected = Model(cube, seen).expected(points)

@@ -41,7 +41,7 @@ KERNEL = {"lengths": (0.2, 30.0), "scale": (0.1, 20.0), "noise": (5e-3, 0.5)}
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """A trial as a policy sees it: its number, its parameters and the metric's value at its end.
 
     diverged: the training diverged or cannot be done; it counts as the worst trial of all.
@@ -60,7 +60,7 @@ class Seen:
 
 def propose(
     spec: StudySpec,
-    seen: Sequence[Seen],
+    observations: Sequence[Observation],
     seed: int,
     number: int,
     fixed: Mapping[str, Any] | None = None,
@@ -73,12 +73,12 @@ def propose(
     """
     cube = Cube(spec)
     held = fixed or {}
-    ended = sum(trial.ended for trial in seen)
+    ended = sum(trial.ended for trial in observations)
     if ended < spec.sampler.startup_trials:
         point_P = sobol(len(cube.names), seed, number)
         return cube.values(_with_fixed(cube, point_P[None], held)[0])
     generator = np.random.default_rng([seed, number])
-    model = Model(cube, seen)
+    model = Model(cube, observations)
     points_NP = _with_fixed(cube, model.candidates(CANDIDATES, generator), held)
     improvement_N = model.expected_improvement(points_NP)
     for _ in range(CLIMBS):
@@ -109,15 +109,15 @@ def _with_fixed(cube: Cube, points_NP: Array, fixed: Mapping[str, Any]) -> Array
     return points_NP
 
 
-def costs(seen: Sequence[Seen], metric: Metric) -> list[float]:
+def costs(observations: Sequence[Observation], metric: Metric) -> list[float]:
     """The costs of trials that have ended, which the search makes small.
 
     For a bounded metric a cost is the distance from a perfect score, otherwise it is the value or,
     where higher is better, its negative. A diverged trial costs as much as the worst trial.
     """
-    known = [_cost(trial.value, metric) for trial in seen if trial.value is not None]
+    known = [_cost(trial.value, metric) for trial in observations if trial.value is not None]
     worst = 1.0 if metric.bounded else max(known, default=0.0)
-    return [worst if trial.value is None else _cost(trial.value, metric) for trial in seen]
+    return [worst if trial.value is None else _cost(trial.value, metric) for trial in observations]
 
 
 def _cost(value: float, metric: Metric) -> float:
@@ -126,12 +126,12 @@ def _cost(value: float, metric: Metric) -> float:
     return metric.sign * value
 
 
-def _ranked(seen: Sequence[Seen], metric: Metric) -> list[tuple[float, Seen]]:
+def _ranked(observations: Sequence[Observation], metric: Metric) -> list[tuple[float, Observation]]:
     """(cost, trial) of the trials that have ended, the cheapest first.
 
     More than KNOWN are thinned out: the best KNOWN / 2 stay, and of the others evenly as many.
     """
-    ended = [trial for trial in seen if trial.ended]
+    ended = [trial for trial in observations if trial.ended]
     ranked = sorted(
         zip(costs(ended, metric), ended, strict=True),
         key=lambda pair: (pair[0], pair[1].number),
@@ -151,11 +151,11 @@ class Model:
     points_NP: the trials that have ended, the best first.
     """
 
-    def __init__(self, cube: Cube, seen: Sequence[Seen]):
+    def __init__(self, cube: Cube, observations: Sequence[Observation]):
         self.cube = cube
         metric = cube.spec.metric
         self._logarithmic = metric.bounded
-        ranked = _ranked(seen, metric)
+        ranked = _ranked(observations, metric)
         self.points_NP = np.array([cube.point(trial.values) for _, trial in ranked])
         outcomes_N = np.array([cost for cost, _ in ranked])
         if self._logarithmic:
@@ -169,7 +169,7 @@ class Model:
         self.noise = float(kernel.k2.noise_level)
         self._process = _process(kernel, x_NF, y_N)
         self._lowest = float(np.min(self._process.predict(x_NF)))
-        running = [trial for trial in seen if not trial.ended]
+        running = [trial for trial in observations if not trial.ended]
         if running:
             running.sort(key=lambda trial: trial.number)
             running_NP = np.array([cube.point(trial.values) for trial in running])

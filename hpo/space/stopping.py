@@ -130,10 +130,10 @@ def not_finite(point: Point, metric: Metric) -> Stop | None:
     if loss_is_finite and math.isfinite(point.value):
         return None
     values = f"validation loss {point.validation_loss}, {metric.name} {point.value}"
-    return non_finite(point.step, values)
+    return not_finite_stop(point.step, values)
 
 
-def non_finite(step: int, values: str) -> Stop:
+def not_finite_stop(step: int, values: str) -> Stop:
     """The stop of a run with values that are not finite. values: which ones, for people."""
     return Stop(OWN_PAST, "non-finite", f"{values} at step {step}")
 

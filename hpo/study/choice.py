@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.settings import Config
 from hpo.space import policy
-from hpo.space.policy import Seen
+from hpo.space.policy import Observation
 from hpo.space.spec import Policy, StudySpec
 from hpo.study import optuna_internals
 from hpo.study.sampling import Proposed, distribution, sampler_of
@@ -35,8 +35,8 @@ def configure(
     held = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     sampler = sampler_of(spec, number)
     if spec.policy == Policy.GP and _is_open(spec, held):
-        seen = _observations(records(), without=optuna_internals.id_of_trial(trial))
-        values = policy.propose(spec, seen, spec.sampler.seed, number, held)
+        observations = _observations(records(), without=optuna_internals.id_of_trial(trial))
+        values = policy.propose(spec, observations, spec.sampler.seed, number, held)
         sampler = Proposed(values)
     suggesting = optuna_trial(sampler)
     drawn: dict[str, Any] = {}
@@ -52,12 +52,16 @@ def _is_open(spec: StudySpec, held: Mapping[str, Any]) -> bool:
     return any(name not in held and spec.active(name, held) for name in spec.parameters)
 
 
-def _observations(records: Sequence[Record], without: int) -> list[Seen]:
+def _observations(records: Sequence[Record], without: int) -> list[Observation]:
     """All informative trials, imported ones included.
 
     without: the id of a trial to leave out, the one that is about to be drawn.
     """
-    return [_seen(record) for record in records if record.id != without and _is_informative(record)]
+    return [
+        _observation(record)
+        for record in records
+        if record.id != without and _is_informative(record)
+    ]
 
 
 def _is_informative(record: Record) -> bool:
@@ -72,6 +76,6 @@ def _is_informative(record: Record) -> bool:
     return bool(record.params)
 
 
-def _seen(record: Record) -> Seen:
+def _observation(record: Record) -> Observation:
     diverged = record.state in ("stopped", "failed")
-    return Seen(record.number, record.params, None if diverged else record.value, diverged)
+    return Observation(record.number, record.params, None if diverged else record.value, diverged)

@@ -13,7 +13,7 @@ import torch
 
 from hpo.curve import Point, point_of
 from hpo.settings import Config
-from hpo.space.stopping import Stop, non_finite, not_finite
+from hpo.space.stopping import Stop, not_finite, not_finite_stop
 from hpo.store.url import secrets_of
 from hpo.study.logs import log_path
 from hpo.study.study import Study
@@ -266,7 +266,7 @@ class Attempt:
         reason = progress.reason_to_end
         if reason:
             self.reporter.at(progress.step)
-            return Stopped(non_finite(progress.step, reason))
+            return Stopped(not_finite_stop(progress.step, reason))
         if self.curve and progress.step <= self.curve[-1].step:
             self._go_back(progress.step)
         self._since.reported.append(progress)

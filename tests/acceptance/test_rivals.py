@@ -14,7 +14,7 @@ from rivals import METHODS, absent
 from simulate import Limits, Surrogate, simulate, surrogate_of
 
 from hpo.curve import Point
-from hpo.space.stopping import non_finite
+from hpo.space.stopping import not_finite_stop
 
 FACTOR = {"ray": 4, "syne": 3}  # their defaults: the best of so many go on
 
@@ -72,7 +72,7 @@ def test_the_searcher_of_a_rival_learns(surrogate: Surrogate, name: str) -> None
         number, values = search.ask({})
         noise.append(values["augment.white_noise_sd"])
         if number % 10 == 9:
-            search.end(number, None, non_finite(1, "loss"))
+            search.end(number, None, not_finite_stop(1, "loss"))
             continue
         search.report(number, Point(spec.base["evaluate_every"], noise[-1], 1.0))
         search.end(number, None, None)

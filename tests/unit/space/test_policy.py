@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.space.cube import Cube
-from hpo.space.policy import Model, Seen, propose
+from hpo.space.policy import Model, Observation, propose
 from hpo.space.spec import Policy, StudySpec, find_space, load_spec
 
 SPEC = load_spec(find_space("lr-aug"), "demo")
@@ -61,12 +61,12 @@ def test_the_size_of_a_step_is_seen() -> None:
 # ---- draws
 
 
-def ended(numbers: Sequence[int], startup: int = 10) -> list[Seen]:
+def ended(numbers: Sequence[int], startup: int = 10) -> list[Observation]:
     """Their PER has its lowest where lr is 0.003."""
-    seen: list[Seen] = []
+    seen: list[Observation] = []
     for number in numbers:
         values = propose(SPEC, seen[: startup - 1], 1, number)
-        seen.append(Seen(number, values, per_of(values["optimizer.lr"])))
+        seen.append(Observation(number, values, per_of(values["optimizer.lr"])))
     return seen
 
 
@@ -89,7 +89,7 @@ def test_draws_by_the_model_come_nearer_to_the_best_than_those_before() -> None:
     first = min(trial.value or 1.0 for trial in seen)
     for number in range(10, 22):
         values = propose(SPEC, seen, 1, number)
-        seen.append(Seen(number, values, per_of(values["optimizer.lr"])))
+        seen.append(Observation(number, values, per_of(values["optimizer.lr"])))
     best = min(seen, key=lambda trial: trial.value or 1.0)
     assert best.number >= 10
     assert 0.2 <= (best.value or 1.0) < min(first, 0.23)
@@ -112,7 +112,7 @@ def test_what_a_person_fixed_stays(count: int) -> None:
 def test_a_running_trial_is_believed_so_that_another_worker_draws_elsewhere() -> None:
     seen = ended(range(14))
     first = propose(SPEC, seen, 1, 14)
-    second = propose(SPEC, [*seen, Seen(14, first, None)], 1, 14)
+    second = propose(SPEC, [*seen, Observation(14, first, None)], 1, 14)
     assert second != first
 
 
