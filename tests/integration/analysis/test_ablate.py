@@ -94,12 +94,22 @@ def test_run11_differs_from_the_baseline_in_what_the_lab_lists() -> None:
 
 def test_fields_that_exist_on_one_side_only_change_with_what_they_hang_on() -> None:
     spec = load_spec(find_space("lr-aug"))
-    end = spec.config({
-        "optimizer.name": "sgd", "optimizer.momentum": 0.7, "optimizer.nesterov": True, "optimizer.eps": 1e-8,
-        "schedule.name": "warmup-cosine", "schedule.warmup": 0.15, "schedule.end_factor": 0.2,
-        "augment.time_masks": 2, "augment.time_mask_p": 0.4, "augment.time_mask_width": 7,
-        "augment.feature_mask_p": 0.3, "seed": 9,
-    })  # fmt: skip
+    end = spec.config(
+        {
+            "optimizer.name": "sgd",
+            "optimizer.momentum": 0.7,
+            "optimizer.nesterov": True,
+            "optimizer.eps": 1e-8,
+            "schedule.name": "warmup-cosine",
+            "schedule.warmup": 0.15,
+            "schedule.end_factor": 0.2,
+            "augment.time_masks": 2,
+            "augment.time_mask_p": 0.4,
+            "augment.time_mask_width": 7,
+            "augment.feature_mask_p": 0.3,
+            "seed": 9,
+        }
+    )
     groups = [set(change) for change in differences(spec, spec.config(), end)]
     assert groups == [
         {"optimizer.name", "optimizer.eps", "optimizer.momentum", "optimizer.nesterov"},
@@ -209,8 +219,18 @@ def side(states: str, errors: int = 10) -> Retrained:
     """c: complete, s: stopped, f: failed, k: killed."""
     word: dict[str, State] = {"c": "complete", "s": "stopped", "f": "failed", "k": "stopped"}
     empty = dict.fromkeys(Record.__dataclass_fields__)
-    records = [Record(**{**empty, "id": i, "number": i, "state": word[letter], "rule": BY_HAND if letter == "k" else ""})  # type: ignore[arg-type]
-               for i, letter in enumerate(states)]  # fmt: skip
+    records = [
+        Record(
+            **{
+                **empty,
+                "id": i,
+                "number": i,
+                "state": word[letter],
+                "rule": BY_HAND if letter == "k" else "",
+            }
+        )  # type: ignore[arg-type]
+        for i, letter in enumerate(states)
+    ]
     scores = {
         i: Score((errors, errors + i, errors), (50, 50, 50))
         for i, letter in enumerate(states)

@@ -182,9 +182,11 @@ def test_a_known_interaction_is_found(
     }
     adam = [record for record in study.records() if "optimizer.eps" in record.params]
     assert [trial.number for trial in first.trials] == [record.number for record in adam]
-    errors = [abs(per - as_in_the_lab({"optimizer.lr": x, "optimizer.eps": y}, 0))
-              for y, row in zip(first.y_values, first.value, strict=True)
-              for x, per in zip(first.x_values, row, strict=True)]  # fmt: skip
+    errors = [
+        abs(per - as_in_the_lab({"optimizer.lr": x, "optimizer.eps": y}, 0))
+        for y, row in zip(first.y_values, first.value, strict=True)
+        for x, per in zip(first.x_values, row, strict=True)
+    ]
     assert np.mean(errors) < 0.1, "the surface is the true one, over a range of PER of 85 points"
 
     entries = importance_of(effects)

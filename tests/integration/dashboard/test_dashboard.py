@@ -384,8 +384,13 @@ def test_read_only(study: Study, database: Database) -> None:
     running = study.records()[-1]
     with dashboard(database, PASSWORD, read_only=True) as client:
         assert client.log_in(PASSWORD).status == 303
-        for method, path in (("PUT", f"/api/studies/{study.id}/note"), ("DELETE", f"/api/studies/{study.id}"), ("POST", "/api/studies"),
-                             ("POST", f"/api/trials/{running.id}/tell"), ("PATCH", "/")):  # fmt: skip
+        for method, path in (
+            ("PUT", f"/api/studies/{study.id}/note"),
+            ("DELETE", f"/api/studies/{study.id}"),
+            ("POST", "/api/studies"),
+            ("POST", f"/api/trials/{running.id}/tell"),
+            ("PATCH", "/"),
+        ):
             answer = client.ask(method, path, "{}", JSON)
             assert answer.status == 403 and "--read-only" in answer.text  # type: ignore[attr-defined]
         assert client.json(f"/api/studies/{study.id}")["trials"][-1]["state"] == "Running"

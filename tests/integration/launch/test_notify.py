@@ -95,8 +95,14 @@ def test_an_error_that_ends_the_launch_is_trouble(
     ]
 
 
-@pytest.mark.parametrize(("mood", "problem"), [("hangs", "did not take the message (TimeoutError)"), ("refuses", "answered 500"),
-                                               ("is away", "did not take the message (ConnectionRefusedError)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mood", "problem"),
+    [
+        ("hangs", "did not take it (TimeoutError)"),
+        ("refuses", "answered 500"),
+        ("is away", "did not take it (ConnectionRefusedError)"),
+    ],
+)
 def test_a_bad_server_holds_nothing_up(
     make_study: Make,
     tiny_spec: StudySpec,
@@ -118,7 +124,7 @@ def test_a_bad_server_holds_nothing_up(
         begin = time.monotonic()
         look(records)
         assert time.monotonic() - begin < notify.SEND_SECONDS
-    assert said == [f"--notify: 127.0.0.1 {problem}; the study continues"]
+    assert said == [f"--notify: 127.0.0.1 {problem}; the study goes on"]
     assert "secret-token" not in said[0]
 
 

@@ -215,13 +215,19 @@ def test_a_sweep_names_what_breaks() -> None:
     )  # the default stops it, though it ends well
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [
-    ((), ("RUNS_DIR, --study NAME or both",)),
-    (("--study", "s"), ("Add RUNS_DIR",)),
-    (("{runs}", "--rule", "medien"), ("there is no 'medien'", "Did you mean median?", "own-past")),
-    (("{runs}", "--plot", "a.gif"), ("a.gif", ".svg, .png, .pdf")),
-    (("{runs}/none",), ("no such file or folder",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("RUNS_DIR, --study NAME or both",)),
+        (("--study", "s"), ("Add RUNS_DIR",)),
+        (
+            ("{runs}", "--rule", "medien"),
+            ("there is no 'medien'", "Did you mean median?", "own-past"),
+        ),
+        (("{runs}", "--plot", "a.gif"), ("a.gif", ".svg, .png, .pdf")),
+        (("{runs}/none",), ("no such file or folder",)),
+    ],
+)
 def test_mistakes_are_one_line(
     tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:

@@ -84,32 +84,108 @@ def run_study(study: Study, reason: str = "PER 0.9 at step 4") -> None:
 
 
 CONFIRM: dict[str, Any] = {
-    "child": "s.confirm", "partition": "test", "sentences": 240, "level": 0.95, "gpu_seconds": 300.0,
+    "child": "s.confirm",
+    "partition": "test",
+    "sentences": 240,
+    "level": 0.95,
+    "gpu_seconds": 300.0,
     "configs": [
-        {"name": name, "trial": trial, "start": start, "search_value": search,
-         "seeds": [{"trial": seed, "seed": 1000003 + seed, "state": "complete", "reason": "", "value": per + 0.01 * seed,
-                    "validation_value": per} for seed in (-1, 0, 1)],
-         "value": per, "interval": [per - 0.02, per + 0.02], "optimism": per - search}
-        for name, trial, start, search, per in (("trial 9", 9, None, 0.2067, 0.26), ("baseline", 0, "baseline", 0.415, 0.4))
+        {
+            "name": name,
+            "trial": trial,
+            "start": start,
+            "search_value": search,
+            "seeds": [
+                {
+                    "trial": seed,
+                    "seed": 1000003 + seed,
+                    "state": "complete",
+                    "reason": "",
+                    "value": per + 0.01 * seed,
+                    "validation_value": per,
+                }
+                for seed in (-1, 0, 1)
+            ],
+            "value": per,
+            "interval": [per - 0.02, per + 0.02],
+            "optimism": per - search,
+        }
+        for name, trial, start, search, per in (
+            ("trial 9", 9, None, 0.2067, 0.26),
+            ("baseline", 0, "baseline", 0.415, 0.4),
+        )
     ],
-    "comparisons": [{"a": "trial 9", "b": "baseline", "difference": -0.14, "interval": [-0.17, -0.11], "p": 0.0002, "p_holm": 0.0004,
-                     "decided": True}],
-    "separated": True, "notes": ["A note of confirm."],
-}  # fmt: skip
-TRIALS = [{"number": n, "x": 10.0**-n, "y": "adam", "value": 0.2 + n / 10 if n < 4 else None, "state": "complete" if n < 4 else "stopped"}
-          for n in (2, 3, 4)]  # fmt: skip
+    "comparisons": [
+        {
+            "a": "trial 9",
+            "b": "baseline",
+            "difference": -0.14,
+            "interval": [-0.17, -0.11],
+            "p": 0.0002,
+            "p_holm": 0.0004,
+            "decided": True,
+        }
+    ],
+    "separated": True,
+    "notes": ["A note of confirm."],
+}
+TRIALS = [
+    {
+        "number": n,
+        "x": 10.0**-n,
+        "y": "adam",
+        "value": 0.2 + n / 10 if n < 4 else None,
+        "state": "complete" if n < 4 else "stopped",
+    }
+    for n in (2, 3, 4)
+]
 MAP: dict[str, Any] = {
-    "x": "optimizer.lr", "y": "optimizer.name", "strength": 0.12, "x_values": [0.0001, 0.001, 0.01], "y_values": ["adam", "sgd"],
-    "x_log": True, "y_log": False, "p": 0.004, "p_holm": 0.02, "value": [[0.5, 0.3, 0.2], [0.6, None, 0.4]], "trials": TRIALS,
-}  # fmt: skip
+    "x": "optimizer.lr",
+    "y": "optimizer.name",
+    "strength": 0.12,
+    "x_values": [0.0001, 0.001, 0.01],
+    "y_values": ["adam", "sgd"],
+    "x_log": True,
+    "y_log": False,
+    "p": 0.004,
+    "p_holm": 0.02,
+    "value": [[0.5, 0.3, 0.2], [0.6, None, 0.4]],
+    "trials": TRIALS,
+}
 EFFECTS: dict[str, Any] = {
-    "trials": 12, "diverged": 3, "outcome": "PER at the end; a diverged trial counts as the worst.",
-    "importance": [{"name": "optimizer.lr", "ped_anova": 0.6, "fanova": 0.5, "trials": 120, "p": 0.0001, "p_holm": 0.0002},
-                   {"name": "optimizer.eps", "ped_anova": 0.2, "fanova": None, "trials": 7, "p": None, "p_holm": None}],
-    "interactions": [MAP, {**MAP, "y": "optimizer.eps", "y_values": [1e-8, 0.1], "y_log": True,
-                           "trials": [{**trial, "y": 1e-4} for trial in TRIALS]}],
+    "trials": 12,
+    "diverged": 3,
+    "outcome": "PER at the end; a diverged trial counts as the worst.",
+    "importance": [
+        {
+            "name": "optimizer.lr",
+            "ped_anova": 0.6,
+            "fanova": 0.5,
+            "trials": 120,
+            "p": 0.0001,
+            "p_holm": 0.0002,
+        },
+        {
+            "name": "optimizer.eps",
+            "ped_anova": 0.2,
+            "fanova": None,
+            "trials": 7,
+            "p": None,
+            "p_holm": None,
+        },
+    ],
+    "interactions": [
+        MAP,
+        {
+            **MAP,
+            "y": "optimizer.eps",
+            "y_values": [1e-8, 0.1],
+            "y_log": True,
+            "trials": [{**trial, "y": 1e-4} for trial in TRIALS],
+        },
+    ],
     "notes": ["Few trials."],
-}  # fmt: skip
+}
 
 
 def step(label: str, per: float | None, difference: float | None) -> dict[str, Any]:
@@ -117,40 +193,123 @@ def step(label: str, per: float | None, difference: float | None) -> dict[str, A
         return None if value is None else [value - 0.02, value + 0.02]
 
     return {
-        "changed": [label.split()[0]] if difference else [], "label": label, "value": per, "interval": around(per),
-        "difference": difference, "difference_interval": around(difference), "p": 0.01 if difference else None,
-        "diverged": 2 * (per is None), "trials": [4, 5], "decided": None if difference is None else difference < 0,
-    }  # fmt: skip
+        "changed": [label.split()[0]] if difference else [],
+        "label": label,
+        "value": per,
+        "interval": around(per),
+        "difference": difference,
+        "difference_interval": around(difference),
+        "p": 0.01 if difference else None,
+        "diverged": 2 * (per is None),
+        "trials": [4, 5],
+        "decided": None if difference is None else difference < 0,
+    }
 
 
 ABLATION: dict[str, Any] = {
-    "child": "s.ablate", "from": "slow", "to": "trial 9", "partition": "validation", "sentences": 30, "seeds": 2, "gpu_seconds": 0,
-    "steps": [step("slow", 0.4, None), step("optimizer.name sgd -> adam", 0.3, -0.1), step("optimizer.lr 0.001 -> 0.04", None, None),
-              step("optimizer.eps 1e-08 -> 0.1", 0.32, 0.02)],
+    "child": "s.ablate",
+    "from": "slow",
+    "to": "trial 9",
+    "partition": "validation",
+    "sentences": 30,
+    "seeds": 2,
+    "gpu_seconds": 0,
+    "steps": [
+        step("slow", 0.4, None),
+        step("optimizer.name sgd -> adam", 0.3, -0.1),
+        step("optimizer.lr 0.001 -> 0.04", None, None),
+        step("optimizer.eps 1e-08 -> 0.1", 0.32, 0.02),
+    ],
     "notes": [],
-}  # fmt: skip
-EVIDENCE = {"from": "baseline", "change": {"optimizer.eps": 1e-8}, "per_from": 0.4, "per_changed": None, "difference": None,
-            "difference_interval": None, "p": None, "diverged_from": 0, "diverged_changed": 2, "seeds": 2,
-            "in_words": "With eps 1e-08 2 of 2 seeds diverged."}  # fmt: skip
+}
+EVIDENCE = {
+    "from": "baseline",
+    "change": {"optimizer.eps": 1e-8},
+    "per_from": 0.4,
+    "per_changed": None,
+    "difference": None,
+    "difference_interval": None,
+    "p": None,
+    "diverged_from": 0,
+    "diverged_changed": 2,
+    "seeds": 2,
+    "in_words": "With eps 1e-08 2 of 2 seeds diverged.",
+}
 QUESTIONS: dict[str, Any] = {
-    "child": "s.ablate", "partition": "validation", "seeds": 2,
-    "answers": [{"ask": "Why did it explode?", "evidence": [EVIDENCE], "verdict": "decided", "answer": "Its eps was too small."},
-                {"ask": "Does noise help?", "evidence": [], "verdict": "not decided", "answer": "The interval includes 0."}],
-}  # fmt: skip
+    "child": "s.ablate",
+    "partition": "validation",
+    "seeds": 2,
+    "answers": [
+        {
+            "ask": "Why did it explode?",
+            "evidence": [EVIDENCE],
+            "verdict": "decided",
+            "answer": "Its eps was too small.",
+        },
+        {
+            "ask": "Does noise help?",
+            "evidence": [],
+            "verdict": "not decided",
+            "answer": "The interval includes 0.",
+        },
+    ],
+}
 ENSEMBLE: dict[str, Any] = {
-    "partition_selected": "validation", "partition": "test", "candidates": 8, "stride": 3,
-    "single": {"trial": 9, "validation_value": 0.24, "validation_interval": [0.2, 0.28], "test_value": 0.26, "test_interval": [0.24, 0.28]},
-    "ensemble": {"mean": "geometric", "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}], "validation_value": 0.22,
-                 "validation_interval": [0.18, 0.26], "test_value": 0.235, "test_interval": [0.21, 0.26]},
+    "partition_selected": "validation",
+    "partition": "test",
+    "candidates": 8,
+    "stride": 3,
+    "single": {
+        "trial": 9,
+        "validation_value": 0.24,
+        "validation_interval": [0.2, 0.28],
+        "test_value": 0.26,
+        "test_interval": [0.24, 0.28],
+    },
+    "ensemble": {
+        "mean": "geometric",
+        "members": [{"trial": 9, "weight": 2}, {"trial": 5, "weight": 1}],
+        "validation_value": 0.22,
+        "validation_interval": [0.18, 0.26],
+        "test_value": 0.235,
+        "test_interval": [0.21, 0.26],
+    },
     "comparison": {"difference": -0.025, "interval": [-0.035, -0.015], "p": 0.0002},
-    "curve": [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
-              for mean in ("arithmetic", "geometric") for n in (1, 2)],
-    "cost": {"seconds_single": 1.5, "seconds_ensemble": 3.1, "ratio": 2.07, "sentences": 240, "parameters": 1000}, "notes": [],
-}  # fmt: skip
-PAST_RUNS: dict[str, Any] = {"runs": [
-    {"name": "run16_3", "path": "/x/run16_3", "trial": None, "why_not": "no final evaluation", "best_value": 0.19, "last_value": 0.2,
-     "evaluations": 64, "doubts": ["restarted in place"], "split": "test"},
-]}  # fmt: skip
+    "curve": [
+        {
+            "size": n,
+            "added": 9,
+            "mean": mean,
+            "validation_value": 0.25 - n / 100,
+            "test_value": 0.27 - n / 100,
+        }
+        for mean in ("arithmetic", "geometric")
+        for n in (1, 2)
+    ],
+    "cost": {
+        "seconds_single": 1.5,
+        "seconds_ensemble": 3.1,
+        "ratio": 2.07,
+        "sentences": 240,
+        "parameters": 1000,
+    },
+    "notes": [],
+}
+PAST_RUNS: dict[str, Any] = {
+    "runs": [
+        {
+            "name": "run16_3",
+            "path": "/x/run16_3",
+            "trial": None,
+            "why_not": "no final evaluation",
+            "best_value": 0.19,
+            "last_value": 0.2,
+            "evaluations": 64,
+            "doubts": ["restarted in place"],
+            "split": "test",
+        }
+    ]
+}
 FINDINGS = {
     "confirm": CONFIRM,
     "effects": EFFECTS,
@@ -259,7 +418,7 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: ReportData) -> None
     (True, -0.1, "The largest decided change was optimizer.name sgd -> adam: -10.00 points"),
     (False, -0.1, "None of them was decided."),
     (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
-])  # fmt: skip
+])
 def test_a_paper_is_told_of_decided_changes_only(
     facts: ReportData, decided: bool, difference: float | None, said: str
 ) -> None:
@@ -281,8 +440,17 @@ def test_a_paper_is_told_what_is_not_decided(facts: ReportData) -> None:
 
 
 def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_back() -> None:
-    curve = [{"size": n, "added": 9, "mean": mean, "validation_value": 0.25 - n / 100, "test_value": 0.27 - n / 100}
-             for mean in ("arithmetic", "geometric") for n in (1, 2, 3, 4)]  # fmt: skip
+    curve = [
+        {
+            "size": n,
+            "added": 9,
+            "mean": mean,
+            "validation_value": 0.25 - n / 100,
+            "test_value": 0.27 - n / 100,
+        }
+        for mean in ("arithmetic", "geometric")
+        for n in (1, 2, 3, 4)
+    ]
     svg = pictures.ensemble(curve, 2, "geometric", PER)
     lines = [
         [float(x) for x in re.findall(r"[ML] (\S+) \S+", path)]
@@ -310,12 +478,7 @@ def test_what_people_write_is_escaped(make_study: Make, tiny_space: Path) -> Non
 
 def test_what_was_not_measured_is_a_line_with_its_command(facts: ReportData) -> None:
     html = html_of(with_findings(facts))
-    for command in (
-        "confirm",
-        "effects",
-        "ablate --from START --to best",
-        "ensemble",
-    ):
+    for command in ("confirm", "effects", "ablate --from START --to best", "ensemble"):
         assert f"<code>hpo {command} --study s</code>" in html
     assert "ablate --questions" not in html, "the space asks none"
     assert "unconfirmed" in html

@@ -195,10 +195,7 @@ def test_nobody_connects_as_the_superuser(fresh: EmbeddedServer) -> None:
     url = make_url(fresh.start())
     assert rows(
         fresh.start(), "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1"
-    ) == [
-        ("hpo", False),
-        ("postgres", True),
-    ]
+    ) == [("hpo", False), ("postgres", True)]
     for password in (str(url.password), "", "postgres"):
         with pytest.raises(
             psycopg2.OperationalError, match=r"password authentication failed|no password supplied"
@@ -228,9 +225,15 @@ def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: Embedded
     fresh.start()
     fresh.stop()
     password = fresh.root.joinpath("password").read_text()
-    fresh.as_superuser(fresh.data, *AS_BEFORE, f"ALTER ROLE hpo PASSWORD '{password}'",
-                       "CREATE TYPE kind AS ENUM ('a', 'b')", "CREATE TABLE t (id serial PRIMARY KEY, kind kind)",
-                       "INSERT INTO t (kind) VALUES ('a')", "CREATE SEQUENCE alone")  # fmt: skip
+    fresh.as_superuser(
+        fresh.data,
+        *AS_BEFORE,
+        f"ALTER ROLE hpo PASSWORD '{password}'",
+        "CREATE TYPE kind AS ENUM ('a', 'b')",
+        "CREATE TABLE t (id serial PRIMARY KEY, kind kind)",
+        "INSERT INTO t (kind) VALUES ('a')",
+        "CREATE SEQUENCE alone",
+    )
     url = fresh.start()
     assert rows(url, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == [(False,)]
     assert rows(url, "INSERT INTO t (kind) VALUES ('b') RETURNING id") == [(2,)]

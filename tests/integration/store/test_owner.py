@@ -99,8 +99,11 @@ def test_there_is_nothing_to_adopt_at_home(owned: EmbeddedServer) -> None:
     for expected in ("it runs here", "it belongs to this machine"):
         done = subprocess.run(
             [sys.executable, "-m", "hpo.cli", "database", "adopt"],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | {"HPO_HOME": str(owned.home)},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"HPO_HOME": str(owned.home)},
+        )
         assert (done.returncode, done.stdout.startswith(f"nothing to adopt: {expected}")) == (
             0,
             True,
@@ -216,8 +219,11 @@ def test_a_live_server_in_another_container_is_not_adopted(fresh: EmbeddedServer
     environment["HPO_HOME"] = str(fresh.home)
     container = subprocess.Popen(
         [*ELSEWHERE, "bash", "-c", f"hostname container; ip link set lo up; {line}"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert container.stdout
     assert "There is no study" in container.stdout.readline()
     with pytest.raises(
@@ -275,7 +281,10 @@ def test_on_a_network_the_data_lie_on_a_disk_of_this_machine(shared_home: Path) 
         shutil.rmtree(embedded.root)
     # As on another machine: the pointer is there, the files are not.
     adopted = on_host_b(embedded, "database", "adopt", "--yes")
-    assert "are not on this machine. If you adopt it, it starts here without any study" in adopted.stdout
+    assert (
+        "are not on this machine. If you adopt it, it starts here without any study"
+        in adopted.stdout
+    )
     shutil.rmtree(embedded.root, ignore_errors=True)
 
 

@@ -85,10 +85,18 @@ def test_a_study_shows_its_password_nowhere(
     assert not any(secret in line for line in lines)
 
     of = ("--study", "tiny")
-    answers = [asked(*line) for line in (
-        ("status", *of), ("status", *of, "--json"), ("report", *of), ("report", *of, "--json"),
-        ("export", *of, "--out", tmp_path / "best.yaml"), ("doctor", *of, "--json"), ("status", "--study", "no-such"),
-    )]  # fmt: skip
+    answers = [
+        asked(*line)
+        for line in (
+            ("status", *of),
+            ("status", *of, "--json"),
+            ("report", *of),
+            ("report", *of, "--json"),
+            ("export", *of, "--out", tmp_path / "best.yaml"),
+            ("doctor", *of, "--json"),
+            ("status", "--study", "no-such"),
+        )
+    ]
     outputs = [out, said(asked("worker", *of)), *map(said, answers)]
     assert "Next: hpo export" in outputs[4]
     assert not any(secret in output for output in outputs)
@@ -114,9 +122,15 @@ def test_a_url_that_is_typed_is_warned_of_in_one_line(secret: str, database: Dat
 
 @pytest.mark.parametrize(
     ("url", "holds"),
-    [("postgresql://u@h/d", False), ("postgresql:///d", False), ("postgresql://u:p@h/d", True), ("postgresql://u@h/d?password=p", True),
-     ("postgresql://u@h/d?sslpassword=p", True), ("u:p@h", True)],
-)  # fmt: skip
+    [
+        ("postgresql://u@h/d", False),
+        ("postgresql:///d", False),
+        ("postgresql://u:p@h/d", True),
+        ("postgresql://u@h/d?password=p", True),
+        ("postgresql://u@h/d?sslpassword=p", True),
+        ("u:p@h", True),
+    ],
+)
 def test_which_urls_hold_a_password(url: str, holds: bool) -> None:
     assert has_password(url) == holds
 
@@ -280,8 +294,11 @@ def test_tls_options_reach_libpq(
         open_database(f"{url}&sslmode=verify-ca&sslrootcert=/nowhere")
 
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
-    for mode, expected in (("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"), ("require", "not verified \\(use sslmode=verify-full\\)"),
-                           ("disable", "ok +TLS +not in use: the connection stays on this machine")):  # fmt: skip
+    for mode, expected in (
+        ("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"),
+        ("require", r"not verified \(use sslmode=verify-full\)"),
+        ("disable", "ok +TLS +not in use: the connection stays on this machine"),
+    ):
         monkeypatch.setenv("HPO_DATABASE_URL", f"{url}&sslmode={mode}&sslrootcert={certificate}")
         done = asked("doctor")
         assert done.returncode == 0

@@ -471,8 +471,14 @@ def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
     assert study.finish(odd, Failed("RuntimeError: odd", Cause.BAD_CONFIGURATION))
     found = build_report(study)
     assert found["best"] | {"params": 0, "config": 0, "interval": 0} == {
-        "trial": 0, "value": 0.5, "partition": "validation", "sentences": 2, "params": 0, "config": 0, "interval": 0
-    }  # fmt: skip
+        "trial": 0,
+        "value": 0.5,
+        "partition": "validation",
+        "sentences": 2,
+        "params": 0,
+        "config": 0,
+        "interval": 0,
+    }
     assert found["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
     assert found["stopped_by"] == {"own-past": 1}
     assert found["starts"]["baseline"]["points_above_best"] == 0

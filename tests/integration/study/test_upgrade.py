@@ -13,9 +13,7 @@ from hpo.study.trial import Interrupted
 
 
 def test_a_study_with_a_removed_policy_goes_on_and_its_parked_trials_too(
-    make_study: Callable[..., Study],
-    tiny_spec: StudySpec,
-    caplog: pytest.LogCaptureFixture,
+    make_study: Callable[..., Study], tiny_spec: StudySpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study(tiny_spec.model_copy(update={"policy": Policy.GP}))
     first = claim(study)

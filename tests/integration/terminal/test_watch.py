@@ -129,7 +129,7 @@ def test_a_line_a_change(study: Study) -> None:
     first = snapshot(study)
     assert [line.split(";")[0] for line in changes(None, first)] == [
         "trial 0 (baseline) complete PER 25.00 %", "trial 1 (slow) stopped: PER rose", f"trial 2 is running on {this_host()} cpu"
-    ]  # fmt: skip
+    ]
     assert changes(first, snapshot(study)) == []
     control.halt(study, "paused", "lunch")
     control.kill(study, 2)

@@ -432,9 +432,15 @@ def test_a_signal_is_heard_while_the_database_hangs(
     ("shared", "says"), [(True, "resumes after step {}"), (False, "restarts at step 0")]
 )
 def test_a_trial_goes_on_elsewhere_from_the_shared_folder_only(
-    endless: Study, tiny_data: Path, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture, shared: bool, says: str,
-) -> None:  # fmt: skip
+    endless: Study,
+    tiny_data: Path,
+    tmp_path: Path,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shared: bool,
+    says: str,
+) -> None:
     """Two homes stand for two machines."""
     if shared:
         (tmp_path / "shared").mkdir()

@@ -26,8 +26,12 @@ from hpo.worker.worker import Worker
 
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 Make = Callable[..., Study]
-needs = {name: pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed (pip install -e .[trackers])")
-         for name in ("mlflow", "wandb")}  # fmt: skip
+needs = {
+    name: pytest.mark.skipif(
+        find_spec(name) is None, reason=f"{name} is not installed (pip install -e .[trackers])"
+    )
+    for name in ("mlflow", "wandb")
+}
 
 
 @pytest.fixture
