@@ -81,8 +81,10 @@ def write(folder: Path, files: Files) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
             path.write_bytes(content)
+        elif isinstance(content, str):
+            path.write_text(content)
         else:
-            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+            path.write_text(yaml.safe_dump(content))
     return folder
 
 
@@ -94,8 +96,8 @@ def run_files(text: str | bytes | None = None, args: Mapping[str, Any] | None = 
 def imported(*arguments: str | Path) -> dict[str, Any]:
     done = asked("import", *arguments, "--json")
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def run_of(*arguments: str | Path) -> dict[str, Any]:
@@ -112,17 +114,12 @@ def test_a_run_of_the_stand_in_is_recognised(tmp_path: Path) -> None:
     args = ARGS | {"output_dir": str(folder), "stand_in_seconds": 0.0, "num_training_batches": 40}
     write(tmp_path, {"rnn_args.yaml": args})
     folder.parent.mkdir()
-    subprocess.run(
-        [sys.executable, STAND_IN / "train_model.py"], cwd=tmp_path, check=True, capture_output=True
-    )
+    script = [sys.executable, STAND_IN / "train_model.py"]
+    subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
     write(folder, {"checkpoint/args.yaml": args})
     run = run_of(tmp_path / "runs")
-    assert (run["name"], run["evaluations"], run["last_step"], run["steps"]) == (
-        "baseline",
-        3,
-        39,
-        40,
-    )
+    assert run["name"] == "baseline"
+    assert (run["evaluations"], run["last_step"], run["steps"]) == (3, 39, 40)
     assert run["split"] == "validation"
     assert run["config"]["model.rnn_dropout"] == 0.4
     assert run["config"]["lr_max"] == 0.005
@@ -130,7 +127,7 @@ def test_a_run_of_the_stand_in_is_recognised(tmp_path: Path) -> None:
     assert run["gpu_seconds"] is not None
 
 
-def test_the_curve_of_a_run(tmp_path: Path) -> None:
+def test_the_curve_of_a_run_is_read(tmp_path: Path) -> None:
     write(tmp_path / "a", run_files())
     run = run_of(tmp_path)
     assert (run["evaluations"], run["last_step"], run["steps"]) == (6, 99, 100)
@@ -146,123 +143,81 @@ TWICE = log((1.1, 0.7, 0.5), last=40) + log(since=MONDAY + timedelta(days=2))
 TORN = log() + stamped(400, "Val batch 100: PER (avg): 0.3x12 CTC Loss (avg): 9.6 time: 4.0")
 
 
-@pytest.mark.parametrize(
-    ("files", "warnings", "evaluations", "last"),
-    [
-        (
-            run_files(TWICE),
-            [
-                "two runs in one file: the step falls back from 40 to 0. Only the last start is "
-                "kept, without the 3"
-            ],
-            6,
-            0.2412,
-        ),
-        (
-            run_files(RESUMED),
-            ["the step goes backwards from 80 to 60: the 2 evaluations from there on are replaced"],
-            6,
-            0.2412,
-        ),
-        (
-            run_files(log() + log((1.1,), last=0)),
-            ["two runs in one file", "ended at step 0 of 100 planned"],
-            1,
-            1.1,
-        ),
-        (
-            run_files(log() + stamped(300, "Train batch 0: loss: 99.1 grad norm: 7.4 time: 0.1")),
-            ["the step falls back from 99 to 0 after the"],
-            6,
-            0.2412,
-        ),
-        (run_files(log(PERS[:4], last=60)), ["ended at step 60 of 100 planned"], 4, 0.30),
-        (run_files(log(PERS[:5], last=80)), ["ended at step 80 of 100 planned"], 5, 0.25),
-        (run_files(NAN), ["PER or loss is not finite at step 60, 80, 99"], 6, None),
-        (
-            run_files(log((1.2, 0.6, 1.3, 0.3, 0.25, 0.24))),
-            ["PER above 1 at step 40, highest 1.3: insertions"],
-            6,
-            0.24,
-        ),
-        (
-            run_files(log((1.2, 1.1, 1.05, 1.02, 1.01, 1.001))),
-            ["no PER at or below 1: it has learned nothing"],
-            6,
-            1.001,
-        ),
-        (
-            run_files(log([100 * per for per in FALLING])),
-            ["no PER at or below 1, the lowest is 24: percent?"],
-            6,
-            24.0,
-        ),
-        (
-            run_files(args=None),
-            [
-                "its configuration is not recorded: no args.yaml",
-                "its planned length is not recorded",
-            ],
-            6,
-            0.2412,
-        ),
-        (
-            run_files() | {"checkpoint/args.yaml": "lr: [1, "},
-            ["its configuration cannot be read", "not valid YAML"],
-            6,
-            0.2412,
-        ),
-        (
-            run_files() | {"checkpoint/args.yaml": "num_training_batches: many\n"},
-            ["num_training_batches = 'many' is not a number of steps"],
-            6,
-            0.2412,
-        ),
-        ({"checkpoint/training_log": log(), "checkpoint/args.yaml": ARGS}, [], 6, 0.2412),
-        ({"training_log": log(), "args.yaml": ARGS}, [], 6, 0.2412),
-        (
-            run_files(TORN),
-            ["1 line is left out, the first because", "0.3x12 is not a number"],
-            6,
-            0.2412,
-        ),
-        (run_files(log().replace("\n", "\r\n")), [], 6, 0.2412),
-        (
-            run_files(log().encode() + "\N{SNOWMAN} \x1b[31m\n".encode() + b"\xff\xfe\n"),
-            [],
-            6,
-            0.2412,
-        ),
-        (
-            run_files("".join(line[25:] + "\n" for line in log().splitlines())),
-            ["times are not recorded"],
-            6,
-            0.2412,
-        ),
-        (
-            run_files(log().replace("2025-01-06 09:00:52", "2025-01-06 08:00:52")),
-            ["times go backwards before step 40"],
-            6,
-            0.2412,
-        ),
-        (
-            run_files(
-                log().replace("0.4100 CTC Loss (avg): 16.4000", "0.4100 CTC Loss (avg): nan")
-            ),
-            ["PER or loss is not finite at step 40"],
-            6,
-            0.2412,
-        ),
-        (run_files(log().replace("batch 45: loss: 55.00", "batch 45: loss: nan")), [], 6, 0.2412),
-        (
-            run_files(log().replace("batch 55: loss: 45.00", "batch 55: loss: nan")),
-            ["training loss is not finite at step 60"],
-            6,
-            0.2412,
-        ),
-    ],
-)
-def test_what_a_training_log_may_be(
+FALLEN_BACK = log() + stamped(300, "Train batch 0: loss: 99.1 grad norm: 7.4 time: 0.1")
+ABOVE_1 = log((1.2, 0.6, 1.3, 0.3, 0.25, 0.24))
+LEARNED_NOTHING = log((1.2, 1.1, 1.05, 1.02, 1.01, 1.001))
+PERCENT = log([100 * per for per in FALLING])
+WITH_BINARY = log().encode() + "\N{SNOWMAN} \x1b[31m\n".encode() + b"\xff\xfe\n"
+WITHOUT_TIMES = "".join(line[25:] + "\n" for line in log().splitlines())
+BACK_IN_TIME = log().replace("2025-01-06 09:00:52", "2025-01-06 08:00:52")
+NAN_VALIDATION_LOSS = log().replace("0.4100 CTC Loss (avg): 16.4000", "0.4100 CTC Loss (avg): nan")
+NAN_BEFORE_OTHERS = log().replace("batch 45: loss: 55.00", "batch 45: loss: nan")
+NAN_AT_AN_EVALUATION = log().replace("batch 55: loss: 45.00", "batch 55: loss: nan")
+SAVED_ARGS = "checkpoint/args.yaml"
+# Logs beside the usual args: text, warnings, evaluations, the last PER.
+LOGS: list[tuple[str | bytes, list[str], int, float | None]] = [
+    (
+        TWICE,
+        [
+            "two runs in one file: the step falls back from 40 to 0. Only the last start is "
+            "kept, without the 3"
+        ],
+        6,
+        0.2412,
+    ),
+    (
+        RESUMED,
+        ["the step goes backwards from 80 to 60: the 2 evaluations from there on are replaced"],
+        6,
+        0.2412,
+    ),
+    (
+        log() + log((1.1,), last=0),
+        ["two runs in one file", "ended at step 0 of 100 planned"],
+        1,
+        1.1,
+    ),
+    (FALLEN_BACK, ["the step falls back from 99 to 0 after the"], 6, 0.2412),
+    (log(PERS[:4], last=60), ["ended at step 60 of 100 planned"], 4, 0.30),
+    (log(PERS[:5], last=80), ["ended at step 80 of 100 planned"], 5, 0.25),
+    (NAN, ["PER or loss is not finite at step 60, 80, 99"], 6, None),
+    (ABOVE_1, ["PER above 1 at step 40, highest 1.3: insertions"], 6, 0.24),
+    (LEARNED_NOTHING, ["no PER at or below 1: it has learned nothing"], 6, 1.001),
+    (PERCENT, ["no PER at or below 1, the lowest is 24: percent?"], 6, 24.0),
+    (TORN, ["1 line is left out, the first because", "0.3x12 is not a number"], 6, 0.2412),
+    (log().replace("\n", "\r\n"), [], 6, 0.2412),
+    (WITH_BINARY, [], 6, 0.2412),
+    (WITHOUT_TIMES, ["times are not recorded"], 6, 0.2412),
+    (BACK_IN_TIME, ["times go backwards before step 40"], 6, 0.2412),
+    (NAN_VALIDATION_LOSS, ["PER or loss is not finite at step 40"], 6, 0.2412),
+    (NAN_BEFORE_OTHERS, [], 6, 0.2412),
+    (NAN_AT_AN_EVALUATION, ["training loss is not finite at step 60"], 6, 0.2412),
+]
+# The usual log in other folders: files, warnings.
+FOLDERS: list[tuple[Files, list[str]]] = [
+    (
+        run_files(args=None),
+        ["its configuration is not recorded: no args.yaml", "its planned length is not recorded"],
+    ),
+    (
+        run_files() | {SAVED_ARGS: "lr: [1, "},
+        ["its configuration cannot be read", "not valid YAML"],
+    ),
+    (
+        run_files() | {SAVED_ARGS: "num_training_batches: many\n"},
+        ["num_training_batches = 'many' is not a number of steps"],
+    ),
+    ({"checkpoint/training_log": log(), SAVED_ARGS: ARGS}, []),
+    ({"training_log": log(), "args.yaml": ARGS}, []),
+]
+RUNS = [
+    *((run_files(text), warnings, count, last) for text, warnings, count, last in LOGS),
+    *((files, warnings, 6, 0.2412) for files, warnings in FOLDERS),
+]
+
+
+@pytest.mark.parametrize(("files", "warnings", "evaluations", "last"), RUNS)
+def test_training_logs_of_every_kind_are_read_with_warnings(
     tmp_path: Path, files: Files, warnings: list[str], evaluations: int, last: float | None
 ) -> None:
     run = run_of(write(tmp_path / "a", files).parent)
@@ -272,13 +227,13 @@ def test_what_a_training_log_may_be(
     assert (run["name"], run["evaluations"], run["last_per"]) == ("a", evaluations, last)
 
 
-def test_a_start_does_not_count_the_time_between_two(tmp_path: Path) -> None:
+def test_the_time_between_two_starts_does_not_count(tmp_path: Path) -> None:
     write(tmp_path / "twice", run_files(TWICE))
     write(tmp_path / "resumed", run_files(RESUMED))
     seconds = {run["name"]: run["gpu_seconds"] for run in imported(tmp_path)["runs"]}
     assert seconds["twice"] == pytest.approx(99 + 5 * 4)
-    # Without the 24 hours between, and the 24 s from the last evaluation before the second start to
-    # its first one.
+    # Without the 24 hours between the starts, and the 24 s from the last evaluation before the
+    # second start to its first one.
     assert seconds["resumed"] == pytest.approx(99 + 5 * 4 - 24)
 
 
@@ -287,16 +242,17 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path, shared_data: Path) -> 
     write(tmp_path / "two" / "attempt-1" / "run", run_files())
     write(tmp_path / "notes", {"todo.txt": "nothing"})
     (tmp_path / "of_the_lab").symlink_to(shared_data / "lab_runs" / "run16_3")
-    found = imported(tmp_path)
-    assert [run["name"] for run in found["runs"]] == ["of_the_lab", "one/run", "two/attempt-1/run"]
-    assert list(found["refused"]) == ["notes"]
-    assert "Valid: a folder with args, metrics.jsonl" in found["refused"]["notes"]
+    printed = imported(tmp_path)
+    names = [run["name"] for run in printed["runs"]]
+    assert names == ["of_the_lab", "one/run", "two/attempt-1/run"]
+    assert list(printed["refused"]) == ["notes"]
+    assert "Valid: a folder with args, metrics.jsonl" in printed["refused"]["notes"]
     for path in (tmp_path / "one" / "run", tmp_path / "one" / "run" / "training_log"):
         assert run_of(path)["name"] == "run"
         assert run_of(path)["steps"] == 100
 
 
-def test_what_slurm_has_kept_of_the_output(tmp_path: Path) -> None:
+def test_output_files_of_slurm_jobs_are_runs(tmp_path: Path) -> None:
     for number in (11, 12):
         write(tmp_path, {f"job_{number}.out": log(), f"job_{number}.yaml": ARGS | {"seed": number}})
     write(tmp_path, {"job_13.out": "srun: error: out of memory\n"})
@@ -306,35 +262,35 @@ def test_what_slurm_has_kept_of_the_output(tmp_path: Path) -> None:
     assert run_of(tmp_path / "job_11.out")["evaluations"] == 6
 
 
-def test_a_run_that_is_no_run_of_the_studys_trainer(
+def test_a_run_of_another_trainer_joins_no_study(
     database: Database, tmp_path: Path, tiny_space: Path
 ) -> None:
     write(tmp_path / "runs" / "a", run_files())
-    Study.create_or_open(
-        database, "s", load_spec(tiny_space), {"path": None, "fingerprint": "f"}
-    ).engine.dispose()
+    data = {"path": None, "fingerprint": "f"}
+    study = Study.create_or_open(database, "s", load_spec(tiny_space), data)
+    study.engine.dispose()
     run = run_of(tmp_path / "runs", "--study", "s", "--same-data")
     assert run["trial"] is None
     assert run["why_not"].startswith("a run of the Brain-to-Text '25 trainer")
 
 
-def test_a_backtest_of_training_logs(tmp_path: Path) -> None:
+def test_training_logs_are_backtested(tmp_path: Path) -> None:
     rising = (1.2, 0.4, 0.3, 0.42, 0.5, 0.6)
     for name, pers in {"first": PERS, "second": FALLING, "risen": rising}.items():
         write(tmp_path / name, run_files(log(pers)))
     done = asked("backtest", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["best_run"] == "second"
-    own = {run["run"]: run["stopped_at"] for run in found["rules"][0]["runs"]}
-    assert own == {"first": None, "second": None, "risen": 99}
-    facts = {run["run"]: run for run in found["runs"]}
+    printed = json.loads(done.stdout)
+    assert printed["best_run"] == "second"
+    stops = {run["run"]: run["stopped_at"] for run in printed["rules"][0]["runs"]}
+    assert stops == {"first": None, "second": None, "risen": 99}
+    facts = {run["run"]: run for run in printed["runs"]}
     assert facts["risen"]["ended_badly"] == "PER rose from 30.0 to 60.0 %"
-    assert {run["remark"] for run in found["runs"]} == {""}
+    assert {run["remark"] for run in printed["runs"]} == {""}
     assert done.stderr == ""
 
 
-# ---- as a study of the script, or its file, says
+# ---- curves as a study of the script, or its file, describes them
 
 
 SECTION: dict[str, Any] = {
@@ -377,79 +333,78 @@ BASE = yaml.safe_load((STAND_IN / "rnn_args.yaml").read_text()) | {
     "num_training_batches": 100,
     "lr_min": 1e-4,
 }
+MODEL = BASE["model"]
 
 
 def attempt(args: Mapping[str, Any] | None = None, text: str | None = None) -> Files:
-    """As an attempt's folder of ours, or that of a person who starts the script in a folder."""
-    curve = {"run/training_log": log() if text is None else text}
-    return curve | ({} if args is None else {"rnn_args.yaml": dict(args)})
+    """The files that an attempt of ours leaves, or a person who starts the script in a folder."""
+    files: Files = {"run/training_log": log() if text is None else text}
+    if args is not None:
+        files["rnn_args.yaml"] = dict(args)
+    return files
+
+
+# Run -> its files, and why it cannot become a trial of the study.
+REASONS: dict[str, tuple[Files, str]] = {
+    "outside": (
+        attempt(BASE | {"lr_max": 0.5, "lr_max_day": 0.5}),
+        "lr_max = 0.5 is outside the space",
+    ),
+    "two_rates": (
+        attempt(BASE | {"lr_max_day": 0.001}),
+        "lr_max writes lr_max and lr_max_day, which differ in the run: 0.005 and 0.001",
+    ),
+    "units": (
+        attempt(BASE | {"model": MODEL | {"n_units": 512}}),
+        "model.n_units = 512, the study has 768",
+    ),
+    "decay": (
+        attempt(BASE | {"lr_decay_steps": 50}),
+        "lr_decay_steps = 50, the study has '${num_training_batches}'",
+    ),
+    "kind": (
+        attempt(BASE | {"use_amp": "sometimes"}),
+        "not of the study: use_amp: 'sometimes'",
+    ),
+    "long": (attempt(BASE | {"num_training_batches": 400}), "steps = 400, the study has 100"),
+    "short": (attempt(BASE, log(PERS[:3], last=40)), "ended at step 40 of 100"),
+    "bare": (
+        attempt(),
+        "lr_max is searched but not known of the run; give it with --set lr_max=VALUE",
+    ),
+    "percent": (attempt(BASE, PERCENT), "percent?"),
+}
 
 
 def test_runs_of_a_script_become_trials_of_its_study(study: Study, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    model = BASE["model"]
     write(runs / "good", attempt(BASE | {"lr_max": 0.002, "lr_max_day": 0.002, "output_dir": "x"}))
-    write(
-        runs / "saved",
-        {
-            "run/training_log": log(),
-            "run/checkpoint/args.yaml": BASE | {"seed": 77, "lr_decay_steps": 100},
-        },
-    )
-    write(
-        runs / "risen",
-        attempt(
-            BASE | {"model": model | {"rnn_dropout": 0.2}}, log((1.2, 0.4, 0.5, 0.6, 0.7, 0.8))
-        ),
-    )
-    reasons = {
-        "outside": (
-            attempt(BASE | {"lr_max": 0.5, "lr_max_day": 0.5}),
-            "lr_max = 0.5 is outside the space",
-        ),
-        "two_rates": (
-            attempt(BASE | {"lr_max_day": 0.001}),
-            "lr_max writes lr_max and lr_max_day, which differ in the run: 0.005 and 0.001",
-        ),
-        "units": (
-            attempt(BASE | {"model": model | {"n_units": 512}}),
-            "model.n_units = 512, the study has 768",
-        ),
-        "decay": (
-            attempt(BASE | {"lr_decay_steps": 50}),
-            "lr_decay_steps = 50, the study has '${num_training_batches}'",
-        ),
-        "kind": (
-            attempt(BASE | {"use_amp": "sometimes"}),
-            "not of the study: use_amp: 'sometimes'",
-        ),
-        "long": (attempt(BASE | {"num_training_batches": 400}), "steps = 400, the study has 100"),
-        "short": (attempt(BASE, log(PERS[:3], last=40)), "ended at step 40 of 100"),
-        "bare": (
-            attempt(),
-            "lr_max is searched but not known of the run; give it with --set lr_max=VALUE",
-        ),
-        "percent": (attempt(BASE, log([100 * per for per in FALLING])), "percent?"),
-    }
-    for name, (files, _) in reasons.items():
+    saved = BASE | {"seed": 77, "lr_decay_steps": 100}
+    write(runs / "saved", {"run/training_log": log(), "run/checkpoint/args.yaml": saved})
+    less_dropout = BASE | {"model": MODEL | {"rnn_dropout": 0.2}}
+    write(runs / "risen", attempt(less_dropout, log((1.2, 0.4, 0.5, 0.6, 0.7, 0.8))))
+    for name, (files, _) in REASONS.items():
         write(runs / name, files)
-    found = {run["name"]: run for run in imported(runs, "--study", "t15", "--same-data")["runs"]}
-    for name, (_, reason) in reasons.items():
-        assert reason in found[name]["why_not"], (name, found[name])
+
+    line = (runs, "--study", "t15", "--same-data")
+    printed = {run["name"]: run for run in imported(*line)["runs"]}
+    for name, (_, reason) in REASONS.items():
+        assert reason in printed[name]["why_not"], (name, printed[name])
     past = {record.imported: record for record in study.imported()}
-    assert set(past) == {"good", "saved", "risen"}, found
+    assert set(past) == {"good", "saved", "risen"}, printed
     assert (past["good"].state, past["good"].value) == ("complete", 0.2412)
     assert past["good"].params == {"lr_max": 0.002, "model.rnn_dropout": 0.4}
     assert past["risen"].state == "stopped"
     points = study.curves(study.imported())[past["good"].number]
     assert [point.step for point in points] == [0, 20, 40, 60, 80, 99]
     assert points[1].validation_loss == pytest.approx(40 * 0.62)
-    again = imported(runs, "--study", "t15", "--same-data")["runs"]
-    assert len(again) == len(found)
+
+    again = imported(*line)["runs"]
+    assert len(again) == len(printed)
     assert len(study.imported()) == 3
 
 
-def test_a_study_says_what_no_run_records(study: Study, tmp_path: Path) -> None:
+def test_set_states_what_a_run_does_not_record(study: Study, tmp_path: Path) -> None:
     bare = {name: value for name, value in BASE.items() if not name.startswith("lr_max")}
     write(tmp_path / "runs" / "a", attempt(bare))
     line = (tmp_path / "runs", "--study", "t15", "--same-data")
@@ -460,7 +415,7 @@ def test_a_study_says_what_no_run_records(study: Study, tmp_path: Path) -> None:
     one_line(asked("import", *line, "--set", "lr_maxx=1"), 2, "Did you mean lr_max?")
 
 
-def test_where_the_best_of_a_curve_counts_it_is_the_trials_value(
+def test_with_take_best_the_best_of_a_curve_is_the_trials_value(
     database: Database, tmp_path: Path
 ) -> None:
     spec = load_spec(study_file(tmp_path, curve=SECTION["curve"] | {"take": "best"}))
@@ -478,7 +433,7 @@ def test_without_same_data_nothing_is_added(study: Study, tmp_path: Path) -> Non
     assert not study.imported()
 
 
-def test_the_configuration_that_we_have_written(study: Study, tmp_path: Path) -> None:
+def test_a_configuration_that_hpo_has_written_is_read(study: Study, tmp_path: Path) -> None:
     tree = BASE | {"lr_max": 0.003, "lr_max_day": 0.003, "an_extra": 1}
     files = {"run/training_log": log(), "hpo-config.json": json.dumps(tree)}
     write(tmp_path / "runs" / "0" / "attempt-1", files)
@@ -490,7 +445,9 @@ def test_the_configuration_that_we_have_written(study: Study, tmp_path: Path) ->
 
 ACCURACY = {"name": "accuracy", "unit": "percent", "direction": "maximize"}
 CSV_CURVE = {"file": "out/metrics.csv", "names": {"step": "epoch", "value": "val/acc"}}
-CSV = "epoch,train/loss,val/acc\n" + "".join(f"{n},{9 - n}.5,0.{n + 1}\n" for n in range(6))
+CSV_ROWS = "".join(f"{n},{9 - n}.5,0.{n + 1}\n" for n in range(6))
+CSV = "epoch,train/loss,val/acc\n" + CSV_ROWS
+TSV = (CSV + CSV_ROWS).replace(",", "\t").replace("epoch", "step")
 JSON_LINES = "".join(
     f'{{"step": {20 * n}, "value": {per}, "lr": 0.1}}\n' for n, per in enumerate(FALLING)
 )
@@ -511,14 +468,9 @@ PRINTED = "".join(f"step {20 * n} per {per}\n" for n, per in enumerate(FALLING))
         ({"file": "run/training_log", "pattern": PATTERN}, {"x/y/training_log": log()}, 6, 0.2412),
         (CSV_CURVE, {"a/out/metrics.csv": CSV}, 6, 0.6),
         (CSV_CURVE, {"a/metrics.csv": CSV + CSV}, 6, 0.6),
-        (CSV_CURVE, {"a/metrics.csv": CSV + CSV.partition("\n")[2]}, 6, 0.6),
+        (CSV_CURVE, {"a/metrics.csv": CSV + CSV_ROWS}, 6, 0.6),
         (CSV_CURVE, {"a/metrics.csv": CSV + "6,1,0.7,5,5\n7,1.0,0.75\n"}, 7, 0.75),
-        (
-            {"file": "m.tsv", "names": {"value": "val/acc"}},
-            {"a/m.tsv": (CSV + CSV.partition("\n")[2]).replace(",", "\t").replace("epoch", "step")},
-            6,
-            0.6,
-        ),
+        ({"file": "m.tsv", "names": {"value": "val/acc"}}, {"a/m.tsv": TSV}, 6, 0.6),
         ({"file": "metrics.jsonl"}, {"a/metrics.jsonl": JSON_LINES}, 6, 0.24),
         ({"file": "metrics.jsonl"}, {"a/metrics.jsonl": JSON_LINES + '{"step": 120, "va'}, 6, 0.24),
         ({"file": "metrics.jsonl"}, {"a/metrics.jsonl": JSON_LINES + JSON_LINES}, 6, 0.24),
@@ -534,15 +486,16 @@ PRINTED = "".join(f"step {20 * n} per {per}\n" for n, per in enumerate(FALLING))
         (OUTPUT, {"a/b/c/x.log": PRINTED.replace("0.3\n", "nan\n")}, 6, 0.24),
     ],
 )
-def test_any_curve_with_a_study_file(
+def test_a_study_file_describes_any_curve(
     tmp_path: Path, curve: dict[str, Any], files: Files, evaluations: int, last: float
 ) -> None:
-    """Of a script whose code is not on this machine."""
-    metric = ACCURACY if curve.get("names", {}).get("value") == "val/acc" else SECTION["metric"]
+    """The code of the script need not be on this machine."""
+    metric = SECTION["metric"]
+    if curve.get("names", {}).get("value") == "val/acc":
+        metric = ACCURACY
     path = study_file(tmp_path, curve=curve, metric=metric, code="/not/here")
     write(tmp_path / "runs", files)
-    found = imported(tmp_path / "runs", "--curve", path)
-    (run,) = found["runs"]
+    run = run_of(tmp_path / "runs", "--curve", path)
     assert (run["evaluations"], run["last_value"]) == (evaluations, last), run
     assert run[f"best_{metric['name'].lower()}"] == last
 
@@ -550,19 +503,17 @@ def test_any_curve_with_a_study_file(
 def test_a_backtest_has_the_metric_of_the_study_file(tmp_path: Path) -> None:
     path = study_file(tmp_path, curve=CSV_CURVE, metric=ACCURACY)
     write(tmp_path / "runs", {"good/out/metrics.csv": CSV})
-    fallen = "epoch,val/acc\n" + "".join(
-        f"{n},{acc}\n" for n, acc in enumerate((0.4, 0.8, 0.5, 0.4, 0.3))
-    )
+    fallen = "epoch,val/acc\n0,0.4\n1,0.8\n2,0.5\n3,0.4\n4,0.3\n"
     write(tmp_path / "runs", {"fallen/out/metrics.csv": fallen})
     done = asked("backtest", tmp_path / "runs", "--curve", path, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["best_run"] == "fallen"
-    facts = {run["run"]: run for run in found["runs"]}
+    printed = json.loads(done.stdout)
+    assert printed["best_run"] == "fallen"
+    facts = {run["run"]: run for run in printed["runs"]}
     assert facts["fallen"]["ended_badly"] == "accuracy fell from 80.0 to 30.0 %"
     assert facts["fallen"]["best_accuracy"] == 0.8
-    assert found["rules"][0]["healthy_stopped"] == []
-    assert found["rules"][0]["bad_missed"] == []
+    assert printed["rules"][0]["healthy_stopped"] == []
+    assert printed["rules"][0]["bad_missed"] == []
     assert "best accuracy" in asked("backtest", tmp_path / "runs", "--curve", path).stdout
 
 
@@ -576,9 +527,7 @@ def test_a_backtest_with_the_rule_of_a_study(study: Study, tmp_path: Path) -> No
 
 
 def test_a_log_may_be_large(tmp_path: Path) -> None:
-    """Its lines are read in pieces: 4 MB of other lines around the evaluations, in a second start
-    of which some are cut.
-    """
+    """4 MB of other lines around the evaluations: lines are read in pieces, which cut some."""
     noise = "".join(f"progress {n} of 100000 [{'=' * 40}]\r\n" for n in range(10_000))
     text = log((0.9, 0.8), last=20) + noise * 3 + log() + noise * 3
     write(tmp_path / "a", run_files(text))
@@ -591,9 +540,15 @@ def test_a_log_may_be_large(tmp_path: Path) -> None:
 
 
 def not_read(*arguments: str | Path) -> str:
+    """The line with which `hpo import` refuses these arguments."""
     done = asked("import", *arguments)
     one_line(done, 2)
     return done.stderr
+
+
+def val_batches(*numbers: int) -> bytes:
+    lines = (f"Val batch {number}: PER (avg): 0.5 CTC Loss (avg): 1.0\n" for number in numbers)
+    return "".join(lines).encode()
 
 
 @pytest.mark.parametrize(
@@ -611,17 +566,10 @@ def not_read(*arguments: str | Path) -> str:
         ),
         (b"Train batch 0: loss: 9.1 grad norm: 1\n", ("no value", "It ends with: Train batch 0")),
         (
-            "".join(
-                f"Val batch {n % 5}: PER (avg): 0.5 CTC Loss (avg): 1.0\n" for n in range(200)
-            ).encode(),
+            val_batches(*range(5)) * 40,
             ("steps go backwards more than 20 times, at last from 4 to 0",),
         ),
-        (
-            "".join(
-                f"Val batch {n}: PER (avg): 0.5 CTC Loss (avg): 1.0\n" for n in range(6000)
-            ).encode(),
-            ("more than 5,000 evaluations",),
-        ),
+        (val_batches(*range(6000)), ("more than 5,000 evaluations",)),
         (
             b"Val batch 1: PER (avg): x CTC Loss (avg): 1.0\n" * 200,
             ("reading starts again more than 100 times", "x is not a number"),
@@ -635,9 +583,9 @@ def test_a_log_that_is_no_curve_is_one_line(
     for part in parts:
         assert part in not_read(tmp_path)
     write(tmp_path / "b", run_files())
-    found = imported(tmp_path)
-    assert [run["name"] for run in found["runs"]] == ["b"]
-    assert parts[0] in found["refused"]["a"]
+    printed = imported(tmp_path)
+    assert [run["name"] for run in printed["runs"]] == ["b"]
+    assert parts[0] in printed["refused"]["a"]
     done = asked("backtest", tmp_path, "--json")
     assert parts[0] in json.loads(done.stdout)["not_replayable"]["a"]
 
@@ -655,24 +603,22 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (folder / "training_log").symlink_to(tmp_path / "gone")
     assert "training_log" in not_read(tmp_path)
     (folder / "training_log").unlink()
-    assert "not a run: it contains x. Valid: a folder with args, metrics.jsonl" in not_read(
-        tmp_path
-    )
+    error = not_read(tmp_path)
+    assert "not a run: it contains x. Valid: a folder with args, metrics.jsonl" in error
     if os.geteuid():
         write(folder, run_files())
         (folder / "training_log").chmod(0)
         assert "Permission denied" in not_read(tmp_path)
 
 
-def test_what_was_looked_for(tmp_path: Path) -> None:
+def test_where_no_run_is_found_the_message_names_the_files_sought(tmp_path: Path) -> None:
     runs = write(tmp_path / "runs", {"a/notes.md": "nothing"})
     path = study_file(tmp_path)
     error = not_read(runs, "--curve", path)
     assert "no run found: looked for run/training_log, or training_log in any folder" in error
     path = study_file(tmp_path, curve=OUTPUT)
-    assert "looked for *.log, *.out, *.txt, or a folder with a single text" in not_read(
-        runs, "--curve", path
-    )
+    error = not_read(runs, "--curve", path)
+    assert "looked for *.log, *.out, *.txt, or a folder with a single text" in error
     write(runs, {"a/train.out": "nothing\n"})
     error = not_read(runs, "--curve", path)
     assert "none of the 1 lines of log matches the pattern" in error
@@ -696,16 +642,18 @@ def test_what_was_looked_for(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(
     study: Study, tmp_path: Path, options: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
-    write(
-        tmp_path,
-        {"plain.yaml": {"parameters": {}}, "broken.yaml": "a: [", "runs/a/training_log": log()},
-    )
-    write(tmp_path, {"short.yaml": {"script": {"curve": SECTION["curve"]}}})
     text = study_file(tmp_path).read_text()
-    (tmp_path / "group.yaml").write_text(text.replace("?P<value>", "?P<loss>"))
+    files = {
+        "plain.yaml": {"parameters": {}},
+        "broken.yaml": "a: [",
+        "short.yaml": {"script": {"curve": SECTION["curve"]}},
+        "group.yaml": text.replace("?P<value>", "?P<loss>"),
+        "runs/a/training_log": log(),
+    }
+    write(tmp_path, files)
+    typed = [option.format(here=tmp_path) for option in options]
     for command in ("import", "backtest"):
-        given = (option.format(here=tmp_path) for option in options)
-        one_line(asked(command, tmp_path / "runs", *given), 2, *parts)
+        one_line(asked(command, tmp_path / "runs", *typed), 2, *parts)
 
 
 # ---- names
