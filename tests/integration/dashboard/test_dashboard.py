@@ -1,4 +1,4 @@
-"""The dashboard: what it answers beside optuna-dashboard's own answers, who may come in, and what its actions do to workers."""
+"""The dashboard: what it adds to optuna-dashboard, who may enter, what actions do to workers."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bottle import Bottle
 from helpers.commands import asked, one_line, start, until
 from helpers.dashboards import JSON, dashboard
 from helpers.servers import execute
-from helpers.studies import long, point
+from helpers.studies import RECORD, long, point
 from sqlalchemy import make_url, text
 
 from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts
@@ -31,14 +31,17 @@ from hpo.space.stopping import Stop
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
 from hpo.store.storage import open_storage
+from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Failed, Outcome, Stopped, Trial
 from hpo.trainer import Score
 from hpo.worker.dataset import look_at_data
 
-RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 PASSWORD = "correct horse"
-HOSTILE = "**bold** <img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
+HOSTILE = (
+    "**bold** <img src=x onerror=\"document.title='hacked'\">"
+    "<script>document.title='hacked'</script>"
+)
 
 
 def report(study: Study, trial: Trial, step: int, per: float) -> None:
@@ -64,29 +67,38 @@ def study(make_study: Callable[..., Study], tiny_spec: StudySpec) -> Study:
         report(study, trial, 6, 0.3)
         if outcome is not None:
             study.finish(trial, outcome, 2.0)
-            if isinstance(outcome, Failed):  # tried once more
-                again = study.claim(Process.this(), RECORD)
-                assert again
-                study.finish(again, outcome, 2.0)
+        if isinstance(outcome, Failed):
+            # A failed trial is tried once more.
+            again = study.claim(Process.this(), RECORD)
+            assert again
+            study.finish(again, outcome, 2.0)
     return study
 
 
-def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_it(
-    study: Study, database: Database
-) -> None:
+def reason_of(answer: HTTPResponse) -> str:
+    return str(json.loads(answer.text)["reason"])  # type: ignore[attr-defined]
+
+
+def answer_of_optuna_dashboard(database: Database, path: str) -> Any:
     plain = optuna_dashboard.wsgi(open_storage(database))
     assert isinstance(plain, Bottle)
-    begun: list[str] = []
     environ = {
         "REQUEST_METHOD": "GET",
-        "PATH_INFO": f"/api/studies/{study.id}",
+        "PATH_INFO": path,
         "wsgi.input": io.BytesIO(),
         "wsgi.errors": sys.stderr,
     }
-    theirs = json.loads(b"".join(plain(environ, lambda status, *_: begun.append(status))))
+    return json.loads(b"".join(plain(environ, lambda status, headers, *_: None)))
+
+
+def test_a_study_is_answered_as_by_optuna_dashboard_with_our_additions(
+    study: Study, database: Database
+) -> None:
+    theirs = answer_of_optuna_dashboard(database, f"/api/studies/{study.id}")
     with dashboard(database) as client:
         ours = client.json(f"/api/studies/{study.id}?after=0")
-        assert client.json(f"/api/studies/{study.id}?after=3")["trials"] == ours["trials"][3:]
+        later = client.json(f"/api/studies/{study.id}?after=3")
+    assert later["trials"] == ours["trials"][3:]
     notes = [trial.pop("note")["body"] for trial in ours["trials"]]
     files = [[file["filename"] for file in trial.pop("artifacts")] for trial in ours["trials"]]
     for content in (theirs, ours):
@@ -98,66 +110,64 @@ def test_a_study_is_answered_as_optuna_dashboard_does_with_what_is_ours_beside_i
         ):
             content[name] = sorted(content[name], key=str)
     for trial in theirs["trials"]:
-        assert (trial.pop("note"), trial.pop("artifacts")) == ({"version": 0, "body": ""}, [])
+        assert trial.pop("note") == {"version": 0, "body": ""}
+        assert trial.pop("artifacts") == []
     assert ours["trials"] == theirs["trials"]
     assert {trial["state"] for trial in ours["trials"]} == {"Complete", "Pruned", "Fail", "Running"}
-    assert (
-        [trial["number"] for trial in ours["best_trials"]]
-        == [trial["number"] for trial in theirs["best_trials"]]
-        == [0]
-    )
-    assert {name for name in theirs if name in ours and theirs[name] != ours[name]} == {
-        "note",
-        "best_trials",
-        "plotly_graph_objects",
-    }
+    assert [trial["number"] for trial in ours["best_trials"]] == [0]
+    assert [trial["number"] for trial in theirs["best_trials"]] == [0]
+    different = {name for name in theirs if name in ours and theirs[name] != ours[name]}
+    assert different == {"note", "best_trials", "plotly_graph_objects"}
+
     assert set(files[0]) == {"curve.png", "configuration.yaml", "log.txt"}
-    assert "PER 30.00 % at the end" in notes[0]
-    assert r"PER 0.6, above its \*best\*" in notes[1] and "optimizer.lr` 0.02 → 0.001" in notes[1]
-    assert r"no \& way" in notes[2] and "attempt 2" in notes[2]
-    assert (
-        r"\<b\>why\</b\>" in ours["note"]["body"] and "hpo worker --study s" in ours["note"]["body"]
-    )
+    complete, stopped, failed, _ = notes
+    assert "PER 30.00 % at the end" in complete
+    assert r"PER 0.6, above its \*best\*" in stopped
+    assert "optimizer.lr` 0.02 → 0.001" in stopped
+    assert r"no \& way" in failed
+    assert "attempt 2" in failed
+    note = ours["note"]["body"]
+    assert r"\<b\>why\</b\>" in note
+    assert "hpo worker --study s" in note
 
 
-def test_only_what_changed_is_made_again(
+def test_only_changed_trials_are_rendered_again(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
     page = Pages(database).of(study.id)
     assert page
     tag, body = page.answer(0)
-    assert body and page.answer(0, known_tags=tag) == (tag, None)
-    made = {number: piece.text for number, piece in page.pieces.items()}
-    again = study.claim(Process.this(), RECORD)
-    assert again
+    assert body
+    assert page.answer(0, known_tags=tag) == (tag, None)
+    before = {number: piece.text for number, piece in page.pieces.items()}
+    trial = study.claim(Process.this(), RECORD)
+    assert trial
     changed, _ = page.answer(0, known_tags=tag)
     assert changed != tag
-    kept = {number: piece.text for number, piece in page.pieces.items()}
-    assert [number for number in made if kept[number] is not made[number]] == [
-        3
-    ]  # it runs: read again, though nothing is new
-    report(study, again, 4, 0.2)
+    after = {number: piece.text for number, piece in page.pieces.items()}
+    # Trial 3 runs, so it is read again, though nothing is new.
+    assert [number for number in before if after[number] is not before[number]] == [3]
+    report(study, trial, 4, 0.2)
     _, body = page.answer(4)
     assert [trial["number"] for trial in json.loads(body or b"")["trials"]] == [4]
 
 
-def test_plots_of_ours(study: Study, database: Database) -> None:
+def test_a_study_has_plots_of_ours(study: Study, database: Database) -> None:
     with dashboard(database) as client:
-        found = {
-            plot["id"]: json.loads(plot["graph_object"])
-            for plot in client.json(f"/api/studies/{study.id}")["plotly_graph_objects"]
-        }
-    assert set(found) == {"hpo-curves", "hpo-map", "hpo-starts"}
-    stopped = next(trace for trace in found["hpo-curves"]["data"] if trace["name"] == "stopped")
+        answer = client.json(f"/api/studies/{study.id}")
+    plots = {
+        plot["id"]: json.loads(plot["graph_object"])["data"]
+        for plot in answer["plotly_graph_objects"]
+    }
+    assert set(plots) == {"hpo-curves", "hpo-map", "hpo-starts"}
+    stopped = next(trace for trace in plots["hpo-curves"] if trace["name"] == "stopped")
     assert (stopped["x"], stopped["y"]) == ([6], [0.3])
-    assert found["hpo-starts"]["data"][0]["y"][-1] == 0.3
-    assert found["hpo-map"]["data"][0]["x"] == [study.records()[0].config["optimizer.lr"]]
+    assert plots["hpo-starts"][0]["y"][-1] == 0.3
+    assert plots["hpo-map"][0]["x"] == [study.records()[0].config["optimizer.lr"]]
 
 
-def test_files_are_made_when_they_are_asked_for(study: Study, database: Database) -> None:
-    from hpo.study.paths import study_folder
-
+def test_files_of_a_trial_are_made_on_request(study: Study, database: Database) -> None:
     logs = study_folder(study) / "logs"
     logs.mkdir(parents=True)
     (logs / "trial-0.log").write_text("d t trial 0: begins\nTraceback\n  deep\n")
@@ -174,36 +184,29 @@ def test_files_are_made_when_they_are_asked_for(study: Study, database: Database
         log = client.ask("GET", f"{place}/log.txt")
         assert log.text == "d t trial 0: begins\nTraceback\n  deep\n"  # type: ignore[attr-defined]
         assert "sandbox" in (log.getheader("Content-Security-Policy") or "")
-        assert (
-            client.status("GET", f"{place}/other.txt")
-            == client.status("GET", f"/artifacts/{study.id}/999999/log.txt")
-            == 404
-        )
-        assert (
-            client.status("POST", f"/api/artifacts/{study.id}/{record.id}", {"file": "data:,a"})
-            == 409
-        )
+        assert client.status("GET", f"{place}/other.txt") == 404
+        assert client.status("GET", f"/artifacts/{study.id}/999999/log.txt") == 404
+        upload = f"/api/artifacts/{study.id}/{record.id}"
+        assert client.status("POST", upload, {"file": "data:,a"}) == 409
 
 
-def test_a_person_s_note_stands_before_ours_and_alone_is_kept(
+def test_a_persons_note_stands_before_ours_and_only_theirs_is_stored(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
     trial = study.records()[0].id
+    note_of_study = f"/api/studies/{study.id}/note"
+    note_of_trial = f"/api/studies/{study.id}/{trial}/note"
     with dashboard(database) as client:
-        for path in (f"/api/studies/{study.id}/note", f"/api/studies/{study.id}/{trial}/note"):
+        for path in (note_of_study, note_of_trial):
             assert client.status("PUT", path, {"version": 1, "body": HOSTILE}) == 204
             assert client.status("PUT", path, {"version": 1, "body": "late"}) == 409
         shown = client.json(f"/api/studies/{study.id}")
         for note in (shown["note"], shown["trials"][0]["note"]):
-            assert note["version"] == 1 and note["body"].startswith(HOSTILE + OURS + "")
+            assert note["version"] == 1
+            assert note["body"].startswith(HOSTILE + OURS)
         body = shown["trials"][0]["note"]["body"].replace("bold", "bolder")
-        assert (
-            client.status(
-                "PUT", f"/api/studies/{study.id}/{trial}/note", {"version": 2, "body": body}
-            )
-            == 204
-        )
+        assert client.status("PUT", note_of_trial, {"version": 2, "body": body}) == 204
     attributes = study.storage.get_study_system_attrs(study.id)
     assert attributes[f"dashboard:{trial}:note_str:0"] == HOSTILE.replace("bold", "bolder")
 
@@ -212,67 +215,60 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(
     study: Study, database: Database
 ) -> None:
     running = study.records()[-1]
+    of_study = f"/api/studies/{study.id}"
+    tell_running = f"/api/trials/{running.id}/tell"
+    tell_complete = f"/api/trials/{study.records()[0].id}/tell"
+    attributes_of_running = f"/api/trials/{running.id}/user-attrs"
+    attributes = {"user_attrs": {"fixed": "no configuration"}}
     with dashboard(database) as client:
-        answer = client.ask(
-            "POST", f"/api/studies/{study.id}/rename", json.dumps({"study_name": "t"}), JSON
-        )
-        assert answer.status == 409 and "--name" in json.loads(answer.text)["reason"]  # type: ignore[attr-defined]
-        assert (
-            client.status(
-                "POST", f"/api/trials/{running.id}/tell", {"state": "Complete", "values": [0]}
-            )
-            == 409
-        )
-        assert (
-            client.status("POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"})
-            == 409
-        )
+        answer = client.ask("POST", f"{of_study}/rename", json.dumps({"study_name": "t"}), JSON)
+        assert answer.status == 409
+        assert "--name" in reason_of(answer)
+        assert client.status("POST", tell_running, {"state": "Complete", "values": [0]}) == 409
+        assert client.status("POST", tell_complete, {"state": "Fail"}) == 409
         assert client.status("POST", "/api/trials/999999/tell", {"state": "Fail"}) == 404
-        assert (
-            client.status(
-                "POST",
-                f"/api/trials/{running.id}/user-attrs",
-                {"user_attrs": {"fixed": "no configuration"}},
-            )
-            == 409
-        )
-        assert study.records()[-1].state == "running" and Study.open(database, "s").id == study.id
-        assert client.json(f"/api/studies/{study.id}")["trials"]
-        assert client.status("DELETE", f"/api/studies/{study.id}", {}) == 409
-        assert client.status("POST", f"/api/trials/{running.id}/tell", {"state": "Fail"}) == 204
-        assert client.status("DELETE", f"/api/studies/{study.id}", {}) == 204
-        assert client.status("GET", f"/api/studies/{study.id}") == 404
+        assert client.status("POST", attributes_of_running, attributes) == 409
+        assert study.records()[-1].state == "running"
+        assert Study.open(database, "s").id == study.id
+        assert client.json(of_study)["trials"]
+
+        # A study without a running trial may be deleted.
+        assert client.status("DELETE", of_study, {}) == 409
+        assert client.status("POST", tell_running, {"state": "Fail"}) == 204
+        assert client.status("DELETE", of_study, {}) == 204
+        assert client.status("GET", of_study) == 404
 
 
-def test_trouble_is_told_with_its_reason(
+def test_bad_requests_and_database_errors_are_answered_with_their_reason(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.dashboard.pages.FRESH_SECONDS", 0.0)
+    note = f"/api/studies/{study.id}/note"
     with dashboard(database) as client:
         bodies: list[Any] = [[], {}, {"version": "1", "body": None}]
         for body in bodies:
-            assert client.status("PUT", f"/api/studies/{study.id}/note", body) == 400
+            assert client.status("PUT", note, body) == 400
         assert client.status("PUT", "/api/studies/999999/note", {"version": 1, "body": "x"}) == 404
-        broken = client.ask("PUT", f"/api/studies/{study.id}/note", "{", JSON)
-        assert (broken.status, json.loads(broken.text)) == (400, {"reason": "Invalid JSON"})  # type: ignore[attr-defined]
+        broken = client.ask("PUT", note, "{", JSON)
+        assert broken.status == 400
+        assert json.loads(broken.text) == {"reason": "Invalid JSON"}  # type: ignore[attr-defined]
         assert client.status("GET", f"/api/studies/{study.id}?after=x") == 400
         assert client.json(f"/api/studies/{study.id}?after=-1")["trials"]
         with study.engine.begin() as connection:
             connection.execute(text("ALTER TABLE hpo_trial RENAME TO elsewhere"))
         answer = client.ask("GET", f"/api/studies/{study.id}")
-        assert answer.status == 503 and "hpo_trial" in json.loads(answer.text)["reason"]  # type: ignore[attr-defined]
+        assert answer.status == 503
+        assert "hpo_trial" in reason_of(answer)
 
 
-def test_a_database_that_is_away_is_told_by_every_view(
+def test_every_view_says_that_the_database_is_away(
     study: Study, database: Database, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = make_url(database.url).database
     with dashboard(database) as client:
         execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        execute(
-            server,
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
-        )
+        of_database = f"FROM pg_stat_activity WHERE datname = '{name}'"
+        execute(server, f"SELECT pg_terminate_backend(pid) {of_database}")
         for path in (
             "/api/studies",
             f"/api/studies/{study.id}",
@@ -280,13 +276,14 @@ def test_a_database_that_is_away_is_told_by_every_view(
             f"/api/studies/{study.id}/param_importances",
         ):
             answer = client.ask("GET", path)
-            assert (answer.status, json.loads(answer.text)["reason"][:9]) == (503, "database:")  # type: ignore[attr-defined]
+            assert answer.status == 503
+            assert reason_of(answer).startswith("database:")
         execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         assert client.json("/api/studies")["study_summaries"]
         assert "Traceback" not in caplog.text
 
 
-def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(
+def test_failing_a_trial_in_the_page_leaves_its_worker_alive(
     database: Database, tiny_space: Path, tiny_data: Path
 ) -> None:
     tiny_space.write_text(long(100_000, 20))
@@ -294,21 +291,16 @@ def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(
     study = Study.create_or_open(database, "tiny", spec, look_at_data(tiny_data, spec).facts)
     worker = start("worker", "--study", "tiny", "--device", "cpu")
 
-    def running() -> list[int]:
-        return [
-            record.number for record in study.records() if record.state == "running" and record.step
-        ]
+    def trains(number: int) -> bool:
+        running = [record for record in study.records() if record.state == "running"]
+        return [record.number for record in running if record.step] == [number]
 
     try:
-        until(lambda: running() == [0])
+        until(lambda: trains(0))
         with dashboard(database) as client:
-            assert (
-                client.status(
-                    "POST", f"/api/trials/{study.records()[0].id}/tell", {"state": "Fail"}
-                )
-                == 204
-            )
-            until(lambda: running() == [1])
+            tell = f"/api/trials/{study.records()[0].id}/tell"
+            assert client.status("POST", tell, {"state": "Fail"}) == 204
+            until(lambda: trains(1))
             assert worker.poll() is None
             failed = study.records()[0]
             assert (failed.state, failed.rule) == ("stopped", "by hand")
@@ -323,25 +315,17 @@ def test_a_trial_that_is_failed_in_the_page_leaves_a_live_worker(
 # ---- who may come in
 
 
-def test_without_a_login_only_this_machine_s_names_are_answered(
+def test_without_a_login_only_this_machines_names_are_answered(
     study: Study, database: Database
 ) -> None:
     with dashboard(database) as client:
-        assert (
-            client.status("GET", "/api/studies")
-            == client.status("GET", "/api/studies", headers={"Host": "localhost:9"})
-            == 200
-        )
-        assert (
-            client.status("GET", "/api/studies", headers={"Host": "127.0.0.2:8080"}) == 200
-        )  # --host may be that
+        assert client.status("GET", "/api/studies") == 200
+        # --host may be 127.0.0.2.
+        for host in ("localhost:9", "127.0.0.2:8080"):
+            assert client.status("GET", "/api/studies", headers={"Host": host}) == 200
         for host in ("rebound.example", "rebound.example:8080", "", "[", "127.0.0.1.example"):
-            assert (
-                client.status(
-                    "GET", "/api/studies", headers={"Host": host, "X-Forwarded-Host": "localhost"}
-                )
-                == 403
-            )
+            headers = {"Host": host, "X-Forwarded-Host": "localhost"}
+            assert client.status("GET", "/api/studies", headers=headers) == 403
         framed = client.ask("GET", "/dashboard")
         assert framed.getheader("X-Frame-Options") == "DENY"
 
@@ -353,57 +337,49 @@ def test_without_a_login_only_this_machine_s_names_are_answered(
         ({"Sec-Fetch-Site": "same-origin"}, 204),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
-        ({"Origin": "http://127.0.0.1"}, 403),  # another port: another origin
+        # Another port is another origin.
+        ({"Origin": "http://127.0.0.1"}, 403),
         ({"Origin": "null"}, 403),
-        ({"Content-Type": "text/plain"}, 415),  # what a form of another page could send
+        # What a form of another page could send.
+        ({"Content-Type": "text/plain"}, 415),
     ],
 )
-def test_what_changes_something_must_come_from_our_pages(
+def test_changes_must_come_from_our_pages(
     study: Study, database: Database, headers: dict[str, str], status: int
 ) -> None:
+    note = f"/api/studies/{study.id}/note"
     with dashboard(database) as client:
-        assert (
-            client.status(
-                "PUT", f"/api/studies/{study.id}/note", {"version": 1, "body": "x"}, headers
-            )
-            == status
-        )
+        assert client.status("PUT", note, {"version": 1, "body": "x"}, headers) == status
         origin = {"Origin": f"http://127.0.0.1:{client.port}"}
-        assert (
-            client.status(
-                "PUT",
-                f"/api/studies/{study.id}/note",
-                {"version": 1 + (status == 204), "body": "x"},
-                origin,
-            )
-            == 204
-        )
+        version = 2 if status == 204 else 1
+        assert client.status("PUT", note, {"version": version, "body": "x"}, origin) == 204
 
 
-def test_read_only(study: Study, database: Database) -> None:
+def test_read_only_refuses_every_change(study: Study, database: Database) -> None:
     running = study.records()[-1]
+    changes = [
+        ("PUT", f"/api/studies/{study.id}/note"),
+        ("DELETE", f"/api/studies/{study.id}"),
+        ("POST", "/api/studies"),
+        ("POST", f"/api/trials/{running.id}/tell"),
+        ("PATCH", "/"),
+    ]
     with dashboard(database, PASSWORD, read_only=True) as client:
         assert client.log_in(PASSWORD).status == 303
-        for method, path in (
-            ("PUT", f"/api/studies/{study.id}/note"),
-            ("DELETE", f"/api/studies/{study.id}"),
-            ("POST", "/api/studies"),
-            ("POST", f"/api/trials/{running.id}/tell"),
-            ("PATCH", "/"),
-        ):
+        for method, path in changes:
             answer = client.ask(method, path, "{}", JSON)
-            assert answer.status == 403 and "--read-only" in answer.text  # type: ignore[attr-defined]
+            assert answer.status == 403
+            assert "--read-only" in answer.text  # type: ignore[attr-defined]
         assert client.json(f"/api/studies/{study.id}")["trials"][-1]["state"] == "Running"
 
 
 @pytest.mark.parametrize("base", ["", "/lab/hpo"])
-def test_the_login(study: Study, database: Database, base: str) -> None:
+def test_the_login_guards_every_path(study: Study, database: Database, base: str) -> None:
+    of_study = f"/dashboard/studies/{study.id}"
     with dashboard(database, PASSWORD, base=base) as client:
-        page = client.ask("GET", f"/dashboard/studies/{study.id}")
-        assert (page.status, page.getheader("Location")) == (
-            303,
-            f"{base}/login?next=/dashboard/studies/{study.id}",
-        )
+        page = client.ask("GET", of_study)
+        assert page.status == 303
+        assert page.getheader("Location") == f"{base}/login?next={of_study}"
         for path in (
             "/api/studies",
             "/static/bundle.js",
@@ -412,28 +388,25 @@ def test_the_login(study: Study, database: Database, base: str) -> None:
             f"/artifacts/{study.id}/1/log.txt",
             "/csv/1",
         ):
-            assert client.status("GET", path) == client.status("DELETE", path) == 401
-        assert client.log_in("wrong").status == 403 and not client.cookie
+            assert client.status("GET", path) == 401
+            assert client.status("DELETE", path) == 401
+        assert client.log_in("wrong").status == 403
+        assert not client.cookie
         assert client.status("GET", "/api/studies") == 401
-        entered = client.log_in(PASSWORD, where=f"/dashboard/studies/{study.id}")
-        assert (entered.status, entered.getheader("Location")) == (
-            303,
-            f"{base}/dashboard/studies/{study.id}",
-        )
-        cookie = entered.getheader("Set-Cookie") or ""
-        assert {"HttpOnly", "SameSite=Strict", f"Path={base or '/'}"} <= set(
-            cookie.split("; ")
-        ) and "Secure" not in cookie
-        assert (
-            client.status("GET", "/api/studies")
-            == client.status("GET", "/api/studies", headers={"Host": "lab.example"})
-            == 200
-        )
+
+        entered = client.log_in(PASSWORD, where=of_study)
+        assert entered.status == 303
+        assert entered.getheader("Location") == base + of_study
+        cookie = attributes_of_cookie(entered)
+        assert {"HttpOnly", "SameSite=Strict", f"Path={base or '/'}"} <= cookie
+        assert "Secure" not in cookie
+        assert client.status("GET", "/api/studies") == 200
+        assert client.status("GET", "/api/studies", headers={"Host": "lab.example"}) == 200
         client.cookie = client.cookie.replace("=in.", "=inn.")
         assert client.status("GET", "/api/studies") == 401
-        assert "Secure" in (
-            client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"}).getheader("Set-Cookie") or ""
-        ).split("; ")
+
+        through_tls = client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"})
+        assert "Secure" in attributes_of_cookie(through_tls)
         assert client.log_in(PASSWORD, {"Sec-Fetch-Site": "cross-site"}).status == 403
         for place in (
             "//evil.example",
@@ -441,13 +414,16 @@ def test_the_login(study: Study, database: Database, base: str) -> None:
             "/\\evil.example",
             "/dashboard\r\nX: y",
         ):
-            assert (client.log_in(PASSWORD, where=place).getheader("Location") or "").startswith(
-                f"{base}/dashboard"
-            )
+            location = client.log_in(PASSWORD, where=place).getheader("Location") or ""
+            assert location.startswith(f"{base}/dashboard")
         assert "<script>" not in client.ask("GET", '/login?next="><script>').text  # type: ignore[attr-defined]
 
 
-def test_what_no_browser_sends_is_refused_before_the_login(
+def attributes_of_cookie(answer: HTTPResponse) -> set[str]:
+    return set((answer.getheader("Set-Cookie") or "").split("; "))
+
+
+def test_requests_that_no_browser_sends_are_refused_before_the_login(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with dashboard(database, PASSWORD) as client:
@@ -457,28 +433,27 @@ def test_what_no_browser_sends_is_refused_before_the_login(
         connection.putrequest("POST", "/login")
         connection.putheader("Content-Length", str(10**9))
         connection.endheaders()
-        assert connection.getresponse().status == 413  # without waiting for it
+        # The answer does not wait for the body.
+        assert connection.getresponse().status == 413
         connection.close()
         plain = HTTPConnection("127.0.0.1", client.port, timeout=60)
         plain.putrequest("GET", "/favicon.ico", skip_accept_encoding=True)
         plain.endheaders()
         assert plain.getresponse().status == 200
         plain.close()
-        assert [
-            record for record in caplog.records if record.name != "waitress.queue"
-        ] == []  # that one warns of a busy machine
+        # waitress.queue warns of a busy machine.
+        assert {record.name for record in caplog.records} <= {"waitress.queue"}
 
 
-def test_ten_wrong_passwords_must_wait(database: Database) -> None:
+def test_after_ten_wrong_passwords_an_address_must_wait(database: Database) -> None:
     with dashboard(database, PASSWORD) as client:
-        assert [client.log_in(f"wrong {number}").status for number in range(WRONG)] == [403] * WRONG
+        for number in range(WRONG):
+            assert client.log_in(f"wrong {number}").status == 403
         late = client.log_in(PASSWORD)
-        assert (
-            late.status == 429 and 0 < int(late.getheader("Retry-After") or 0) <= WAIT_SECONDS + 1
-        )
-        assert (
-            client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.9"}).status == 303
-        )  # through a proxy on this machine: another one
+        assert late.status == 429
+        assert 0 < int(late.getheader("Retry-After") or 0) <= WAIT_SECONDS + 1
+        # Another address, through a proxy on this machine.
+        assert client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.9"}).status == 303
 
 
 def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> None:
@@ -486,17 +461,20 @@ def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> N
     attempts = Attempts(lambda: now[0])
     for _ in range(WRONG):
         attempts.wrong("2001:db8::1")
-    assert attempts.wait("2001:db8::2") == WAIT_SECONDS  # the same network
-    assert attempts.wait("2001:db8:0:1::1") == attempts.wait("10.0.0.1") == 0
+    # The same network.
+    assert attempts.wait("2001:db8::2") == WAIT_SECONDS
+    assert attempts.wait("2001:db8:0:1::1") == 0
+    assert attempts.wait("10.0.0.1") == 0
     now[0] = WAIT_SECONDS
     assert attempts.wait("2001:db8::1") == 0
     for number in range(3 * ADDRESSES):
         attempts.wrong(f"10.0.{number // 256}.{number % 256}")
     assert len(attempts) == ADDRESSES
-    assert attempts.wait("192.0.2.1") == WAIT_SECONDS  # so many addresses are one guesser
+    # So many addresses are one guesser.
+    assert attempts.wait("192.0.2.1") == WAIT_SECONDS
 
 
-def test_what_cannot_be_served_is_one_line(
+def test_a_dashboard_that_cannot_be_served_is_one_line(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(
@@ -504,28 +482,22 @@ def test_what_cannot_be_served_is_one_line(
         message: str,
         name: str | None = None,
         host: str = "127.0.0.1",
-        port: int = 0,
         base: str = "",
     ) -> None:
         with pytest.raises(kind, match=message):
-            serve(database, Options(name, host, port, base), print)
+            serve(database, Options(name, host, 0, base), print)
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        one_line(
-            asked("dashboard", "--port", str(port)),
-            2,
-            f"--port {port}: Address already in use",
-            "--port 0",
-        )
+    with socket.socket() as other_server:
+        other_server.bind(("127.0.0.1", 0))
+        other_server.listen()
+        port = other_server.getsockname()[1]
+        done = asked("dashboard", "--port", str(port))
+        one_line(done, 2, f"--port {port}: Address already in use", "--port 0")
     Study.create_or_open(database, "winter", study.spec, study.data)
     refused(StudyError, "Did you mean winter\\? There are: s, winter", "wintre")
     refused(StudyError, "study name .*Valid: letters", 'it\'s "quoted"')
-    refused(
-        CallerError, "Set HPO_DASHBOARD_PASSWORD", host="0.0.0.0"
-    )  # pytest's output is no terminal: no password is made
+    # pytest's output is no terminal, so no password is made.
+    refused(CallerError, "Set HPO_DASHBOARD_PASSWORD", host="0.0.0.0")
     refused(CallerError, "--base-path /a b: not a path", base="/a b")
     monkeypatch.setenv("HPO_DASHBOARD_PASSWORD", "short")
     refused(CallerError, "HPO_DASHBOARD_PASSWORD: 5 characters. Valid: 8 or more")
@@ -561,8 +533,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("base", ["", "/lab/hpo"])
-def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, base: str) -> None:
-    """Login refused and granted, the list, the history plot and ours, a trial's note, curve and files; HTML in a note is text."""
+def test_the_pages_work_in_a_browser(
+    study: Study, database: Database, browser: Any, base: str
+) -> None:
+    """Login refused and granted, the list, plots, a trial's note and files; notes are text."""
 
     def see(script: str) -> Any:
         return browser.execute_script(f"return {script}")
@@ -576,14 +550,16 @@ def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, 
     trial = study.records()[0].id
     note = json.dumps({"version": 1, "body": HOSTILE})
     with dashboard(database, PASSWORD, base=base) as client:
+        pages = f"http://127.0.0.1:{client.port}{base}/dashboard"
         client.log_in(PASSWORD)
         assert client.ask("PUT", f"/api/studies/{study.id}/{trial}/note", note, JSON).status == 204
-        browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard")
+        browser.get(pages)
         log_in("wrong")
         until(lambda: "Wrong password" in words())
         log_in(PASSWORD)
         until(lambda: f"{study.id}. s\n" in words(), 60)
-        browser.get(f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}")
+
+        browser.get(f"{pages}/studies/{study.id}")
         for plot in (
             "plot-history",
             "user-defined-plot:hpo-curves",
@@ -593,22 +569,16 @@ def test_the_pages_in_a_browser(study: Study, database: Database, browser: Any, 
             traces = "querySelectorAll('.scatterlayer .trace').length"
             until(partial(see, f"document.getElementById('{plot}')?.{traces}"), 60)
         assert "Best Trial (number=0)" in words()
-        browser.get(
-            f"http://127.0.0.1:{client.port}{base}/dashboard/studies/{study.id}/trials?numbers=0"
-        )
-        until(
-            lambda: see(
-                "[...document.images].some(i => i.src.endsWith('curve.png') && i.naturalWidth > 0)"
-            ),
-            60,
-        )
-        assert all(
-            name in words()
-            for name in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>")
-        )
-        assert see("document.title") != "hacked" and not see("document.querySelector('img[src=x]')")
-        errors = [
-            line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"
-        ]
+
+        browser.get(f"{pages}/studies/{study.id}/trials?numbers=0")
+        is_curve = "i => i.src.endsWith('curve.png') && i.naturalWidth > 0"
+        until(lambda: see(f"[...document.images].some({is_curve})"), 60)
+        for part in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"):
+            assert part in words()
+        assert see("document.title") != "hacked"
+        assert not see("document.querySelector('img[src=x]')")
+        lines = browser.get_log("browser")
+        errors = [line["message"] for line in lines if line["level"] == "SEVERE"]
         assert [error for error in errors if "/login" not in error] == []
-        browser.get("about:blank")  # it would go on asking
+        # The page would go on asking.
+        browser.get("about:blank")
