@@ -1,4 +1,4 @@
-"""Budgets: the decision by given figures, and in a real study while it runs."""
+"""Budgets: decisions from figures, and limits of a real study while it runs."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,54 +24,45 @@ NOTHING = Spent(now=NOW, ended=0, running=0, failed=0, gpu_seconds=0.0, promised
 ON_GPU = RECORD | {"device": "cuda:0 (NVIDIA H200)"}
 
 
-def test_trials_that_run_count() -> None:
+def test_running_trials_count() -> None:
     budget = Budget(trials=4, failures=1)
     assert refusal(budget, replace(NOTHING, ended=2, running=1, failed=1)) is None
-    assert (
-        refusal(budget, replace(NOTHING, ended=3, running=1))
-        == "the running trials use up the budget of 4 trials"
-    )
+    used_up = refusal(budget, replace(NOTHING, ended=3, running=1))
+    assert used_up == "the running trials use up the budget of 4 trials"
     assert refusal(budget, replace(NOTHING, ended=4)) == "the budget of 4 trials is spent"
     assert "2 trials failed" in str(refusal(budget, replace(NOTHING, failed=2)))
 
 
-def test_the_first_limit_to_be_reached_says_how_long_it_takes() -> None:
+def test_the_limit_that_is_reached_first_gives_the_time_left() -> None:
+    # Two trials share a GPU.
     pace = Pace(
         steps=1000, seconds=500.0, gpu_seconds=250.0, typical=80.0, begun=10, running=2, to_come=100
-    )  # two share a GPU
-    assert seconds_left(Budget(trials=20), pace, NOW) == (10 * 80 + 100) * 0.5 / 2
-    assert seconds_left(Budget(trials=20, gpu_hours=350 / 3600), pace, NOW) == pytest.approx(
-        100
-    )  # of GPU-seconds, one GPU spends them
+    )
+    trials = Budget(trials=20)
+    assert seconds_left(trials, pace, NOW) == (10 * 80 + 100) * 0.5 / 2
+    # 100 GPU-seconds, which one GPU spends.
+    gpu_seconds = Budget(trials=20, gpu_hours=350 / 3600)
+    assert seconds_left(gpu_seconds, pace, NOW) == pytest.approx(100)
     assert seconds_left(Budget(trials=20, gpu_hours=1), pace, NOW) == 225
     assert seconds_left(Budget(trials=20, gpu_hours=200 / 3600), pace, NOW) == 0
-    assert seconds_left(Budget(trials=20, deadline=NOW + timedelta(seconds=60)), pace, NOW) == 60
-    assert (
-        seconds_left(
-            Budget(trials=4),
-            replace(pace, typical=None, steps=60, seconds=30.0, begun=2, to_come=140),
-            NOW,
-        )
-        == 85
-    )
-    assert seconds_left(Budget(trials=20), replace(pace, running=0), NOW) is None
-    assert seconds_left(Budget(trials=20), replace(pace, steps=0), NOW) is None
+    in_a_minute = NOW + timedelta(seconds=60)
+    assert seconds_left(Budget(trials=20, deadline=in_a_minute), pace, NOW) == 60
+    early = replace(pace, typical=None, steps=60, seconds=30.0, begun=2, to_come=140)
+    assert seconds_left(Budget(trials=4), early, NOW) == 85
+    assert seconds_left(trials, replace(pace, running=0), NOW) is None
+    assert seconds_left(trials, replace(pace, steps=0), NOW) is None
 
 
-def test_gpu_hours_are_promised_to_those_that_run() -> None:
+def test_gpu_hours_are_promised_to_running_trials() -> None:
     budget = Budget(gpu_hours=1)
-    assert (
-        refusal(budget, replace(NOTHING, gpu_seconds=3500)) is None
-    )  # nobody knows yet what a trial takes
+    # Nobody knows yet what a trial takes.
+    assert refusal(budget, replace(NOTHING, gpu_seconds=3500)) is None
     known = replace(NOTHING, typical=1000.0, gpu_seconds=1500)
     assert refusal(budget, known) is None
-    assert (
-        refusal(budget, replace(known, promised=1200.0))
-        == "0.25 of 1 GPU-hours are left, and a trial takes 0.278"
-    )
-    assert (
-        refusal(budget, replace(known, promised=1200.0), done=200.0) is None
-    )  # one that was interrupted needs less
+    promised = replace(known, promised=1200.0)
+    assert refusal(budget, promised) == "0.25 of 1 GPU-hours are left, and a trial takes 0.278"
+    # A trial that was interrupted needs less.
+    assert refusal(budget, promised, done=200.0) is None
     assert over(budget, replace(known, gpu_seconds=3599)) is None
     assert over(budget, replace(known, gpu_seconds=3600)) == "1 of 1 GPU-hours are spent"
 
@@ -79,20 +70,22 @@ def test_gpu_hours_are_promised_to_those_that_run() -> None:
 def test_a_deadline_leaves_time_for_a_whole_trial() -> None:
     budget = Budget(deadline=NOW + timedelta(hours=1))
     known = replace(NOTHING, typical=1800.0)
+
+    def after(minutes: int) -> Spent:
+        return replace(known, now=NOW + timedelta(minutes=minutes))
+
     assert refusal(budget, known) is None
-    assert "would not end before the deadline 2027-01-31" in str(
-        refusal(budget, replace(known, now=NOW + timedelta(minutes=31)))
-    )
-    assert over(budget, replace(known, now=NOW + timedelta(minutes=59))) is None
-    assert "has passed" in str(over(budget, replace(known, now=NOW + timedelta(minutes=60))))
+    too_late = str(refusal(budget, after(31)))
+    assert "would not end before the deadline 2027-01-31" in too_late
+    assert over(budget, after(59)) is None
+    assert "has passed" in str(over(budget, after(60)))
 
 
-def test_changes_as_people_give_them() -> None:
+def test_changes_are_absolute_or_relative() -> None:
     budget = Budget(trials=100, gpu_hours=10)
     assert budget.changed({"trials": "400"}).trials == 400
-    assert budget.changed({"trials": "+50", "gpu_hours": "-2.5"}) == Budget(
-        trials=150, gpu_hours=7.5
-    )
+    both = budget.changed({"trials": "+50", "gpu_hours": "-2.5"})
+    assert both == Budget(trials=150, gpu_hours=7.5)
     assert budget.changed({"gpu_hours": "none"}).gpu_hours is None
     assert budget.changed({"deadline": "2027-01-31T08:00+00:00"}).deadline == NOW
     for wrong in (
@@ -106,7 +99,7 @@ def test_changes_as_people_give_them() -> None:
             budget.changed(wrong)
 
 
-def test_it_stands_in_the_study_file(tiny_space: Path) -> None:
+def test_a_study_file_holds_a_budget(tiny_space: Path) -> None:
     tiny_space.write_text(
         TINY.replace("trials: 4", "trials: 4, gpu_hours: 1.5, deadline: 2027-01-31T08:00:00+00:00")
     )
@@ -118,7 +111,7 @@ def test_it_stands_in_the_study_file(tiny_space: Path) -> None:
         load_spec(tiny_space)
 
 
-def test_it_is_raised_and_lowered_while_the_study_runs(
+def test_a_budget_is_raised_and_lowered_while_the_study_runs(
     make_study: Make, database: Database, tiny_spec: StudySpec
 ) -> None:
     study = make_study(tiny_spec)
@@ -127,36 +120,33 @@ def test_it_is_raised_and_lowered_while_the_study_runs(
     Study.open(database, "s").change_budget({"trials": "+1"})
     running.append(claim(study))
     Study.open(database, "s").change_budget({"trials": "2"})
+    # Trials that had begun may end.
     for trial in running:
-        assert study.finish(trial, completed(0.5))  # those that had begun end
+        assert study.finish(trial, completed(0.5))
     assert study.claim(Process.this(), RECORD) is None
-    assert "the budget of 2 trials is spent. To continue, raise it with hpo budget --study s" in str(
-        study.why_over()
-    )
+    spent = "the budget of 2 trials is spent. To continue, raise it with hpo budget --study s"
+    assert spent in str(study.why_over())
     with pytest.raises(StudyError, match=r"budget trials.*'few'"):
         study.change_budget({"trials": "few"})
-    assert make_study(tiny_spec).budget.trials == 2  # the same launch goes on with it
+    # The same launch line goes on with the changed budget.
+    assert make_study(tiny_spec).budget.trials == 2
 
 
-def test_gpu_hours_are_summed_over_workers_and_shared_where_the_gpu_is(
-    make_study: Make, tiny_spec: StudySpec
-) -> None:
+def test_workers_that_share_a_gpu_share_its_hours(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
-    first, second = (
-        study.claim(Process("a", "1:1"), ON_GPU),
-        study.claim(Process("a", "2:1"), ON_GPU),
-    )
-    third = study.claim(Process("b", "1:1"), ON_GPU)
-    assert first and second and third
-    for trial in (first, second, third):
+    workers = [Process("a", "1:1"), Process("a", "2:1"), Process("b", "1:1")]
+    trials = [study.claim(worker, ON_GPU) for worker in workers]
+    for trial in trials:
+        assert trial is not None
         assert study.deliver(trial, [], 1, 100.0)
-        assert study.deliver(trial, [], 1, 100.0)  # told twice it counts once
+        # Delivered twice it counts once.
+        assert study.deliver(trial, [], 1, 100.0)
     assert [record.gpu_seconds for record in study.records()[:3]] == [50.0, 50.0, 100.0]
     assert [record.seconds for record in study.records()[:3]] == [100.0] * 3
     assert study.standing().gpu_seconds == 200.0
 
 
-def test_a_worker_is_told_that_the_gpu_hours_are_spent(make_study: Make, tiny_space: Path) -> None:
+def test_a_worker_learns_that_the_gpu_hours_are_spent(make_study: Make, tiny_space: Path) -> None:
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 4, gpu_hours: 0.1"))
     study = make_study(load_spec(tiny_space))
     trial = claim(study)
@@ -169,13 +159,13 @@ def test_a_worker_is_told_that_the_gpu_hours_are_spent(make_study: Make, tiny_sp
     assert "GPU-hours are spent" in str(study.why_over())
     assert study.budget_spent()
     study.change_budget({"gpu_hours": "+1"})
-    assert claim(study).number == 0  # and it goes on
+    assert claim(study).number == 0
 
 
 def test_gpu_hours_are_not_given_twice(
     make_study: Make, database: Database, tiny_space: Path
 ) -> None:
-    """Room for three trials of a tenth of an hour beside the one that is known; eight claim at once."""
+    """Eight claim at once, and there is room for three trials of a tenth of an hour."""
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 100, gpu_hours: 0.4"))
     study = make_study(load_spec(tiny_space))
     assert study.finish(claim(study), completed(0.5), 360.0)

@@ -8,6 +8,13 @@ from collections.abc import Callable
 import optuna
 import pytest
 from helpers.studies import claim, completed, point
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
 
 from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
@@ -18,11 +25,12 @@ from hpo.study.reader import open_reader
 from hpo.study.study import Study
 
 Make = Callable[..., Study]
-ODD = {
-    "float": optuna.distributions.FloatDistribution(-1, 1),
-    "log": optuna.distributions.FloatDistribution(1e-8, 1, log=True),
-    "whole": optuna.distributions.IntDistribution(-3, 40),
-    "choice": optuna.distributions.CategoricalDistribution([None, False, True, 0.5, "text", 7]),
+CHOICES = CategoricalDistribution([None, False, True, 0.5, "text", 7])
+ODD: dict[str, BaseDistribution] = {
+    "float": FloatDistribution(-1, 1),
+    "log": FloatDistribution(1e-8, 1, log=True),
+    "whole": IntDistribution(-3, 40),
+    "choice": CHOICES,
 }
 
 
@@ -32,25 +40,23 @@ def odd(make_study: Make, tiny_spec: StudySpec) -> Study:
     study = make_study(tiny_spec)
     study.finish(claim(study), completed(0.3))
     study.deliver(claim(study), [point(2, 0.9)], 2, 1.0)
-    for number, choice in enumerate(ODD["choice"].choices):  # type: ignore[attr-defined]
+    for number, choice in enumerate(CHOICES.choices):
         params = {
             "choice": choice,
             "whole": number - 3,
             "log": 10.0**-number,
             "float": 0.1 * number,
         }
-        study.optuna.add_trial(
-            optuna.create_trial(
-                state=optuna.trial.TrialState.PRUNED
-                if number
-                else optuna.trial.TrialState.COMPLETE,
-                value=None if number else 0.25,
-                params=params,
-                distributions=ODD,
-                user_attrs={"text": "ä \" '", "deep": {"list": [1, None]}},
-                intermediate_values={5: math.inf, 1: -math.inf, 3: math.nan, 4: 1e-300},
-            )
+        complete = number == 0
+        trial = optuna.create_trial(
+            state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+            value=0.25 if complete else None,
+            params=params,
+            distributions=ODD,
+            user_attrs={"text": "ä \" '", "deep": {"list": [1, None]}},
+            intermediate_values={5: math.inf, 1: -math.inf, 3: math.nan, 4: 1e-300},
         )
+        study.optuna.add_trial(trial)
     return study
 
 
@@ -59,14 +65,14 @@ def test_trials_are_those_that_optuna_reads(odd: Study) -> None:
         states = optuna_rows.trial_states(connection, odd.id)
         rows = optuna_rows.trial_rows(connection, list(states))
     trials = odd.optuna.get_trials()
-    assert list(states) == [id_of_trial(trial) for trial in trials]
-    for trial in trials:
-        row = rows[id_of_trial(trial)]
+    ids = [id_of_trial(trial) for trial in trials]
+    assert list(states) == ids
+    for trial_id, trial in zip(ids, trials, strict=True):
+        row = rows[trial_id]
         assert (row.number, row.state, row.value) == (trial.number, trial.state.name, trial.value)
         assert list(row.params.items()) == list(trial.params.items())
-        assert [type(value) for value in row.params.values()] == [
-            type(value) for value in trial.params.values()
-        ]
+        types = [type(value) for value in row.params.values()]
+        assert types == [type(value) for value in trial.params.values()]
         assert row.attributes == trial.user_attrs
         assert repr(sorted(row.curve.items())) == repr(sorted(trial.intermediate_values.items()))
 
@@ -83,11 +89,9 @@ def test_attributes_are_those_that_optuna_reads_and_writes(odd: Study) -> None:
 def test_a_reader_has_the_records_of_the_study(odd: Study, database: Database) -> None:
     reader = open_reader(database, "s")
     assert reader.records() == odd.records()
-    assert (reader.spec, reader.budget, reader.standing().ended) == (
-        odd.spec,
-        odd.budget,
-        odd.standing().ended,
-    )
+    assert reader.spec == odd.spec
+    assert reader.budget == odd.budget
+    assert reader.standing().ended == odd.standing().ended
     odd.change_budget({"trials": "20"})
     before = reader.records()
     odd.finish(claim(odd), completed(0.2))
@@ -100,9 +104,8 @@ def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) ->
     for ask in (reader.records, lambda: reader.budget, lambda: reader.unique):
         with pytest.raises(StudyError, match=r"study s was deleted\. Run the launch command again"):
             ask()
-    with pytest.raises(
-        StudyError, match=r"no study 's' in .* There are: none; hpo launch makes one"
-    ):
+    none = r"no study 's' in .* There are: none; hpo launch makes one"
+    with pytest.raises(StudyError, match=none):
         open_reader(database, "s")
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 import optuna
 import pytest
 from click.shell_completion import ShellComplete
-from click.testing import CliRunner, Result
-from helpers.studies import HERE, claim, completed
+from click.testing import CliRunner
+from helpers.commands import invoke
+from helpers.lines import refusal
+from helpers.studies import HERE, RECORD, claim, completed
 
 from hpo.cli import main
 from hpo.errors import StudyError
@@ -23,53 +25,42 @@ from hpo.study.study import Study
 Make = Callable[..., Study]
 
 
-def hpo(*arguments: str, said: str | None = None) -> Result:
-    return CliRunner().invoke(main, list(arguments), input=said)
-
-
-def test_the_list(make_study: Make, tiny_spec: StudySpec) -> None:
-    assert hpo("studies").stdout == "There is no study yet. hpo launch creates one\n"
-    busy, done, halted, _ = (
-        make_study(tiny_spec, name) for name in ("busy", "done", "halted", "new")
-    )
+def test_the_list_shows_the_state_of_each_study(make_study: Make, tiny_spec: StudySpec) -> None:
+    assert invoke("studies").stdout == "There is no study yet. hpo launch creates one\n"
+    names = ("busy", "done", "halted", "new")
+    busy, done, halted, _ = (make_study(tiny_spec, name) for name in names)
     claim(busy)
     for per in (0.4, 0.2):
         done.finish(claim(done), completed(per))
     done.change_budget({"trials": "2"})
     control.halt(halted, "paused")
-    lines = {line["name"]: line for line in json.loads(hpo("studies", "--json").stdout)}
-    assert {name: line["state"] for name, line in lines.items()} == {
-        "busy": "running",
-        "done": "done",
-        "halted": "paused",
-        "new": "idle",
-    }
-    assert [
-        lines["done"][key] for key in ("ended", "budget", "best_value", "running", "failed")
-    ] == [2, 2, 0.2, 0, 0]
-    assert lines["new"]["last"] is None and lines["busy"]["last"] is not None
-    text = hpo("studies").stdout
-    assert [line.split()[0] for line in text.splitlines()] == [
-        "study",
-        "busy",
-        "done",
-        "halted",
-        "new",
-    ]
-    assert "2 of 2" in text and "20.00 %" in text
+    lines = {line["name"]: line for line in json.loads(invoke("studies", "--json").stdout)}
+    states = {name: line["state"] for name, line in lines.items()}
+    assert states == {"busy": "running", "done": "done", "halted": "paused", "new": "idle"}
+    line = lines["done"]
+    assert (line["ended"], line["budget"], line["best_value"]) == (2, 2, 0.2)
+    assert (line["running"], line["failed"]) == (0, 0)
+    assert lines["new"]["last"] is None
+    assert lines["busy"]["last"] is not None
+    text = invoke("studies").stdout
+    assert [line.split()[0] for line in text.splitlines()] == ["study", *names]
+    assert "2 of 2" in text
+    assert "20.00 %" in text
 
 
 def test_the_list_shows_names_of_foreign_studies_as_they_are(database: Database) -> None:
     for name in ('[/b] "x"', "[red]y"):
         optuna.create_study(storage=open_storage(database), study_name=name)
-    done = hpo("studies")
+    done = invoke("studies")
     assert done.exit_code == 0, done.output
-    assert [
-        line.rstrip().rpartition(" foreign")[0].rstrip() for line in done.stdout.splitlines()[1:]
-    ] == ['[/b] "x"', "[red]y"]
+    lines = done.stdout.splitlines()[1:]
+    names = [line.rstrip().rpartition(" foreign")[0].rstrip() for line in lines]
+    assert names == ['[/b] "x"', "[red]y"]
 
 
-def test_the_end_of_a_study(make_study: Make, tiny_spec: StudySpec, database: Database) -> None:
+def test_deleting_a_study_asks_first_and_removes_its_files(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     study = make_study(tiny_spec, "s")
     make_study(tiny_spec, "s.confirm")
     folder = study_folder(study)
@@ -77,13 +68,11 @@ def test_the_end_of_a_study(make_study: Make, tiny_spec: StudySpec, database: Da
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"0" * 2_000_000)
     trial = claim(study)
-    refused = hpo("delete", "--study", "s", "--yes")
-    assert (
-        refused.exit_code,
-        "study s: 1 trials run. First hpo stop --study s, or take --force" in refused.stderr,
-    ) == (2, True)
+    error = refusal("delete", "--study", "s", "--yes")
+    assert "study s: 1 trials run. First hpo stop --study s, or take --force" in error
+
     study.finish(trial, completed(0.25))
-    asked = hpo("delete", "--study", "s", said="n\n")
+    asked = CliRunner().invoke(main, ["delete", "--study", "s"], input="n\n")
     assert asked.exit_code == 1
     for part in (
         "study s: 2 trials, best PER 25.00 %",
@@ -91,35 +80,34 @@ def test_the_end_of_a_study(make_study: Make, tiny_spec: StudySpec, database: Da
         "kept        s.confirm, which was made from it",
     ):
         assert part in asked.stdout
-    assert weights.exists() and len(study.records()) == 2
-    assert "deleted study s" in hpo("delete", "--study", "s", "--yes").stdout
+    assert weights.exists()
+    assert len(study.records()) == 2
+
+    assert "deleted study s" in invoke("delete", "--study", "s", "--yes").stdout
     assert not folder.exists()
-    gone = hpo("status", "--study", "s")
-    assert (
-        gone.exit_code,
-        "no study 's' in" in gone.stderr,
-        "There are: s.confirm" in gone.stderr,
-    ) == (2, True, True)
+    error = refusal("status", "--study", "s")
+    assert "no study 's' in" in error
+    assert "There are: s.confirm" in error
     with pytest.raises(StudyError, match="study s was deleted"):
-        study.claim(
-            replace(HERE, identity="other"), {"device": "cpu", "code_version": "0", "data": "f"}
-        )
+        study.claim(replace(HERE, identity="other"), RECORD)
 
 
-def test_a_study_is_removed_under_its_worker_only_by_force(
+def test_with_force_a_study_is_deleted_under_its_worker(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
     study = make_study(tiny_spec, "s")
     trial = claim(study)
-    assert hpo("delete", "--study", "s", "--yes", "--force").exit_code == 0
+    assert invoke("delete", "--study", "s", "--yes", "--force").exit_code == 0
     assert not study.deliver(trial, [], 2, 1.0)
     assert not study.finish(trial, completed(0.1))
 
 
-def test_an_unknown_study_is_told_the_nearest_name(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_the_error_about_an_unknown_study_names_the_nearest(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
     for number in range(22):
         make_study(tiny_spec, f"lr-aug-{number:02}")
-    error = hpo("kill", "--study", "lr-agu-07", "--trial", "1").stderr
+    error = invoke("kill", "--study", "lr-agu-07", "--trial", "1").stderr
     assert "Did you mean lr-aug-07? There are: lr-aug-00, " in error
     assert error.endswith("lr-aug-19, ...\n")
 
@@ -137,5 +125,6 @@ def test_a_shell_completes_names_of_studies(
     assert completions("lr") == ["lr-aug", "lr-only"]
     monkeypatch.setenv("HPO_DATABASE_URL", os.environ["HPO_DATABASE_URL"].replace("hpo:", "wrong:"))
     assert completions("lr") == []
-    monkeypatch.delenv("HPO_DATABASE_URL")  # an embedded server that does not run is not started
+    # An embedded server that does not run is not started.
+    monkeypatch.delenv("HPO_DATABASE_URL")
     assert completions("lr") == []

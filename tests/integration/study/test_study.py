@@ -43,6 +43,10 @@ from hpo.trainer import Score
 Make = Callable[..., Study]
 
 
+def states(study: Study) -> list[str]:
+    return [record.state for record in study.records()]
+
+
 def test_starts_come_first_with_their_configurations(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
@@ -53,53 +57,53 @@ def test_starts_come_first_with_their_configurations(
     assert two.config.flat() == tiny_spec.base | tiny_spec.starts["slow"] | {"seed": 1}
     assert [trial.number for trial in (one, two)] == [0, 1]
     records = study.records()
-    assert "optimizer.eps" not in records[1].params  # sgd has none
+    # sgd has no eps.
+    assert "optimizer.eps" not in records[1].params
     assert records[0].config == one.config.flat()
-    assert (records[0].data, records[0].device, records[0].attempts, records[0].state) == (
-        "f",
-        "cpu",
-        1,
-        "running",
-    )
+    assert (records[0].data, records[0].device) == ("f", "cpu")
+    assert (records[0].attempts, records[0].state) == (1, "running")
 
 
-def test_the_same_trials_whoever_draws_them(make_study: Make, tiny_spec: StudySpec) -> None:
-    """Random draws depend on the study's seed and the trial's number alone."""
-    spec = tiny_spec.model_copy(
-        update={"sampler": tiny_spec.sampler.model_copy(update={"startup_trials": 99})}
-    )
+def test_random_draws_depend_on_seed_and_number_alone(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
+    sampler = tiny_spec.sampler.model_copy(update={"startup_trials": 99})
+    spec = tiny_spec.model_copy(update={"sampler": sampler})
     studies = [make_study(spec, name) for name in ("a", "b")]
     drawn = [[claim(study).config for _ in range(4)] for study in studies]
     assert drawn[0] == drawn[1]
     assert len({config.flat()["optimizer.lr"] for config in drawn[0]}) == 4
 
 
-def test_the_budget_is_exact_over_workers_at_once(
+def test_the_budget_is_exact_with_many_workers_at_once(
     make_study: Make, database: Database, tiny_space: Path
 ) -> None:
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 13"))
     make_study(load_spec(tiny_space))
+    outcomes: list[Outcome] = [
+        completed(0.5),
+        DIVERGED,
+        Failed("a bug", Cause.BAD_CONFIGURATION),
+    ]
 
     def work(seed: int) -> int:
+        """The number of trials that this worker ended without a failure."""
         study = Study.open(database, "s")
         kinds = np.random.default_rng(seed)
         done = 0
         while trial := study.claim(HERE, RECORD):
-            outcomes: list[Outcome] = [
-                completed(0.5),
-                DIVERGED,
-                Failed("a bug", Cause.BAD_CONFIGURATION),
-            ]
             outcome = outcomes[kinds.choice(3, p=[0.5, 0.4, 0.1])]
             assert study.finish(trial, outcome)
-            done += not isinstance(outcome, Failed)
+            if not isinstance(outcome, Failed):
+                done += 1
         return done
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(work, range(6))) == 13
-    found = build_report(Study.open(database, "s"))
-    assert found["trials"]["complete"] + found["trials"]["stopped"] == 13
-    assert found["trials"]["running"] == found["trials"]["waiting"] == 0
+    counts = build_report(Study.open(database, "s"))["trials"]
+    assert counts["complete"] + counts["stopped"] == 13
+    assert counts["running"] == 0
+    assert counts["waiting"] == 0
 
 
 def test_failures_are_replaced_up_to_their_cap(make_study: Make, tiny_space: Path) -> None:
@@ -109,7 +113,8 @@ def test_failures_are_replaced_up_to_their_cap(make_study: Make, tiny_space: Pat
     while trial := study.claim(HERE, RECORD):
         study.finish(trial, Failed("ValueError: a bug"))
         failed += 1
-    assert failed == 6  # each is tried twice
+    # Each trial is tried twice.
+    assert failed == 6
     assert "3 trials failed, more than the budget's 2" in str(study.why_over())
     assert build_report(study)["failed_because"] == {"ValueError: a bug": 3}
 
@@ -121,24 +126,25 @@ def test_an_interrupted_trial_goes_on_under_its_number(
     first = claim(study)
     report(study, first, 2, 0.9, 3.0)
     assert study.finish(first, Interrupted(), 4.0)
-    assert (study.records()[0].state, study.records()[0].cause, study.records()[0].reason) == (
-        "waiting",
-        "interrupted",
-        "a signal",
-    )
+    record = study.records()[0]
+    assert (record.state, record.cause, record.reason) == ("waiting", "interrupted", "a signal")
+
     again = claim(study)
-    assert (again.number, again.config, again.lease != first.lease) == (0, first.config, True)
+    assert (again.number, again.config) == (0, first.config)
+    assert again.lease != first.lease
     assert study.resume(again, 2, [point(2, 0.9)])
     record = study.records()[0]
     assert (record.attempts, record.seconds, record.last_value) == (2, 4.0, 0.9)
     report(study, again, 4, 0.8, 1.5)
     assert curve(study, again) == [(2, 0.9, 1), (4, 0.8, 2)]
     assert study.records()[0].seconds == 5.5
-    assert study.resume(again, 1, [])  # from a checkpoint before that evaluation
+
+    # A checkpoint from before that evaluation.
+    assert study.resume(again, 1, [])
     assert curve(study, again) == []
 
 
-def test_a_resumed_trial_brings_the_points_that_were_owed(
+def test_a_resumed_trial_delivers_the_points_that_were_missing(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
     """The database was away when the first worker evaluated; its checkpoint has the curve."""
@@ -154,7 +160,7 @@ def test_a_resumed_trial_brings_the_points_that_were_owed(
 def test_a_curve_that_another_attempt_forgot_comes_back_with_the_checkpoint(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
-    """Without a shared folder: host a, then host b from step 0, then host a again, which has its checkpoint."""
+    """Without a shared folder: host a, then host b from step 0, then a with its checkpoint."""
     study = make_study(tiny_spec)
     points = [point(2, 0.9), point(4, 0.7)]
     assert study.deliver(claim(study, ended_process()), points, 4, 1.0)
@@ -170,13 +176,13 @@ def test_a_dead_workers_trial_is_taken_at_once(make_study: Make, tiny_spec: Stud
     assert claim(study).number == lost.number
 
 
-def test_a_living_workers_trial_is_not(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_living_workers_trial_is_not_taken(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     assert [claim(study).number for _ in range(3)] == [0, 1, 2]
-    elsewhere = Process("another-host", "1:1")  # nothing is known of it, so its lease counts
-    claim(study, elsewhere)
+    # Nothing is known of a worker elsewhere, so its lease counts.
+    claim(study, Process("another-host", "1:1"))
     study.sweep()
-    assert [record.state for record in study.records()] == ["running"] * 4
+    assert states(study) == ["running"] * 4
 
 
 def test_an_expired_lease_is_taken_and_its_holder_cannot_write(
@@ -192,17 +198,13 @@ def test_an_expired_lease_is_taken_and_its_holder_cannot_write(
     assert not report(study, slow, 2, 0.1, 1.0)
     assert not study.finish(slow, completed(0.1))
     record = study.records()[0]
-    assert (record.state, record.step, record.last_value, record.seconds) == (
-        "running",
-        0,
-        None,
-        0.0,
-    )
+    assert record.state == "running"
+    assert (record.step, record.last_value, record.seconds) == (0, None, 0.0)
     assert study.finish(taker, completed(0.5))
     assert study.records()[0].value == 0.5
 
 
-def test_a_claim_that_died_half_way_is_no_zombie(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_trial_whose_claim_died_half_way_is_taken(make_study: Make, tiny_spec: StudySpec) -> None:
     """Optuna says RUNNING, and nobody has a lease."""
     study = make_study(tiny_spec)
     study.optuna.ask()
@@ -215,38 +217,32 @@ def test_a_trial_that_kills_its_workers_fails_in_the_end(
     study = make_study(tiny_spec)
     assert [claim(study, ended_process()).number for _ in range(4)] == [0, 0, 0, 1]
     record = study.records()[0]
-    assert (record.state, record.cause, record.reason) == (
-        "failed",
-        "lost",
-        "its worker died or fell silent",
-    )
+    assert (record.state, record.cause) == ("failed", "lost")
+    assert record.reason == "its worker died or fell silent"
 
 
 def test_how_often_a_trial_is_tried_depends_on_the_cause() -> None:
-    lost, code, short, cut, bad = (
-        Cause.LOST,
-        Cause.CODE_ERROR,
-        Cause.OUT_OF_MEMORY,
-        Cause.INTERRUPTED,
-        Cause.BAD_CONFIGURATION,
-    )
-    for causes in (
+    lost, code, cut = Cause.LOST, Cause.CODE_ERROR, Cause.INTERRUPTED
+    no_memory, bad = Cause.OUT_OF_MEMORY, Cause.BAD_CONFIGURATION
+    to_be_tried_again = [
         [cut] * 50,
         [lost, lost],
         [code],
-        [short, lost],
+        [no_memory, lost],
         [lost, cut, cut, lost],
         [lost, lost, code, cut],
-    ):
-        assert not is_over(causes, 3), causes
-    for causes in (
+    ]
+    ended = [
         [bad],
         [code, code],
         [lost, lost, lost],
-        [lost, code, short],
+        [lost, code, no_memory],
         [lost, cut, lost, lost],
         [code, lost, code],
-    ):
+    ]
+    for causes in to_be_tried_again:
+        assert not is_over(causes, 3), causes
+    for causes in ended:
         assert is_over(causes, 3), causes
     assert not is_over([lost] * 4, 5)
 
@@ -259,7 +255,7 @@ def test_interruptions_are_no_losses(make_study: Make, tiny_spec: StudySpec) -> 
         study.finish(trial, Interrupted())
 
 
-def test_a_draw_that_is_no_valid_configuration_fails_and_the_next_is_taken(
+def test_an_invalid_drawn_configuration_fails_and_the_next_is_taken(
     make_study: Make, tiny_space: Path
 ) -> None:
     """Nesterov needs momentum; the space allows them apart."""
@@ -272,9 +268,8 @@ def test_a_draw_that_is_no_valid_configuration_fails_and_the_next_is_taken(
         study.finish(trial, completed(0.5))
     failed = [record for record in study.records() if record.state == "failed"]
     assert failed
-    assert all(
-        "optimizer.nesterov needs optimizer.momentum above 0" in record.reason for record in failed
-    )
+    for record in failed:
+        assert "optimizer.nesterov needs optimizer.momentum above 0" in record.reason
     assert study.budget_spent()
 
 
@@ -309,54 +304,50 @@ def test_a_renewal_notices_that_a_trial_was_ended_by_hand_and_frees_its_device(
     trial, other = claim(study), claim(study)
     study.optuna.tell(trial.number, state=TrialState.FAIL)
     assert study.shares_device(other)
-    assert not study.deliver(trial, [], 1, 1.0)  # between evaluations
+    # Between evaluations.
+    assert not study.deliver(trial, [], 1, 1.0)
     assert not study.shares_device(other)
 
 
-def test_a_value_that_was_given_by_hand_is_no_score(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_a_value_set_by_hand_is_no_score(make_study: Make, tiny_spec: StudySpec) -> None:
     """optuna-dashboard takes any number for a running trial."""
     study = make_study(tiny_spec)
     trial = claim(study)
     study.optuna.tell(trial.number, 0.001)
     assert not study.finish(trial, completed(0.5))
-    found = build_report(study)
-    assert (found["best"], found["stopped_by"]) == (None, {"by hand": 1})
+    built = build_report(study)
+    assert built["best"] is None
+    assert built["stopped_by"] == {"by hand": 1}
     assert study.records()[0].reason == "ended by hand"
     assert study.standing().ended == 1
 
 
-def test_records_are_read_again_only_of_trials_that_may_change(
-    make_study: Make, tiny_spec: StudySpec
-) -> None:
-    """A launch asks twice a second, in a study of thousands."""
+def test_only_trials_that_may_change_are_read_again(make_study: Make, tiny_spec: StudySpec) -> None:
+    """A launch reads them twice a second, in a study of thousands."""
     study, watcher = make_study(tiny_spec), make_study(tiny_spec)
     one, two, by_hand = claim(study), claim(study), claim(study)
     assert study.finish(one, completed(0.5))
     assert study.finish(two, Interrupted())
-    study.optuna.tell(by_hand.number, state=TrialState.FAIL)  # its worker does not know yet
-    assert [record.state for record in watcher.records()] == ["complete", "waiting", "failed"]
+    # The worker of this trial does not know yet.
+    study.optuna.tell(by_hand.number, state=TrialState.FAIL)
+    assert states(watcher) == ["complete", "waiting", "failed"]
     assert not study.finish(by_hand, completed(0.5))
     assert study.finish(claim(study), DIVERGED)
     assert watcher.records() == study.records()
-    asked = list[int]()
-
-    def rows(connection: Connection, trial_ids: list[int]) -> dict[int, WorkRow]:
-        asked.extend(trial_ids)
-        return rows_of(connection, trial_ids)
 
     rows_of = trials.rows_of
+    read: set[int] = set()
+
+    def rows(connection: Connection, trial_ids: list[int]) -> dict[int, WorkRow]:
+        read.update(trial_ids)
+        return rows_of(connection, trial_ids)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hpo.study.reader.rows_of", rows)
         running = claim(study)
-        assert [record.state for record in watcher.records()] == [
-            "complete",
-            "stopped",
-            "failed",
-            "running",
-        ]
-    assert set(asked) == {
-        running.id
-    }  # by the claim, which shows the policy what there is, and by the watcher
+        assert states(watcher) == ["complete", "stopped", "failed", "running"]
+    # By the claim, which shows the policy what there is, and by the watcher.
+    assert read == {running.id}
 
 
 def test_a_study_that_hpo_did_not_make_is_left_alone(
@@ -364,43 +355,42 @@ def test_a_study_that_hpo_did_not_make_is_left_alone(
 ) -> None:
     other = optuna.create_study(storage=database.url, study_name="theirs", direction="maximize")
     other.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(
-        StudyError, match="study theirs already exists, to maximize, not to minimize"
-    ):
+    refused = "study theirs already exists, to maximize, not to minimize"
+    with pytest.raises(StudyError, match=refused):
         make_study(tiny_spec, "theirs")
     assert other.user_attrs == {}
 
 
 def test_two_starts_of_equal_values_are_both_tried(make_study: Make, tiny_space: Path) -> None:
     tiny_space.write_text(TINY.replace("  slow:", "  ours: {}\n  slow:"))
-    assert [record.start for record in make_study(load_spec(tiny_space)).records()] == [
-        "baseline",
-        "ours",
-        "slow",
-    ]
+    study = make_study(load_spec(tiny_space))
+    assert [record.start for record in study.records()] == ["baseline", "ours", "slow"]
 
 
-def test_a_host_on_which_all_fails_is_left_to_those_that_work(
+def test_a_host_on_which_all_trials_fail_gets_no_more(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
-    study, bad, good = make_study(tiny_spec), Process("bad", "1:1"), Process("good", "1:1")
+    study = make_study(tiny_spec)
+    bad, good = Process("bad", "1:1"), Process("good", "1:1")
     assert study.finish(claim(study, good), completed(0.5))
     held = claim(study, good)
     assert held.number == 1
+    # Not the trial that failed here: another host may take that.
     for number in (2, 3):
         assert not study.bad_host("bad")
         trial = claim(study, bad)
-        assert trial.number == number  # not the one that failed here: another host may take that
+        assert trial.number == number
         study.finish(trial, Failed("RuntimeError: CUDA error"))
     assert study.bad_host("bad")
     assert not study.bad_host("good")
-    assert [record.state for record in study.records()[2:]] == ["waiting", "waiting"]
+    assert states(study)[2:] == ["waiting", "waiting"]
+    # When the good host ends its trial, nobody else is there to take them.
     assert study.finish(held, completed(0.5))
-    assert not study.bad_host("bad")  # nobody else is there to take them
+    assert not study.bad_host("bad")
     assert claim(study, good).number == 2
 
 
-def test_without_another_host_the_failed_trial_is_tried_here_again(
+def test_without_another_host_a_failed_trial_is_tried_here_again(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
     study = make_study(tiny_spec)
@@ -410,45 +400,48 @@ def test_without_another_host_the_failed_trial_is_tried_here_again(
         study.finish(trial, Failed("RuntimeError: odd"))
     assert not study.bad_host(HERE.host)
     record = study.records()[0]
-    assert (record.state, record.cause, record.reason) == (
-        "failed",
-        "code error",
-        "RuntimeError: odd",
-    )
+    assert (record.state, record.cause) == ("failed", "code error")
+    assert record.reason == "RuntimeError: odd"
 
 
-def test_an_outcome_that_is_told_twice_is_written_once(
+def test_an_outcome_that_is_reported_twice_is_written_once(
     make_study: Make, tiny_spec: StudySpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection broke after Optuna's part was written: the worker tries again."""
     study = make_study(tiny_spec)
     trial = claim(study)
+
+    def cut(*arguments: object) -> None:
+        raise DatabaseAwayError("cut")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut"))
-        )
+        patch.setattr(leases, "drop_lease", cut)
         with pytest.raises(DatabaseAwayError):
             study.finish(trial, DIVERGED, 3.0)
     assert study.finish(trial, DIVERGED, 3.0)
     record = study.records()[0]
     assert (record.state, record.reason, record.seconds) == ("stopped", "PER rose", 3.0)
-    assert not study.finish(trial, DIVERGED, 3.0)  # now the lease is gone
+    # Now the lease is gone.
+    assert not study.finish(trial, DIVERGED, 3.0)
 
 
-def test_a_claim_whose_answer_was_lost_is_given_again(
+def test_a_claim_whose_answer_was_lost_is_answered_again(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
     study = make_study(tiny_spec)
     assert claim(study).number == 0
-    for _ in range(study.spec.attempts.max_attempts + 1):  # its worker lives, so this is no loss
+    # The worker lives, so the attempt is not lost.
+    for _ in range(study.spec.attempts.max_attempts + 1):
         again = study.claim(HERE, RECORD, idle=True)
-        assert again is not None and again.number == 0
+        assert again is not None
+        assert again.number == 0
 
 
-def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(
-    make_study: Make, tiny_spec: StudySpec
-) -> None:
-    """It passed the look at its lease, then stood still while another took the trial; then Optuna's tables are next."""
+def test_a_halted_worker_cannot_finish_its_write(make_study: Make, tiny_spec: StudySpec) -> None:
+    """After it checked its lease it stood still, and another worker took the trial.
+
+    Its next write is to Optuna's tables.
+    """
     study = make_study(tiny_spec)
     slow = claim(study, ended_process())
     taker = claim(study)
@@ -460,47 +453,44 @@ def test_a_halted_worker_cannot_write_what_it_had_begun_to_write(
     assert study.storage.get_trial(taker.id).value == 0.1
 
 
-def test_outcomes(make_study: Make, tiny_spec: StudySpec) -> None:
+def test_the_report_tells_outcomes_apart(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
-    done, gone, odd = claim(study), claim(study), claim(study)
+    done, diverged, odd = claim(study), claim(study), claim(study)
     report(study, done, 2, 0.3, 1.0)
     report(study, done, 6, 0.5, 2.0)
     assert study.finish(done, Completed(Score((2, 3), (5, 5))), 2.5)
-    report(study, gone, 2, 0.01, 1.0)  # the lowest PER of all, then it diverges
-    assert study.finish(gone, DIVERGED, 1.0)
+    # The lowest PER of all, before it diverges.
+    report(study, diverged, 2, 0.01, 1.0)
+    assert study.finish(diverged, DIVERGED, 1.0)
     assert study.finish(odd, Failed("RuntimeError: odd", Cause.BAD_CONFIGURATION))
-    found = build_report(study)
-    assert found["best"] | {"params": 0, "config": 0, "interval": 0} == {
-        "trial": 0,
-        "value": 0.5,
-        "partition": "validation",
-        "sentences": 2,
-        "params": 0,
-        "config": 0,
-        "interval": 0,
-    }
-    assert found["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
-    assert found["stopped_by"] == {"own-past": 1}
-    assert found["starts"]["baseline"]["points_above_best"] == 0
-    assert (found["starts"]["slow"]["value"], found["starts"]["slow"]["state"]) == (None, "stopped")
-    assert found["gpu_seconds"] == {
-        "spent": 3.5,
-        "saved": 2.0,
-        "lost": 0.0,
-    }  # 2 of 6 steps took 1 s
+
+    built = build_report(study)
+    best = built["best"]
+    for name in ("params", "config", "interval"):
+        best.pop(name)
+    assert best == {"trial": 0, "value": 0.5, "partition": "validation", "sentences": 2}
+    assert built["trials"] == {"complete": 1, "stopped": 1, "failed": 1, "running": 0, "waiting": 0}
+    assert built["stopped_by"] == {"own-past": 1}
+    assert built["starts"]["baseline"]["points_above_best"] == 0
+    slow = built["starts"]["slow"]
+    assert (slow["value"], slow["state"]) == (None, "stopped")
+    # 2 of 6 steps took 1 s.
+    assert built["gpu_seconds"] == {"spent": 3.5, "saved": 2.0, "lost": 0.0}
+
     assert study.scores([done.id])[done.id] == Score((2, 3), (5, 5))
-    best = best_of(study.records(), study.spec.metric)
-    assert best is not None
-    assert (best.number, best.best_value, best.best_step) == (0, 0.3, 2)
-    assert study.optuna.best_trial.number == 0  # Optuna and its dashboard agree
+    record = best_of(study.records(), study.spec.metric)
+    assert record is not None
+    assert (record.number, record.best_value, record.best_step) == (0, 0.3, 2)
+    # Optuna and its dashboard agree.
+    assert study.optuna.best_trial.number == 0
 
 
 def test_the_fine_curve_is_kept(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     trial = claim(study)
-    told = point(2, 0.9, loss=2.0, grad_norm=9.0)
-    study.deliver(trial, [told], 2, 1.0)
-    assert study.curves(study.records())[trial.number] == [told]
+    delivered = point(2, 0.9, loss=2.0, grad_norm=9.0)
+    study.deliver(trial, [delivered], 2, 1.0)
+    assert study.curves(study.records())[trial.number] == [delivered]
     with study.engine.begin() as connection:
         assert [row.attempt for row in connection.execute(select(curve_table))] == [1]
 
@@ -516,31 +506,33 @@ def test_optuna_gets_a_thin_curve_with_the_last_value(steps: int, every: int) ->
     assert min(len(evaluations), 12) <= len(kept) <= 26
 
 
-def test_reopening(make_study: Make, tiny_space: Path) -> None:
+def test_a_study_is_reopened_with_its_own_spec_or_a_grown_one(
+    make_study: Make, tiny_space: Path
+) -> None:
     def spec(old: str = "", new: str = "") -> StudySpec:
         tiny_space.write_text(TINY.replace(old, new))
         return load_spec(tiny_space)
 
     make_study(spec())
-    assert len(make_study(spec()).records()) == 2  # the starts are there once
-    with pytest.raises(
-        StudyError,
-        match=r"another spec \(different: base.model.units\). Take --name for a new study; --extend",
-    ):
+    # The starts are there once.
+    assert len(make_study(spec()).records()) == 2
+    another = (
+        r"another spec \(different: base.model.units\). "
+        "Take --name for a new study; --extend"
+    )
+    with pytest.raises(StudyError, match=another):
         make_study(spec("units: 8", "units: 9"), extend=True)
     with pytest.raises(StudyError, match=r"smaller spec \(grown: budget.trials\). Take --extend"):
         make_study(spec("trials: 4", "trials: 5"))
     with pytest.raises(StudyError, match=r"made on other data .*fingerprint f; given g"):
         make_study(spec(), fingerprint="g")
-    assert make_study(spec("trials: 4", "trials: 5"), extend=True).spec.budget.trials == 5
-    grown = make_study(
-        spec("high: 5e-2", "high: 5e-1").model_copy(
-            update={"budget": spec("trials: 4", "trials: 5").budget}
-        ),
-        extend=True,
-    )
+    larger = spec("trials: 4", "trials: 5")
+    assert make_study(larger, extend=True).spec.budget.trials == 5
+    wider = spec("high: 5e-2", "high: 5e-1").model_copy(update={"budget": larger.budget})
+    grown = make_study(wider, extend=True)
+    # Sampling over the grown range works.
     for _ in range(5):
-        grown.finish(claim(grown), completed(0.5))  # sampling over the grown range works
+        grown.finish(claim(grown), completed(0.5))
 
 
 def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(
@@ -551,11 +543,10 @@ def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(
     make_study(earlier)
     study = make_study(tiny_spec)
     assert claim(study).config.flat()["optimizer.beta2"] == 0.95
-    grown = tiny_spec.model_copy(
-        update={"budget": tiny_spec.budget.model_copy(update={"trials": 9})}
-    )
-    extended = make_study(grown, extend=True)
-    assert (extended.budget.trials, extended.spec.base["optimizer.beta2"]) == (9, 0.95)
+    budget = tiny_spec.budget.model_copy(update={"trials": 9})
+    extended = make_study(tiny_spec.model_copy(update={"budget": budget}), extend=True)
+    assert extended.budget.trials == 9
+    assert extended.spec.base["optimizer.beta2"] == 0.95
 
 
 def test_a_study_of_the_other_direction_is_refused(
@@ -563,31 +554,32 @@ def test_a_study_of_the_other_direction_is_refused(
 ) -> None:
     """It was made by a process that died before it was whole, or by another program."""
     optuna.create_study(storage=database.url, study_name="s", direction="maximize")
-    with pytest.raises(
-        StudyError, match=r"study s already exists, to maximize, not to minimize\. Take --name"
-    ):
+    refused = r"study s already exists, to maximize, not to minimize\. Take --name"
+    with pytest.raises(StudyError, match=refused):
         make_study(tiny_spec)
 
 
-def test_two_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
+def test_four_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
     data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
+
+    def make(_: int) -> Study:
+        return Study.create_or_open(database, "s", tiny_spec, data)
+
     with ThreadPoolExecutor(4) as pool:
-        studies = list(
-            pool.map(lambda _: Study.create_or_open(database, "s", tiny_spec, data), range(4))
-        )
+        studies = list(pool.map(make, range(4)))
     assert len({study.id for study in studies}) == 1
     assert len(studies[0].records()) == 2
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "-a", "a b", "ä", "x" * 101, "../x"])
-def test_study_names_that_no_folder_or_url_could_hold(
+def test_study_names_that_no_folder_or_url_could_hold_are_refused(
     make_study: Make, tiny_spec: StudySpec, name: str
 ) -> None:
     with pytest.raises(StudyError, match=r"study name .* Valid: letters, digits"):
         make_study(tiny_spec, name)
 
 
-def test_a_study_that_is_not_there(
+def test_the_error_about_a_missing_study_lists_those_there_are(
     make_study: Make, database: Database, tiny_spec: StudySpec
 ) -> None:
     make_study(tiny_spec, "mine")
@@ -614,63 +606,67 @@ def lr_spec(tmp_path: Path) -> StudySpec:
 
 
 def draws_above(study: Study, bound: float, outcome_above: Stopped | Failed) -> float:
-    """30 trials, those above `bound` ending as given, the others with a PER that says nothing; then the share of 40 draws above."""
+    """The share of draws above `bound`, after 30 trials.
+
+    Trials above end with this outcome, the others with a PER that says nothing.
+    """
     noise = np.random.default_rng(0)
     drawn = []
     for _ in range(70):
         trial = claim(study)
         lr = trial.config.flat()["optimizer.lr"]
         drawn.append(lr)
-        study.finish(trial, outcome_above if lr > bound else completed(0.3 + 0.1 * noise.random()))
+        if lr > bound:
+            study.finish(trial, outcome_above)
+        else:
+            study.finish(trial, completed(0.3 + 0.1 * noise.random()))
     return float(np.mean(np.array(drawn[30:]) > bound))
 
 
 def test_the_sampler_draws_clearly_less_where_runs_diverged(
     make_study: Make, tmp_path: Path
 ) -> None:
-    """Above lr 0.005, 37 % of the range, everything diverges. Told as failures (Optuna's own way), it would learn less."""
-    learned = draws_above(make_study(lr_spec(tmp_path), "stopped"), 0.005, DIVERGED)
-    failing = draws_above(
-        make_study(lr_spec(tmp_path), "failed"), 0.005, Failed("NaN", Cause.BAD_CONFIGURATION)
-    )
+    """Above lr 0.005, 37 % of the range, everything diverges.
+
+    From failures, which is Optuna's own way to tell it, it would learn less.
+    """
+    spec = lr_spec(tmp_path)
+    failed = Failed("NaN", Cause.BAD_CONFIGURATION)
+    learned = draws_above(make_study(spec, "stopped"), 0.005, DIVERGED)
+    failing = draws_above(make_study(spec, "failed"), 0.005, failed)
     assert learned < 0.37 / 2
     assert learned < failing
 
 
-def test_conditional_parameters_are_sampled_and_learnt(make_study: Make, tiny_space: Path) -> None:
+def test_conditional_parameters_are_sampled_and_learned(make_study: Make, tiny_space: Path) -> None:
+    """adam is better than sgd, and the better the smaller its eps."""
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 30"))
     study = make_study(load_spec(tiny_space))
     for _ in range(30):
         trial = claim(study)
-        adam = trial.config.flat()["optimizer.name"] == "adam"
-        study.finish(
-            trial,
-            completed(
-                0.2
-                + 0.5 * (not adam)
-                + 0.01 * (math.log10(trial.config.flat()["optimizer.eps"]) + 8) * adam
-            ),
-        )
+        values = trial.config.flat()
+        if values["optimizer.name"] == "adam":
+            per = 0.2 + 0.01 * (math.log10(values["optimizer.eps"]) + 8)
+        else:
+            per = 0.7
+        study.finish(trial, completed(per))
     records = study.records()
-    assert all(
-        ("optimizer.eps" in record.params) == (record.params["optimizer.name"] == "adam")
-        for record in records
-    )
+    for record in records:
+        has_eps = "optimizer.eps" in record.params
+        assert has_eps == (record.params["optimizer.name"] == "adam")
     late = [record for record in records[15:] if record.params["optimizer.name"] == "adam"]
     assert len(late) > 9
     assert np.median([record.params["optimizer.eps"] for record in late]) < 1e-5
 
 
-def test_findings_and_fine_curves_are_kept(
-    make_study: Callable[..., Study], tiny_spec: StudySpec
-) -> None:
+def test_results_and_fine_curves_are_kept(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     study.keep_result("confirm", {"per": 0.2})
     study.keep_result("confirm", {"per": 0.3})
     study.keep_result("effects", {})
-    found = make_study(tiny_spec).results()
-    assert found["confirm"]["per"] == 0.3
-    assert datetime.fromisoformat(found["effects"]["made"]).tzinfo is not None
+    results = make_study(tiny_spec).results()
+    assert results["confirm"]["per"] == 0.3
+    assert datetime.fromisoformat(results["effects"]["made"]).tzinfo is not None
     trial = claim(study)
     study.resume(trial, 0, [])
     points = [point(step, 0.5) for step in (2, 4)]
