@@ -1,4 +1,4 @@
-"""Leases where two processes meet at one trial, and what is counted of it: real Postgres, the moment chosen by the test."""
+"""Leases when two processes meet at one trial: a real Postgres, the test chooses the moment."""
 
 from collections.abc import Callable
 
@@ -21,25 +21,27 @@ ELSEWHERE = Process("another-host 1 1", "1:1")
 
 
 def expire(study: Study) -> None:
+    past = "now() - interval '1 second'"
+    update = text(f"UPDATE hpo_trial SET lease_until = {past} WHERE lease IS NOT NULL")
     with study.engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE hpo_trial SET lease_until = now() - interval '1 second' WHERE lease IS NOT NULL"
-            )
-        )
+        connection.execute(update)
+
+
+def cut(*arguments: object) -> None:
+    raise DatabaseAwayError("cut")
 
 
 def sweep_while(study: Study, act: Callable[[], object]) -> None:
-    """`act` between a sweeper's look at the leases and what it does about them."""
-    look = leases.orphans
+    """Calls `act` after a sweeper has read the leases and before it acts on them."""
+    orphans = leases.orphans
 
-    def orphans(connection: Connection, study_id: int, idle: Process | None) -> object:
-        found = look(connection, study_id, idle)
+    def orphans_then_act(connection: Connection, study_id: int, idle: Process | None) -> object:
+        result = orphans(connection, study_id, idle)
         act()
-        return found
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leases, "orphans", orphans)
+        patch.setattr(leases, "orphans", orphans_then_act)
         study.sweep()
 
 
@@ -56,16 +58,14 @@ def test_a_late_worker_that_renews_while_it_is_swept_keeps_its_trial(
 
 
 def outcomes(study: Study, trial: Trial) -> list[str]:
-    """Of the trial's attempts."""
+    """The outcome of each attempt of the trial."""
     with study.engine.begin() as connection:
         return [row.outcome for row in trials.attempts_of(connection, [trial.id])[trial.id]]
 
 
 def finish_without_the_last_write(study: Study, trial: Trial) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            leases, "drop_lease", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut"))
-        )
+        patch.setattr(leases, "drop_lease", cut)
         with pytest.raises(DatabaseAwayError):
             study.finish(trial, completed(0.5), 3.0)
 
@@ -84,7 +84,7 @@ def test_a_late_worker_that_finishes_while_it_is_swept_has_finished(
 
 
 def end_in_optuna(study: Study, trial: Trial) -> None:
-    """The second of the transactions in which a worker finishes; the first had renewed the lease long before."""
+    """The second transaction in which a worker finishes; the first one renewed the lease."""
     with leases.fenced(trial.id, trial.lease):
         study.end_trial(trial.id, TrialState.COMPLETE, {}, [0.5])
 
@@ -94,17 +94,17 @@ def test_a_trial_that_ends_while_it_is_killed_keeps_its_outcome(
 ) -> None:
     study = make_study(tiny_spec)
     trial = claim(study, ELSEWHERE)
-    look = study.storage.get_trial
+    get_trial = study.storage.get_trial
 
-    def get_trial(trial_id: int) -> object:
-        """What `kill` sees first, and then the worker's last word."""
-        found = look(trial_id)
+    def get_trial_then_finish(trial_id: int) -> object:
+        """The worker finishes after `kill` has read the trial."""
+        result = get_trial(trial_id)
         patch.undo()
         finish_without_the_last_write(study, trial)
-        return found
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study.storage, "get_trial", get_trial)
+        patch.setattr(study.storage, "get_trial", get_trial_then_finish)
         with pytest.raises(StudyError, match=r"trial 0 .* is over \(complete\)"):
             kill(study, 0)
     assert outcomes(study, trial) == ["complete"]
@@ -117,9 +117,7 @@ def test_a_late_worker_whose_outcome_lands_while_it_is_swept_has_finished(
     study = make_study(tiny_spec)
     late = claim(study, ELSEWHERE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            study, "end_trial", lambda *_: (_ for _ in ()).throw(DatabaseAwayError("cut"))
-        )
+        patch.setattr(study, "end_trial", cut)
         with pytest.raises(DatabaseAwayError):
             study.finish(late, completed(0.5), 3.0)
     expire(study)

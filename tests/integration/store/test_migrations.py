@@ -1,6 +1,6 @@
-"""A database of an earlier version: brought to this one, and its study goes on.
+"""A database of an earlier version is brought to this one, and its study goes on.
 
-data/study_of_359d9c5.sql was dumped from a study that commit 359d9c5 made, before tables had a version.
+data/study_of_359d9c5.sql was dumped from a study of commit 359d9c5, before tables had a version.
 """
 
 import json
@@ -15,6 +15,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from helpers.commands import asked, one_line, report_of
+from helpers.lines import ONE_WORKER, launch_line
 from helpers.paths import ROOT
 from helpers.servers import COLUMNS, execute, url_of
 from helpers.studies import TINY
@@ -42,10 +43,10 @@ def old(
     name = f"old_{os.urandom(4).hex()}"
     execute(server, f"CREATE DATABASE {name} OWNER hpo")
     execute(server, "SET ROLE hpo;" + DUMP.read_text(), name)
-    found = Database(url_of(server, name), None)
-    monkeypatch.setenv("HPO_DATABASE_URL", found.url)
+    database = Database(url_of(server, name), None)
+    monkeypatch.setenv("HPO_DATABASE_URL", database.url)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
-    yield found
+    yield database
     execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -60,39 +61,27 @@ def test_an_old_study_is_read_and_goes_on(old: Database, tiny_space: Path, tiny_
         ("tiny.confirm", 2, 0.6),
     ]
     trials = json.loads(asked("status", "--study", "tiny", "--json").stdout)["trials"]
-    assert [trial["per"] for trial in trials] == [trial["value"] for trial in trials] == PERS
+    assert [trial["per"] for trial in trials] == PERS
+    assert [trial["value"] for trial in trials] == PERS
     report = report_of("tiny")
     assert (report["best"]["per"], report["best"]["trial"]) == (0.6, 0)
-    configs = report["findings"]["confirm"]["configs"]
-    assert [config["search_per"] for config in configs] == [
-        config["search_value"] for config in configs
-    ]
+    for config in report["findings"]["confirm"]["configs"]:
+        assert config["search_per"] == config["search_value"]
     assert "per" not in open_study("tiny").results()["confirm"]["configs"][0]
 
     study = open_study("tiny")
     assert (study.spec.metric.name, study.spec.trainer) == ("PER", "hpo.decoder.trainer:gru_ctc")
-    assert study.spec.stopping is not None and study.spec.stopping.margin == 0.04
+    assert study.spec.stopping is not None
+    assert study.spec.stopping.margin == 0.04
     curve = study.curves(study.records())[0]
     assert [point.step for point in curve] == [2, 4, 6]
-    assert all(set(point.metrics) == {"lr", "grad_norm", "step_seconds"} for point in curve)
-    assert all(
-        point.validation_loss is not None and math.isfinite(point.validation_loss)
-        for point in curve
-    )
+    for point in curve:
+        assert set(point.metrics) == {"lr", "grad_norm", "step_seconds"}
+        assert point.validation_loss is not None
+        assert math.isfinite(point.validation_loss)
 
     tiny_space.write_text(SPACE)
-    done = asked(
-        "launch",
-        "--study",
-        tiny_space,
-        "--data",
-        tiny_data,
-        "--workers",
-        "1",
-        "--device",
-        "cpu",
-        "--extend",
-    )
+    done = asked(*launch_line(tiny_space, tiny_data, *ONE_WORKER, "--extend"))
     assert done.returncode == 0, done.stderr
     assert [record.state for record in open_study("tiny").records()] == ["complete"] * 4
     page = tiny_space.parent / "page.html"
@@ -103,24 +92,19 @@ def test_a_worker_joins_an_old_study(old: Database, tiny_data: Path) -> None:
     assert asked("budget", "--study", "tiny", "--trials", "+1").returncode == 0
     done = asked("worker", "--study", "tiny", "--data", tiny_data, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert (
-        len([record for record in open_study("tiny").records() if record.state == "complete"]) == 4
-    )
+    states = [record.state for record in open_study("tiny").records()]
+    assert states.count("complete") == 4
 
 
-def test_what_was_not_known_of_an_imported_run_is_null(
-    old: Database, server: EmbeddedServer
-) -> None:
-    name = name_of(old)
-    execute(
-        server,
-        "UPDATE hpo_curve SET attempt = NULL, validation_loss = 'NaN', lr = 'NaN' WHERE trial_id = 1",
-        name,
-    )
-    curve = open_study("tiny").curves(open_study("tiny").records())[0]
-    assert [(point.validation_loss, "lr" in point.metrics) for point in curve] == [
-        (None, False)
-    ] * 3
+def test_unknown_values_of_an_imported_run_are_null(old: Database, server: EmbeddedServer) -> None:
+    unknown = "attempt = NULL, validation_loss = 'NaN', lr = 'NaN'"
+    execute(server, f"UPDATE hpo_curve SET {unknown} WHERE trial_id = 1", name_of(old))
+    study = open_study("tiny")
+    curve = study.curves(study.records())[0]
+    assert len(curve) == 3
+    for point in curve:
+        assert point.validation_loss is None
+        assert "lr" not in point.metrics
 
 
 def test_migrated_and_new_tables_are_those_that_the_code_knows(
@@ -130,29 +114,26 @@ def test_migrated_and_new_tables_are_those_that_the_code_knows(
     name = name_of(old)
 
     def ours(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
-        """Of columns that are there, whatever their order; a dropped one keeps its place under another name."""
+        """The columns in a fixed order, without dropped ones, whose names Postgres keeps."""
         return sorted(row for row in rows if row[0] in OURS and "dropped" not in str(row[1]))
 
     assert ours(execute(server, COLUMNS, name)) == ours(columns)
+    options = {
+        "include_name": lambda name, kind, _: kind != "table" or name in OURS,
+        "compare_type": True,
+    }
     engine = create_engine(old.url)
     with engine.connect() as connection:
-        options = {
-            "include_name": lambda name, kind, _: kind != "table" or name in OURS,
-            "compare_type": True,
-        }
         context = MigrationContext.configure(connection, opts=options)
-        changes = [
-            change for change in compare_metadata(context, metadata) if change[0] != "add_table"
-        ]
+        changes = compare_metadata(context, metadata)
     engine.dispose()
-    assert changes == []
+    assert [change for change in changes if change[0] != "add_table"] == []
 
 
-def test_the_last_step_is_the_version_that_the_code_knows() -> None:
+def test_the_last_migration_leads_to_the_version_that_the_code_knows() -> None:
+    migrations = Path(hpo.__file__).parent / "store" / "migrations"
     config = Config()
-    config.set_main_option(
-        "script_location", str(Path(hpo.__file__).parent / "store" / "migrations")
-    )
+    config.set_main_option("script_location", str(migrations))
     assert ScriptDirectory.from_config(config).get_current_head() == VERSION
 
 
@@ -166,12 +147,8 @@ def test_tables_of_a_later_version_are_left_alone(
     name = name_of(database)
     execute(server, f"UPDATE {VERSION_TABLE} SET version_num = '99'", name)
     try:
+        later = "later version of hpo (tables 99, this one knows"
         for command in (("status", "--study", "tiny"), ("studies",)):
-            one_line(
-                asked(*command),
-                1,
-                "later version of hpo (tables 99, this one knows",
-                "pip install --upgrade",
-            )
+            one_line(asked(*command), 1, later, "pip install --upgrade")
     finally:
         execute(server, f"UPDATE {VERSION_TABLE} SET version_num = '{VERSION}'", name)

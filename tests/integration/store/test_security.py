@@ -1,4 +1,4 @@
-"""A known password is looked for wherever other people could read it; TLS options reach libpq; the embedded server's files."""
+"""Nobody else can read the password; TLS options reach libpq; the embedded server's files."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from urllib.parse import quote
 import psycopg2
 import pytest
 from helpers.commands import Done, asked, start
+from helpers.lines import ONE_WORKER, launch_line
 from helpers.servers import execute
 from sqlalchemy import make_url
 
@@ -29,20 +30,23 @@ WARNING = "other users of this machine can read the password of --database in `p
 def secret(
     database: Database, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Part of the password of a user of its own, with whom HPO_DATABASE_URL goes on. What follows it must be encoded in a URL."""
+    """Part of the password of a new role, as which HPO_DATABASE_URL logs in.
+
+    The rest of the password must be encoded in a URL.
+    """
     token = os.urandom(12).hex()
+    role = f"u{token[:8]}"
     password = token + string.punctuation + " é"
-    execute(
-        server,
-        f"CREATE ROLE u{token[:8]} LOGIN IN ROLE hpo PASSWORD '{password.replace(chr(39), 2 * chr(39))}'",
-    )
+    quoted = password.replace("'", "''")
+    execute(server, f"CREATE ROLE {role} LOGIN IN ROLE hpo PASSWORD '{quoted}'")
     url = make_url(database.url)
+    encoded = quote(password, safe="")
     monkeypatch.setenv(
         "HPO_DATABASE_URL",
-        f"postgresql://u{token[:8]}:{quote(password, safe='')}@127.0.0.1:{url.port}/{url.database}",
+        f"postgresql://{role}:{encoded}@127.0.0.1:{url.port}/{url.database}",
     )
     yield token
-    execute(server, f"DROP ROLE u{token[:8]}")
+    execute(server, f"DROP ROLE {role}")
 
 
 def url_with(**changes: Any) -> str:
@@ -52,16 +56,16 @@ def url_with(**changes: Any) -> str:
 
 def command_lines() -> set[str]:
     """Of all processes of this machine, as `ps` shows them to anyone."""
-    found = set()
+    lines = set()
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.add(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            lines.add(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue
-    return found
+    return lines
 
 
-def said(done: Done) -> str:
+def output_of(done: Done) -> str:
     return done.stdout + done.stderr
 
 
@@ -71,9 +75,7 @@ def said(done: Done) -> str:
 def test_a_study_shows_its_password_nowhere(
     secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    launch = start(
-        "launch", "--study", tiny_space, "--data", tiny_data, "--workers", "1", "--device", "cpu"
-    )
+    launch = start(*launch_line(tiny_space, tiny_data, *ONE_WORKER))
     lines: set[str] = set()
     deadline = time.monotonic() + 120
     while launch.poll() is None and time.monotonic() < deadline:
@@ -81,42 +83,40 @@ def test_a_study_shows_its_password_nowhere(
         time.sleep(0.05)
     out, err = launch.communicate()
     assert (launch.returncode, err) == (0, "")
-    assert any("hpo.cli worker --study tiny" in line for line in lines)  # the search below saw them
+    # The search below would have seen them.
+    assert any("hpo.cli worker --study tiny" in line for line in lines)
     assert not any(secret in line for line in lines)
 
-    of = ("--study", "tiny")
-    answers = [
-        asked(*line)
-        for line in (
-            ("status", *of),
-            ("status", *of, "--json"),
-            ("report", *of),
-            ("report", *of, "--json"),
-            ("export", *of, "--out", tmp_path / "best.yaml"),
-            ("doctor", *of, "--json"),
+    study = ("--study", "tiny")
+    outputs = {
+        command: output_of(asked(*command))
+        for command in (
+            ("worker", *study),
+            ("status", *study),
+            ("status", *study, "--json"),
+            ("report", *study),
+            ("report", *study, "--json"),
+            ("export", *study, "--out", tmp_path / "best.yaml"),
+            ("doctor", *study, "--json"),
             ("status", "--study", "no-such"),
         )
-    ]
-    outputs = [out, said(asked("worker", *of)), *map(said, answers)]
-    assert "Next: hpo export" in outputs[4]
-    assert not any(secret in output for output in outputs)
+    }
+    assert "Next: hpo export" in outputs["report", *study]
+    assert not any(secret in output for output in [out, *outputs.values()])
 
-    files = [
-        file
-        for folder in (Path(os.environ["HPO_HOME"]), tmp_path)
-        for file in folder.rglob("*")
-        if file.is_file()
-    ]
-    assert any(file.suffix == ".log" for file in files)
-    assert not any(secret.encode() in file.read_bytes() for file in files)
+    files = [*Path(os.environ["HPO_HOME"]).rglob("*"), *tmp_path.rglob("*")]
+    contents = {file: file.read_bytes() for file in files if file.is_file()}
+    assert any(file.suffix == ".log" for file in contents)
+    assert not any(secret.encode() in content for content in contents.values())
 
 
-def test_a_url_that_is_typed_is_warned_of_in_one_line(secret: str, database: Database) -> None:
+def test_a_typed_password_gets_a_warning_of_one_line(secret: str) -> None:
     done = asked("report", "--study", "none-yet", "--database", os.environ["HPO_DATABASE_URL"])
     warning, error = done.stderr.splitlines()
-    assert WARNING in warning and "HPO_DATABASE_URL" in warning and "~/.pgpass" in warning
+    for part in (WARNING, "HPO_DATABASE_URL", "~/.pgpass"):
+        assert part in warning
     assert error.startswith("hpo: no study 'none-yet' in postgresql://u")
-    assert secret not in said(done)
+    assert secret not in output_of(done)
     assert WARNING not in asked("report", "--study", "none-yet").stderr
 
 
@@ -131,7 +131,7 @@ def test_a_url_that_is_typed_is_warned_of_in_one_line(secret: str, database: Dat
         ("u:p@h", True),
     ],
 )
-def test_which_urls_hold_a_password(url: str, holds: bool) -> None:
+def test_a_password_is_recognised_anywhere_in_a_url(url: str, holds: bool) -> None:
     assert has_password(url) == holds
 
 
@@ -163,7 +163,7 @@ def test_a_wrong_password_is_not_shown_either(secret: str) -> None:
     wrong = asked("status", "--study", "s", "--database", url_with(password=secret + "?"))
     assert wrong.returncode == 1
     assert "password authentication failed" in wrong.stderr
-    assert secret not in said(wrong)
+    assert secret not in output_of(wrong)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_wrong_password_is_not_shown_either(secret: str) -> None:
         ("mysql://u:SECRET@h/d", "mysql is not supported"),
     ],
 )
-def test_a_mistake_in_a_url_is_told_without_it(
+def test_the_error_about_a_bad_url_does_not_show_its_password(
     url: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATABASE_URL", url)
@@ -202,9 +202,11 @@ def test_a_database_shows_no_password_in_any_form(place: str) -> None:
     assert "SECRET" not in f"{caught.value} {shown} {shown!r}"
 
 
-def test_a_password_in_the_query_is_taken(secret: str) -> None:
+def test_a_password_in_the_query_is_used(secret: str) -> None:
     url = make_url(os.environ["HPO_DATABASE_URL"])
-    moved = f"postgresql://{url.username}@{url.host}:{url.port}/{url.database}?password={quote(str(url.password), safe='')}"
+    encoded = quote(str(url.password), safe="")
+    place = f"{url.username}@{url.host}:{url.port}/{url.database}"
+    moved = f"postgresql://{place}?password={encoded}"
     assert make_url(open_database(moved).url).password == url.password
 
 
@@ -222,34 +224,26 @@ def openssl(*arguments: str | Path) -> None:
     subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
 
 
+def self_signed(certificate: Path, key: Path, *names: str) -> None:
+    request = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    openssl(*request, *names, "-out", certificate, "-keyout", key)
+
+
 @pytest.fixture
 def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
     """(its URL, the certificate that it shows)"""
-    if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or not shutil.which("openssl"):
-        pytest.skip(
-            "no Postgres under /usr/lib/postgresql, or no openssl: the wheel's Postgres is built without TLS"
-        )
+    if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        pytest.skip("no Postgres under /usr/lib/postgresql: the wheel's is built without TLS")
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl")
     home = private_folder / f"tls-{os.urandom(4).hex()}"
     home.mkdir(mode=0o711)
     server = TlsServer(home)
     server.start()
     server.stop()
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     certificate, key = server.data / "server.crt", server.data / "server.key"
-    openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        *names,
-        "-out",
-        certificate,
-        "-keyout",
-        key,
-    )
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    self_signed(certificate, key, *names)
     for file in (certificate, key):
         file.chmod(0o600)
         if server.account:
@@ -260,49 +254,45 @@ def tls_server(private_folder: Path) -> Iterator[tuple[str, Path]]:
     server.stop()
 
 
-def test_tls_options_reach_libpq(
-    tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def uses_tls(url: str) -> bool:
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = psycopg2.connect(plain)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        row = cursor.fetchone()
+    connection.close()
+    return bool(row == (True,))
+
+
+def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path) -> None:
     url, certificate = tls_server
     for mode in ("require", "verify-ca", "verify-full"):
         opened = open_database(f"{url}&sslmode={mode}&sslrootcert={certificate}")
-        connection = psycopg2.connect(
-            make_url(opened.url).set(drivername="postgresql").render_as_string(hide_password=False)
-        )
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-            assert cursor.fetchone() == (True,)
-        connection.close()
+        assert uses_tls(opened.url)
 
     other = tmp_path / "other.crt"
-    openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=other",
-        "-out",
-        other,
-        "-keyout",
-        tmp_path / "other.key",
-    )
+    self_signed(other, tmp_path / "other.key", "-subj", "/CN=other")
     with pytest.raises(DatabaseError, match="certificate verify failed"):
         open_database(f"{url}&sslmode=verify-ca&sslrootcert={other}")
     with pytest.raises(DatabaseError, match='root certificate file "/nowhere" does not exist'):
         open_database(f"{url}&sslmode=verify-ca&sslrootcert=/nowhere")
 
+
+def test_the_doctor_says_how_far_tls_is_checked(
+    tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, certificate = tls_server
+    expected = {
+        "verify-ca": "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n",
+        "require": r"not verified \(use sslmode=verify-full\)",
+        "disable": "ok +TLS +not in use: the connection stays on this machine",
+    }
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
-    for mode, expected in (
-        ("verify-ca", "ok +TLS +TLSv1.[23], [A-Z0-9_-]+\n"),
-        ("require", r"not verified \(use sslmode=verify-full\)"),
-        ("disable", "ok +TLS +not in use: the connection stays on this machine"),
-    ):
+    for mode, line in expected.items():
         monkeypatch.setenv("HPO_DATABASE_URL", f"{url}&sslmode={mode}&sslrootcert={certificate}")
         done = asked("doctor")
         assert done.returncode == 0
-        assert re.search(expected, done.stdout), done.stdout
+        assert re.search(line, done.stdout), done.stdout
 
 
 def test_sslmode_disable_works_where_there_is_no_tls(secret: str) -> None:
@@ -316,7 +306,8 @@ def test_no_other_account_may_read_a_file_of_the_embedded_server(private_folder:
     home = private_folder / "files"
     home.mkdir(mode=0o711)
     own = EmbeddedServer(home)
-    own.root.mkdir(mode=0o755)  # as earlier versions made it
+    # As earlier versions made it.
+    own.root.mkdir(mode=0o755)
     own.start()
     own.stop()
     files = [own.root, *own.root.rglob("*")]
