@@ -189,10 +189,10 @@ class EmbeddedServer:
     def _wait_for_old_processes(self) -> None:
         """Wait while a server is starting, or the backends of a killed one are ending."""
         deadline = time.monotonic() + START_SECONDS
-        while self._processes() and not self.url():
+        while self.processes() and not self.url():
             if time.monotonic() > deadline:
                 raise DatabaseError(
-                    f"processes {self._processes()} hold {self.data} but do not answer: "
+                    f"processes {self.processes()} hold {self.data} but do not answer: "
                     f"{self._last_words()}"
                 )
             time.sleep(POLL_SECONDS)
@@ -218,7 +218,7 @@ class EmbeddedServer:
                 return port
         raise DatabaseError("embedded Postgres: no free port on 127.0.0.1")
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
         """The live processes in the data folder: postmaster and backends. Empty without /proc."""
         data = self.data.resolve()
         processes = []
@@ -270,7 +270,7 @@ class EmbeddedServer:
                 f"If that place is gone for good: hpo database adopt"
             )
         may_run_elsewhere = self.owner() is None and self._pid_file.exists()
-        if may_run_elsewhere and not self._processes():
+        if may_run_elsewhere and not self.processes():
             raise DatabaseError(
                 f"a server of an earlier version runs on {self.data}, on another machine, "
                 f"or has crashed on this one. "

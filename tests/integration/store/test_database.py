@@ -1,4 +1,4 @@
-"""The embedded server under the accidents of real life, and URLs of others."""
+"""The embedded server survives accidents and keeps its password; URLs of other servers."""
 
 import os
 import shutil
@@ -24,7 +24,13 @@ from hpo.store.database import home, open_database
 from hpo.store.embedded import EmbeddedServer, check_libpq
 from hpo.store.url import check_version, normal_url
 
-STARTER = "import sys; from pathlib import Path; from hpo.store.embedded import EmbeddedServer as E; print(E(Path(sys.argv[1])).start())"
+STARTER = """
+import sys
+from pathlib import Path
+from hpo.store.embedded import EmbeddedServer
+server = EmbeddedServer(Path(sys.argv[1]))
+print(server.start(), flush=True)
+"""
 
 
 def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[str]":
@@ -44,7 +50,8 @@ def test_four_starters_at_once_make_one_server(fresh: EmbeddedServer) -> None:
 
 def test_it_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
     first = fresh.start()
-    assert fresh.start() == first  # running already
+    # It runs already.
+    assert fresh.start() == first
     assert fresh.stop()
     assert fresh.url() is None
     assert not fresh.stop()
@@ -52,7 +59,7 @@ def test_it_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
 
 
 def test_killing_the_starter_leaves_the_server(fresh: EmbeddedServer) -> None:
-    holder = starter(fresh, STARTER + "; sys.stdout.flush(); sys.stdin.read()")
+    holder = starter(fresh, STARTER + "sys.stdin.read()")
     assert holder.stdout is not None
     url = holder.stdout.readline().strip()
     holder.kill()
@@ -65,15 +72,16 @@ def test_a_killed_postmaster_is_replaced(fresh: EmbeddedServer) -> None:
     fresh.start()
     url = fresh.url()
     os.kill(postmaster(fresh), signal.SIGKILL)
-    assert fresh.start() == url  # the same port: who used it goes on
+    # The same port, so clients of it go on.
+    assert fresh.start() == url
     assert answers(url)
 
 
 @pytest.mark.parametrize(
-    "pid", [1, os.getpid(), 4_000_000], ids=["of init", "of another process", "of nobody"]
+    "pid", [1, os.getpid(), 4_000_000], ids=["of init", "of another process", "of no process"]
 )
 def test_a_stale_pid_file_is_no_obstacle(fresh: EmbeddedServer, pid: int) -> None:
-    """The pid in it may be nobody's, or another process's by now."""
+    """The pid in it may be nobody's by now, or another process's."""
     fresh.start()
     lines = (fresh.data / "postmaster.pid").read_text().splitlines()
     fresh.stop()
@@ -103,7 +111,11 @@ def test_only_the_password_lets_in_and_only_from_here(fresh: EmbeddedServer) -> 
     connection.close()
 
 
-def test_whoever_takes_the_port_after_a_crash_learns_nothing(
+# A message of the Postgres protocol. N, in its place, refuses TLS.
+CLEARTEXT_PASSWORD = b"R\0\0\0\x08\0\0\0\x03"
+
+
+def test_whoever_takes_the_port_after_a_crash_does_not_get_the_password(
     fresh: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks for the password in clear, as libpq allows a server to do."""
@@ -111,9 +123,9 @@ def test_whoever_takes_the_port_after_a_crash_learns_nothing(
     monkeypatch.setenv("PGREQUIREAUTH", "password")
     password, port = make_url(url).password, make_url(url).port
     os.kill(postmaster(fresh), signal.SIGKILL)
-    while fresh._processes():
+    while fresh.processes():
         time.sleep(0.05)
-    heard = bytearray()
+    received = bytearray()
     rogue = socket.create_server(("127.0.0.1", port or 0))
 
     def serve() -> None:
@@ -122,14 +134,12 @@ def test_whoever_takes_the_port_after_a_crash_learns_nothing(
                 connection, _ = rogue.accept()
                 with connection:
                     connection.settimeout(5)
-                    heard.extend(connection.recv(8192))
-                    # AuthenticationCleartextPassword; before it, N refuses TLS.
-                    connection.sendall(
-                        b"N" if heard[4:8] == b"\x04\xd2\x16\x2f" else b"R\0\0\0\x08\0\0\0\x03"
-                    )
+                    received.extend(connection.recv(8192))
+                    wants_tls = received[4:8] == b"\x04\xd2\x16\x2f"
+                    connection.sendall(b"N" if wants_tls else CLEARTEXT_PASSWORD)
                     while more := connection.recv(8192):
-                        heard.extend(more)
-                        connection.sendall(b"R\0\0\0\x08\0\0\0\x03")
+                        received.extend(more)
+                        connection.sendall(CLEARTEXT_PASSWORD)
 
     thread = Thread(target=serve, daemon=True)
     thread.start()
@@ -137,23 +147,22 @@ def test_whoever_takes_the_port_after_a_crash_learns_nothing(
     with pytest.raises(DatabaseError, match="authentication method requirement"):
         open_database(url)
     rogue.close()
-    assert b"user\0hpo" in heard  # somebody did come
+    # Somebody did connect.
+    assert b"user\0hpo" in received
     assert password is not None
-    assert password.encode() not in heard
+    assert password.encode() not in received
 
 
-def test_a_libpq_that_would_tell_the_password_is_refused() -> None:
+def test_a_libpq_that_would_send_the_password_is_refused() -> None:
     check_libpq(160000)
-    with pytest.raises(
-        DatabaseError, match="psycopg2 here has libpq 15: the embedded Postgres needs 16 or later"
-    ):
+    too_old = "psycopg2 here has libpq 15: the embedded Postgres needs 16 or later"
+    with pytest.raises(DatabaseError, match=too_old):
         check_libpq(150004)
 
 
 def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(
-        make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    )
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = psycopg2.connect(plain)
     connection.autocommit = True
     with closing(connection), connection.cursor() as cursor:
         cursor.execute(statement)
@@ -178,11 +187,9 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
         "SELECT rolpassword FROM pg_authid",
     ],
 )
-def test_the_password_is_no_shell(shared_start: str, statement: str) -> None:
-    with pytest.raises(
-        psycopg2.Error,
-        match=r"permission denied|must be superuser|Only roles with|access to library",
-    ):
+def test_the_password_gives_no_access_to_the_machine(shared_start: str, statement: str) -> None:
+    refused = r"permission denied|must be superuser|Only roles with|access to library"
+    with pytest.raises(psycopg2.Error, match=refused):
         rows(shared_start, statement)
 
 
@@ -193,22 +200,18 @@ def shared_start(server: EmbeddedServer) -> str:
 
 def test_nobody_connects_as_the_superuser(fresh: EmbeddedServer) -> None:
     url = make_url(fresh.start())
-    assert rows(
+    roles = rows(
         fresh.start(), "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1"
-    ) == [("hpo", False), ("postgres", True)]
+    )
+    assert roles == [("hpo", False), ("postgres", True)]
+    refused = r"password authentication failed|no password supplied"
     for password in (str(url.password), "", "postgres"):
-        with pytest.raises(
-            psycopg2.OperationalError, match=r"password authentication failed|no password supplied"
-        ):
-            rows(
-                url.set(username="postgres", password=password).render_as_string(
-                    hide_password=False
-                ),
-                "SELECT 1",
-            )
+        superuser = url.set(username="postgres", password=password)
+        with pytest.raises(psycopg2.OperationalError, match=refused):
+            rows(superuser.render_as_string(hide_password=False), "SELECT 1")
 
 
-# What an earlier version had made: one role for all, the superuser.
+# These make what an earlier version had made: one role for all, the superuser.
 AS_BEFORE = (
     "DROP OWNED BY hpo CASCADE",
     "ALTER DATABASE postgres OWNER TO postgres",
@@ -219,34 +222,38 @@ AS_BEFORE = (
     "SET SESSION AUTHORIZATION hpo",
     "DROP ROLE renamer",
 )
+TABLES = (
+    "CREATE TYPE kind AS ENUM ('a', 'b')",
+    "CREATE TABLE t (id serial PRIMARY KEY, kind kind)",
+    "INSERT INTO t (kind) VALUES ('a')",
+    "CREATE SEQUENCE alone",
+)
 
 
 def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: EmbeddedServer) -> None:
     fresh.start()
     fresh.stop()
     password = fresh.root.joinpath("password").read_text()
-    fresh.as_superuser(
-        fresh.data,
-        *AS_BEFORE,
-        f"ALTER ROLE hpo PASSWORD '{password}'",
-        "CREATE TYPE kind AS ENUM ('a', 'b')",
-        "CREATE TABLE t (id serial PRIMARY KEY, kind kind)",
-        "INSERT INTO t (kind) VALUES ('a')",
-        "CREATE SEQUENCE alone",
-    )
+    set_password = f"ALTER ROLE hpo PASSWORD '{password}'"
+    fresh.as_superuser(fresh.data, *AS_BEFORE, set_password, *TABLES)
     url = fresh.start()
     assert rows(url, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == [(False,)]
     assert rows(url, "INSERT INTO t (kind) VALUES ('b') RETURNING id") == [(2,)]
     rows(
         url,
-        "ALTER TABLE t ADD COLUMN more int; ALTER TYPE kind ADD VALUE 'c'; CREATE TABLE new (id serial)",
+        "ALTER TABLE t ADD COLUMN more int; "
+        "ALTER TYPE kind ADD VALUE 'c'; "
+        "CREATE TABLE new (id serial)",
     )
     assert fresh.stop()
     assert rows(fresh.start(), "SELECT id, kind FROM t ORDER BY 1") == [(1, "a"), (2, "b")]
 
 
 def python_as_nobody() -> tuple[list[str], dict[str, object]]:
-    """A Python of this version, with this one's packages, that an unprivileged account may run. (command, options)"""
+    """A Python that an unprivileged account may run: (command, options).
+
+    It has this one's version and packages.
+    """
     paths = os.pathsep.join([str(Path(hpo.__file__).parents[1]), sysconfig.get_path("purelib")])
     options: dict[str, object] = {
         "user": 65534,
@@ -270,23 +277,20 @@ def python_as_nobody() -> tuple[list[str], dict[str, object]]:
     os.geteuid() != 0,
     reason="only root can become another user; as a user, all tests here are this one",
 )
-def test_it_works_as_a_normal_user(private_folder: Path) -> None:
+def test_the_embedded_server_works_as_a_normal_user(private_folder: Path) -> None:
     command, options = python_as_nobody()
     folder = private_folder / "normal"
     folder.mkdir()
     os.chown(folder, 65534, 65534)
-    code = STARTER + "; E(Path(sys.argv[1])).stop()"
-    done = subprocess.run(
-        [*command, "-c", code, str(folder)], capture_output=True, text=True, **options
-    )  # type: ignore[call-overload]
+    line = [*command, "-c", STARTER + "server.stop()", str(folder)]
+    done = subprocess.run(line, capture_output=True, text=True, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     assert (folder / "postgres" / "data").stat().st_uid == 65534
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a home that its Postgres cannot reach")
-def test_as_root_with_a_private_home_it_lies_elsewhere_and_a_new_home_is_empty(
-    private_folder: Path,
-) -> None:
+def test_as_root_with_a_private_home_the_data_lie_elsewhere(private_folder: Path) -> None:
+    """A new home at the same path gets new data."""
     folder = private_folder / "private"
     places = set()
     for _ in range(2):
@@ -329,20 +333,20 @@ def test_as_root_the_binaries_may_lie_where_nobody_else_reads(
         embedded.stop()
 
 
-def test_urls_of_every_spelling() -> None:
-    for given in (
+def test_urls_of_every_spelling_mean_the_same() -> None:
+    for url in (
         "postgresql://u:p@h:5/d",
         "postgres://u:p@h:5/d",
         "postgresql+psycopg2://u:p@h:5/d",
         "postgresql+psycopg://u:p@h:5/d",
     ):
-        assert normal_url(given) == "postgresql+psycopg2://u:p@h:5/d"
+        assert normal_url(url) == "postgresql+psycopg2://u:p@h:5/d"
 
 
 @pytest.mark.parametrize(
     "url", ["sqlite:///x.db", "mysql://u@h/d", "nonsense", "redis://h", "postgresql://u:p@h:abc/d"]
 )
-def test_urls_that_are_not_postgres(url: str) -> None:
+def test_urls_of_other_databases_are_refused(url: str) -> None:
     with pytest.raises(CallerError, match="Valid: postgresql://USER:PASSWORD@HOST:PORT/DATABASE"):
         open_database(url)
 
@@ -355,7 +359,9 @@ def test_a_database_that_is_not_there_is_one_line_without_the_password() -> None
     assert caught.value.exit_code == 1
 
 
-def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     for bad in (tmp_path / "file" / "home", Path("/proc/hpo"), Path("~nobody-of-this-name/hpo")):
         monkeypatch.setenv("HPO_HOME", str(bad))
@@ -363,7 +369,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
             home()
 
 
-def test_a_postgres_that_is_too_old() -> None:
+def test_a_postgres_that_is_too_old_is_refused() -> None:
     assert check_version(180004) == "Postgres 18.4"
     assert check_version(140000) == "Postgres 14.0"
     with pytest.raises(DatabaseError, match=r"Postgres 13\.18: 14 or later is required"):

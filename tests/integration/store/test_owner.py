@@ -18,16 +18,8 @@ from hpo.store.embedded import EmbeddedServer
 from hpo.store.filesystem import NETWORK, is_lasting, network_filesystem
 from hpo.store.owner import this_place
 
-ELSEWHERE = [
-    "unshare",
-    "--mount",
-    "--pid",
-    "--fork",
-    "--mount-proc",
-    "--net",
-    "--uts",
-    "--kill-child",
-]
+NAMESPACES = ["--mount", "--mount-proc", "--pid", "--net", "--uts"]
+ELSEWHERE = ["unshare", *NAMESPACES, "--fork", "--kill-child"]
 # What a command does there: another host name and a loopback of its own.
 ON_HOST_B = "hostname host-b; ip link set lo up; exec "
 
@@ -47,16 +39,28 @@ def crash(embedded: EmbeddedServer) -> None:
     os.kill(postmaster(embedded), signal.SIGKILL)
 
 
+def environment_of(embedded: EmbeddedServer) -> dict[str, str]:
+    """With the embedded server's home and no other database."""
+    environment = {name: value for name, value in os.environ.items() if name != "HPO_DATABASE_URL"}
+    return environment | {"HPO_HOME": str(embedded.home)}
+
+
+def run(embedded: EmbeddedServer, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    environment = environment_of(embedded)
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment
+    )
+
+
+def here(embedded: EmbeddedServer, *command: str) -> "subprocess.CompletedProcess[str]":
+    """A command of hpo on this machine."""
+    return run(embedded, [sys.executable, "-m", "hpo.cli", *command])
+
+
 def on_host_b(embedded: EmbeddedServer, *command: str) -> "subprocess.CompletedProcess[str]":
     """A command of hpo in mount, pid, net and uts namespaces of its own, with the same HPO_HOME."""
-    environment = {name: value for name, value in os.environ.items() if name != "HPO_DATABASE_URL"}
     line = ON_HOST_B + f"{sys.executable} -m hpo.cli {' '.join(command)}"
-    return subprocess.run(
-        [*ELSEWHERE, "bash", "-c", line],
-        capture_output=True,
-        text=True,
-        env=environment | {"HPO_HOME": str(embedded.home)},
-    )
+    return run(embedded, [*ELSEWHERE, "bash", "-c", line])
 
 
 needs_namespaces = pytest.mark.skipif(
@@ -80,12 +84,12 @@ def test_a_second_machine_never_touches_a_live_server(owned: EmbeddedServer) -> 
 
 
 @needs_namespaces
-def test_a_second_machine_waits_for_adopt_after_the_first_is_gone(owned: EmbeddedServer) -> None:
+def test_a_second_machine_starts_the_server_only_after_adopting_it(owned: EmbeddedServer) -> None:
     crash(owned)
     stale = (owned.data / "postmaster.pid").read_text()
     assert on_host_b(owned, "studies").returncode == 1
     assert (owned.data / "postmaster.pid").read_text() == stale
-    refused = on_host_b(owned, "database", "adopt", "<", "/dev/null")
+    refused = on_host_b(owned, "database", "adopt")
     assert refused.returncode == 1
     assert on_host_b(owned, "studies").returncode == 1
     assert on_host_b(owned, "database", "adopt", "--yes").returncode == 0
@@ -97,17 +101,9 @@ def test_a_second_machine_waits_for_adopt_after_the_first_is_gone(owned: Embedde
 
 def test_there_is_nothing_to_adopt_at_home(owned: EmbeddedServer) -> None:
     for expected in ("it runs here", "it belongs to this machine"):
-        done = subprocess.run(
-            [sys.executable, "-m", "hpo.cli", "database", "adopt"],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"HPO_HOME": str(owned.home)},
-        )
-        assert (done.returncode, done.stdout.startswith(f"nothing to adopt: {expected}")) == (
-            0,
-            True,
-        ), done
+        done = here(owned, "database", "adopt")
+        assert done.returncode == 0, done
+        assert done.stdout.startswith(f"nothing to adopt: {expected}"), done
         owned.stop()
 
 
@@ -155,18 +151,27 @@ with connection.cursor() as cursor:
         row += 1
     print(row, flush=True)
 """
+
+# HPO_TEST_SECONDS=90 tries for longer.
 SECONDS_OF_WRITES = float(os.environ.get("HPO_TEST_SECONDS", "3"))
+COUNT = """
+import psycopg2
+from hpo.store.database import open_database
+with psycopg2.connect(open_database().url.replace("+psycopg2", "")).cursor() as cursor:
+    cursor.execute("SELECT count(*) FROM written")
+    print(cursor.fetchone()[0])
+"""
 
 
 @needs_namespaces
 def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> None:
-    """HPO_TEST_SECONDS=90 tries for longer. The other machine is the one that began, or the one that comes later."""
+    """The other machine is the one that comes later, or the one that began."""
     command = [sys.executable, "-c", WRITES, str(SECONDS_OF_WRITES)]
-    environment = {name: value for name, value in os.environ.items() if name != "HPO_DATABASE_URL"}
-    environment["HPO_HOME"] = str(owned.home)
 
     def written_while_others_try(command: list[str], other: Callable[[], int]) -> None:
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        writer = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment_of(owned)
+        )
         assert writer.stdout
         assert writer.stdout.readline() == "writes\n"
         tries = 0
@@ -178,57 +183,39 @@ def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> No
         assert rows >= 200
         assert writer.returncode == 0
 
-    def here() -> int:
-        return subprocess.run(
-            [sys.executable, "-m", "hpo.cli", "studies"], env=environment, capture_output=True
-        ).returncode
+    def count_rows() -> int:
+        done = run(owned, [sys.executable, "-c", COUNT])
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
 
     written_while_others_try(command, lambda: on_host_b(owned, "studies").returncode)
-    found = int(
-        subprocess.run(
-            [sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True
-        ).stdout
-    )
-    assert found >= 200
+    assert count_rows() >= 200
 
     owned.stop()
     shutil.rmtree(owned.root)
     (owned.home / "postgres.owner").unlink()
-    written_while_others_try([*ELSEWHERE, "bash", "-c", ON_HOST_B + shlex.join(command)], here)
+    there = [*ELSEWHERE, "bash", "-c", ON_HOST_B + shlex.join(command)]
+    written_while_others_try(there, lambda: here(owned, "studies").returncode)
     # Its process namespace is gone, and the server with it.
     owned.adopt()
-    again = subprocess.run(
-        [sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True
-    )
-    assert int(again.stdout) >= 200, again.stderr
-
-
-COUNT = """
-import psycopg2
-from hpo.store.database import open_database
-with psycopg2.connect(open_database().url.replace("+psycopg2", "")).cursor() as cursor:
-    cursor.execute("SELECT count(*) FROM written")
-    print(cursor.fetchone()[0])
-"""
+    assert count_rows() >= 200
 
 
 @needs_namespaces
 def test_a_live_server_in_another_container_is_not_adopted(fresh: EmbeddedServer) -> None:
-    line = f"{sys.executable} -m hpo.cli studies && read wait"
-    environment = {name: value for name, value in os.environ.items() if name != "HPO_DATABASE_URL"}
-    environment["HPO_HOME"] = str(fresh.home)
+    studies_and_wait = f"{sys.executable} -m hpo.cli studies && read wait"
+    line = f"hostname container; ip link set lo up; {studies_and_wait}"
     container = subprocess.Popen(
-        [*ELSEWHERE, "bash", "-c", f"hostname container; ip link set lo up; {line}"],
+        [*ELSEWHERE, "bash", "-c", line],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment_of(fresh),
     )
     assert container.stdout
     assert "There is no study" in container.stdout.readline()
-    with pytest.raises(
-        DatabaseError, match="belongs to host container, in another container or process namespace"
-    ):
+    refused = "belongs to host container, in another container or process namespace"
+    with pytest.raises(DatabaseError, match=refused):
         fresh.start()
     with pytest.raises(DatabaseError, match="a server runs on"):
         fresh.adopt()
@@ -240,7 +227,7 @@ def test_a_live_server_in_another_container_is_not_adopted(fresh: EmbeddedServer
 # ---- a home on a network file system
 
 
-def test_file_systems_here() -> None:
+def test_file_systems_are_recognised() -> None:
     assert network_filesystem(Path("/proc")) is None
     assert network_filesystem(Path("/no/such/folder")) is None
     assert not is_lasting(Path("/no/such/folder"))
@@ -281,10 +268,8 @@ def test_on_a_network_the_data_lie_on_a_disk_of_this_machine(shared_home: Path) 
         shutil.rmtree(embedded.root)
     # As on another machine: the pointer is there, the files are not.
     adopted = on_host_b(embedded, "database", "adopt", "--yes")
-    assert (
-        "are not on this machine. If you adopt it, it starts here without any study"
-        in adopted.stdout
-    )
+    lost = "are not on this machine. If you adopt it, it starts here without any study"
+    assert lost in adopted.stdout
     shutil.rmtree(embedded.root, ignore_errors=True)
 
 
@@ -297,7 +282,9 @@ def test_data_that_an_earlier_version_put_on_a_network_stay_there(shared_home: P
     assert embedded.local_root() is None
 
 
-def test_a_home_of_an_earlier_version(owned: EmbeddedServer) -> None:
+def test_a_home_of_an_earlier_version_without_an_owner_is_taken_over(
+    owned: EmbeddedServer,
+) -> None:
     owner = owned.home / "postgres.owner"
     owner.unlink()
     assert answers(owned.start())
@@ -305,7 +292,7 @@ def test_a_home_of_an_earlier_version(owned: EmbeddedServer) -> None:
     assert answers(owned.start())
     owner.unlink()
     crash(owned)
-    while owned._processes():
+    while owned.processes():
         pass
     with pytest.raises(DatabaseError, match="a server of an earlier version runs on"):
         owned.start()
@@ -314,12 +301,13 @@ def test_a_home_of_an_earlier_version(owned: EmbeddedServer) -> None:
 
 
 @pytest.mark.parametrize("contents", ["", "{", "[]", "{}", '{"host": "a"}', "null"])
-def test_an_owner_that_cannot_be_read(owned: EmbeddedServer, contents: str) -> None:
+def test_an_owner_file_that_cannot_be_read_needs_adopting(
+    owned: EmbeddedServer, contents: str
+) -> None:
     crash(owned)
     (owned.home / "postgres.owner").write_text(contents)
-    with pytest.raises(
-        DatabaseError, match="does not say which machine runs the embedded Postgres"
-    ):
+    unknown = "does not say which machine runs the embedded Postgres"
+    with pytest.raises(DatabaseError, match=unknown):
         owned.start()
     owned.adopt()
     assert answers(owned.start())
