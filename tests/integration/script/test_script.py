@@ -1,4 +1,4 @@
-"""Studies of a training script, from claim to outcome: real processes, a real database, a worker in this process or beside."""
+"""Studies of a training script, from claim to outcome: real processes, a real database."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.commands import asked, one_line, report_of
+from helpers.lines import ON_CPU, ONE_WORKER, TWO_WORKERS
 from helpers.script_studies import curve_of, made, scripts_running, study_file, trained
 
 from hpo.errors import MemoryShortError, SpecError
@@ -39,102 +40,104 @@ def test_a_whole_trial(database: Database, tmp_path: Path) -> None:
     assert " script " in record.code_version
 
 
-def test_what_the_script_gets(
+SHOW = """
+import json, os, sys
+seen = {
+    "words": sys.argv[1:],
+    "environment": dict(os.environ),
+    "cwd": os.getcwd(),
+    "stdin": os.readlink("/proc/self/fd/0"),
+    "config": json.load(open(os.environ["HPO_CONFIG"])),
+    "file": json.load(open("train.json")),
+}
+json.dump(seen, open("seen.json", "w"))
+open(os.environ["HPO_METRICS"], "a").write('{"step": 60, "value": 0.5}\\n')
+"""
+
+
+def test_a_script_gets_its_words_environment_and_configuration(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", "a secret")
     monkeypatch.setenv("A_COPY", database.url)
     monkeypatch.setenv("KEPT", "as it is")
-    (tmp_path / "show.py").write_text(
-        "import json, os, sys\n"
-        "seen = {'words': sys.argv[1:], 'environment': dict(os.environ), 'cwd': os.getcwd()}\n"
-        "seen['stdin'] = os.readlink('/proc/self/fd/0')\n"
-        "seen['config'] = json.load(open(os.environ['HPO_CONFIG']))\n"
-        "seen['file'] = json.load(open('train.json'))\n"
-        "json.dump(seen, open('seen.json', 'w'))\n"
-        "open(os.environ['HPO_METRICS'], 'a').write('{\"step\": 60, \"value\": 0.5}\\n')\n"
-    )
-    path = study_file(
-        tmp_path,
-        {
-            "command": [
-                sys.executable,
-                str(tmp_path / "show.py"),
-                "{code}",
-                "{trial}",
-                "{checkpoints}",
-            ],
-            "flag": "--{name}={value}",
-            "fixed": {"way": "{study}/x"},
-            "environment": {"OWN": "{attempt}/out", "NUMBER": 5},
-        },
-    )
-    record = trained(database, path)
+    show = tmp_path / "show.py"
+    show.write_text(SHOW)
+    section = {
+        "command": [sys.executable, str(show), "{code}", "{trial}", "{checkpoints}"],
+        "flag": "--{name}={value}",
+        "fixed": {"way": "{study}/x"},
+        "environment": {"OWN": "{attempt}/out", "NUMBER": 5},
+    }
+    record = trained(database, study_file(tmp_path, section))
     assert record.value == 0.5, record.reason
     folder = trial_folder(study_folder(Study.open(database, "script")), 0) / "attempt-1"
     seen = json.loads((folder / "seen.json").read_text())
     assert seen["words"][:3] == [str(tmp_path / "code"), "0", str(folder / "checkpoints")]
     assert "--way=script/x" in seen["words"]
-    assert (seen["cwd"], seen["stdin"]) == (str(folder), "/dev/null")
+    assert seen["cwd"] == str(folder)
+    assert seen["stdin"] == "/dev/null"
     assert seen["config"] == seen["file"]
-    assert seen["config"]["lr"] == 0.02 and seen["config"]["way"] == "script/x"
+    assert seen["config"]["lr"] == 0.02
+    assert seen["config"]["way"] == "script/x"
+
     environment = seen["environment"]
-    assert (environment["OWN"], environment["NUMBER"]) == (f"{folder}/out", "5")
-    assert (environment["HPO_TRIAL"], environment["HPO_ATTEMPT"], environment["HPO_SEED"]) == (
-        "0",
-        "1",
-        "3",
-    )
-    assert (environment["CUDA_VISIBLE_DEVICES"], environment["KEPT"]) == ("", "as it is")
+    expected = {
+        "OWN": f"{folder}/out",
+        "NUMBER": "5",
+        "HPO_TRIAL": "0",
+        "HPO_ATTEMPT": "1",
+        "HPO_SEED": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+        "KEPT": "as it is",
+    }
+    assert {name: environment[name] for name in expected} == expected
     assert not {"HPO_DATABASE_URL", "HPO_HOME", "PGPASSWORD", "A_COPY"} & set(environment)
     assert not any(database.url in value for value in environment.values())
 
 
-ENDS = {
-    "a number that is none": ({"way": "nan"}, {}, "stopped", "PER nan at step 35"),
+# The way a script ends, keys of script:, the state of its trial, words of the reason.
+ENDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "a number that is none": ("nan", {}, "stopped", "PER nan at step 35"),
     "a word that means divergence": (
-        {"way": "fails"},
+        "fails",
         {"diverged": "a fault of"},
         "stopped",
         "the script says 'ValueError: a fault of the script'",
     ),
-    "an error": ({"way": "fails"}, {}, "failed", "exit code 1; its last output: "),
-    "memory": ({"way": "out-of-memory"}, {}, "failed", "ran out of memory"),
+    "an error": ("fails", {}, "failed", "exit code 1; its last output: "),
+    "memory": ("out-of-memory", {}, "failed", "ran out of memory"),
     "memory in the lab's words": (
-        {"way": "fails"},
+        "fails",
         {"memory": "a fault of the script"},
         "failed",
         "ran out of memory",
     ),
-    "a signal from outside": ({"way": "killed"}, {}, "failed", "was ended by SIGKILL"),
-    "silence": ({"way": "hangs"}, {"silence_seconds": 0.5}, "failed", "written nothing for 0.5 s"),
-    "no value": ({"way": "silent"}, {}, "failed", "metrics.jsonl has no row with a value"),
-    "steps that go back": ({"way": "backwards"}, {}, "failed", "backwards"),
-    "below the bounds": ({"way": "negative"}, {}, "failed", "outside of 0 to 1"),
-    "percent": ({"way": "percent"}, {}, "failed", "expression: value / 100"),
+    "a signal from outside": ("killed", {}, "failed", "was ended by SIGKILL"),
+    "silence": ("hangs", {"silence_seconds": 0.5}, "failed", "written nothing for 0.5 s"),
+    "no value": ("silent", {}, "failed", "metrics.jsonl has no row with a value"),
+    "steps that go back": ("backwards", {}, "failed", "backwards"),
+    "below the bounds": ("negative", {}, "failed", "outside of 0 to 1"),
+    "percent": ("percent", {}, "failed", "expression: value / 100"),
 }
 
 
-@pytest.mark.parametrize(("fixed", "section", "state", "words"), ENDS.values(), ids=ENDS)
-def test_how_a_script_may_end(
-    database: Database,
-    tmp_path: Path,
-    fixed: dict[str, Any],
-    section: dict[str, Any],
-    state: str,
-    words: str,
+@pytest.mark.parametrize("end", ENDS)
+def test_the_state_and_reason_say_how_a_script_ended(
+    database: Database, tmp_path: Path, end: str
 ) -> None:
+    way, section, state, words = ENDS[end]
     path = study_file(
         tmp_path,
-        {"fixed": fixed, **section},
+        {"fixed": {"way": way}, **section},
         budget={"trials": 1, "failures": 0},
         attempts={"max_attempts": 1},
     )
     study = made(database, path)
-    trials = 0
+    workers = 0
     # Too little memory makes the worker leave.
-    while trials < 3 and study.records()[0].state == "waiting":
-        trials += 1
+    while workers < 3 and study.records()[0].state == "waiting":
+        workers += 1
         with suppress(MemoryShortError):
             run_worker(study, None, torch.device("cpu"), 1, lambda: False)
     record = study.records()[0]
@@ -144,27 +147,32 @@ def test_how_a_script_may_end(
     assert scripts_running(study_folder(study)) == []
 
 
-def test_a_failed_script_is_told_with_its_last_lines(database: Database, tmp_path: Path) -> None:
+def test_the_reason_of_a_failure_has_the_last_lines_of_the_script(
+    database: Database, tmp_path: Path
+) -> None:
     path = study_file(tmp_path, {"fixed": {"way": "fails"}}, budget={"trials": 1, "failures": 0})
     record = trained(database, path)
     assert "ValueError: a fault of the script" in record.reason
     assert record.cause == "code error"
     study = Study.open(database, "script")
     log = log_path(study_folder(study), 0).read_text()
-    assert "Traceback" in log and "ValueError: a fault of the script" in log
+    assert "Traceback" in log
+    assert "ValueError: a fault of the script" in log
 
 
-def test_a_pattern_that_never_matches_is_told(database: Database, tmp_path: Path) -> None:
+def test_a_pattern_that_never_matches_is_the_reason_of_a_failure(
+    database: Database, tmp_path: Path
+) -> None:
     curve = {"file": "log", "pattern": r"PER (?P<value>\d+) at (?P<step>\d+)"}
     path = study_file(tmp_path, {"curve": curve}, budget={"trials": 1, "failures": 0})
     record = trained(database, path)
-    assert "no line of its output matches" in record.reason and "PER (?P<value>" in record.reason
+    assert "no line of its output matches" in record.reason
+    assert "PER (?P<value>" in record.reason
 
 
 def test_children_of_a_script_that_has_ended_are_ended(database: Database, tmp_path: Path) -> None:
-    record = trained(
-        database, study_file(tmp_path, {"fixed": {"way": "leaves"}, "grace_seconds": 1})
-    )
+    section = {"fixed": {"way": "leaves"}, "grace_seconds": 1}
+    record = trained(database, study_file(tmp_path, section))
     assert record.state == "complete"
     assert scripts_running(study_folder(Study.open(database, "script"))) == []
 
@@ -176,204 +184,149 @@ def test_the_log_is_capped(database: Database, tmp_path: Path) -> None:
     path = log_path(study_folder(Study.open(database, "script")), 0)
     assert 1e6 < path.stat().st_size < 1.1e6
     text = path.read_text()
-    assert "more than 1 MB" in text and "the end of a loud script" in text
+    assert "more than 1 MB" in text
+    assert "the end of a loud script" in text
 
 
 def test_a_binary_log_is_shown(database: Database, tmp_path: Path) -> None:
     assert trained(database, study_file(tmp_path, {"fixed": {"way": "binary"}})).state == "complete"
     shown = asked("logs", "--study", "script", "--trial", "0")
-    assert shown.returncode == 0 and "!\"#$%&'()" in shown.stdout
+    assert shown.returncode == 0
+    assert "!\"#$%&'()" in shown.stdout
 
 
-def test_changed_code_ends_the_worker_and_not_the_trial(database: Database, tmp_path: Path) -> None:
+def test_changed_code_is_refused_unless_it_is_allowed(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, budget={"trials": 2})
     study = made(database, path)
     study.settle(None, "")
     script = tmp_path / "code" / "train.py"
-    done = asked(
-        "launch",
-        "--study",
-        path,
-        "--name",
-        "other",
-        "--workers",
-        "1",
-        "--device",
-        "cpu",
-        "--trials",
-        "1",
-    )
+    line = ("launch", "--study", path, "--name", "other")
+    done = asked(*line, *ONE_WORKER, "--trials", "1")
     assert done.returncode == 0, done.stderr
     script.write_text(script.read_text() + "# another state\n")
-    refused = asked(
-        "launch", "--study", path, "--name", "other", "--trials", "2", "--extend", "--device", "cpu"
-    )
+    extended = (*line, "--trials", "2", "--extend")
+    refused = asked(*extended, *ON_CPU)
     one_line(refused, 2, "another state of the script's code", "--allow-different-code")
-    allowed = asked(
-        *(
-            "launch",
-            "--study",
-            path,
-            "--name",
-            "other",
-            "--trials",
-            "2",
-            "--extend",
-            "--device",
-            "cpu",
-        ),
-        *("--workers", "1", "--allow-different-code"),
-    )
+    allowed = asked(*extended, *ONE_WORKER, "--allow-different-code")
     assert allowed.returncode == 0, allowed.stderr
     versions = {record.code_version for record in Study.open(database, "other").records()}
     assert len(versions) == 2
 
 
-def test_from_try_to_export(database: Database, tmp_path: Path) -> None:
+def test_every_command_works_for_a_script_from_try_to_export(
+    database: Database, tmp_path: Path
+) -> None:
     path = study_file(
         tmp_path,
         {"fixed": {"seconds": 0.02}},
         starts={"published": {"lr": 0.02}, "slow": {"lr": 0.006}},
         budget={"trials": 5},
     )
-    tried = asked("try", "--study", path, "--device", "cpu")
+    tried = asked("try", "--study", path, *ON_CPU)
     assert tried.returncode == 0, tried.stderr
     assert "resumes    exact" in tried.stdout
     assert json.loads((tmp_path / "study.try.json").read_text())["resume"] == "exact"
-    launched = asked("launch", "--study", path, "--workers", "2", "--device", "cpu")
+    launched = asked("launch", "--study", path, *TWO_WORKERS)
     assert launched.returncode == 0, launched.stderr
     assert "an interrupted trial resumes: exact" in launched.stdout
     assert "one number, so no interval over items" in launched.stdout
-    found = report_of("study")
-    assert found["best"]["interval"] is None and found["best"]["partition"] == "validation"
+    best = report_of("study")["best"]
+    assert best["interval"] is None
+    assert best["partition"] == "validation"
 
-    confirmed = asked(
-        *(
-            "confirm",
-            "--study",
-            "study",
-            "--top",
-            "1",
-            "--seeds",
-            "3",
-            "--workers",
-            "2",
-            "--device",
-            "cpu",
-        )
-    )
+    study = ("--study", "study")
+    confirmed = asked("confirm", *study, "--top", "1", "--seeds", "3", *TWO_WORKERS)
     assert confirmed.returncode == 0, confirmed.stderr
     assert "p: Welch's t test over seeds" in confirmed.stdout
     assert "which the search saw" in " ".join(confirmed.stdout.split())
     assert max(map(len, confirmed.stdout.splitlines()[-8:])) <= 100
-    ablated = asked(
-        *("ablate", "--study", "study", "--from", "slow", "--to", "published", "--seeds", "2"),
-        *("--rounds", "0", "--workers", "2", "--device", "cpu"),
-    )
+    path_to_published = ("--from", "slow", "--to", "published", "--seeds", "2", "--rounds", "0")
+    ablated = asked("ablate", *study, *path_to_published, *TWO_WORKERS)
     assert ablated.returncode == 0, ablated.stderr
     assert "lr" in ablated.stdout
 
     for command in (["effects"], ["backtest"], ["status"], ["plan", "--gpus", "1", "--hours", "1"]):
-        done = asked(command[0], "--study", "study", *command[1:])
+        done = asked(command[0], *study, *command[1:])
         assert done.returncode == 0, (command, done.stderr)
     page = tmp_path / "page.html"
-    assert asked("report", "--study", "study", "--html", page).returncode == 0
+    assert asked("report", *study, "--html", page).returncode == 0
     assert "as the script reports them" in page.read_text()
 
     out = tmp_path / "best"
-    assert asked("export", "--study", "study", "--format", "script", "--out", out).returncode == 0
-    best = found["best"]["config"]
-    assert json.loads((out / "train.json").read_text())["lr"] == best["lr"]
+    assert asked("export", *study, "--format", "script", "--out", out).returncode == 0
+    assert json.loads((out / "train.json").read_text())["lr"] == best["config"]["lr"]
     assert "train.py" in (out / "command.sh").read_text()
     text = tmp_path / "best.yaml"
-    assert asked("export", "--study", "study", "--out", text).returncode == 0
-    assert yaml.safe_load(text.read_text())["base"] == best
+    assert asked("export", *study, "--out", text).returncode == 0
+    assert yaml.safe_load(text.read_text())["base"] == best["config"]
 
     for command in (
-        ["ensemble", "--study", "study"],
-        ["evaluate", "--study", "study", "--model", "best", "--partition", "test"],
+        ["ensemble", *study],
+        ["evaluate", *study, "--model", "best", "--partition", "test"],
     ):
         one_line(asked(*command), 2, "a script trains this study", "needs the built-in decoder")
-    imported = asked("import", "--study", "study", "--from-study", "study")
+    imported = asked("import", *study, "--from-study", "study")
     assert imported.returncode in (0, 2)
 
 
-def test_figures_of_test_are_told_as_such(database: Database, tmp_path: Path) -> None:
+def test_a_report_warns_of_figures_on_test(database: Database, tmp_path: Path) -> None:
     curve = {"take": "best"}
     path = study_file(tmp_path, {"partition": "test", "curve": curve, "seed": None})
     trained(database, path)
     shown = asked("report", "--study", "script").stdout
-    assert "These figures are on test" in shown and "best of its curve" in shown
+    assert "These figures are on test" in shown
+    assert "best of its curve" in shown
     page = tmp_path / "page.html"
     assert asked("report", "--study", "script", "--html", page).returncode == 0
     assert "on which the search therefore selected" in page.read_text()
-    confirmed = asked(
-        *(
-            "confirm",
-            "--study",
-            "script",
-            "--top",
-            "1",
-            "--seeds",
-            "2",
-            "--workers",
-            "1",
-            "--device",
-            "cpu",
-        )
-    )
+    line = ("confirm", "--study", "script", "--top", "1", "--seeds", "2")
+    confirmed = asked(*line, *ONE_WORKER)
     assert confirmed.returncode == 0, confirmed.stderr
     assert "takes no seed" in " ".join(confirmed.stdout.split())
 
 
-TRIED = {
+# Keys of script:, the exit code of hpo try, words that it prints.
+TRIED: dict[str, tuple[dict[str, Any], int, str]] = {
     "cannot read its checkpoint": (
-        {"way": "broken-resume", "seconds": 0.02},
-        {},
+        {"fixed": {"way": "broken-resume", "seconds": 0.02}},
         0,
         "resumes    none: it fails when it is resumed",
     ),
     "does not resume": (
-        {"forgets": True, "seconds": 0.02},
-        {},
+        {"fixed": {"forgets": True, "seconds": 0.02}},
         0,
         "resumes    none: it saves nothing in HPO_CHECKPOINTS",
     ),
     "trains its steps anew": (
-        {"way": "longer", "seconds": 0.02},
-        {},
+        {"fixed": {"way": "longer", "seconds": 0.02}},
         0,
         "resumes    none: the resumed script continues to step",
     ),
-    "hangs": ({"way": "hangs"}, {"silence_seconds": 0.5}, 2, "written nothing for 0.5 s"),
+    "hangs": (
+        {"fixed": {"way": "hangs"}, "silence_seconds": 0.5},
+        2,
+        "written nothing for 0.5 s",
+    ),
     "no line matches": (
-        {},
-        {"curve": {"file": "log", "pattern": r"(?P<step>\d+): (?P<value>\S+)"}},
+        {"fixed": {}, "curve": {"file": "log", "pattern": r"(?P<step>\d+): (?P<value>\S+)"}},
         2,
         "no line of its output matches",
     ),
     "does not start": (
-        {"way": "binary"},
-        {"command": [sys.executable, "/nowhere.py"]},
+        {"fixed": {"way": "binary"}, "command": [sys.executable, "/nowhere.py"]},
         2,
         "exit code 2",
     ),
-    "diverges": ({"way": "nan", "seconds": 0.02}, {}, 2, "the base diverges at step"),
+    "diverges": ({"fixed": {"way": "nan", "seconds": 0.02}}, 2, "the base diverges at step"),
 }
 
 
-@pytest.mark.parametrize(("fixed", "section", "code", "words"), TRIED.values(), ids=TRIED)
-def test_what_try_finds(
-    database: Database,
-    tmp_path: Path,
-    fixed: dict[str, Any],
-    section: dict[str, Any],
-    code: int,
-    words: str,
+@pytest.mark.parametrize("finding", TRIED)
+def test_try_finds_how_a_script_resumes_and_what_it_lacks(
+    database: Database, tmp_path: Path, finding: str
 ) -> None:
-    done = asked(
-        "try", "--study", study_file(tmp_path, {"fixed": fixed, **section}), "--device", "cpu"
-    )
+    section, code, words = TRIED[finding]
+    done = asked("try", "--study", study_file(tmp_path, section), *ON_CPU)
     assert done.returncode == code, done.stderr
     if code:
         one_line(done, code, words)
@@ -381,7 +334,9 @@ def test_what_try_finds(
         assert words in done.stdout
 
 
-def test_the_study_file_and_results_are_no_code(database: Database, tmp_path: Path) -> None:
+def test_the_study_file_and_results_do_not_count_as_code(
+    database: Database, tmp_path: Path
+) -> None:
     """A study file among the code, what hpo try finds and what a training leaves there."""
     first = study_file(tmp_path)
     inside = tmp_path / "code" / "study.yaml"
@@ -389,21 +344,21 @@ def test_the_study_file_and_results_are_no_code(database: Database, tmp_path: Pa
     content["script"]["code"] = "."
     content["script"]["fixed"] = {"seconds": 0.02}
     inside.write_text(yaml.safe_dump(content))
-    before = load_spec(inside).load_trainer().state_of_code
-    assert before is not None
-    state = before()
-    assert asked("try", "--study", inside, "--device", "cpu").returncode == 0
+    state_of_code = load_spec(inside).load_trainer().state_of_code
+    assert state_of_code is not None
+    state = state_of_code()
+    assert asked("try", "--study", inside, *ON_CPU).returncode == 0
     assert load_spec(inside).load_trainer().resume == "exact"
     (tmp_path / "code" / "results.json").write_text("{}")
     inside.write_text(yaml.safe_dump(content | {"budget": {"trials": 5}}))
-    assert before() == state
+    assert state_of_code() == state
     (tmp_path / "code" / "model.py").write_text("units = 5\n")
-    assert before() != state
+    assert state_of_code() != state
 
 
 def test_a_refused_extension_changes_nothing(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path)
-    line = ("launch", "--study", path, "--workers", "1", "--device", "cpu")
+    line = ("launch", "--study", path, *ONE_WORKER)
     assert asked(*line).returncode == 0
     script = tmp_path / "code" / "train.py"
     text = script.read_text()
@@ -425,19 +380,22 @@ def test_a_bad_row_of_an_earlier_attempt_does_not_end_the_next(
     assert (record.state, record.attempts) == ("complete", 2), record.reason
 
 
-def test_no_point_is_made_where_nothing_was_evaluated(database: Database, tmp_path: Path) -> None:
+def test_steps_without_an_evaluation_are_no_points(database: Database, tmp_path: Path) -> None:
     record = trained(database, study_file(tmp_path, {"fixed": {"way": "loss-at-the-end"}}))
     points = curve_of(Study.open(database, "script"), record)
     assert [point.step for point in points] == list(range(5, 61, 5))
     assert (record.state, record.value) == ("complete", points[-1].value)
 
 
+SHOW_WORDS = """
+import json, os, sys
+json.dump(sys.argv[1:], open("seen.json", "w"))
+open(os.environ["HPO_METRICS"], "a").write('{"step": 60, "value": 0.5}\\n')
+"""
+
+
 def test_text_in_quotes_stays_text(database: Database, tmp_path: Path) -> None:
-    (tmp_path / "show.py").write_text(
-        "import json, os, sys\n"
-        "json.dump(sys.argv[1:], open('seen.json', 'w'))\n"
-        "open(os.environ['HPO_METRICS'], 'a').write('{\"step\": 60, \"value\": 0.5}\\n')\n"
-    )
+    (tmp_path / "show.py").write_text(SHOW_WORDS)
     section = {
         "command": [sys.executable, str(tmp_path / "show.py")],
         "config": None,
@@ -467,25 +425,27 @@ def test_text_in_quotes_stays_text(database: Database, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_try_warns(
+def test_try_warns_of_parameters_and_metrics_that_look_wrong(
     database: Database, tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], words: str
 ) -> None:
     path = study_file(tmp_path, section, **changes)
     if "config" in section:
         script = tmp_path / "code" / "train.py"
         base = tmp_path / "code" / "base.json"
-        script.write_text(
-            script.read_text().replace("hpo_report.config()", f"json.load(open({str(base)!r}))")
-        )
-    done = asked("try", "--study", path, "--device", "cpu")
+        reads_base = f"json.load(open({str(base)!r}))"
+        script.write_text(script.read_text().replace("hpo_report.config()", reads_base))
+    done = asked("try", "--study", path, *ON_CPU)
     assert done.returncode == 0, done.stderr
-    assert "WARNING" in done.stdout and words in done.stdout
+    assert "WARNING" in done.stdout
+    assert words in done.stdout
 
 
-def test_how_far_a_pattern_matches_is_told() -> None:
+def test_partial_match_says_how_far_a_pattern_matches() -> None:
     lines = ["Epoch 1/20  train_loss=2.3 val_per=0.27"]
-    told = partial_match(r"Epoch (?P<step>\d+)/\d+ train_loss=\S+ val_per=(?P<value>\S+)", lines)
-    assert "up to 'Epoch 1/20 '" in told and "'train_loss" in told
+    pattern = r"Epoch (?P<step>\d+)/\d+ train_loss=\S+ val_per=(?P<value>\S+)"
+    message = partial_match(pattern, lines)
+    assert "up to 'Epoch 1/20 '" in message
+    assert "'train_loss" in message
     assert partial_match(r"Batch (?P<step>\d+)", lines) == ""
 
 
@@ -598,9 +558,10 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
 def test_a_mistake_is_one_line(
     tmp_path: Path, section: dict[str, Any], changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(SpecError) as caught:
         load_spec(study_file(tmp_path, section, **changes))
+    message = str(caught.value)
     for word in words:
-        assert word in str(told.value)
-    assert "\n" not in str(told.value)
-    assert "study.yaml" in str(told.value) or "train.py" in str(told.value)
+        assert word in message
+    assert "\n" not in message
+    assert "study.yaml" in message or "train.py" in message

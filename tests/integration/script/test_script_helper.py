@@ -1,4 +1,4 @@
-"""hpo_report.py beside a script, in processes of its own and under every Python that is here."""
+"""hpo_report.py beside a script, in its own processes and with every installed Python."""
 
 import ast
 import json
@@ -22,17 +22,17 @@ def pythons() -> list[str]:
     """This Python, and one of each version from 3.6 on that this machine has."""
     versions = [f"python3.{minor}" for minor in range(6, 15)]
     by_pyenv = Path.home() / ".pyenv/versions"
-    found = {sys.executable: None}
+    paths = [sys.executable]
     for version in versions:
         installed = sorted(by_pyenv.glob(f"*/bin/{version}"))
         path = str(installed[0]) if installed else shutil.which(version)
-        if path and works(path):
-            found[path] = None
-    return list(found)
+        if path and path not in paths and works(path):
+            paths.append(path)
+    return paths
 
 
 def works(python: str) -> bool:
-    """A pyenv shim may be there for a version that is not."""
+    """pyenv may have a shim for a version that is not installed."""
     return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
 
 
@@ -77,17 +77,16 @@ def in_a_trial(folder: Path) -> dict[str, str]:
     }
 
 
-def test_it_is_short_old_enough_and_needs_nothing() -> None:
+def test_the_helper_is_short_runs_on_python_3_6_and_needs_no_package() -> None:
     text = HELPER.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 90
     tree = ast.parse(text, feature_version=(3, 6))
-    imported = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module))
     assert imported == {"json", "os", "pathlib", "typing"}
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert all(ast.get_docstring(function) for function in functions)
@@ -121,19 +120,21 @@ hpo_report.report(400, 1, errors=[1, 0], lengths=(7, 9))
 
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: "-".join(Path(path).parts[-3:]))
-def test_in_a_trial(folder: Path, python: str) -> None:
-    printed = run(folder, INSIDE, python, **in_a_trial(folder)).splitlines()
-    config, _, rest = printed[0].partition(" 17 ")
+def test_in_a_trial_the_helper_reads_its_settings_and_writes_rows(
+    folder: Path, python: str
+) -> None:
+    settings, flags = run(folder, INSIDE, python, **in_a_trial(folder)).splitlines()
+    config, _, rest = settings.partition(" 17 ")
     assert json.loads(config) == {
         "lr": 1e-05,
         "model": {"name": "é", "layers": [1, 2]},
         "eps": math.inf,
     }
     assert rest == str(folder / "checkpoints")
-    assert printed[1] == "False False"
-    found = rows(folder)
-    assert found[0] == {"step": 100, "value": 0.5, "loss": 2}
-    assert found[1] == {
+    assert flags == "False False"
+    first, second, third, fourth = rows(folder)
+    assert first == {"step": 100, "value": 0.5, "loss": 2}
+    assert second == {
         "step": 200,
         "loss": 1.5,
         "note": "é",
@@ -141,12 +142,12 @@ def test_in_a_trial(folder: Path, python: str) -> None:
         "nothing": None,
         "parts": {"1": [0.5, 2]},
     }
-    assert math.isnan(found[2]["value"])
-    assert found[2]["loss"] == math.inf
-    assert found[3] == {"step": 400, "value": 1.0, "errors": [1, 0], "lengths": [7, 9]}
+    assert math.isnan(third["value"])
+    assert third["loss"] == math.inf
+    assert fourth == {"step": 400, "value": 1.0, "errors": [1, 0], "lengths": [7, 9]}
 
 
-def test_stop_and_resume(folder: Path) -> None:
+def test_the_helper_sees_stop_and_resume(folder: Path) -> None:
     variables = in_a_trial(folder) | {"HPO_RESUME": "1"}
     Path(variables["HPO_STOP"]).touch()
     script = "print(hpo_report.should_stop(), hpo_report.resuming())"
@@ -163,15 +164,15 @@ hpo_report.report(300, np.float32("nan"), grid=np.ones((2, 2)), one=np.array(4))
 """
 
 
-def test_values_of_numpy(folder: Path) -> None:
+def test_values_of_numpy_are_written_as_numbers(folder: Path) -> None:
     pytest.importorskip("numpy")
     run(folder, NUMPY, **in_a_trial(folder))
-    found = rows(folder)
-    assert found[0] == {"step": 100, "value": 0.5, "loss": 2.5, "n": 3, "ok": True}
-    assert found[1] == {"step": 200, "value": 0.25, "errors": [1, 0], "lengths": [7, 9.0]}
-    assert math.isnan(found[2]["value"])
-    assert found[2]["grid"] == [[1.0, 1.0], [1.0, 1.0]]
-    assert found[2]["one"] == 4
+    first, second, third = rows(folder)
+    assert first == {"step": 100, "value": 0.5, "loss": 2.5, "n": 3, "ok": True}
+    assert second == {"step": 200, "value": 0.25, "errors": [1, 0], "lengths": [7, 9.0]}
+    assert math.isnan(third["value"])
+    assert third["grid"] == [[1.0, 1.0], [1.0, 1.0]]
+    assert third["one"] == 4
 
 
 TORCH = """
@@ -182,7 +183,7 @@ hpo_report.report(200, loss, errors=torch.tensor([1, 0]), lengths=[torch.tensor(
 """
 
 
-def test_values_of_torch(folder: Path) -> None:
+def test_values_of_torch_are_written_as_numbers(folder: Path) -> None:
     pytest.importorskip("torch")
     (folder / "train.py").write_text("")
     run(folder, f"import warnings; warnings.simplefilter('ignore')\n{TORCH}", **in_a_trial(folder))
@@ -199,7 +200,7 @@ for step in range(1, 301):
 
 
 def test_lines_of_several_processes_do_not_mix(folder: Path) -> None:
-    """Also of rows that are far longer than a buffer."""
+    """Not even where rows are far longer than a buffer."""
     variables = in_a_trial(folder)
     writers = [
         threading.Thread(target=run, args=(folder, LONG), kwargs=variables) for _ in range(3)
@@ -208,12 +209,12 @@ def test_lines_of_several_processes_do_not_mix(folder: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    found = rows(folder)
-    assert sorted(row["step"] for row in found) == sorted(list(range(1, 301)) * 3)
-    assert all(row["errors"] == [1] * 5000 for row in found)
+    written = rows(folder)
+    assert sorted(row["step"] for row in written) == sorted(list(range(1, 301)) * 3)
+    assert all(row["errors"] == [1] * 5000 for row in written)
 
 
-def test_a_row_is_there_at_once(folder: Path) -> None:
+def test_a_row_is_written_at_once(folder: Path) -> None:
     script = """
 import os
 hpo_report.report(1, 0.5)
@@ -223,7 +224,7 @@ os._exit(0)
     assert rows(folder) == [{"step": 1, "value": 0.5}]
 
 
-def test_it_adds_to_what_an_earlier_attempt_wrote(folder: Path) -> None:
+def test_rows_are_appended_to_those_of_an_earlier_attempt(folder: Path) -> None:
     variables = in_a_trial(folder)
     for step in (1, 2):
         run(folder, f"hpo_report.report({step}, 0.5)", **variables)

@@ -1,4 +1,4 @@
-"""Scripts, workers and keepers that are killed, stopped and told to leave: no trial is lost, none is there twice."""
+"""Scripts, workers and keepers are killed: no trial is lost, and none exists twice."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 
 
 @pytest.mark.parametrize("way", ["deaf", "leaves"])
-def test_nothing_is_left_of_a_trial_that_is_killed(
+def test_nothing_remains_of_a_trial_that_is_killed(
     database: Database, tmp_path: Path, way: str
 ) -> None:
     path = study_file(tmp_path, {"fixed": {"way": way, "seconds": 0.2}, "grace_seconds": 0.5})
@@ -45,7 +45,9 @@ def test_nothing_is_left_of_a_trial_that_is_killed(
     assert not trial_folder(folder, 0).exists()
 
 
-def test_it_goes_on_exactly_after_five_interruptions(database: Database, tmp_path: Path) -> None:
+def test_a_trial_goes_on_exactly_after_five_interruptions(
+    database: Database, tmp_path: Path
+) -> None:
     """The curve is that of an undisturbed training, whoever was killed."""
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -82,7 +84,7 @@ def test_it_goes_on_exactly_after_five_interruptions(database: Database, tmp_pat
 
 
 def _has_come_to(study: Study, step: int, folder: Path) -> bool:
-    """And there is a script that can be killed."""
+    """The trial has reached this step, and there is a script that can be killed."""
     return study.records()[0].step >= step and bool(scripts_running(folder))
 
 
@@ -113,7 +115,7 @@ def _kill(pids: list[int]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_without_checkpoints_it_begins_again(database: Database, tmp_path: Path) -> None:
+def test_without_checkpoints_a_trial_starts_over(database: Database, tmp_path: Path) -> None:
     path = study_file(
         tmp_path,
         {"fixed": {"forgets": True, "seconds": 0.1}, "resume": "none"},
@@ -157,7 +159,10 @@ class Crew:
 
 
 def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path) -> None:
-    """Two workers, eight trials; worker, script, keeper or all of them are killed at ten random moments."""
+    """Two workers train eight trials.
+
+    At ten random moments a worker, scripts, their keepers or all of them are killed.
+    """
     path = study_file(
         tmp_path,
         {"fixed": {"seconds": 0.02}},
@@ -189,7 +194,7 @@ def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path
     assert scripts_running(folder) == []
 
 
-def test_it_may_stop_when_asked_to(database: Database, tmp_path: Path) -> None:
+def test_a_terminated_worker_asks_its_script_to_stop(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, {"fixed": {"seconds": 0.2}})
     study = made(database, path)
     worker = start("worker", "--study", "script", "--device", "cpu")
@@ -204,7 +209,7 @@ def test_it_may_stop_when_asked_to(database: Database, tmp_path: Path) -> None:
 def test_a_signal_for_all_processes_of_a_job_hands_the_trial_back(
     database: Database, tmp_path: Path
 ) -> None:
-    """As of a scheduler: the script obeys it and ends well, sooner than its worker."""
+    """A scheduler sends it: the script obeys and ends well, sooner than its worker."""
     path = study_file(tmp_path, {"fixed": {"way": "obeys", "seconds": 0.1}})
     study = made(database, path)
     worker = start("worker", "--study", "script", "--device", "cpu")

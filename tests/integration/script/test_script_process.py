@@ -1,4 +1,4 @@
-"""Real scripts, killed in many ways: no process is left, and the end says what happened."""
+"""Real scripts are killed in many ways: no process remains, and the end says what happened."""
 
 import json
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /
 
 PATIENCE = 60.0
 PYTHON = (sys.executable, "-I", "-S", "-u", "-c")
-# Sleeps in short parts, so that what a test has lost is gone some day.
+# Ends by itself, should a test lose it.
 SLEEP = "for _ in range(300): time.sleep(1)"
 DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 # A process in a session of its own, whose parent has ended.
@@ -60,7 +60,7 @@ def wait_for(name):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Of an attempt. What a failed test has left is ended."""
+    """The folder of an attempt. Processes that a failed test has left in it are ended."""
     path = tmp_path / "trial-1" / "attempt-1"
     path.mkdir(parents=True)
     yield path
@@ -82,21 +82,21 @@ def job(folder: Path, *command: str, grace_seconds: float = 30.0) -> Job:
     )
 
 
-def wait_until(is_so: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < give_up_at
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def end_of(started: Job) -> End:
-    end = Running.start(started).wait(PATIENCE)
+def end_of(job: Job) -> End:
+    end = Running.start(job).wait(PATIENCE)
     assert end is not None
     return end
 
 
 def pid_of(file: Path) -> int:
-    """As a script has written it there."""
+    """Waits until a script has written its process id there."""
     wait_until(file.exists)
     return int(file.read_text())
 
@@ -126,7 +126,7 @@ def test_a_script_ends_with_its_code_and_its_output_is_in_the_log(folder: Path) 
     assert not (folder / STOP_FILE).exists()
 
 
-def test_the_name_of_the_signal_is_in_the_end(folder: Path) -> None:
+def test_the_end_names_the_signal(folder: Path) -> None:
     end = end_of(job(folder, *python("os.kill(os.getpid(), signal.SIGSEGV)")))
     assert (end.code, end.signal) == (-signal.SIGSEGV, "SIGSEGV")
     assert not end.stopped
@@ -138,15 +138,14 @@ def test_a_script_gets_its_environment_and_nothing_else(
     monkeypatch.setenv("OF_THE_WORKER", "secret")
     environment = {"HPO_FOLDER": str(folder), "EMPTY": "", "WORD": "ü = \udcff\n"}
     code = "import json; print(ascii(dict(os.environ)), os.getcwd(), sys.stdin.read() == '')"
-    wanted = replace(job(folder, *python(code)), environment=environment)
-    running = Running.start(wanted)
-    keepers = Path(f"/proc/{running.keeper_pid}/environ").read_bytes()
+    running = Running.start(replace(job(folder, *python(code)), environment=environment))
+    environment_of_keeper = Path(f"/proc/{running.keeper_pid}/environ").read_bytes()
     end = running.wait(PATIENCE)
     assert end is not None
     # Python itself sets this one in the C locale.
     text = re.sub(r", 'LC_CTYPE': '[^']*'", "", end.tail.strip())
     assert text == f"{environment!a} {folder} True"
-    assert b"secret" not in keepers
+    assert b"secret" not in environment_of_keeper
 
 
 def test_a_script_inherits_no_descriptor_and_no_ignored_signal(folder: Path) -> None:
@@ -156,8 +155,9 @@ def test_a_script_inherits_no_descriptor_and_no_ignored_signal(folder: Path) -> 
     print(signal.pthread_sigmask(signal.SIG_BLOCK, []), os.getsid(0) == os.getpid())
     """
     lines = end_of(job(folder, *python(code))).tail.splitlines()
-    # The fourth is that of the list itself. Python ignores SIGPIPE.
+    # The fourth descriptor is that of the folder that is listed.
     assert lines[0] == "['0', '1', '2', '3']"
+    # Python ignores SIGPIPE, the third.
     assert lines[1] == "[True, True, False, True, True]"
     assert lines[2] == "set() True"
 
@@ -224,7 +224,9 @@ def test_each_process_gets_one_sigterm_and_its_children_get_it_too(folder: Path)
     assert [file.read_text() for file in folder.glob("terms-*")] == ["x", "x"]
 
 
-def test_the_deaf_and_their_children_are_killed_after_the_grace(folder: Path) -> None:
+def test_a_script_that_ignores_sigterm_is_killed_with_its_children_after_the_grace(
+    folder: Path,
+) -> None:
     code = f"""
     {DEAF}
     if os.fork() == 0:
@@ -249,8 +251,8 @@ def test_the_deaf_and_their_children_are_killed_after_the_grace(folder: Path) ->
     assert all(is_gone(pid) for pid in pids)
 
 
-def test_a_wrapper_that_ends_at_once_leaves_the_grace_to_what_it_started(folder: Path) -> None:
-    """As a shell script does, which ends of SIGTERM before the training that it waits for."""
+def test_the_children_of_a_wrapper_that_ends_at_once_keep_their_grace(folder: Path) -> None:
+    """A shell script ends by SIGTERM before the training that it waits for."""
     code = """
     def save(number, frame):
         time.sleep(1)
@@ -345,20 +347,19 @@ WORKER = """
 import json, sys, time
 from pathlib import Path
 from hpo.script.process import Job, Running
-given = json.loads(sys.argv[1])
-folder = Path(given["folder"])
-given |= {"command": tuple(given["command"]), "folder": folder, "log": Path(given["log"])}
-job = Job(**given)
-running = Running.start(job)
+fields = json.loads(sys.argv[1])
+folder = Path(fields["folder"])
+fields |= {"command": tuple(fields["command"]), "folder": folder, "log": Path(fields["log"])}
+running = Running.start(Job(**fields))
 (folder / "keeper.tmp").write_text(str(running.keeper_pid))
 (folder / "keeper.tmp").rename(folder / "keeper")
 time.sleep(300)
 """
 
 
-def worker_with(started: Job) -> subprocess.Popen[bytes]:
-    given = asdict(started) | {"folder": str(started.folder), "log": str(started.log)}
-    return subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(given)], cwd=ROOT)
+def worker_with(job: Job) -> subprocess.Popen[bytes]:
+    fields = asdict(job) | {"folder": str(job.folder), "log": str(job.log)}
+    return subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(fields)], cwd=ROOT)
 
 
 def test_nothing_outlives_a_worker_that_is_killed(folder: Path) -> None:
@@ -407,7 +408,7 @@ def test_the_script_does_not_outlive_a_keeper_that_is_killed(folder: Path) -> No
     script, child = (pid_of(folder / name) for name in ("script", "child"))
     os.kill(running.keeper_pid, signal.SIGKILL)
     wait_until(lambda: is_gone(script))
-    # Until the worker looks, or the next attempt begins.
+    # The child lives until the worker looks, or the next attempt begins.
     assert not is_gone(child)
     end = running.wait(PATIENCE)
     assert end is not None
@@ -416,7 +417,7 @@ def test_the_script_does_not_outlive_a_keeper_that_is_killed(folder: Path) -> No
     wait_until(lambda: is_gone(child))
 
 
-def test_what_a_killed_worker_and_keeper_leave_is_cleared(folder: Path) -> None:
+def test_processes_of_a_killed_worker_and_keeper_are_cleared(folder: Path) -> None:
     code = f"""
     if os.fork() == 0:
         os.setsid()
@@ -461,11 +462,10 @@ def test_a_log_is_capped_and_has_the_end_of_the_output(folder: Path) -> None:
     before, _, after = log.partition(line)
     assert before == (b"x" * 99 + b"\n") * 10_000
     left_out, _, tail = after.partition(b"\n")
-    said = re.fullmatch(
-        rb"hpo: ([\d,]+) bytes were left out here; the end of the output:", left_out
-    )
-    assert said
-    assert int(said[1].replace(b",", b"")) > 190_000_000
+    pattern = rb"hpo: ([\d,]+) bytes were left out here; the end of the output:"
+    count = re.fullmatch(pattern, left_out)
+    assert count
+    assert int(count[1].replace(b",", b"")) > 190_000_000
     assert b"the last line\n" in tail
     assert len(tail) <= 8 * 1024 + 1
     memory = re.search(r"VmHWM:\s+(\d+) kB", end.tail)
@@ -477,9 +477,8 @@ def test_a_cap_that_is_just_met_leaves_nothing_out(folder: Path) -> None:
     end_of(replace(job(folder, *python("print('12345')")), log_bytes=6))
     assert log_of(folder) == b"12345\n"
     end_of(replace(job(folder, *python("print('abcdef')")), log_bytes=6))
-    assert log_of(folder).startswith(
-        b"12345\nabcdef\nhpo: this attempt has printed more than 6 bytes"
-    )
+    notice = b"hpo: this attempt has printed more than 6 bytes"
+    assert log_of(folder).startswith(b"12345\nabcdef\n" + notice)
 
 
 def test_a_full_disk_costs_the_log_and_not_the_script(folder: Path) -> None:
@@ -489,14 +488,14 @@ def test_a_full_disk_costs_the_log_and_not_the_script(folder: Path) -> None:
     assert end.last_lines(1) == "the end"
 
 
-def test_an_end_that_cannot_be_written_is_told_by_the_keeper(folder: Path) -> None:
-    """Here its file is a folder. On a full disk it is the same."""
+def test_the_keeper_reports_an_end_that_it_cannot_write(folder: Path) -> None:
+    """Here a folder is in the place of its file. The same happens on a full disk."""
     code = f"os.mkdir('{END_FILE}'); print('the end'); sys.exit(4)"
     end = end_of(job(folder, *python(code)))
     assert (end.code, end.last_lines(1)) == (4, "the end")
 
 
-def test_lines_that_cannot_be_kept_are_told(folder: Path) -> None:
+def test_the_end_says_why_matching_lines_could_not_be_kept(folder: Path) -> None:
     (folder / ROWS_FILE).mkdir()
     end = end_of(replace(job(folder, *python("print('loss 1')")), patterns=("loss",)))
     assert end.code == 0
@@ -563,7 +562,7 @@ def test_a_line_without_end_costs_little_and_its_rest_is_no_line(folder: Path) -
 
 
 @pytest.mark.parametrize(
-    ("line", "is_some"),
+    ("line", "has_one"),
     [
         ("nan", True),
         ("-nan(ind)", True),
@@ -578,11 +577,11 @@ def test_a_line_without_end_costs_little_and_its_rest_is_no_line(folder: Path) -
         ("null", False),
     ],
 )
-def test_what_is_a_number_that_is_not_finite(line: str, is_some: bool) -> None:
-    assert bool(NOT_FINITE.search(line)) == is_some
+def test_numbers_that_are_not_finite_are_recognised(line: str, has_one: bool) -> None:
+    assert bool(NOT_FINITE.search(line)) == has_one
 
 
-def test_written_tells_when_something_was_printed_or_a_file_changed(folder: Path) -> None:
+def test_written_is_when_the_script_last_printed_or_changed_a_file(folder: Path) -> None:
     metrics = folder / "metrics"
     code = """
     wait_for("print")
@@ -605,7 +604,7 @@ def test_written_tells_when_something_was_printed_or_a_file_changed(folder: Path
     running.stop()
 
 
-def test_the_log_of_others_is_no_sign_of_life(folder: Path) -> None:
+def test_log_lines_of_the_worker_are_no_sign_of_life(folder: Path) -> None:
     running = Running.start(job(folder, *python(SLEEP)))
     begun = running.written()
     with (folder.parent / "trial.log").open("a") as log:
@@ -618,7 +617,7 @@ def test_the_log_of_others_is_no_sign_of_life(folder: Path) -> None:
 def test_secrets_do_not_reach_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         monkeypatch.delenv(name)
-    given = {
+    variables = {
         "PATH": "/bin",
         "HPO_STORAGE": "x",
         "PGPASSWORD": "x",
@@ -627,7 +626,7 @@ def test_secrets_do_not_reach_the_script(monkeypatch: pytest.MonkeyPatch) -> Non
         "TOKEN": "prefix-s3cret-suffix",
         "ab": "ab",
     }
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     own = {"HPO_FOLDER": "/there", "PATH": "/other"}
     environment = script_environment(own, ["s3cret", "", "ab"])
