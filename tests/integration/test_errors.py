@@ -1,4 +1,4 @@
-"""What the system and other libraries say, as people read it."""
+"""Errors of the system and of other libraries, as people read them."""
 
 import errno
 import os
@@ -13,8 +13,8 @@ from hpo.store.database import Database
 from hpo.store.storage import open_storage
 
 
-def test_a_database_of_somebody_else_keeps_its_own_errors(database: Database) -> None:
-    """MLflow's, or that of a lab's own trainer."""
+def test_other_databases_in_the_process_keep_their_own_errors(database: Database) -> None:
+    """Such as MLflow's, or that of a lab's own trainer."""
     open_storage(database)
     engine = create_engine("sqlite://")
     with engine.connect() as connection, pytest.raises(OperationalError, match="no such table"):
@@ -22,7 +22,7 @@ def test_a_database_of_somebody_else_keeps_its_own_errors(database: Database) ->
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "advice"),
     [
         (errno.ENOSPC, "Free the space"),
         (errno.EDQUOT, "quota"),
@@ -36,15 +36,15 @@ def test_a_database_of_somebody_else_keeps_its_own_errors(database: Database) ->
         (errno.ETIMEDOUT, "try again later"),
     ],
 )
-def test_the_advice_fits_the_error(number: int, said: str) -> None:
+def test_the_advice_fits_the_error(number: int, advice: str) -> None:
     line = os_error_text(OSError(number, os.strerror(number), "/data/x"))
     assert line.startswith(f"/data/x: {os.strerror(number)}. ")
-    assert said in line
-    if number not in (errno.ENOSPC,):
+    assert advice in line
+    if number != errno.ENOSPC:
         assert "Free the space" not in line
 
 
-def test_an_error_that_nobody_knows_gets_no_advice(tmp_path: Path) -> None:
+def test_an_unknown_error_gets_no_advice(tmp_path: Path) -> None:
     assert os_error_text(OSError("torn")) == "torn"
     assert os_error_text(OSError()) == "OSError"
     with pytest.raises(FileNotFoundError) as raised:

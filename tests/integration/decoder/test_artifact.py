@@ -1,4 +1,4 @@
-"""Trained decoders in files: what is read is what was written, and the reference's own model takes our weights."""
+"""Trained decoders in files are read as written, and the reference's model takes our weights."""
 
 import io
 import json
@@ -13,8 +13,9 @@ import torch
 from helpers.commands import invoke
 from helpers.data import recordings, tiny_contents
 from helpers.decoders import CPU, config, run
+from helpers.lines import refusal
 from helpers.reference_model import Reference
-from helpers.studies import TINY
+from helpers.studies import RECORD, TINY
 from safetensors.torch import save_file
 
 from hpo.decoder.artifact import Decoder, load_decoder, reference_folder, save_decoder
@@ -48,15 +49,16 @@ def saved(decoder: Decoder, path: Path) -> Path:
 def logits(model: Any, data: Data) -> torch.Tensor:
     batch = data.batch(torch.tensor([0, 5]))
     with torch.no_grad():
-        found: torch.Tensor = model(batch.x_BTC, batch.lengths_B, batch.days_B)[0]
-    return found
+        output: torch.Tensor = model(batch.x_BTC, batch.lengths_B, batch.days_B)[0]
+    return output
 
 
 def test_a_file_gives_back_the_decoder(data: Data, tmp_path: Path) -> None:
     decoder = trained(data, optimizer__ema_decay=0.9)
     back = load_decoder(saved(decoder, tmp_path / "deep" / "last.safetensors"))
     assert torch.equal(logits(back.model, data), logits(decoder.model, data))
-    assert (back.config, back.metadata) == (decoder.config, {"step": 3})
+    assert back.config == decoder.config
+    assert back.metadata == {"step": 3}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["last.safetensors"]
 
 
@@ -70,36 +72,31 @@ def test_the_reference_model_loads_the_folder_strictly_and_computes_the_same(
     )
     reference_folder(decoder, tmp_path / "out")
     args = pickle.loads((tmp_path / "out" / "args").read_bytes())
-    assert type(args) is dict and {type(value) for value in args.values()} <= {
-        int,
-        float,
-        bool,
-        str,
-        type(None),
-    }
+    assert type(args) is dict
+    types = {type(value) for value in args.values()}
+    assert types <= {int, float, bool, str, type(None)}
     theirs = Reference(args, data.n_days).eval()
     weights = torch.load(tmp_path / "out" / "modelWeights", weights_only=True)
     assert weights["dayBias"].shape == (data.n_days, 1, data.n_features)
     assert weights["gaussianSmoother.weight"].shape == (data.n_features, 1, 20)
-    assert (
-        torch.equal(weights["inpLayer1.weight"], torch.eye(data.n_features))
-        and not weights["inpLayer1.bias"].any()
-    )
+    assert torch.equal(weights["inpLayer1.weight"], torch.eye(data.n_features))
+    assert not weights["inpLayer1.bias"].any()
     theirs.load_state_dict(weights, strict=True)
-    for number in (0, 9, 17):  # one at a time: in a batch the reference reads padding
+    # One sentence at a time: in a batch the reference reads padding.
+    for number in (0, 9, 17):
         batch = data.batch(torch.tensor([number]))
         with torch.no_grad():
-            ours, frames = decoder.model(batch.x_BTC, batch.lengths_B, batch.days_B)
-            torch.testing.assert_close(
-                theirs(batch.x_BTC, batch.days_B)[:, : int(frames[0])], ours[:, : int(frames[0])]
-            )
+            ours, lengths = decoder.model(batch.x_BTC, batch.lengths_B, batch.days_B)
+            expected = theirs(batch.x_BTC, batch.days_B)
+        frames = int(lengths[0])
+        torch.testing.assert_close(expected[:, :frames], ours[:, :frames])
     back = load_decoder(tmp_path / "out")
     assert torch.equal(logits(back.model, data), logits(decoder.model, data))
     assert args["use_layer_norm"] is layer_norm
 
 
 @pytest.mark.parametrize("values", [{"model__smoothing_width": 0}, {"model__smoothing_kernel": 11}])
-def test_what_the_reference_cannot_be_is_refused(
+def test_a_decoder_that_the_reference_cannot_express_is_not_exported(
     data: Data, tmp_path: Path, values: dict[str, object]
 ) -> None:
     with pytest.raises(CallerError, match="its code smooths with 20 taps and a width above 0"):
@@ -117,25 +114,24 @@ def foreign(path: Path) -> None:
 
 def misfit(path: Path) -> None:
     decoder = load_decoder(path)
-    save_decoder(
-        path, decoder.model.state_dict(), decoder.config.with_values({"model.units": 9}), {}
-    )
+    wider = decoder.config.with_values({"model.units": 9})
+    save_decoder(path, decoder.model.state_dict(), wider, {})
+
+
+NO_FILE = "no such file. Valid: a .safetensors file of hpo, or a folder with args and modelWeights"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            Path.unlink,
-            "no such file. Valid: a .safetensors file of hpo, or a folder with args and modelWeights",
-        ),
+        (Path.unlink, NO_FILE),
         (cut, "not a whole safetensors file"),
         (lambda path: path.write_bytes(b""), "not a whole safetensors file"),
         (foreign, "not one of hpo"),
         (misfit, "its weights do not fit its configuration"),
     ],
 )
-def test_a_file_that_is_no_decoder(
+def test_a_file_that_is_no_decoder_is_refused(
     data: Data, tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     path = saved(trained(data), tmp_path / "m.safetensors")
@@ -162,34 +158,21 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("args", pickle.dumps(Code()), "args: asks to load builtins.print"),
-        ("args", pickle.dumps({"nUnits": 8}), "args: no pickled dict with strideLen"),
-        ("args", b"", "args: not a whole pickle"),
-        ("modelWeights", b"PK", "modelWeights: not a state dict of torch"),
-        (
-            "modelWeights",
-            torch_bytes({"dayWeights": torch.zeros(2, 3, 3)}),
-            "not the weights of neural_seq_decoder's model",
-        ),
-        ("modelWeights", torch_bytes([1]), "modelWeights: a list, not a state dict"),
-        ("modelWeights", torch_bytes(torch.zeros(3)), "modelWeights: a Tensor, not a state dict"),
-        ("modelWeights", torch_bytes(ODD), "not the weights of neural_seq_decoder's model"),
-    ],
-)
-def test_a_folder_that_is_no_decoder(
-    data: Data,
-    tmp_path: Path,
-    file: str,
-    content: bytes,
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+def test_a_folder_that_is_no_decoder_is_refused(
+    data: Data, tmp_path: Path, file: str, content: bytes, message: str
 ) -> None:
     reference_folder(trained(data), tmp_path / "out")
     (tmp_path / "out" / file).write_bytes(content)
     with pytest.raises(DataError, match=message):
+        load_decoder(tmp_path / "out")
+
+
+def test_code_in_a_folder_does_not_run(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference_folder(trained(data), tmp_path / "out")
+    (tmp_path / "out" / "args").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(DataError, match=r"args: asks to load builtins\.print"):
         load_decoder(tmp_path / "out")
     assert "it ran" not in capsys.readouterr().out
 
@@ -199,9 +182,9 @@ def test_data_of_other_features_or_days_are_refused(
 ) -> None:
     path = saved(trained(data), tmp_path / "m.safetensors")
     with pytest.raises(DataError, match="the data have 4 features, the model takes 3"):
-        score(path, write_data(tiny_contents(features=4)), "test", torch.device("cpu"), None)
+        score(path, write_data(tiny_contents(features=4)), "test", CPU, None)
     with pytest.raises(DataError, match="the data have 3 days, the model has input layers for 2"):
-        score(path, write_data(tiny_contents(days=3)), "test", torch.device("cpu"), None)
+        score(path, write_data(tiny_contents(days=3)), "test", CPU, None)
 
 
 # ---- a study's weights, through the commands
@@ -209,103 +192,81 @@ def test_data_of_other_features_or_days_are_refused(
 
 @pytest.fixture
 def study(make_study: Callable[..., Study], tiny_space: Path, tiny_data: Path) -> Study:
-    """Run, with the weights where a worker leaves them."""
+    """Run to its end, with the weights where a worker leaves them."""
     tiny_space.write_text(
         TINY.replace("steps: 6, evaluate_every: 2", "steps: 9, evaluate_every: 1")
     )
     spec = load_spec(tiny_space)
-    made = make_study(spec, path=str(tiny_data))
-    loaded = recordings(tiny_data, spec, spec.validation.fraction)
-    Worker(
-        made, loaded, study_folder(made), {"device": "cpu", "code_version": "0", "data": "f"}
-    ).run()
-    return made
+    study = make_study(spec, path=str(tiny_data))
+    data = recordings(tiny_data, spec, spec.validation.fraction)
+    Worker(study, data, study_folder(study), RECORD).run()
+    return study
 
 
-def test_weights_of_a_finished_trial(study: Study, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_finished_trial_has_its_last_and_its_best_weights(study: Study, tiny_data: Path) -> None:
     """`last` are those of the trial's PER, `best` those of the curve's lowest."""
-    spec = study.spec
-    validation = recordings(tiny_data, spec, spec.validation.fraction).data
+    fraction = study.spec.validation.fraction
+    validation = recordings(tiny_data, study.spec, fraction).data
     for record in study.records():
         folder = study_folder(study) / f"trial-{record.number}"
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "best.safetensors",
-            "last.safetensors",
-        ]
-        last, best = (load_decoder(folder / f"{which}.safetensors") for which in ("last", "best"))
-        assert evaluate(last.model, validation)[0].value == record.value == last.metadata["per"]
-        assert (
-            evaluate(best.model, validation)[0].value == record.best_value == best.metadata["per"]
-        )
-        assert last.metadata["step"] == 9 and last.config.flat() == record.config
+        files = sorted(path.name for path in folder.iterdir())
+        assert files == ["best.safetensors", "last.safetensors"]
+        last = load_decoder(folder / "last.safetensors")
+        assert evaluate(last.model, validation)[0].value == record.value
+        assert last.metadata["per"] == record.value
+        assert last.metadata["step"] == 9
+        assert last.config.flat() == record.config
+        best = load_decoder(folder / "best.safetensors")
+        assert evaluate(best.model, validation)[0].value == record.best_value
+        assert best.metadata["per"] == record.best_value
 
+
+def test_evaluate_scores_a_trial_and_its_exported_folder_alike(
+    study: Study, tiny_data: Path, tmp_path: Path
+) -> None:
     done = invoke("evaluate", "--study", study.name, "--model", 1, "--partition", "test", "--json")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    printed = json.loads(done.stdout)
     last = load_decoder(study_folder(study) / "trial-1" / "last.safetensors")
-    expected, _ = evaluate(last.model, load_for_scoring(tiny_data, "test", last.config.model, CPU))
-    assert (found["per"], tuple(found["errors"])) == (expected.value, expected.errors)
-    assert found["facts"]["trial"] == 1
+    test = load_for_scoring(tiny_data, "test", last.config.model, CPU)
+    expected, _ = evaluate(last.model, test)
+    assert printed["per"] == expected.value
+    assert tuple(printed["errors"]) == expected.errors
+    assert printed["facts"]["trial"] == 1
 
     out = tmp_path / "lab"
-    done = invoke(
-        "export",
-        "--study",
-        study.name,
-        "--trial",
-        1,
-        "--format",
-        "neural_seq_decoder",
-        "--out",
-        out,
-    )
+    export = ("export", "--study", study.name, "--trial", 1, "--format", "neural_seq_decoder")
+    done = invoke(*export, "--out", out)
     assert done.exit_code == 0, done.output
     assert "nInputLayers=2" in done.stdout
     again = invoke("evaluate", "--model", out, "--data", tiny_data, "--partition", "test")
-    assert (
-        f"PER {100 * expected.value:.2f} % on test: {sum(expected.errors)} errors in {sum(expected.lengths)} phonemes"
-        in again.stdout
-    )
-    again = invoke(
-        "export",
-        "--study",
-        study.name,
-        "--trial",
-        1,
-        "--format",
-        "neural_seq_decoder",
-        "--out",
-        out,
-    )
-    assert (again.exit_code, "already exists" in again.stderr) == (2, True)
+    errors = f"{sum(expected.errors)} errors in {sum(expected.lengths)} phonemes"
+    assert f"PER {100 * expected.value:.2f} % on test: {errors}" in again.stdout
+    assert "already exists" in refusal(*export, "--out", out)
 
 
-def test_weights_that_are_not_there(
+def test_missing_weights_are_one_line(
     study: Study, make_study: Callable[..., Study], tiny_space: Path, tmp_path: Path
 ) -> None:
     (study_folder(study) / "trial-2" / "last.safetensors").unlink()
-    done = invoke("evaluate", "--study", study.name, "--model", 2, "--partition", "test")
-    assert done.exit_code == 2 and "the weights of trial 2 are not here. It ran on" in done.stderr
+    error = refusal("evaluate", "--study", study.name, "--model", 2, "--partition", "test")
+    assert "the weights of trial 2 are not here. It ran on" in error
     fresh = make_study(load_spec(tiny_space), "fresh")
-    done = invoke(
-        "export", "--study", fresh.name, "--format", "neural_seq_decoder", "--out", tmp_path / "x"
-    )
-    assert done.exit_code == 2 and "no trial is complete yet" in done.stderr
-    done = invoke("evaluate", "--model", tmp_path / "nothing", "--partition", "test")
-    assert (
-        done.exit_code == 2
-        and done.stderr.startswith("hpo: --model ")
-        and "no such file" in done.stderr
-    )
+    export = ("export", "--study", fresh.name, "--format", "neural_seq_decoder")
+    assert "no trial is complete yet" in refusal(*export, "--out", tmp_path / "x")
+    error = refusal("evaluate", "--model", tmp_path / "nothing", "--partition", "test")
+    assert error.startswith("hpo: --model ")
+    assert "no such file" in error
 
 
-def test_padding_reference_scores_with_the_batch(
+def test_with_padding_reference_the_loss_depends_on_the_batch(
     data: Data, tmp_path: Path, tiny_data: Path
 ) -> None:
     path = saved(trained(data, model__units=64), tmp_path / "m.safetensors")
-    losses = [
-        score(path, tiny_data, "test", torch.device("cpu"), padding)["ctc_loss"]
+    default, masked, reference = (
+        score(path, tiny_data, "test", CPU, padding)["ctc_loss"]
         for padding in (None, "masked", "reference")
-    ]
-    assert losses[0] == losses[1] != losses[2]
-    assert np.isfinite(losses).all()
+    )
+    assert default == masked
+    assert default != reference
+    assert np.isfinite([default, masked, reference]).all()

@@ -401,9 +401,7 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: ReportData) -> None
     }
     text = text_of(html_of(with_findings(facts, confirm=CONFIRM | {"configs": [lost, *others]})))
     assert "retrained with 2 of 3 fresh seeds, the others did not finish" in text
-    assert (
-        "2 of 3 fresh seeds, the others did not finish), baseline 40.00 %" in text
-    )  # for a paper
+    assert "2 of 3 fresh seeds, the others did not finish), baseline 40.00 %" in text  # for a paper
     one = CONFIRM | {
         "configs": [found | {"seeds": found["seeds"][:1]} for found in CONFIRM["configs"]]
     }
@@ -414,11 +412,14 @@ def test_it_says_of_how_many_seeds_a_confirmed_per_is(facts: ReportData) -> None
     )
 
 
-@pytest.mark.parametrize(("decided", "difference", "said"), [
-    (True, -0.1, "The largest decided change was optimizer.name sgd -> adam: -10.00 points"),
-    (False, -0.1, "None of them was decided."),
-    (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
-])
+@pytest.mark.parametrize(
+    ("decided", "difference", "said"),
+    [
+        (True, -0.1, "The largest decided change was optimizer.name sgd -> adam: -10.00 points"),
+        (False, -0.1, "None of them was decided."),
+        (True, None, "With optimizer.name sgd -> adam 3 of 3 seeds diverged."),
+    ],
+)
 def test_a_paper_is_told_of_decided_changes_only(
     facts: ReportData, decided: bool, difference: float | None, said: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Looking at a study that runs: what is read for it, the screen of 80 columns, the lines of a pipe, and the log of a trial."""
+"""Watching a study: its snapshot, the screen of 80 columns, lines for a pipe, a trial's log."""
 
 import io
 import logging
@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from helpers.commands import invoke
+from helpers.lines import refusal
 from helpers.studies import DIVERGED, HERE, claim, completed, report
 from rich.console import Console
 from sqlalchemy import event
 
-from hpo.cli import main
 from hpo.process import this_host
 from hpo.space.spec import StudySpec
 from hpo.study import control
@@ -34,12 +34,13 @@ Make = Callable[..., Study]
 @pytest.fixture
 def study(make_study: Make, tiny_spec: StudySpec) -> Study:
     """One complete, one stopped, one running with two evaluations."""
-    made = make_study(tiny_spec)
-    assert made.finish(claim(made), completed(0.25))
-    assert made.finish(claim(made), DIVERGED)
-    trial = claim(made)
-    assert report(made, trial, 2, 0.5, 1.0) and report(made, trial, 4, 0.4, 2.0)
-    return made
+    study = make_study(tiny_spec)
+    assert study.finish(claim(study), completed(0.25))
+    assert study.finish(claim(study), DIVERGED)
+    trial = claim(study)
+    assert report(study, trial, 2, 0.5, 1.0)
+    assert report(study, trial, 4, 0.4, 2.0)
+    return study
 
 
 def screen(seen: Snapshot, height: int = 24) -> list[str]:
@@ -49,86 +50,84 @@ def screen(seen: Snapshot, height: int = 24) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_a_snapshot_is_what_the_records_say(study: Study) -> None:
+def test_a_snapshot_shows_what_the_records_hold(study: Study) -> None:
     seen = snapshot(study)
     (running,) = seen.running
-    assert (running.number, running.host, running.step, running.steps, running.values) == (
-        2,
-        this_host(),
-        4,
-        6,
-        (0.5, 0.4),
-    )
+    assert (running.number, running.host) == (2, this_host())
+    assert (running.step, running.steps, running.values) == (4, 6, (0.5, 0.4))
     assert 0 <= running.lease_age < 60
     ended = [(trial.number, trial.state, trial.value, trial.reason) for trial in seen.ended]
     assert ended == [(1, "stopped", None, "PER rose"), (0, "complete", 0.25, "")]
     assert seen.best == (0, 0.25)
-    assert {name: start.value for name, start in seen.starts.items()} == {
-        "baseline": 0.25,
-        "slow": None,
-    }
+    values_of_starts = {name: start.value for name, start in seen.starts.items()}
+    assert values_of_starts == {"baseline": 0.25, "slow": None}
     assert (seen.spent.ended, seen.waiting, seen.halt) == (2, 0, None)
 
 
-def test_a_snapshot_costs_as_many_queries_with_more_trials(study: Study) -> None:
-    def counted() -> int:
-        found: list[str] = []
+def test_the_number_of_queries_for_a_snapshot_does_not_grow_with_trials(study: Study) -> None:
+    def queries() -> int:
+        statements: list[str] = []
 
-        def note(*given: object) -> None:
-            found.append(str(given[2]))
+        def note(connection: object, cursor: object, statement: str, *more: object) -> None:
+            statements.append(statement)
 
         event.listen(study.engine, "before_cursor_execute", note)
         snapshot(study)
         event.remove(study.engine, "before_cursor_execute", note)
-        return len(found)
+        return len(statements)
 
-    before = counted()
+    before = queries()
     study.change_budget({"trials": "20"})
     for _ in range(8):
         study.finish(claim(study, replace(HERE, identity="other")), completed(0.3))
-    assert counted() == before
+    assert queries() == before
 
 
-def test_the_screen_fits(study: Study) -> None:
-    lines = screen(snapshot(study))
-    assert lines[0].rstrip() == "s: 2/4 trials done, 1 running, 0 waiting, best PER 25.00 % (trial 0)"
-    assert lines[1].startswith("budget 4 trials; spent 0") and lines[1].rstrip().endswith(
-        "; about 4 s to go"
-    )  # 2 + 6 steps, 0.5 s each
+def test_the_screen_fits_its_terminal(study: Study) -> None:
+    lines = [line.rstrip() for line in screen(snapshot(study))]
+    assert lines[0] == "s: 2/4 trials done, 1 running, 0 waiting, best PER 25.00 % (trial 0)"
+    assert lines[1].startswith("budget 4 trials; spent 0")
+    # 2 + 6 steps, 0.5 s each.
+    assert lines[1].endswith("; about 4 s to go")
     row = next(line.split() for line in lines if line.startswith("    2 "))
     assert [*row[:3], *row[-3:]] == ["2", this_host(), "cpu", "40.0", "%", "█▁"]
-    assert "4/6" in row and "2.00" in row  # at the 0.5 s a step of `evaluated`
-    assert "    1 stopped: PER rose" in [line.rstrip() for line in lines]
-    many = snapshot(study)
-    crowd = replace(many, running=many.running * 64, ended=many.ended * 10)
+    assert "4/6" in row
+    # Steps a second, at the 0.5 s a step of `point`.
+    assert "2.00" in row
+    assert "    1 stopped: PER rose" in lines
+
+    seen = snapshot(study)
+    crowd = replace(seen, running=seen.running * 64, ended=seen.ended * 10)
     for height in (24, 10):
         shown = screen(crowd, height)
-        assert len(shown) <= height and max(map(len, shown)) <= 80
+        assert len(shown) <= height
+        assert max(map(len, shown)) <= 80
         assert any(line.startswith("and ") for line in shown)
 
 
-def test_the_screen_has_what_a_worker_took_of_the_memory(study: Study) -> None:
+def test_the_screen_shows_the_memory_of_a_worker(study: Study) -> None:
     study.change_budget({"trials": "5"})
     trial = claim(study, replace(HERE, identity="other"))
     assert study.deliver(trial, [], 1, 1.0, 3 * 2**29)
     (row,) = [line.split() for line in screen(snapshot(study)) if line.startswith("    3 ")]
-    assert row == ["3", this_host(), "cpu", "1/6", "1.5", "0", "s"]  # no evaluation yet
+    # There is no evaluation yet.
+    assert row == ["3", this_host(), "cpu", "1/6", "1.5", "0", "s"]
     assert "GiB" in " ".join(screen(snapshot(study)))
 
 
-def test_sparkline() -> None:
-    assert (
-        sparkline([]),
-        sparkline([0.5]),
-        sparkline([1.0, 0.5, 0.0]),
-        sparkline([1, 2, 3], 2),
-    ) == ("", "▁", "█▅▁", "▁█")
+def test_a_sparkline_has_a_block_per_value() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0.5]) == "▁"
+    assert sparkline([1.0, 0.5, 0.0]) == "█▅▁"
+    assert sparkline([1, 2, 3], 2) == "▁█"
 
 
-def test_a_line_a_change(study: Study) -> None:
+def test_each_change_is_a_line(study: Study) -> None:
     first = snapshot(study)
     assert [line.split(";")[0] for line in changes(None, first)] == [
-        "trial 0 (baseline) complete PER 25.00 %", "trial 1 (slow) stopped: PER rose", f"trial 2 is running on {this_host()} cpu"
+        "trial 0 (baseline) complete PER 25.00 %",
+        "trial 1 (slow) stopped: PER rose",
+        f"trial 2 is running on {this_host()} cpu",
     ]
     assert changes(first, snapshot(study)) == []
     control.halt(study, "paused", "lunch")
@@ -142,36 +141,41 @@ def test_a_line_a_change(study: Study) -> None:
 def test_a_pipe_gets_plain_lines_until_the_study_is_over(study: Study) -> None:
     control.kill(study, 2)
     study.change_budget({"trials": "3"})
-    done = CliRunner().invoke(main, ["status", "--study", "s", "--watch"])
-    assert done.exit_code == 0 and "\x1b" not in done.stdout
+    done = invoke("status", "--study", "s", "--watch")
+    assert done.exit_code == 0
+    assert "\x1b" not in done.stdout
     assert [line.split(";")[0].split()[1] for line in done.stdout.splitlines()] == ["0", "1", "2"]
-    both = CliRunner().invoke(main, ["status", "--study", "s", "--watch", "--json"])
-    assert (both.exit_code, "--watch with --json: give one of the two" in both.stderr) == (2, True)
+    both = refusal("status", "--study", "s", "--watch", "--json")
+    assert "--watch with --json: give one of the two" in both
 
 
 def test_the_screen_comes_and_goes_with_a_key(study: Study) -> None:
-    ours, theirs = pty.openpty()
+    screen_end, process_end = pty.openpty()
     command = [sys.executable, "-m", "hpo.cli", "status", "--study", "s", "--watch"]
     process = subprocess.Popen(
         command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=process_end,
+        stdout=process_end,
+        stderr=process_end,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
     )
-    os.close(theirs)
-    said = b""
+    os.close(process_end)
+    output = b""
     deadline = time.monotonic() + 100
-    while b"1 running" not in said:
-        assert select.select([ours], [], [], deadline - time.monotonic())[0], said
-        said += os.read(ours, 65536)
-    assert b"\x1b[?1049h" in said  # a screen of its own
-    os.write(ours, b"q")
-    while b"\x1b[?1049l" not in said:
-        assert select.select([ours], [], [], deadline - time.monotonic())[0], said
-        said += os.read(ours, 65536)
+
+    def read_until(part: bytes) -> None:
+        nonlocal output
+        while part not in output:
+            assert select.select([screen_end], [], [], deadline - time.monotonic())[0], output
+            output += os.read(screen_end, 65536)
+
+    read_until(b"1 running")
+    # A screen of its own.
+    assert b"\x1b[?1049h" in output
+    os.write(screen_end, b"q")
+    read_until(b"\x1b[?1049l")
     assert process.wait(30) == 0
-    os.close(ours)
+    os.close(screen_end)
 
 
 # ---- logs
@@ -192,19 +196,18 @@ def test_the_log_of_a_trial_is_its_file(study: Study) -> None:
     path = folder / "trial-2.log"
     path.write_text(LINES + "half a li")
     (folder / "trial-12.log").write_text("2030-01-01 10:00:04,000 trial 12: begins\n")
-    done = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "2"])
-    assert (done.stdout, done.stderr) == (LINES, "")
-    missing = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "0"])
+    done = invoke("logs", "--study", "s", "--trial", "2")
+    assert done.stdout == LINES
+    assert done.stderr == ""
+    missing = invoke("logs", "--study", "s", "--trial", "0")
+    assert missing.stdout == ""
     place = folder / "trial-0.log"
-    assert (
-        missing.stdout,
-        f"1 of 1 attempts are not in {place} here. Look in {this_host()}:{place}" in missing.stderr,
-    ) == ("", True)
-    unknown = CliRunner().invoke(main, ["logs", "--study", "s", "--trial", "9"])
-    assert (unknown.exit_code, "there is no trial 9" in unknown.stderr) == (2, True)
+    elsewhere = f"1 of 1 attempts are not in {place} here. Look in {this_host()}:{place}"
+    assert elsewhere in missing.stderr
+    assert "there is no trial 9" in refusal("logs", "--study", "s", "--trial", "9")
 
 
-def test_what_is_logged_meanwhile_goes_to_the_trials_file(
+def test_log_lines_of_a_trial_go_to_its_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = log_path(tmp_path, 3)
@@ -218,11 +221,10 @@ def test_what_is_logged_meanwhile_goes_to_the_trials_file(
                 log.exception("trial 3")
         log.info("of another trial")
     text = path.read_text()
-    assert [line.split(",")[1][4:] for line in text.splitlines() if "begins" in line] == [
-        "trial 3: begins 1",
-        "trial 3: begins 2",
-    ]
-    assert text.count("ValueError: no") == 2 and "another" not in text
+    begins = [line.split(",")[1][4:] for line in text.splitlines() if "begins" in line]
+    assert begins == ["trial 3: begins 1", "trial 3: begins 2"]
+    assert text.count("ValueError: no") == 2
+    assert "another" not in text
     (tmp_path / "file").touch()
     with logged(log_path(tmp_path / "file", 3)):
         log.info("goes on")
