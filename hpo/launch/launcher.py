@@ -178,8 +178,8 @@ class Launcher:
     allow_different_code: bool = False
     # The device of every worker that was ever started here, by the worker's index.
     _devices: list[str] = field(default_factory=list)
-    _running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    _sharing: dict[str, Sharing] = field(default_factory=dict)
+    running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
     # The attempts of all trials when a worker last died.
     _attempts: int = 0
@@ -201,10 +201,10 @@ class Launcher:
         try:
             if self.plan.grow:
                 for device in self.plan.devices:
-                    self._sharing[device] = Sharing(free_memory(device))
+                    self.sharing[device] = Sharing(free_memory(device))
             for device in self.plan.devices:
                 self._start(self._new(device))
-            while self._running:
+            while self.running:
                 self._look_after()
                 # The workers train on without the database, and report a long outage themselves.
                 if not self._update(show, news):
@@ -212,7 +212,7 @@ class Launcher:
                 time.sleep(POLL_SECONDS)
             return "interrupted" if self._asked_to_stop else "done"
         finally:
-            for worker in self._running.values():
+            for worker in self.running.values():
                 worker.terminate()
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
@@ -233,7 +233,7 @@ class Launcher:
         """Update the displays and the sharing of devices. Returns False if the database is away."""
         if show and not show():
             return False
-        if not (news or self._sharing):
+        if not (news or self.sharing):
             return True
         try:
             records = self.study.records()
@@ -254,15 +254,15 @@ class Launcher:
         return len(self._devices) - 1
 
     def _running_on(self, device: str) -> list[int]:
-        return [index for index in self._running if self._devices[index] == device]
+        return [index for index in self.running if self._devices[index] == device]
 
     def _share(self, records: list[Record]) -> None:
         """Start or end workers as the measurements of their devices suggest."""
-        if not self._sharing:
+        if not self.sharing:
             return
         # Step rates during a pause say nothing about sharing.
         is_halted = self.study.halt is not None
-        for device, sharing in self._sharing.items():
+        for device, sharing in self.sharing.items():
             if is_halted:
                 sharing.restart()
             else:
@@ -287,11 +287,11 @@ class Launcher:
             workers = self._running_on(device)
             if len(workers) > sharing.count:
                 # A worker that is terminated hands its trial back.
-                self._running[max(workers)].terminate()
+                self.running[max(workers)].terminate()
 
     def shared(self) -> list[str]:
         """A line for each device whose number of workers was measured."""
-        return [f"{device}: {sharing}" for device, sharing in self._sharing.items()]
+        return [f"{device}: {sharing}" for device, sharing in self.sharing.items()]
 
     def _start(self, index: int) -> None:
         if self._asked_to_stop:
@@ -311,7 +311,7 @@ class Launcher:
         # In its own session, a worker does not receive the terminal's Ctrl-C: the launcher does,
         # and passes it on.
         with log.open("ab") as output:
-            self._running[index] = subprocess.Popen(
+            self.running[index] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -321,15 +321,15 @@ class Launcher:
             )
         # A signal may have come since the check above.
         if self._asked_to_stop:
-            self._running[index].terminate()
+            self.running[index].terminate()
 
     def _look_after(self) -> None:
         """Forget workers that left and restart those that died, which then resume their trials."""
-        for index, worker in list(self._running.items()):
+        for index, worker in list(self.running.items()):
             code = worker.poll()
             if code is None:
                 continue
-            del self._running[index]
+            del self.running[index]
             if code == 0 or self._asked_to_stop:
                 continue
             self._handle_death(index, code)
@@ -339,11 +339,11 @@ class Launcher:
         device = self._devices[index]
         if code == MemoryShortError.exit_code and self._running_on(device):
             # The other workers of the device continue.
-            sharing = self._sharing.get(device)
+            sharing = self.sharing.get(device)
             if sharing is not None:
                 sharing.out_of_memory()
             return
-        if code == BadNodeError.exit_code and self._running:
+        if code == BadNodeError.exit_code and self.running:
             return
         is_hopeless = code in (CallerError.exit_code, BadNodeError.exit_code)
         if is_hopeless or self._died_too_often(code):
@@ -382,7 +382,7 @@ class Launcher:
         self._stop_workers(signal.SIGKILL if at_once else signal.SIGTERM)
 
     def _stop_workers(self, number: signal.Signals = signal.SIGTERM) -> None:
-        for worker in self._running.values():
+        for worker in self.running.values():
             worker.send_signal(number)
 
 

@@ -124,7 +124,7 @@ class Reporter:
         self._seconds = 0.0
         # The lease certainly lasts for its length from here.
         self._confirmed_at = time.monotonic()
-        self._lease_seconds = study.spec.attempts.lease_seconds
+        self.lease_seconds = study.spec.attempts.lease_seconds
         self._database_is_away = False
         self._looked_at_budget = time.monotonic()
         self._fault: Exception | None = None
@@ -186,7 +186,7 @@ class Reporter:
 
         A process that was suspended or cut off for longer than its lease must ask first.
         """
-        return not self.lost and time.monotonic() - self._confirmed_at < self._lease_seconds
+        return not self.lost and time.monotonic() - self._confirmed_at < self.lease_seconds
 
     def may_write(self) -> bool:
         """Whether this attempt may add to the trial's files.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.studies import RECORD
 
 from hpo.errors import CallerError, MachineError
 from hpo.launch.launcher import gpu_groups
@@ -30,7 +31,7 @@ def test_gpus_are_given_out_in_groups(count: int, size: int, groups: list[str]) 
     assert gpu_groups(count, size) == groups
 
 
-def test_too_few_gpus_are_told() -> None:
+def test_too_few_gpus_are_refused() -> None:
     with pytest.raises(MachineError, match="takes 4 GPUs, and PyTorch sees 2"):
         gpu_groups(2, 4)
     with pytest.raises(CallerError, match=r"takes 2 GPUs\. Give --device cuda:0,1"):
@@ -53,7 +54,7 @@ def test_too_few_gpus_are_told() -> None:
         ("cuda:2,5,7", (2, 5, 7)),
     ],
 )
-def test_what_a_worker_holds(wanted: str | None, held: tuple[int, ...]) -> None:
+def test_a_worker_holds_the_gpus_of_its_device(wanted: str | None, held: tuple[int, ...]) -> None:
     assert held_gpus(wanted, CUDA) == held
     assert held_gpus(wanted, torch.device("cpu")) == ()
 
@@ -78,9 +79,8 @@ def test_the_time_of_each_gpu_counts(
     make_study: Callable[..., Study], tiny_spec: StudySpec, device: str, gpus: int
 ) -> None:
     study = make_study(tiny_spec)
-    record = {"device": device, "code_version": "v", "data": "f"}
-    trial = study.claim(Process("host", "1:1"), record)
+    trial = study.claim(Process("host", "1:1"), RECORD | {"device": device})
     assert trial is not None
     study.deliver(trial, [], 1, 10.0)
-    found = study.records()[0]
-    assert (found.seconds, found.gpu_seconds) == (10.0, 10.0 * gpus)
+    record = study.records()[0]
+    assert (record.seconds, record.gpu_seconds) == (10.0, 10.0 * gpus)

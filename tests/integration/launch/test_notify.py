@@ -1,4 +1,4 @@
-"""The webhook of hpo launch, with a real server that takes, refuses or never answers."""
+"""The webhook of hpo launch: a real server takes messages, refuses them or never answers."""
 
 import json
 import threading
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.commands import asked
+from helpers.lines import ONE_WORKER, launch_line
 from helpers.studies import claim, completed
 
 from hpo.errors import CallerError, StudyError
@@ -52,109 +53,102 @@ class Hook:
 
 @pytest.fixture
 def hook() -> Iterator[Hook]:
-    made = Hook()
-    yield made
-    made.let_go.set()
-    made.server.shutdown()
-    made.server.server_close()
+    hook = Hook()
+    yield hook
+    hook.let_go.set()
+    hook.server.shutdown()
+    hook.server.server_close()
 
 
-def test_new_bests_trouble_and_the_end_are_told(
-    make_study: Make, tiny_spec: StudySpec, hook: Hook
-) -> None:
-    study, said = make_study(tiny_spec), list[str]()
+@pytest.fixture
+def study(make_study: Make, tiny_spec: StudySpec) -> Study:
+    return make_study(tiny_spec)
+
+
+def test_new_bests_trouble_and_the_end_are_sent(study: Study, hook: Hook) -> None:
+    warnings: list[str] = []
     study.finish(claim(study), completed(0.5))
-    with notifying(hook.url, study, said.append) as look:
-        look(study.records())  # what was there is no news
-        for per in (0.4, 0.45, 0.3):
-            if per == 0.45:
-                study.finish(claim(study), Failed("no such channel", Cause.BAD_CONFIGURATION))
-            study.finish(claim(study), completed(per))
-            look(study.records())
-            look(study.records())
-    assert said == []
-    told = [(message["event"], message.get("per"), message["text"]) for message in hook.messages]
-    assert told[:3] == [
+    with notifying(hook.url, study, warnings.append) as look:
+        # What was known before is no news.
+        look(study.records())
+        study.finish(claim(study), completed(0.4))
+        look(study.records())
+        look(study.records())
+        study.finish(claim(study), Failed("no such channel", Cause.BAD_CONFIGURATION))
+        study.finish(claim(study), completed(0.45))
+        look(study.records())
+        look(study.records())
+        study.finish(claim(study), completed(0.3))
+        look(study.records())
+        look(study.records())
+    assert warnings == []
+    *sent, end = [
+        (message["event"], message.get("per"), message["text"]) for message in hook.messages
+    ]
+    assert sent == [
         ("best", 0.4, "hpo s: new best PER 40.00 % (trial 1)"),
         ("trouble", None, "hpo s: trial 2 failed: no such channel"),
         ("best", 0.3, "hpo s: new best PER 30.00 % (trial 4)"),
     ]
-    assert [event for event, _, _ in told] == ["best", "trouble", "best", "end"]
+    event, _, text = end
+    assert event == "end"
+    assert "best PER 30.00 %, the budget of 4 trials is spent" in text
     assert hook.messages[-1]["trials"] == {"complete": 4, "failed": 1}
-    assert "best PER 30.00 %, the budget of 4 trials is spent" in hook.messages[-1]["text"]
 
 
-def test_an_error_that_ends_the_launch_is_trouble(
-    make_study: Make, tiny_spec: StudySpec, hook: Hook
-) -> None:
-    study = make_study(tiny_spec)
+def test_an_error_that_ends_the_launch_is_trouble(study: Study, hook: Hook) -> None:
     with pytest.raises(StudyError), notifying(hook.url, study, print):
         raise StudyError("the disk is full")
-    assert [(message["event"], message["text"]) for message in hook.messages] == [
-        ("trouble", "hpo s: the launch ended: the disk is full")
-    ]
+    (message,) = hook.messages
+    assert message["event"] == "trouble"
+    assert message["text"] == "hpo s: the launch ended: the disk is full"
 
 
 @pytest.mark.parametrize(
     ("mood", "problem"),
     [
-        ("hangs", "did not take it (TimeoutError)"),
+        ("hangs", "did not take the message (TimeoutError)"),
         ("refuses", "answered 500"),
-        ("is away", "did not take it (ConnectionRefusedError)"),
+        ("is away", "did not take the message (ConnectionRefusedError)"),
     ],
 )
 def test_a_bad_server_holds_nothing_up(
-    make_study: Make,
-    tiny_spec: StudySpec,
-    hook: Hook,
-    mood: str,
-    problem: str,
-    monkeypatch: pytest.MonkeyPatch,
+    study: Study, hook: Hook, mood: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "SEND_SECONDS", 0.5)
-    study, said = make_study(tiny_spec), list[str]()
+    warnings: list[str] = []
     hook.mood = mood
     if mood == "is away":
         hook.server.shutdown()
         hook.server.server_close()
-    with notifying(hook.url, study, said.append) as look:
+    with notifying(hook.url, study, warnings.append) as look:
         look([])
         study.finish(claim(study), completed(0.5))
         records = study.records()
         begin = time.monotonic()
         look(records)
         assert time.monotonic() - begin < notify.SEND_SECONDS
-    assert said == [f"--notify: 127.0.0.1 {problem}; the study goes on"]
-    assert "secret-token" not in said[0]
+    assert warnings == [f"--notify: 127.0.0.1 {problem}; the study continues"]
+    assert "secret-token" not in warnings[0]
 
 
-def test_a_launch_tells(database: Database, tiny_space: Path, tiny_data: Path, hook: Hook) -> None:
-    line = (
-        "launch",
-        "--study",
-        tiny_space,
-        "--data",
-        tiny_data,
-        "--workers",
-        "1",
-        "--device",
-        "cpu",
-        "--trials",
-        "1",
-    )
+def test_a_launch_sends_its_end(
+    database: Database, tiny_space: Path, tiny_data: Path, hook: Hook
+) -> None:
+    line = launch_line(tiny_space, tiny_data, *ONE_WORKER, "--trials", "1")
     done = asked(*line, "--notify", hook.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert hook.messages[-1]["event"] == "end"
 
 
-def test_what_is_no_url_is_refused_and_not_shown() -> None:
-    for wrong in (
+def test_a_bad_url_is_refused_and_not_shown() -> None:
+    for url in (
         "hooks.slack.com/services/secret-token",
         "ftp://host/secret-token",
         "http://",
         "http://host:99999/",
         "https://a b",
     ):
-        with pytest.raises(CallerError, match="--notify: not a URL") as found:
-            check_url(wrong)
-        assert "secret-token" not in str(found.value)
+        with pytest.raises(CallerError, match="--notify: not a URL") as caught:
+            check_url(url)
+        assert "secret-token" not in str(caught.value)

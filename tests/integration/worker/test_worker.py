@@ -1,6 +1,7 @@
-"""One worker in this process: outcomes of trainings that go wrong, with a real study and real training."""
+"""One worker in this process, with a real study and real training that goes wrong."""
 
 import resource
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ from hpo.study.study import Study
 from hpo.study.trial import Completed, Stopped, Trial
 from hpo.worker.attempt import Attempt
 from hpo.worker.checkpoint import begin, checkpoints
-from hpo.worker.signals import StopFlag
+from hpo.worker.signals import STOP_SIGNALS, StopFlag
+
+Make = Callable[..., Study]
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def weights_of(trial: Trial, data: Recordings) -> dict[str, torch.Tensor]:
 
 
 def test_a_trial_completes_with_its_final_score(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
@@ -45,21 +48,23 @@ def test_a_trial_completes_with_its_final_score(
     records = study.records()
     assert [record.state for record in records] == ["complete"] * 4
     for record in records:
-        assert study.scores([record.id])[record.id].value == record.value == record.last_value
+        assert study.scores([record.id])[record.id].value == record.value
+        assert record.last_value == record.value
         assert (record.step, record.steps) == (6, 6)
         assert record.seconds > 0
 
 
 def test_training_that_is_not_finite_stops_at_its_step(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
-    """lr 1e30 throws the weights out of the range of float32 in one update; the next evaluation would be far away."""
-    rare = TINY.replace("steps: 6, evaluate_every: 2", "steps: 900, evaluate_every: 900")
-    tiny_space.write_text(
-        rare.replace("high: 5e-2", "high: 1e30").replace(
-            "baseline: {}", "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
-        )
-    )
+    """With lr 1e30 the weights leave the range of float32 in one update.
+
+    The next evaluation would be far away.
+    """
+    wild = "wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
+    space = TINY.replace("steps: 6, evaluate_every: 2", "steps: 900, evaluate_every: 900")
+    space = space.replace("high: 5e-2", "high: 1e30")
+    tiny_space.write_text(space.replace("baseline: {}", wild))
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
     trial = study.claim(worker.process, RECORD)
@@ -74,20 +79,20 @@ def test_training_that_is_not_finite_stops_at_its_step(
 
 
 def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
-    data.data.n_features = 7  # the model is built for other features than the batches have
+    # The model is built for other features than the batches have.
+    data.data.n_features = 7
     worker = worker_for(study, data, tmp_path)
-    assert (
-        worker.run() == 22
-    )  # the budget's ten failures, and the one that is too many, each tried twice
+    # The budget's ten failures, and the one that is too many, each tried twice.
+    assert worker.run() == 22
     assert {record.state for record in study.records()} == {"failed"}
     assert study.records()[0].reason.startswith("RuntimeError: ")
 
 
 def test_a_raised_flag_hands_the_trial_back_between_steps(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
     looks = iter([False, False, False, True])
@@ -97,10 +102,8 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
     assert (record.state, record.step) == ("waiting", 3)
     with study.engine.begin() as connection:
         memory = connection.execute(select(trial_table.c.memory)).scalars().first()
-    assert (
-        memory is not None
-        and 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    assert memory is not None
+    assert 10**8 < memory <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert len(checkpoints(tmp_path / "trial-0")) == 1
     assert worker_for(study, data, tmp_path).run() == 4
     assert not checkpoints(tmp_path / "trial-0")
@@ -108,30 +111,28 @@ def test_a_raised_flag_hands_the_trial_back_between_steps(
 
 
 def test_a_trial_that_needs_too_much_memory_waits_and_its_worker_leaves(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
-    """Real: no machine has the petabytes for these weights. A trial to which this happens too often fails."""
-    tiny_space.write_text(
-        TINY.replace("model.units: 8", "model.units: 10_000_000").replace(
-            "trials: 4", "trials: 4, failures: 0"
-        )
-    )
+    """No machine has the petabytes for these weights. After too many attempts the trial fails."""
+    huge = TINY.replace("model.units: 8", "model.units: 10_000_000")
+    tiny_space.write_text(huge.replace("trials: 4", "trials: 4, failures: 0"))
     study = make_study(load_spec(tiny_space))
-    for attempt in range(1, 4):
-        with pytest.raises(
-            MemoryShortError,
-            match=r"trial 0: cpu ran out of memory; the trial waits for another attempt. Use fewer workers",
-        ) as raised:
+    no_memory = (
+        r"trial 0: cpu ran out of memory; the trial waits for another attempt\. "
+        "Use fewer workers"
+    )
+    for attempt, state in ((1, "waiting"), (2, "waiting"), (3, "failed")):
+        with pytest.raises(MemoryShortError, match=no_memory) as raised:
             worker_for(study, data, tmp_path).run()
         assert raised.value.exit_code == 3
         record = study.records()[0]
-        assert (record.state, record.attempts) == ("waiting" if attempt < 3 else "failed", attempt)
+        assert (record.state, record.attempts) == (state, attempt)
     assert (record.cause, record.reason) == ("out of memory", "cpu ran out of memory")
     assert worker_for(study, data, tmp_path).run() == 0
 
 
 def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
-    make_study: Callable[..., Study],
+    make_study: Make,
     tiny_space: Path,
     data: Recordings,
     tmp_path: Path,
@@ -149,53 +150,56 @@ def test_a_damaged_checkpoint_costs_the_progress_not_the_trial(
     assert study.records()[0].state == "complete"
 
 
-def test_a_trial_that_only_gets_better_is_checkpointed_too(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+def test_a_trial_that_improves_at_every_evaluation_is_checkpointed_too(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
-    """Its best weights are being written at every evaluation."""
+    """Its best weights are written at every evaluation."""
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
-    seen: list[int] = []
+    counts: list[int] = []
 
     def stop() -> bool:
-        seen.append(len(checkpoints(tmp_path / "trial-0")))
-        return len(seen) >= 5
+        counts.append(len(checkpoints(tmp_path / "trial-0")))
+        return len(counts) >= 5
 
     worker_for(make_study(load_spec(tiny_space)), data, tmp_path, stop).run()
-    assert seen[4] > 0
+    assert counts[4] > 0
 
 
 def test_the_best_weights_are_kept_before_the_checkpoint_that_counts_them(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """Killed between the two, a trial would go on after its best step and never write it again."""
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
-    study, folder, written = make_study(load_spec(tiny_space)), tmp_path / "trial-0", list[int]()
+    study = make_study(load_spec(tiny_space))
+    folder = tmp_path / "trial-0"
+    best = folder / "best.safetensors"
+    times: list[int] = []
     looks = iter(range(100))
 
     def stop() -> bool:
-        if next(looks) == 2:  # after step 2; before, there is no score
-            until(lambda: bool(checkpoints(folder)) and (folder / "best.safetensors").exists())
-            written.extend(
-                path.stat().st_mtime_ns
-                for path in (folder / "best.safetensors", checkpoints(folder)[-1])
-            )
-        return bool(written)
+        # After step 2. Before, there is no score.
+        if next(looks) == 2:
+            until(lambda: bool(checkpoints(folder)) and best.exists())
+            times.append(best.stat().st_mtime_ns)
+            times.append(checkpoints(folder)[-1].stat().st_mtime_ns)
+        return bool(times)
 
     worker_for(study, data, tmp_path, stop).run()
-    assert written == sorted(written)
+    assert times == sorted(times)
 
 
-def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_the_next_one(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+def test_a_worker_halted_beyond_its_lease_keeps_off_the_best_weights_of_the_next_one(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
-    study, best = make_study(load_spec(tiny_space)), tmp_path / "trial-0" / "best.safetensors"
+    study = make_study(load_spec(tiny_space))
+    best = tmp_path / "trial-0" / "best.safetensors"
     trial = study.claim(Process.this(), RECORD)
     assert trial is not None
 
     def stop() -> bool:
-        """After step 2 the lease has run out, on this side too; the trial is not asked for yet."""
+        """After step 2 the lease has run out, on this side too. Nobody else has the trial yet."""
         if best.exists():
-            attempt.reporter._lease_seconds = 0.0
+            attempt.reporter.lease_seconds = 0.0
         return False
 
     attempt = Attempt(worker_for(study, data, tmp_path, stop), trial, tmp_path / "trial-0")
@@ -211,7 +215,7 @@ def test_a_worker_that_was_halted_beyond_its_lease_leaves_the_best_weights_of_th
 
 
 def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     """The trial is taken at its last step: the next attempt has nothing to train any more."""
     study = make_study(load_spec(tiny_space))
@@ -220,23 +224,20 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
     assert trial is not None
     attempt = Attempt(worker, trial, tmp_path / "trial-0")
     assert isinstance(attempt.run(), Completed)
-    begun = begin(
-        partial(GruTraining, decoder_config(study.spec, trial.config.flat()), data),
-        tmp_path / "trial-0",
-    )
+    config = decoder_config(study.spec, trial.config.flat())
+    begun = begin(partial(GruTraining, config, data), tmp_path / "trial-0")
     assert begun.training.step == trial.config.steps
     attempt.writer.close()
     attempt.reporter.close()
     attempt.tidy()
-    assert [
-        path.name for path in (tmp_path / "trial-0").iterdir() if path.suffix != ".safetensors"
-    ] == []
+    assert {path.suffix for path in (tmp_path / "trial-0").iterdir()} <= {".safetensors"}
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
-    (tmp_path / "trial-0").touch()  # a file where the folder should be
+    # A file where the folder should be.
+    (tmp_path / "trial-0").touch()
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
@@ -246,7 +247,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
 
 
 def test_a_worker_whose_trial_was_taken_writes_nothing(
-    make_study: Callable[..., Study], tiny_space: Path, data: Recordings, tmp_path: Path
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
@@ -259,8 +260,14 @@ def test_a_worker_whose_trial_was_taken_writes_nothing(
     assert (record.state, record.last_value, record.seconds) == ("running", None, 0)
 
 
-def test_the_flag_is_raised_by_a_signal() -> None:
+def test_a_signal_raises_the_flag() -> None:
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     flag = StopFlag()
-    assert not flag()
-    flag._raise(2, None)
-    assert flag()
+    try:
+        flag.catch_signals()
+        assert not flag()
+        signal.raise_signal(signal.SIGINT)
+        assert flag()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
