@@ -184,7 +184,7 @@ def test_a_schedulers_second_signal_kills_no_worker_that_saves_its_state(
     worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert worker.stdout and worker.stdout.readline()
     launcher = Launcher(Study.__new__(Study), database, Plan(("cpu",), 1), None)
-    launcher._running[0] = worker
+    launcher.running[0] = worker
     for number in (signal.SIGUSR1, signal.SIGTERM):
         launcher._stop(number, None)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -1,7 +1,8 @@
-"""hpo ablate: how differences are grouped, the greedy path, questions and their verdicts; real training of a tiny decoder."""
+"""hpo ablate: groups of differences, the greedy path, questions: a tiny decoder really trains."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,18 +35,18 @@ from hpo.worker.worker import Worker
 
 MakeStudy = Callable[..., Study]
 EFFORT = Effort(seeds=2, select_seeds=1)
-ASKED = (
-    TINY.replace(
-        "baseline: {}", "baseline: {}\n  wild: {optimizer.lr: 1e30, optimizer.name: sgd}"
-    ).replace("high: 5e-2", "high: 1e30")
-    + """
+WILD = "{optimizer.lr: 1e30, optimizer.name: sgd}"
+QUESTIONS = f"""
 questions:
   - ask: Does it explode at a high learning rate
-    compare: [{from: baseline, change: {optimizer.lr: 1e30, optimizer.name: sgd}}]
+    compare: [{{from: baseline, change: {WILD}}}]
   - ask: Does the smoothing matter
-    compare: [{from: baseline, change: {model.smoothing_kernel: 19}}, {from: best, change: {model.layer_norm: [false, true]}}]
+    compare:
+      - {{from: baseline, change: {{model.smoothing_kernel: 19}}}}
+      - {{from: best, change: {{model.layer_norm: [false, true]}}}}
 """
-)
+SPACE = TINY.replace("baseline: {}", f"baseline: {{}}\n  wild: {WILD}")
+SPACE = SPACE.replace("high: 5e-2", "high: 1e30") + QUESTIONS
 
 
 @pytest.fixture
@@ -63,36 +64,43 @@ def train(data: Recordings, tmp_path: Path) -> Train:
 
 @pytest.fixture
 def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path) -> Study:
-    tiny_space.write_text(ASKED)
+    tiny_space.write_text(SPACE)
     study = make_study(load_spec(tiny_space), "p")
     worker_for(study, data, tmp_path / "p").run()
     return study
+
+
+@pytest.fixture
+def child(database: Database, searched: Study) -> Study:
+    return open_child(database, searched, "ablate")
 
 
 # ---- what differs
 
 
 def test_run11_differs_from_the_baseline_in_what_the_lab_lists() -> None:
-    """DESIGN's table: the rate, the optimizer's name, eps, its decay, the clipping, the schedule, LayerNorm, two noises, two masks."""
+    """DESIGN's table of ten differences, and the eps of the optimizer."""
     spec = load_spec(find_space("lr-aug"))
     baseline, run11 = (spec.config(spec.starts[name]) for name in ("baseline", "run11"))
     groups = [list(change) for change in differences(spec, run11, baseline)]
     assert groups == [
         ["optimizer.lr"],
         ["optimizer.name"],
-        ["optimizer.eps"],  # exists with adam and adamw: a difference of its own
+        # It exists with adam and with adamw, so it is a difference by itself.
+        ["optimizer.eps"],
         ["optimizer.weight_decay"],
         ["optimizer.grad_clip_norm"],
         ["schedule.name"],
         ["model.layer_norm"],
         ["augment.white_noise_sd"],
         ["augment.constant_offset_sd"],
-        ["augment.time_masks"],  # p and width: the defaults, as run 11 has them
+        # Their p and width are the defaults in run 11 too.
+        ["augment.time_masks"],
         ["augment.feature_masks"],
     ]
 
 
-def test_fields_that_exist_on_one_side_only_change_with_what_they_hang_on() -> None:
+def test_a_field_that_exists_on_one_side_only_changes_with_the_field_it_depends_on() -> None:
     spec = load_spec(find_space("lr-aug"))
     end = spec.config(
         {
@@ -111,14 +119,15 @@ def test_fields_that_exist_on_one_side_only_change_with_what_they_hang_on() -> N
         }
     )
     groups = [set(change) for change in differences(spec, spec.config(), end)]
+    # The probability of feature masks is no difference: neither side has such masks.
     assert groups == [
         {"optimizer.name", "optimizer.eps", "optimizer.momentum", "optimizer.nesterov"},
         {"schedule.name", "schedule.warmup", "schedule.end_factor"},
         {"augment.time_masks", "augment.time_mask_p", "augment.time_mask_width"},
-    ]  # the probability of feature masks, of which there are none on either side, is no difference
+    ]
 
 
-def test_the_number_of_trainings() -> None:
+def test_the_number_of_trainings_is_known_before() -> None:
     assert Effort(2, 1, None).trainings(changes=4) == (4 + 3 + 2) + 2 * 5
     assert Effort(2, 3, 1).trainings(changes=4) == 3 * 4 + 2 * 5
     assert Effort(2, 1, 0).trainings(changes=4) == 10
@@ -129,25 +138,26 @@ def test_the_number_of_trainings() -> None:
 
 
 def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
-    searched: Study, database: Database, train: Train
+    searched: Study, child: Study, train: Train
 ) -> None:
-    child = open_child(database, searched, "ablate")
     finding = ablate(searched, child, ("baseline", "slow"), EFFORT, train)
     steps = finding.steps
-    assert steps[0].changed == ()
-    assert sorted(step.changed for step in steps[1:]) == [("optimizer.lr",), ("optimizer.name",)]
+    first, *changes = steps
+    last = steps[-1]
+    assert first.changed == ()
+    assert sorted(step.changed for step in changes) == [("optimizer.lr",), ("optimizer.name",)]
     records = {record.number: record for record in child.records()}
-    last = dict(records[steps[-1].trials[0]].config)
+    reached = records[last.trials[0]].config
     goal = named(searched, "slow")[1].flat()
-    assert {**last, "seed": 0} == {**goal, "seed": 0}
+    assert {**reached, "seed": 0} == {**goal, "seed": 0}
     seeds = [records[number].config["seed"] for step in steps for number in step.trials]
     assert set(seeds) == {3_000_000, 3_000_001}
     assert {record.config["seed"] for record in records.values()} - set(seeds) == {2_000_000}
-    moved = sum(step.difference for step in steps[1:] if step.difference is not None)
-    assert all(step.difference is not None for step in steps[1:])
-    assert moved == pytest.approx(finding.whole.difference)
-    assert steps[0].value is not None and steps[-1].value is not None
-    assert steps[-1].value - steps[0].value == pytest.approx(moved)
+    moves = [step.difference for step in changes if step.difference is not None]
+    assert len(moves) == len(changes)
+    assert sum(moves) == pytest.approx(finding.whole.difference)
+    assert first.value is not None and last.value is not None
+    assert last.value - first.value == pytest.approx(sum(moves))
     shown = path_text("p", finding, PER)
     assert max(map(len, shown.splitlines())) <= 100
     assert "optimizer.lr 0.02 -> 0.001" in shown
@@ -161,27 +171,25 @@ def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
     assert not child.scores([record.id for record in child.records()], "test")
 
 
-def test_a_step_that_diverges_is_said_and_chosen_last(
-    searched: Study, database: Database, train: Train
+def test_a_step_that_diverges_comes_last_and_the_path_says_so(
+    searched: Study, child: Study, train: Train
 ) -> None:
-    """To `wild` lr 1e30 comes in one step and the optimizer in another; with adam lr 1e30 may or may not diverge, with sgd it does."""
-    finding = ablate(
-        searched, open_child(database, searched, "ablate"), ("baseline", "wild"), EFFORT, train
-    )
+    """On the way to `wild` one step is lr 1e30, another the optimizer.
+
+    With sgd lr 1e30 diverges; with adam it may.
+    """
+    finding = ablate(searched, child, ("baseline", "wild"), EFFORT, train)
     last = finding.steps[-1]
     assert (last.value, last.diverged) == (None, 2)
     assert "2 of 2 seeds diverged" in finding.whole.in_words
     assert " diverged  " in path_text("p", finding, PER)
 
 
-def test_what_has_no_path_is_one_line(searched: Study, database: Database, train: Train) -> None:
-    child = open_child(database, searched, "ablate")
+def test_ends_without_a_path_are_one_line(searched: Study, child: Study, train: Train) -> None:
     with pytest.raises(CallerError, match="--from slow --to slow: they do not differ"):
         ablate(searched, child, ("slow", "slow"), EFFORT, train)
-    with pytest.raises(
-        StudyError,
-        match=r"'fast' is no start. Valid: baseline, wild, slow, best, or a trial's number",
-    ):
+    unknown = r"'fast' is no start. Valid: baseline, wild, slow, best, or a trial's number"
+    with pytest.raises(StudyError, match=unknown):
         named(searched, "fast")
     with pytest.raises(CallerError, match="--select-seeds 0: valid is 1 or more"):
         ablate(searched, child, ("baseline", "slow"), Effort(2, 0), train)
@@ -192,50 +200,37 @@ def test_what_has_no_path_is_one_line(searched: Study, database: Database, train
 # ---- questions
 
 
-def test_questions_are_answered_or_said_to_be_open(
-    searched: Study, database: Database, train: Train
-) -> None:
-    finding = measure(
-        searched, open_child(database, searched, "ablate"), searched.spec.questions, 3, train
-    )
-    first, second = finding.answers
-    assert (first.verdict, first.evidence[0].diverged_changed, first.evidence[0].diverged_from) == (
-        "decided",
-        3,
-        0,
-    )
-    assert "3 of 3 seeds diverged with it, 0 of 3 without (by chance at most 3.1 %)" in first.answer
-    assert [each.origin for each in second.evidence] == ["baseline", "best"]
-    assert second.verdict == (
-        "decided" if all(each.decided for each in second.evidence) else "not decided"
-    )
+def test_questions_are_answered_or_left_open(searched: Study, child: Study, train: Train) -> None:
+    finding = measure(searched, child, searched.spec.questions, 3, train)
+    explodes, smoothing = finding.answers
+    assert explodes.verdict == "decided"
+    evidence = explodes.evidence[0]
+    assert (evidence.diverged_changed, evidence.diverged_from) == (3, 0)
+    all_against_none = "3 of 3 seeds diverged with it, 0 of 3 without (by chance at most 3.1 %)"
+    assert all_against_none in explodes.answer
+    assert [each.origin for each in smoothing.evidence] == ["baseline", "best"]
+    all_decided = all(each.decided for each in smoothing.evidence)
+    assert smoothing.verdict == ("decided" if all_decided else "not decided")
     assert searched.results()["questions"]["answers"][0]["verdict"] == "decided"
     shown = questions_text("p", finding, PER)
     assert "DECIDED" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
 
-def side(states: str, errors: int = 10) -> Retrained:
-    """c: complete, s: stopped, f: failed, k: killed."""
-    word: dict[str, State] = {"c": "complete", "s": "stopped", "f": "failed", "k": "stopped"}
-    empty = dict.fromkeys(Record.__dataclass_fields__)
-    records = [
-        Record(
-            **{
-                **empty,
-                "id": i,
-                "number": i,
-                "state": word[letter],
-                "rule": BY_HAND if letter == "k" else "",
-            }
-        )  # type: ignore[arg-type]
-        for i, letter in enumerate(states)
-    ]
-    scores = {
-        i: Score((errors, errors + i, errors), (50, 50, 50))
-        for i, letter in enumerate(states)
-        if letter == "c"
-    }
+STATES: dict[str, State] = {"c": "complete", "s": "stopped", "f": "failed", "k": "stopped"}
+
+
+def side(letters: str, errors: int = 10) -> Retrained:
+    """Seeds that were retrained; c: complete, s: stopped, f: failed, k: killed by a person."""
+    empty: dict[str, Any] = dict.fromkeys(Record.__dataclass_fields__)
+    records = []
+    scores = {}
+    for number, letter in enumerate(letters):
+        rule = BY_HAND if letter == "k" else ""
+        known = {"id": number, "number": number, "state": STATES[letter], "rule": rule}
+        records.append(Record(**(empty | known)))
+        if letter == "c":
+            scores[number] = Score((errors, errors + number, errors), (50, 50, 50))
     return Retrained(records, scores, PER)
 
 
@@ -244,30 +239,38 @@ def side(states: str, errors: int = 10) -> Retrained:
     [
         (side("ccc"), side("ccc", 20), True),
         (side("ccc"), side("ccc"), False),
-        (side("c"), side("c", 40), False),  # one seed says nothing of seeds
-        (side("ccc"), side("sss"), True),  # 2 / 4^3 = 0.03
-        (side("cc"), side("ss"), False),  # 2 / 4^2 = 0.13
+        # One seed says nothing about seeds.
+        (side("c"), side("c", 40), False),
+        # 2 / 4^3 = 0.03.
+        (side("ccc"), side("sss"), True),
+        # 2 / 4^2 = 0.13.
+        (side("cc"), side("ss"), False),
         (side("sss"), side("ccc"), True),
-        (side("ccc"), side("css", 40), False),  # the seed that came through flatters
+        # The one seed that completes flatters.
+        (side("ccc"), side("css", 40), False),
         (side("sss"), side("sss"), False),
         (side("ccc"), side("ccf", 40), False),
         (side("ccc"), side("ssf"), False),
-        (side("ccc"), side("kkk"), False),  # a person has ended them: no divergence
+        # A person has ended them, so they did not diverge.
+        (side("ccc"), side("kkk"), False),
     ],
 )
-def test_what_decides(before: Retrained, after: Retrained, decided: bool) -> None:
-    found = Measured.of(before, after, PER)
-    assert found.decided is decided
-    assert ("not decided" in found.in_words) is not decided
+def test_a_comparison_is_decided_by_intervals_or_by_divergence(
+    before: Retrained, after: Retrained, decided: bool
+) -> None:
+    measured = Measured.of(before, after, PER)
+    assert measured.decided is decided
+    assert ("not decided" in measured.in_words) is not decided
 
 
-def test_the_chance_of_all_against_none() -> None:
-    """Of all rates of divergence 1/2 gives it most often, either way round; then it comes as often as is said."""
+def test_the_chance_that_all_diverge_on_one_side_and_none_on_the_other() -> None:
+    """It is largest where half of all trainings diverge, and there it is what is claimed."""
     claimed = Measured.of(side("ccc"), side("sss"), PER).chance_of_divergence
     assert claimed is not None
     for rate in (0.2, 0.5, 0.8):
-        lost = (np.random.default_rng(0).random((20_000, 2, 3)) < rate).sum(axis=2).tolist()
-        share = float(np.mean([sorted(pair) == [0, 3] for pair in lost]))
+        diverged = np.random.default_rng(0).random((20_000, 2, 3)) < rate
+        counts = diverged.sum(axis=2).tolist()
+        share = float(np.mean([sorted(pair) == [0, 3] for pair in counts]))
         assert share == pytest.approx(2 * (rate * (1 - rate)) ** 3, abs=0.005)
         assert share < claimed + 0.005
     assert Measured.of(side("cccc"), side("sssc"), PER).chance_of_divergence is None

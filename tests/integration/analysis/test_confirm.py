@@ -1,4 +1,4 @@
-"""hpo confirm: what is retrained, what is reused, what is said of it; real training of a tiny decoder in this process."""
+"""hpo confirm: what it retrains, reuses and concludes; a tiny decoder really trains."""
 
 import json
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from helpers.commands import invoke
 from helpers.data import recordings, tiny_contents
+from helpers.lines import ONE_WORKER, refusal
 from helpers.studies import RECORD, TINY, worker_for
 
 from hpo.analysis.child import open_child
 from hpo.analysis.confirm import Chosen, Confirmation, as_text, choose, compare_configs, confirm
 from hpo.analysis.retrain import Retrained, Train, check_data
-from hpo.cli import main
 from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, DataError, StudyError
@@ -39,13 +39,9 @@ def train(data: Recordings, tiny_data: Path, tiny_space: Path, tmp_path: Path) -
     test = recordings(tiny_data, load_spec(tiny_space), partition="test")
 
     def run(child: Study) -> None:
-        Worker(
-            child,
-            data,
-            tmp_path / child.name,
-            RECORD,
-            held_out={"test": test} if child.spec.child and child.spec.child.score else {},
-        ).run()
+        scored_on_test = child.spec.child is not None and bool(child.spec.child.score)
+        held_out = {"test": test} if scored_on_test else {}
+        Worker(child, data, tmp_path / child.name, RECORD, held_out=held_out).run()
 
     return run
 
@@ -53,9 +49,8 @@ def train(data: Recordings, tiny_data: Path, tiny_space: Path, tmp_path: Path) -
 @pytest.fixture
 def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path) -> Study:
     """Six trials: two starts, one that diverges at once, three drawn."""
-    text = TINY.replace("trials: 4", "trials: 6").replace(
-        "baseline: {}", "baseline: {}\n  " + DIVERGES
-    )
+    text = TINY.replace("trials: 4", "trials: 6")
+    text = text.replace("baseline: {}", "baseline: {}\n  " + DIVERGES)
     tiny_space.write_text(text.replace("high: 5e-2", "high: 1e30"))
     study = make_study(load_spec(tiny_space), "p")
     worker_for(study, data, tmp_path / "p").run()
@@ -65,16 +60,16 @@ def searched(make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path
 def confirmed(
     study: Study, database: Database, train: Train, top: int = 2, seeds: int = 2
 ) -> Confirmation:
-    return confirm(study, open_child(database, study, "confirm", ("test",)), top, seeds, train)
+    child = open_child(database, study, "confirm", ("test",))
+    return confirm(study, child, top, seeds, train)
 
 
-def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(
+def test_the_best_and_the_starts_are_retrained_and_compared(
     searched: Study, database: Database, train: Train
 ) -> None:
     finding = confirmed(searched, database, train)
-    best = sorted(
-        (record.value, record.number) for record in searched.records() if record.value is not None
-    )
+    complete = [record for record in searched.records() if record.value is not None]
+    best = sorted((record.value, record.number) for record in complete)
     tops = [config for config in finding.configs if config.top]
     assert [(config.search_value, config.trial) for config in tops] == best[:2]
     assert {config.start for config in finding.configs} >= set(searched.spec.starts)
@@ -97,16 +92,15 @@ def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(
 
     wild = next(config for config in finding.configs if config.start == "wild")
     assert (wild.value, wild.interval, wild.counts) == (None, None, "0 of 2, 2 diverged")
-    assert any(
-        note.startswith("wild: 2 of 2 seeds diverged (") and note.endswith("so it has no PER.")
-        for note in finding.notes
-    )
+    (note,) = [note for note in finding.notes if note.startswith("wild: 2 of 2 seeds diverged (")]
+    assert note.endswith("so it has no PER.")
     assert all("wild" not in (comparison.a, comparison.b) for comparison in finding.comparisons)
     shown = as_text("p", finding, PER)
     assert "0 of 2, 2 diverged" in shown
     assert "95 % interval" in shown
     assert max(map(len, shown.splitlines())) <= 100
 
+    # A second confirm trains nothing; one of more seeds trains those that are missing.
     child = open_child(database, searched, "confirm")
     count = len(child.records())
     assert confirmed(searched, database, train) == finding
@@ -114,30 +108,31 @@ def test_the_best_and_the_starts_are_retrained_compared_and_not_trained_again(
     more = confirmed(searched, database, train, top=3, seeds=3)
     assert len(child.records()) > count
     assert child.budget_spent()
-    noted = [note for note in more.notes if "are not separated" in note]
-    assert more.separated == (not noted)
-    assert all(
-        "of seeds" in note or "seeds each" in note or "more seeds may do" in note for note in noted
-    )
+    not_separated = [note for note in more.notes if "are not separated" in note]
+    assert more.separated == (not not_separated)
+    advice = ("of seeds", "seeds each", "more seeds may do")
+    for note in not_separated:
+        assert any(part in note for part in advice)
     both = {config.name: config for config in more.configs}
     for config in finding.configs:
         if not config.counts.startswith("0"):
             assert both[config.name].seeds[:2] == config.seeds
 
 
-def side(states: str, errors: int) -> Retrained:
-    """c: complete, s: stopped."""
+STATES: dict[str, State] = {"c": "complete", "s": "stopped"}
+
+
+def side(letters: str, errors: int) -> Retrained:
+    """Seeds that were retrained; c: complete, s: stopped."""
     empty: dict[str, Any] = dict.fromkeys(Record.__dataclass_fields__)
-    word: dict[str, State] = {"c": "complete", "s": "stopped"}
-    records = [
-        Record(**{**empty, "id": i, "number": i, "state": word[letter]})
-        for i, letter in enumerate(states)
-    ]
-    scores = {
-        i: Score(tuple(errors + (i + n) % 3 for n in range(60)), (50,) * 60)
-        for i, letter in enumerate(states)
-        if letter == "c"
-    }
+    records = []
+    scores = {}
+    for number, letter in enumerate(letters):
+        known = {"id": number, "number": number, "state": STATES[letter]}
+        records.append(Record(**(empty | known)))
+        if letter == "c":
+            per_sentence = tuple(errors + (number + n) % 3 for n in range(60))
+            scores[number] = Score(per_sentence, (50,) * 60)
     return Retrained(records, scores, PER)
 
 
@@ -145,7 +140,7 @@ def side(states: str, errors: int) -> Retrained:
     ("best", "start", "decided"),
     [("ccc", "ccc", True), ("ccc", "ccs", False), ("css", "ccc", False)],
 )
-def test_nothing_is_decided_by_the_seeds_that_came_through(
+def test_nothing_is_decided_where_seeds_diverged(
     tiny_spec: StudySpec, best: str, start: str, decided: bool
 ) -> None:
     chosen = [
@@ -161,21 +156,20 @@ def test_nothing_is_decided_by_the_seeds_that_came_through(
 def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
     searched: Study, database: Database, train: Train, data: Recordings, tmp_path: Path
 ) -> None:
-    def some(child: Study) -> None:
+    def train_a_little(child: Study) -> None:
         looks = iter([False] * 9)
         Worker(child, data, tmp_path / child.name, RECORD, stop=lambda: next(looks, True)).run()
 
-    with pytest.raises(
-        StudyError,
-        match=r"study p\.confirm: \d+ trainings are not finished. Run the same command again to continue",
-    ):
-        confirmed(searched, database, some, seeds=1)
+    unfinished = (
+        r"study p\.confirm: \d+ trainings are not finished. "
+        "Run the same command again to continue"
+    )
+    with pytest.raises(StudyError, match=unfinished):
+        confirmed(searched, database, train_a_little, seeds=1)
     assert "confirm" not in searched.results()
     finding = confirmed(searched, database, train, seeds=1)
-    assert any(
-        note.startswith("One seed: the intervals are over sentences alone")
-        for note in finding.notes
-    )
+    over_sentences = "One seed: the intervals are over sentences alone"
+    assert any(note.startswith(over_sentences) for note in finding.notes)
     with pytest.raises(CallerError, match="--seeds 0: valid is 1 or more"):
         confirmed(searched, database, train, seeds=0)
     with pytest.raises(CallerError, match="--top 0: valid is 1 or more"):
@@ -183,28 +177,22 @@ def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
 
 
 def test_what_cannot_be_confirmed_is_one_line(
-    make_study: MakeStudy,
-    tiny_space: Path,
-    tiny_data: Path,
-    tmp_path: Path,
-    write_data: Callable[[Any], Path],
+    make_study: MakeStudy, tiny_space: Path, tiny_data: Path, write_data: Callable[[Any], Path]
 ) -> None:
     spec = load_spec(tiny_space)
     fingerprint = recordings(tiny_data, spec, 0.1).fingerprint
     study = make_study(spec, "p", fingerprint, path=str(tiny_data))
-    with pytest.raises(
-        StudyError, match="study p: no trial is complete, so there is nothing to confirm"
-    ):
+    nothing = "study p: no trial is complete, so there is nothing to confirm"
+    with pytest.raises(StudyError, match=nothing):
         choose(study, 3)
     check_data(study, None, True)
     contents = tiny_contents()
-    without = {**contents, "test": []}
+    without_test = {**contents, "test": []}
     with pytest.raises(DataError, match="test"):
-        check_data(study, write_data(without), True)
+        check_data(study, write_data(without_test), True)
     contents["train"][0]["phonemes"][0][0] += 1
-    with pytest.raises(
-        StudyError, match=r"fingerprint \w+, but study p was made on \w+. Give --data"
-    ):
+    other_data = r"fingerprint \w+, but study p was made on \w+. Give --data"
+    with pytest.raises(StudyError, match=other_data):
         check_data(study, write_data(contents), True)
 
 
@@ -212,32 +200,18 @@ def test_the_command_trains_with_workers_of_its_own(
     database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     spec = load_spec(tiny_space)
-    sentences = recordings(tiny_data, spec, 0.1)
+    data = recordings(tiny_data, spec, 0.1)
     facts = {
         "path": str(tiny_data),
-        "fingerprint": sentences.fingerprint,
+        "fingerprint": data.fingerprint,
         "n_features": 3,
         "n_days": 2,
     }
     study = Study.create_or_open(database, "tiny", spec, facts)
-    line = [
-        "confirm",
-        "--study",
-        "tiny",
-        "--top",
-        "1",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    early = CliRunner().invoke(main, line)
-    assert (early.exit_code, "nothing to confirm" in early.output) == (2, True)
-    data = recordings(tiny_data, spec, 0.1)
+    line = ("confirm", "--study", "tiny", "--top", "1", "--seeds", "1", *ONE_WORKER)
+    assert "nothing to confirm" in refusal(*line)
     Worker(study, data, tmp_path / "s", RECORD, process=Process.this()).run()
-    done = CliRunner().invoke(main, line)
+    done = invoke(*line)
     assert done.exit_code == 0, done.output
     for part in (
         "study      tiny.confirm: at most",
@@ -246,5 +220,5 @@ def test_the_command_trains_with_workers_of_its_own(
         "selection (fresh seeds",
     ):
         assert part in done.output
-    as_json = CliRunner().invoke(main, [*line, "--json"])
+    as_json = invoke(*line, "--json")
     assert json.loads(as_json.output)["partition"] == "test"

@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable
 
 import pytest
-from click.testing import CliRunner
+from helpers.commands import invoke
 from helpers.studies import HERE, RECORD, completed, report
 
 from hpo.analysis.plan import Cost, build_plan
-from hpo.cli import main
 from hpo.errors import StudyError
 from hpo.space.spec import StudySpec
 from hpo.study.study import Study
@@ -17,7 +16,7 @@ SECONDS = 900.0
 
 
 def searched(study: Study, trials: int) -> Study:
-    """Its trials end the better the nearer their lr is to 0.003."""
+    """Runs trials that end the better the nearer their lr is to 0.003."""
     study.change_budget({"trials": str(trials)})
     while trial := study.claim(HERE, RECORD):
         assert report(study, trial, 6, 0.5, 0.0)
@@ -26,7 +25,7 @@ def searched(study: Study, trials: int) -> Study:
     return study
 
 
-def test_what_fits_by_what_the_trials_have_cost(
+def test_a_plan_counts_trials_of_the_cost_seen_so_far(
     make_study: Callable[..., Study], tiny_spec: StudySpec
 ) -> None:
     study = searched(make_study(tiny_spec), 14)
@@ -38,9 +37,11 @@ def test_what_fits_by_what_the_trials_have_cost(
     assert some.best.value == best
 
 
-def test_it_says_what_to_type(make_study: Callable[..., Study], tiny_spec: StudySpec) -> None:
+def test_the_command_says_what_to_type(
+    make_study: Callable[..., Study], tiny_spec: StudySpec
+) -> None:
     searched(make_study(tiny_spec), 10)
-    done = CliRunner().invoke(main, ["plan", "--study", "s", "--gpus", "2", "--hours", "0.2"])
+    done = invoke("plan", "--study", "s", "--gpus", "2", "--hours", "0.2")
     assert done.exit_code == 0, done.output
     assert "2 GPUs for 0.2 hours are 0.4 GPU-hours" in done.output
     assert "about 1 more: hpo budget --study s --trials +1 --gpu-hours +0.4" in done.output
@@ -57,5 +58,5 @@ def test_before_a_trial_is_complete_nothing_is_known(
 @pytest.mark.parametrize(
     "wrong", [("--gpus", "0", "--hours", "1"), ("--gpus", "1", "--hours", "0"), ("--gpus", "1")]
 )
-def test_no_gpus_or_no_hours(wrong: tuple[str, ...]) -> None:
-    assert CliRunner().invoke(main, ["plan", "--study", "s", *wrong]).exit_code == 2
+def test_no_gpus_or_no_hours_are_refused(wrong: tuple[str, ...]) -> None:
+    assert invoke("plan", "--study", "s", *wrong).exit_code == 2
