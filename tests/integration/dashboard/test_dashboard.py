@@ -94,14 +94,14 @@ def answer_of_optuna_dashboard(database: Database, path: str) -> Any:
 def test_a_study_is_answered_as_by_optuna_dashboard_with_our_additions(
     study: Study, database: Database
 ) -> None:
-    theirs = answer_of_optuna_dashboard(database, f"/api/studies/{study.id}")
+    plain = answer_of_optuna_dashboard(database, f"/api/studies/{study.id}")
     with dashboard(database) as client:
         ours = client.json(f"/api/studies/{study.id}?after=0")
         later = client.json(f"/api/studies/{study.id}?after=3")
     assert later["trials"] == ours["trials"][3:]
     notes = [trial.pop("note")["body"] for trial in ours["trials"]]
-    files = [[file["filename"] for file in trial.pop("artifacts")] for trial in ours["trials"]]
-    for content in (theirs, ours):
+    artifacts = [trial.pop("artifacts") for trial in ours["trials"]]
+    for content in (plain, ours):
         for name in (
             "union_search_space",
             "intersection_search_space",
@@ -109,17 +109,18 @@ def test_a_study_is_answered_as_by_optuna_dashboard_with_our_additions(
             "user_attrs",
         ):
             content[name] = sorted(content[name], key=str)
-    for trial in theirs["trials"]:
+    for trial in plain["trials"]:
         assert trial.pop("note") == {"version": 0, "body": ""}
         assert trial.pop("artifacts") == []
-    assert ours["trials"] == theirs["trials"]
+    assert ours["trials"] == plain["trials"]
     assert {trial["state"] for trial in ours["trials"]} == {"Complete", "Pruned", "Fail", "Running"}
     assert [trial["number"] for trial in ours["best_trials"]] == [0]
-    assert [trial["number"] for trial in theirs["best_trials"]] == [0]
-    different = {name for name in theirs if name in ours and theirs[name] != ours[name]}
+    assert [trial["number"] for trial in plain["best_trials"]] == [0]
+    different = {name for name in plain if name in ours and plain[name] != ours[name]}
     assert different == {"note", "best_trials", "plotly_graph_objects"}
 
-    assert set(files[0]) == {"curve.png", "configuration.yaml", "log.txt"}
+    files = {artifact["filename"] for artifact in artifacts[0]}
+    assert files == {"curve.png", "configuration.yaml", "log.txt"}
     complete, stopped, failed, _ = notes
     assert "PER 30.00 % at the end" in complete
     assert r"PER 0.6, above its \*best\*" in stopped

@@ -75,19 +75,19 @@ def test_the_reference_model_loads_the_folder_strictly_and_computes_the_same(
     assert type(args) is dict
     types = {type(value) for value in args.values()}
     assert types <= {int, float, bool, str, type(None)}
-    theirs = Reference(args, data.n_days).eval()
+    reference = Reference(args, data.n_days).eval()
     weights = torch.load(tmp_path / "out" / "modelWeights", weights_only=True)
     assert weights["dayBias"].shape == (data.n_days, 1, data.n_features)
     assert weights["gaussianSmoother.weight"].shape == (data.n_features, 1, 20)
     assert torch.equal(weights["inpLayer1.weight"], torch.eye(data.n_features))
     assert not weights["inpLayer1.bias"].any()
-    theirs.load_state_dict(weights, strict=True)
+    reference.load_state_dict(weights, strict=True)
     # One sentence at a time: in a batch the reference reads padding.
     for number in (0, 9, 17):
         batch = data.batch(torch.tensor([number]))
         with torch.no_grad():
             ours, lengths = decoder.model(batch.x_BTC, batch.lengths_B, batch.days_B)
-            expected = theirs(batch.x_BTC, batch.days_B)
+            expected = reference(batch.x_BTC, batch.days_B)
         frames = int(lengths[0])
         torch.testing.assert_close(expected[:, :frames], ours[:, :frames])
     back = load_decoder(tmp_path / "out")

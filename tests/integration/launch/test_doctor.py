@@ -114,8 +114,8 @@ def test_two_machines_prove_that_they_share_a_folder(database: Database, tmp_pat
     shared.mkdir()
     alone.mkdir()
     assert "no probe of another host found" in by_name(folder(shared))["shared"].text
-    there = on_another_host("gpu2", "doctor", "--artifacts", shared)
-    assert f"with {socket.gethostname()} (hpo doctor ran there 0 h 0 min ago)" in there
+    on_gpu2 = on_another_host("gpu2", "doctor", "--artifacts", shared)
+    assert f"with {socket.gethostname()} (hpo doctor ran there 0 h 0 min ago)" in on_gpu2
     here = by_name(folder(shared))["shared"].text
     assert "with gpu2 (hpo doctor ran there 0 h 0 min ago)" in here
     assert "no probe of another host found" in by_name(folder(alone))["shared"].text

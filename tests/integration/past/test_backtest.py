@@ -110,15 +110,18 @@ def test_a_replay_tells_where_and_why_a_run_stops_and_what_that_saves() -> None:
 
 
 def test_a_rank_rule_judges_a_run_as_if_it_came_last() -> None:
-    """Five runs fall and one is late: the median stops the late one, wherever it stands.
+    """Six runs fall and one is late: the median stops the late one, wherever it stands.
 
-    It stops none that is first everywhere.
+    It does not stop the run that is first everywhere.
     """
-    best = [per - 0.05 for per in FALLING]
+
+    def falling(name: str, offset: float) -> Curve:
+        return curve(name, [per + offset for per in FALLING])
+
     for order in (0, 6):
-        runs = [curve(f"r{n}", [per + 0.001 * n for per in FALLING]) for n in range(6)]
+        runs = [falling(f"r{n}", 0.001 * n) for n in range(6)]
         runs.insert(order, curve("late", LATE))
-        rule = backtest([*runs, curve("best", best)], ["median"]).rules[0]
+        rule = backtest([*runs, falling("best", -0.05)], ["median"]).rules[0]
         results = {run.run: run for run in rule.runs}
         assert results["late"].stopped_at == 100
         assert results["best"].stopped_at is None

@@ -114,7 +114,7 @@ def test_a_run_of_the_stand_in_is_recognised(tmp_path: Path) -> None:
     args = ARGS | {"output_dir": str(folder), "stand_in_seconds": 0.0, "num_training_batches": 40}
     write(tmp_path, {"rnn_args.yaml": args})
     folder.parent.mkdir()
-    script = [sys.executable, STAND_IN / "train_model.py"]
+    script = [sys.executable, str(STAND_IN / "train_model.py")]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
     write(folder, {"checkpoint/args.yaml": args})
     run = run_of(tmp_path / "runs")

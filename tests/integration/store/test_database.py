@@ -43,12 +43,13 @@ def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[
 
 
 def test_four_starters_at_once_make_one_server(fresh: EmbeddedServer) -> None:
-    urls = {process.communicate()[0] for process in [starter(fresh) for _ in range(4)]}
+    processes = [starter(fresh) for _ in range(4)]
+    urls = {process.communicate()[0] for process in processes}
     assert len(urls) == 1
     assert answers(urls.pop().strip())
 
 
-def test_it_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
+def test_a_server_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
     first = fresh.start()
     # It runs already.
     assert fresh.start() == first

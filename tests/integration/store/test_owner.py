@@ -194,8 +194,8 @@ def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> No
     owned.stop()
     shutil.rmtree(owned.root)
     (owned.home / "postgres.owner").unlink()
-    there = [*ELSEWHERE, "bash", "-c", ON_HOST_B + shlex.join(command)]
-    written_while_others_try(there, lambda: here(owned, "studies").returncode)
+    on_b = [*ELSEWHERE, "bash", "-c", ON_HOST_B + shlex.join(command)]
+    written_while_others_try(on_b, lambda: here(owned, "studies").returncode)
     # Its process namespace is gone, and the server with it.
     owned.adopt()
     assert count_rows() >= 200

@@ -148,7 +148,7 @@ def test_a_killed_waiting_trial_does_not_blind_the_sampler(
 def chosen(
     spec: StudySpec, setting: str, like: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    return control.chosen_values(spec, parse_settings([setting]), like or {})
+    return control.chosen_values(spec, parse_settings((setting,)), like or {})
 
 
 WHOLE = {"optimizer.lr": 0.001, "optimizer.name": "adam", "optimizer.eps": 1e-8}

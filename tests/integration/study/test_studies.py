@@ -72,14 +72,14 @@ def test_deleting_a_study_asks_first_and_removes_its_files(
     assert "study s: 1 trials run. First hpo stop --study s, or take --force" in error
 
     study.finish(trial, completed(0.25))
-    asked = CliRunner().invoke(main, ["delete", "--study", "s"], input="n\n")
-    assert asked.exit_code == 1
+    confirmation = CliRunner().invoke(main, ["delete", "--study", "s"], input="n\n")
+    assert confirmation.exit_code == 1
     for part in (
         "study s: 2 trials, best PER 25.00 %",
         f"{folder}: 2.0 MB",
         "kept        s.confirm, which was made from it",
     ):
-        assert part in asked.stdout
+        assert part in confirmation.stdout
     assert weights.exists()
     assert len(study.records()) == 2
 

@@ -69,10 +69,10 @@ def test_random_draws_depend_on_seed_and_number_alone(
 ) -> None:
     sampler = tiny_spec.sampler.model_copy(update={"startup_trials": 99})
     spec = tiny_spec.model_copy(update={"sampler": sampler})
-    studies = [make_study(spec, name) for name in ("a", "b")]
-    drawn = [[claim(study).config for _ in range(4)] for study in studies]
-    assert drawn[0] == drawn[1]
-    assert len({config.flat()["optimizer.lr"] for config in drawn[0]}) == 4
+    one, other = make_study(spec, "a"), make_study(spec, "b")
+    drawn = [claim(one).config for _ in range(4)]
+    assert [claim(other).config for _ in range(4)] == drawn
+    assert len({config.flat()["optimizer.lr"] for config in drawn}) == 4
 
 
 def test_the_budget_is_exact_with_many_workers_at_once(

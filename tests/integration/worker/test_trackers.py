@@ -200,8 +200,8 @@ def test_mlflow_has_the_curves_and_outcomes(
     client = MlflowClient(tracking_uri=(tmp_path / "trackers" / "mlflow").absolute().as_uri())
     experiment = client.get_experiment_by_name(study.name)
     assert experiment
-    found = client.search_runs([experiment.experiment_id])
-    runs = {int(run.data.tags["hpo.trial"]): run for run in found}
+    by_mlflow = client.search_runs([experiment.experiment_id])
+    runs = {int(run.data.tags["hpo.trial"]): run for run in by_mlflow}
     assert set(runs) == {0, 1, 2, 3}
     for record in study.records():
         run = runs[record.number]
