@@ -158,6 +158,23 @@ ODD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("args", pickle.dumps(Code()), r"args: asks to load builtins\.print"),
+        ("args", pickle.dumps({"nUnits": 8}), "args: no pickled dict with strideLen"),
+        ("args", b"", "args: not a whole pickle"),
+        ("modelWeights", b"PK", "modelWeights: not a state dict of torch"),
+        (
+            "modelWeights",
+            torch_bytes({"dayWeights": torch.zeros(2, 3, 3)}),
+            "not the weights of neural_seq_decoder's model",
+        ),
+        ("modelWeights", torch_bytes([1]), "modelWeights: a list, not a state dict"),
+        ("modelWeights", torch_bytes(torch.zeros(3)), "modelWeights: a Tensor, not a state dict"),
+        ("modelWeights", torch_bytes(ODD), "not the weights of neural_seq_decoder's model"),
+    ],
+)
 def test_a_folder_that_is_no_decoder_is_refused(
     data: Data, tmp_path: Path, file: str, content: bytes, message: str
 ) -> None:
