@@ -1,4 +1,7 @@
-"""A real Postgres for all tests (the embedded one, in a home of its own), a fresh database a test, small data."""
+"""Fixtures of all tests: a real Postgres with a fresh database for each test, and small data.
+
+The Postgres is the embedded one, in a home of its own.
+"""
 
 import os
 import pickle
@@ -8,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Before PyTorch is imported. The models are tiny: more threads only wait for each other.
+# PyTorch reads it when it is imported. The models are tiny: more threads only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -26,7 +29,10 @@ from hpo.study.study import Study
 
 @pytest.fixture(scope="session")
 def private_folder() -> Iterator[Path]:
-    """A folder that other accounts may pass through, which pytest's own are not: Postgres does not run as root."""
+    """A folder that other accounts may pass through, unlike those of pytest.
+
+    Postgres does not run as root, so tests that root starts run it as another account.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hpo-test-"))
     folder.chmod(0o711)
     yield folder
@@ -40,10 +46,9 @@ def server(private_folder: Path) -> Iterator[EmbeddedServer]:
     embedded = EmbeddedServer(home)
     embedded.start()
     embedded.stop()
-    # The role of the product may not make databases and roles, which tests need.
-    embedded.as_superuser(
-        embedded.data, f"CREATE ROLE tester SUPERUSER LOGIN PASSWORD '{TESTER_PASSWORD}'"
-    )
+    # Tests create databases and roles, which the role of the product may not.
+    create_tester = f"CREATE ROLE tester SUPERUSER LOGIN PASSWORD '{TESTER_PASSWORD}'"
+    embedded.as_superuser(embedded.data, create_tester)
     embedded.start()
     yield embedded
     embedded.stop()
@@ -51,7 +56,7 @@ def server(private_folder: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="session")
 def template(server: EmbeddedServer) -> str:
-    """The name of a database with all tables in it; copying it takes 0.1 s, making them 2 s."""
+    """The name of a database that has all tables: to copy it takes 0.1 s, to create them 2 s."""
     name = "hpo_template"
     execute(server, f"CREATE DATABASE {name} OWNER hpo")
     from hpo.store.storage import open_storage
@@ -63,43 +68,58 @@ def template(server: EmbeddedServer) -> str:
 
 @pytest.fixture(scope="session")
 def columns(server: EmbeddedServer, template: str) -> list[tuple[Any, ...]]:
-    """Of all tables, as a test should leave them."""
+    """The columns of all tables, as a test should leave them."""
     return execute(server, COLUMNS, template)
 
 
+class DatabasePool:
+    """Databases without a study, with the tables of the template.
+
+    To create one writes 16 MB, which hundreds of tests would wait for. So a database whose tables a
+    test has left as they were is emptied and used again.
+    """
+
+    def __init__(self, server: EmbeddedServer, template: str, columns: list[tuple[Any, ...]]):
+        self.server = server
+        self.template = template
+        self.columns = columns
+        self.unused: list[str] = []
+
+    def take(self) -> str:
+        if self.unused:
+            return self.unused.pop()
+        name = f"test_{os.urandom(4).hex()}"
+        execute(self.server, f"CREATE DATABASE {name} OWNER hpo TEMPLATE {self.template}")
+        return name
+
+    def give_back(self, name: str) -> None:
+        sessions = f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'"
+        execute(self.server, f"SELECT pg_terminate_backend(pid) FROM ({sessions}) AS sessions")
+        if execute(self.server, COLUMNS, name) == self.columns:
+            execute(self.server, EMPTY, name)
+            self.unused.append(name)
+        else:
+            execute(self.server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture(scope="session")
-def emptied() -> list[str]:
-    """Databases that tests have left as they took them. To make one writes 16 MB, which hundreds of tests wait for."""
-    return []
+def database_pool(
+    server: EmbeddedServer, template: str, columns: list[tuple[Any, ...]]
+) -> DatabasePool:
+    return DatabasePool(server, template, columns)
 
 
 @pytest.fixture
 def database(
-    server: EmbeddedServer,
-    template: str,
-    columns: list[tuple[Any, ...]],
-    emptied: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    database_pool: DatabasePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Database]:
-    """A database without a study, which is also the one that commands take, and a fresh HPO_HOME."""
-    if emptied:
-        name = emptied.pop()
-    else:
-        name = f"test_{os.urandom(4).hex()}"
-        execute(server, f"CREATE DATABASE {name} OWNER hpo TEMPLATE {template}")
-    fresh = Database(url_of(server, name), None)
-    monkeypatch.setenv("HPO_DATABASE_URL", fresh.url)
+    """A database without a study, which commands use too, and a fresh HPO_HOME."""
+    name = database_pool.take()
+    database = Database(url_of(database_pool.server, name), None)
+    monkeypatch.setenv("HPO_DATABASE_URL", database.url)
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
-    yield fresh
-    execute(
-        server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-    )
-    if execute(server, COLUMNS, name) == columns:
-        execute(server, EMPTY, name)
-        emptied.append(name)
-    else:
-        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    yield database
+    database_pool.give_back(name)
 
 
 @pytest.fixture
@@ -151,7 +171,7 @@ def demo_sentences() -> Sentences:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real data kept beside the repository; tests that need it are skipped where it is not."""
+    """Real data that lie beside the repository; without them, tests that need them are skipped."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no shared/data folder beside the repository")
@@ -160,6 +180,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def fresh(private_folder: Path) -> Iterator[EmbeddedServer]:
+    """An embedded server that has never been started."""
     folder = private_folder / f"home-{os.urandom(4).hex()}"
     folder.mkdir(mode=0o711)
     embedded = EmbeddedServer(folder)

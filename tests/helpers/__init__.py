@@ -1,1 +1,1 @@
-"""What tests of several rooms need: spaces, studies, data, commands, servers."""
+"""What tests of several rooms share: spaces, studies, data, commands, servers."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,21 +20,29 @@ from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.worker.signals import STOP_SIGNALS
 
+Arguments = tuple[str | Path, ...]
 Done = subprocess.CompletedProcess[str]
 
 
 def start(*arguments: str | Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "hpo.cli", *map(str, arguments)]
+    """Start `hpo ARGUMENTS` in a process of its own."""
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "hpo.cli", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def asked(*arguments: str | Path) -> Done:
-    """In this process, which has imported PyTorch already. Its signal handlers are its own again afterwards."""
+    """Run `hpo ARGUMENTS` in this process, which has already imported PyTorch.
+
+    The signal handlers of this process are restored afterwards.
+    """
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        result = invoke(*arguments)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -42,12 +51,27 @@ def asked(*arguments: str | Path) -> Done:
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
+def invoke(*arguments: object) -> Result:
+    """Run `hpo ARGUMENTS` in this process and keep whatever it raises in the result."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
 def one_line(done: Done, code: int, *parts: str) -> None:
+    """Assert that a command ended with this code and one line on stderr that has all parts."""
     assert done.returncode == code, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("hpo: ")
+    assert re.fullmatch(r"hpo: .*\n", done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     for part in parts:
         assert part in done.stderr
+
+
+def launch_arguments(space: str | Path, data: Path, *more: str | Path) -> Arguments:
+    """`hpo launch` of a space on data, trained on the CPU."""
+    return ("launch", "--study", space, "--data", data, "--device", "cpu", *more)
+
+
+def launch(space: str | Path, data: Path, *more: str | Path) -> Done:
+    return asked(*launch_arguments(space, data, *more))
 
 
 def report_of(study: str) -> Any:
@@ -55,6 +79,7 @@ def report_of(study: str) -> Any:
 
 
 def until(condition: Callable[[], Any], seconds: float = 150) -> None:
+    """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -62,32 +87,29 @@ def until(condition: Callable[[], Any], seconds: float = 150) -> None:
 
 
 class Running:
-    """A launch of two long trials, caught when both have steps behind them."""
+    """A launch of two long trials; both have taken more than 20 steps."""
 
     def __init__(self, database: Database, space: Path, data: Path):
         space.write_text(LONG)
-        self.line = (
-            "launch",
-            "--study",
-            space,
-            "--data",
-            data,
-            "--workers",
-            "2",
-            "--device",
-            "cpu",
-        )
+        self.line = launch_arguments(space, data, "--workers", "2")
         self.process = start(*self.line)
         self.database = database
-        until(lambda: len([r for r in self.records() if r.state == "running" and r.step > 20]) == 2)
+        until(lambda: len(self.trials_under_way()) == 2)
+
+    def trials_under_way(self) -> list[Record]:
+        return [
+            record for record in self.records() if record.state == "running" and record.step > 20
+        ]
 
     def records(self) -> list[Record]:
         try:
             return Study.open(self.database, "tiny").records()
-        except Exception:  # not made yet
+        except Exception:
+            # The launch has not created the study yet.
             return []
 
     def workers(self) -> list[int]:
+        """The process ids of the launch's workers."""
         children = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
         ).stdout
@@ -97,7 +119,3 @@ class Running:
         self.process.kill()
         for pid in self.workers():
             os.kill(pid, signal.SIGKILL)
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])

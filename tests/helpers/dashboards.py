@@ -1,4 +1,4 @@
-"""A dashboard that runs, and a client that keeps its cookie."""
+"""A running dashboard, and a client that keeps its cookie."""
 
 import json
 import threading
@@ -17,13 +17,16 @@ from hpo.dashboard.server import bind
 from hpo.store.database import Database
 
 JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 class Client:
-    """Requests to a dashboard; keeps the cookie."""
+    """Sends requests to a dashboard and keeps the cookie."""
 
     def __init__(self, port: int, base: str = ""):
-        self.port, self.base, self.cookie = port, base, ""
+        self.port = port
+        self.base = base
+        self.cookie = ""
 
     def ask(
         self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
@@ -38,9 +41,8 @@ class Client:
     def status(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> int:
-        return self.ask(
-            method, path, None if body is None else json.dumps(body), {**JSON, **(headers or {})}
-        ).status
+        text = None if body is None else json.dumps(body)
+        return self.ask(method, path, text, {**JSON, **(headers or {})}).status
 
     def json(self, path: str) -> Any:
         answer = self.ask("GET", path)
@@ -50,8 +52,8 @@ class Client:
     def log_in(
         self, password: str, headers: dict[str, str] | None = None, where: str = "/dashboard"
     ) -> HTTPResponse:
-        form = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
-        answer = self.ask("POST", "/login", urlencode({"password": password, "next": where}), form)
+        fields = urlencode({"password": password, "next": where})
+        answer = self.ask("POST", "/login", fields, {**FORM, **(headers or {})})
         self.cookie = (answer.getheader("Set-Cookie") or "").partition(";")[0]
         return answer
 
@@ -64,12 +66,17 @@ def dashboard(
     server = bind(guard, "127.0.0.1", 0, base)
     thread = threading.Thread(target=server.run)
     thread.start()
+
+    def close_connections() -> None:
+        # waitress has no public list of its sockets. A browser keeps connections open.
+        close_all(server._map, ignore_all=True)  # noqa: SLF001
+
     try:
         yield Client(server.effective_port, base)
     finally:
-        server.task_dispatcher.shutdown()  # its threads pull the trigger, too
-        server.trigger.pull_trigger(
-            lambda: close_all(server._map, ignore_all=True)
-        )  # in its thread; a browser keeps connections open
+        # The dispatcher's threads pull the trigger too, so they end first.
+        server.task_dispatcher.shutdown()
+        # The trigger runs the function in the server's own thread.
+        server.trigger.pull_trigger(close_connections)
         thread.join(20)
         assert not thread.is_alive()

@@ -19,10 +19,11 @@ SMALL = {
 
 
 def config(**values: object) -> DecoderConfig:
-    return DecoderConfig().with_values(
-        SMALL | {name.replace("__", "."): value for name, value in values.items()}
-    )
+    """A small decoder with these values; `model__units=4` is `model.units`."""
+    dotted = {name.replace("__", "."): value for name, value in values.items()}
+    return DecoderConfig().with_values(SMALL | dotted)
 
 
 def run(state: TrainState, data: Data) -> list[Updates]:
+    """Train to the end."""
     return list(train(state, data))

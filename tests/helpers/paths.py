@@ -1,4 +1,4 @@
-"""Where the parts of the repository lie."""
+"""Places in the repository."""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""The reference's model by its description (DESIGN 2), with its parameter names: what our exported weights must fit."""
+"""The model of the reference implementation, from its description, with its parameter names.
+
+Weights that hpo exports must fit it.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ from torch.nn.functional import conv1d, pad, softsign, unfold
 
 
 class Reference(torch.nn.Module):
-    """Built from `args` as its loadModel does."""
+    """Built from `args` as loadModel of the reference builds it."""
 
     def __init__(self, args: dict[str, Any], days: int):
         super().__init__()
@@ -34,13 +37,14 @@ class Reference(torch.nn.Module):
     def forward(self, x_BTC: torch.Tensor, days_B: torch.Tensor) -> torch.Tensor:
         x_BCT = x_BTC.transpose(1, 2)
         smoother = self.gaussianSmoother.get_buffer("weight")
-        x_BTC = conv1d(pad(x_BCT, (9, 10)), smoother, groups=x_BCT.shape[1]).transpose(
-            1, 2
-        )  # padding "same", without its warning
+        # The same as padding "same", which warns about kernels of even length.
+        padded_BCT = pad(x_BCT, (9, 10))
+        x_BTC = conv1d(padded_BCT, smoother, groups=x_BCT.shape[1]).transpose(1, 2)
         x_BTC = torch.einsum("btc,bcd->btd", x_BTC, self.dayWeights[days_B]) + self.dayBias[days_B]
         x_BTC = softsign(x_BTC)
         if hasattr(self, "ln"):
             x_BTC = self.ln(x_BTC)
         windows = unfold(x_BTC.transpose(1, 2)[..., None], (self.kernel, 1), stride=self.stride)
-        logits: torch.Tensor = self.fc_decoder_out(self.gru_decoder(windows.transpose(1, 2))[0])
+        hidden = self.gru_decoder(windows.transpose(1, 2))[0]
+        logits: torch.Tensor = self.fc_decoder_out(hidden)
         return logits

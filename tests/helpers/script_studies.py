@@ -22,7 +22,10 @@ HELPER = Path(str(hpo.script.__file__)).parent / "hpo_report.py"
 
 
 def study_file(folder: Path, section: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A study of `many_ways/train.py`, with keys of `script:` and of the file replaced. None takes a key out."""
+    """A study of `many_ways/train.py`.
+
+    `section` replaces keys of `script:`, `changes` keys of the file; None removes a key.
+    """
     code = folder / "code"
     if not code.exists():
         shutil.copytree(STAND_INS / "many_ways", code)
@@ -38,13 +41,13 @@ def study_file(folder: Path, section: dict[str, Any] | None = None, **changes: A
         "silence_seconds": 60,
     }
     content: dict[str, Any] = {
-        "script": _changed(script, section or {}),
+        "script": _with_changes(script, section or {}),
         "parameters": {"lr": {"low": 0.005, "high": 0.05, "log": True}},
         "starts": {"published": {"lr": 0.02}},
         "budget": {"trials": 1},
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(_changed(content, changes)))
+    path.write_text(yaml.safe_dump(_with_changes(content, changes)))
     return path
 
 
@@ -54,7 +57,7 @@ def made(database: Database, path: Path, name: str = "script") -> Study:
 
 
 def trained(database: Database, path: Path, name: str = "script") -> Record:
-    """The first trial of a study, which a worker in this process has run."""
+    """The first trial of a study, after a worker in this process has run all of them."""
     study = made(database, path, name)
     run_worker(study, None, torch.device("cpu"), 1, lambda: False)
     return study.records()[0]
@@ -69,8 +72,8 @@ def values(points: list[Point]) -> list[tuple[int, float]]:
 
 
 def scripts_running(folder: Path) -> list[int]:
-    """The processes of scripts whose attempts lie in this folder."""
-    found = []
+    """The ids of running processes that are scripts of attempts in this folder."""
+    running = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes().decode(errors="replace")
@@ -78,9 +81,9 @@ def scripts_running(folder: Path) -> list[int]:
         except OSError:
             continue
         if f"HPO_FOLDER={folder}" in environment and state not in "ZX":
-            found.append(int(entry.name))
-    return found
+            running.append(int(entry.name))
+    return running
 
 
-def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _with_changes(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (content | changes).items() if value is not None}

@@ -1,4 +1,4 @@
-"""The tests' Postgres, asked directly."""
+"""Direct queries to the Postgres of the tests."""
 
 import os
 from typing import Any
@@ -11,12 +11,14 @@ from hpo.store.embedded import EmbeddedServer
 TESTER_PASSWORD = os.urandom(12).hex()
 COLUMNS = """
 SELECT relname, attname, atttypid FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
-WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 ORDER BY relname, attnum
+WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0
+ORDER BY relname, attnum
 """
 EMPTY = """
 DO $$ BEGIN EXECUTE (
     SELECT 'TRUNCATE ' || string_agg(quote_ident(tablename), ', ') FROM pg_tables
-    WHERE schemaname = 'public' AND tablename NOT IN ('version_info', 'alembic_version', 'hpo_version')
+    WHERE schemaname = 'public'
+    AND tablename NOT IN ('version_info', 'alembic_version', 'hpo_version')
 ); END $$
 """
 
@@ -30,7 +32,7 @@ def url_of(server: EmbeddedServer, name: str) -> str:
 def execute(
     server: EmbeddedServer, statement: str, database: str = "postgres"
 ) -> list[tuple[Any, ...]]:
-    """As a superuser."""
+    """Run a statement as a superuser; gives the rows."""
     url = make_url(url_of(server, database)).set(
         drivername="postgresql", username="tester", password=TESTER_PASSWORD
     )
@@ -45,17 +47,18 @@ def execute(
 
 
 def postmaster(embedded: EmbeddedServer) -> int:
+    """The process id of the server."""
     return int((embedded.data / "postmaster.pid").read_text().splitlines()[0])
 
 
 def answers(url: str | None) -> bool:
+    """Whether the database at this URL answers a query."""
     if url is None:
         return False
-    connection = psycopg2.connect(
-        make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    )
+    plain = make_url(url).set(drivername="postgresql")
+    connection = psycopg2.connect(plain.render_as_string(hide_password=False))
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
-        found = cursor.fetchone()
+        row = cursor.fetchone()
     connection.close()
-    return bool(found == (1,))
+    return bool(row == (1,))

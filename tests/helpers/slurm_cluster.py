@@ -1,7 +1,8 @@
-"""A throw-away SLURM on this machine: munged, slurmctld and two slurmd, each a node with two pretend GPUs.
+"""A throw-away SLURM on this machine: munged, slurmctld and two slurmd, each a node with two GPUs.
 
-The daemons stay in the foreground, as children of the tests. Whatever they start inherits SLURM_CONF, by which `stop` finds
-and ends it. `cred_expire` is the time that a requeued job waits: 120 s by default, 5 at least.
+The GPUs are pretended. The daemons stay in the foreground, as children of the tests. All that they
+start inherits SLURM_CONF, by which `stop` finds and ends it. `cred_expire` is the time that a
+requeued job waits: 120 s by default, 5 at least.
 """
 
 import os
@@ -16,8 +17,9 @@ from pathlib import Path
 
 NODES = 2
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
-GPUS = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"  # slurmd only looks whether the devices are there
-CONFIGURATION = """
+# slurmd only checks that the device files exist.
+GPUS = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
+CONFIGURATION = r"""
 ClusterName=test
 SlurmctldHost={host}
 SlurmctldPort={ports[0]}
@@ -47,28 +49,31 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2 State=UNKNOWN
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=8 MaxTime=INFINITE State=UP
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=8 \
+    MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here."""
+    """Why no cluster can run on this machine, if none can."""
     absent = [name for name in PROGRAMS if not shutil.which(name)]
     if absent:
-        return f"SLURM is not installed ({', '.join(absent)}): apt-get install --no-install-recommends slurm-wlm munge"
+        install = "apt-get install --no-install-recommends slurm-wlm munge"
+        return f"SLURM is not installed ({', '.join(absent)}): {install}"
     return "a SLURM of its own needs root" if os.geteuid() else None
 
 
 class Cluster:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hpo-slurm-"))
-        self.folder.chmod(0o755)  # munged insists
+        # munged refuses a folder that others cannot read.
+        self.folder.chmod(0o755)
         self.configuration = self.folder / "slurm.conf"
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Raises AssertionError, with the daemons' last words, if it is not up within 30 s."""
+        """Raises AssertionError with the daemons' last output if it is not up within 30 s."""
         for name in ("state", "spool/n1", "spool/n2"):
             (self.folder / name).mkdir(parents=True)
         key = self.folder / "munge.key"
@@ -86,12 +91,8 @@ class Cluster:
             "log-file": "munge.log",
             "seed-file": "munge.seed",
         }
-        self._run(
-            "munged",
-            "--foreground",
-            "--force",
-            *(f"--{name}={self.folder / file}" for name, file in files.items()),
-        )
+        options = [f"--{name}={self.folder / file}" for name, file in files.items()]
+        self._run("munged", "--foreground", "--force", *options)
         self._until((self.folder / "munge.sock").exists)
         self._run("slurmctld", "-D", "-c")
         for node in range(1, NODES + 1):
@@ -100,23 +101,21 @@ class Cluster:
 
     def _run(self, *command: str) -> None:
         with (self.folder / "output").open("ab") as output:
-            self._daemons.append(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=self._environment,
-                )
+            daemon = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
             )
+        self._daemons.append(daemon)
 
     def _until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
         while not condition():
-            alive = all(daemon.poll() is None for daemon in self._daemons)
-            assert alive and time.monotonic() < deadline, (self.folder / "output").read_text()[
-                -2000:
-            ]
+            last_output = (self.folder / "output").read_text()[-2000:]
+            assert all(daemon.poll() is None for daemon in self._daemons), last_output
+            assert time.monotonic() < deadline, last_output
             time.sleep(0.05)
 
     @property
@@ -134,9 +133,9 @@ class Cluster:
     def stop(self) -> None:
         """End the daemons and all that they started, whatever state they are in."""
         deadline = time.monotonic() + 20
-        while ours := self._processes():
-            assert time.monotonic() < deadline, f"processes {ours} do not end"
-            for pid in ours:
+        while processes := self.processes():
+            assert time.monotonic() < deadline, f"processes {processes} do not end"
+            for pid in processes:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
@@ -145,16 +144,20 @@ class Cluster:
                 daemon.wait()
         shutil.rmtree(self.folder)
 
-    def _processes(self) -> list[int]:
-        """All with our SLURM_CONF in their environment, this one not."""
-        mark, found = f"SLURM_CONF={self.configuration}".encode(), []
+    def processes(self) -> list[int]:
+        """The ids of all other processes that have our SLURM_CONF in their environment."""
+        setting = f"SLURM_CONF={self.configuration}".encode()
+        pids = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
-                if mark in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
-                    found.append(int(path.parent.name))
+                environment = path.read_bytes().split(b"\0")
             except OSError:
-                continue  # it ended
-        return found
+                # The process has ended.
+                continue
+            pid = int(path.parent.name)
+            if setting in environment and pid != os.getpid():
+                pids.append(pid)
+        return pids
 
 
 def _free_ports(count: int) -> list[int]:

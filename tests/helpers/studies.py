@@ -1,4 +1,4 @@
-"""Small studies, and a trial's life without a training."""
+"""Small studies, and the life of a trial without a training."""
 
 import subprocess
 import sys
@@ -22,7 +22,8 @@ from hpo.trainer import Score
 from hpo.worker.worker import Worker
 
 TINY = """
-base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4, steps: 6, evaluate_every: 2}
+base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4,
+       steps: 6, evaluate_every: 2}
 parameters:
   optimizer.lr: {low: 1e-4, high: 5e-2, log: true}
   optimizer.name: {choices: [adam, sgd]}
@@ -35,20 +36,15 @@ policy: tpe
 sampler: {startup_trials: 3}
 """
 
-
 RECORD = {"device": "cpu", "code_version": "0", "data": "f"}
 HERE = Process.this()
 DIVERGED = Stopped(Stop("own-past", "per", "PER rose"))
 
 
 def long(steps: int, evaluate_every: int) -> str:
-    """A space of trainings that no rule ends before their last step, whatever such noise scores."""
-    return (
-        TINY.replace(
-            "steps: 6, evaluate_every: 2", f"steps: {steps}, evaluate_every: {evaluate_every}"
-        )
-        + "stopping: null\n"
-    )
+    """A space whose trainings run to their last step: no rule stops them."""
+    lengths = f"steps: {steps}, evaluate_every: {evaluate_every}"
+    return TINY.replace("steps: 6, evaluate_every: 2", lengths) + "stopping: null\n"
 
 
 LONG = long(20_000, 10).replace("trials: 4", "trials: 2")
@@ -67,13 +63,8 @@ def point(
     validation_loss: float | None = 1.5,
     **metrics: float,
 ) -> Point:
-    return Point(
-        step,
-        value,
-        loss,
-        validation_loss,
-        {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5} | metrics,
-    )
+    usual = {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5}
+    return Point(step, value, loss, validation_loss, usual | metrics)
 
 
 def claim(study: Study, process: Process = HERE) -> Trial:
@@ -100,13 +91,13 @@ def _points_of(trial: Trial) -> Any:
 
 
 def curve(study: Study, trial: Trial) -> list[tuple[int, float, int]]:
-    """(step, PER, attempt) of each point."""
+    """(step, PER, attempt) of each stored point."""
     with study.engine.begin() as connection:
         return [tuple(row) for row in connection.execute(_points_of(trial))]
 
 
 def ended_process() -> Process:
-    """One that ran here and is gone."""
+    """A process that ran on this host and has ended."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     identity = f"{child.pid}:{process.start_time(child.pid)}"
     child.communicate(b"\n")
