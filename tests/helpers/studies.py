@@ -22,8 +22,8 @@ from hpo.trainer import Score
 from hpo.worker.worker import Worker
 
 TINY = """
-base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2, batch_size: 4,
-       steps: 6, evaluate_every: 2}
+base: {model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2,
+       batch_size: 4, steps: 6, evaluate_every: 2}
 parameters:
   optimizer.lr: {low: 1e-4, high: 5e-2, log: true}
   optimizer.name: {choices: [adam, sgd]}

@@ -1,6 +1,9 @@
-"""Intervals and tests on simulated scores whose true PER is known: they must cover it as often as they say."""
+"""Intervals and tests on simulated scores whose true PER is known.
 
-from collections.abc import Sequence
+An interval must cover the truth as often as it says.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -9,11 +12,15 @@ from hpo.analysis.stats import compare, holm, score_interval, seeds_to_separate
 from hpo.trainer import Metric, Score
 
 DRAWS = 1000
-MEAN_LENGTH, PER = 30.0, 0.2
+MEAN_LENGTH = 30.0
+PER = 0.2
 
 
 class Simulated:
-    """Sentences with a difficulty of their own, seeds with a skill of their own, and chance. Mean difficulty and skill are 1."""
+    """Sentences that differ in difficulty, seeds that differ in skill, and chance.
+
+    The mean difficulty and the mean skill are 1.
+    """
 
     def __init__(
         self,
@@ -23,7 +30,7 @@ class Simulated:
         longer_is_harder: bool = False,
     ):
         self.generator = generator
-        self.lengths = generator.integers(10, 51, size=sentences)  # mean 30
+        self.lengths = generator.integers(10, 51, size=sentences)
         self.difficulty = generator.gamma(difficulty_sd**-2, difficulty_sd**2, size=sentences)
         if longer_is_harder:
             self.difficulty = self.difficulty * self.lengths / MEAN_LENGTH
@@ -40,12 +47,22 @@ REWARD = Metric(name="reward", direction="maximize")
 
 
 def interval_of(scores: Sequence[Score], level: float = 0.95) -> tuple[float, float]:
-    found = score_interval(scores, ERROR_RATE, level)
-    assert found is not None
-    return found
+    interval = score_interval(scores, ERROR_RATE, level)
+    assert interval is not None
+    return interval
 
 
-# seeds, sentences, standard deviation of a sentence's difficulty and of a seed's skill (0.04 x PER 20 % = 0.8 points)
+def share(outcomes: Iterable[bool]) -> float:
+    return float(np.mean(list(outcomes)))
+
+
+def covers(interval: tuple[float, float], truth: float) -> bool:
+    low, high = interval
+    return low <= truth <= high
+
+
+# Seeds, sentences, and the standard deviations of a sentence's difficulty and of a seed's skill.
+# A skill of 0.04 with a PER of 20 % is 0.8 points.
 SETTINGS = [
     (5, 240, 0.8, 0.04),
     (5, 240, 0.8, 0.15),
@@ -60,32 +77,33 @@ def test_the_interval_covers_the_true_per_as_often_as_it_says(
     seeds: int, sentences: int, difficulty_sd: float, skill_sd: float
 ) -> None:
     generator = np.random.default_rng(1)
-    covered = 0
+    intervals = []
     for _ in range(DRAWS):
-        low, high = interval_of(
-            Simulated(generator, sentences, difficulty_sd).scores(seeds, skill_sd)
-        )
-        covered += low <= PER <= high
-    assert 0.92 <= covered / DRAWS <= 0.98
+        simulated = Simulated(generator, sentences, difficulty_sd)
+        intervals.append(interval_of(simulated.scores(seeds, skill_sd)))
+    assert 0.92 <= share(covers(interval, PER) for interval in intervals) <= 0.98
 
 
 def test_per_is_a_ratio_of_sums_where_longer_sentences_are_harder() -> None:
-    """The truth is E[errors] / E[length] = PER x E[length^2] / E[length]^2; the mean of the sentences' ratios is PER, far below."""
+    """The truth is E[errors] / E[length] = PER x E[length^2] / E[length]^2.
+
+    The mean of the sentences' ratios is PER, far below it.
+    """
     lengths = np.arange(10, 51)
     truth = PER * (lengths**2).mean() / lengths.mean() ** 2
     generator = np.random.default_rng(2)
-    draws = [
-        Simulated(generator, 240, 0.5, longer_is_harder=True).scores(5, 0.05) for _ in range(DRAWS)
-    ]
-    intervals = [interval_of(scores) for scores in draws]
-    assert 0.92 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.98
-    assert np.mean([low <= PER <= high for low, high in intervals]) < 0.5
+    intervals = []
+    for _ in range(DRAWS):
+        simulated = Simulated(generator, 240, 0.5, longer_is_harder=True)
+        intervals.append(interval_of(simulated.scores(5, 0.05)))
+    assert 0.92 <= share(covers(interval, truth) for interval in intervals) <= 0.98
+    assert share(covers(interval, PER) for interval in intervals) < 0.5
 
 
 def percentile_bootstrap(
     scores: Sequence[Score], generator: np.random.Generator
 ) -> tuple[float, float]:
-    """What score_interval is not: seeds resampled like the sentences."""
+    """An interval by resampling the seeds, which score_interval does not do."""
     errors = np.array([score.errors for score in scores], dtype=float)
     per_seed = errors.sum(axis=1) / sum(scores[0].lengths)
     means = per_seed[generator.integers(len(scores), size=(500, len(scores)))].mean(axis=1)
@@ -94,77 +112,79 @@ def percentile_bootstrap(
 
 
 def test_a_percentile_bootstrap_of_seeds_would_be_too_narrow() -> None:
-    """The reason for Student's t: where seeds are all that varies, resampling 3 of them covers far too seldom."""
+    """Which is why score_interval uses Student's t.
+
+    Where only the seeds vary, resampling 3 of them covers the truth far too seldom.
+    """
     generator = np.random.default_rng(3)
-    simulated = [Simulated(generator, 100, 0.01).scores(3, 0.3) for _ in range(DRAWS)]
-    covered = [
-        [low <= PER <= high for low, high in (percentile_bootstrap(s, generator), interval_of(s))]
-        for s in simulated
-    ]
-    naive, ours = np.mean(covered, axis=0)
-    assert naive < 0.85
-    assert 0.92 <= ours <= 0.98
+    draws = [Simulated(generator, 100, 0.01).scores(3, 0.3) for _ in range(DRAWS)]
+    bootstraps = [percentile_bootstrap(scores, generator) for scores in draws]
+    assert share(covers(interval, PER) for interval in bootstraps) < 0.85
+    assert 0.92 <= share(covers(interval_of(scores), PER) for scores in draws) <= 0.98
 
 
 @pytest.mark.parametrize(("seeds_a", "seeds_b"), [(5, 5), (1, 1)])
 def test_the_difference_is_covered_and_the_permutation_test_holds_its_level(
     seeds_a: int, seeds_b: int
 ) -> None:
-    """Its null: the sides differ by chance alone. Seeds that differ in skill are not in it."""
+    """The null hypothesis: the sides differ by chance alone, and no seed has a skill of its own."""
     generator = np.random.default_rng(4)
-    found = []
+    comparisons = []
     for _ in range(DRAWS):
         simulated = Simulated(generator, 240, 0.8)
-        found.append(compare(simulated.scores(seeds_a, 0.0), simulated.scores(seeds_b, 0.0)))
-    assert 0.03 <= np.mean([comparison.p <= 0.05 for comparison in found]) <= 0.07
-    assert np.mean([comparison.decided for comparison in found]) <= 0.07
+        comparisons.append(compare(simulated.scores(seeds_a, 0.0), simulated.scores(seeds_b, 0.0)))
+    assert 0.03 <= share(comparison.p <= 0.05 for comparison in comparisons) <= 0.07
+    assert share(comparison.decided for comparison in comparisons) <= 0.07
 
 
-def test_the_interval_of_a_difference_has_the_seeds_in_it_and_p_has_not() -> None:
-    """As the docstring says: with seeds that differ by 10 % p rejects far too often, the interval does not."""
+def test_the_interval_of_a_difference_includes_the_seeds_and_p_does_not() -> None:
+    """With seeds that differ by 10 %, p rejects far too often and the interval does not."""
     generator = np.random.default_rng(5)
-    found = []
+    comparisons = []
     for _ in range(300):
         simulated = Simulated(generator, 240, 0.8)
-        found.append(compare(simulated.scores(3, 0.1), simulated.scores(3, 0.1)))
-    assert np.mean([comparison.p <= 0.05 for comparison in found]) > 0.15
-    assert np.mean([comparison.decided for comparison in found]) <= 0.07
+        comparisons.append(compare(simulated.scores(3, 0.1), simulated.scores(3, 0.1)))
+    assert share(comparison.p <= 0.05 for comparison in comparisons) > 0.15
+    assert share(comparison.decided for comparison in comparisons) <= 0.07
 
 
 def test_a_real_difference_is_found_and_its_interval_covers_it() -> None:
     generator = np.random.default_rng(6)
-    found = []
+    comparisons = []
     for _ in range(300):
         simulated = Simulated(generator, 240, 0.5)
-        found.append(
-            compare(simulated.scores(5, 0.03, per=0.25), simulated.scores(5, 0.03, per=0.2))
-        )
-    assert (
-        np.mean([comparison.decided and comparison.difference > 0 for comparison in found]) > 0.95
-    )
-    assert np.mean([comparison.p < 0.01 for comparison in found]) > 0.95
-    assert (
-        0.92
-        <= np.mean(
-            [comparison.interval[0] <= 0.05 <= comparison.interval[1] for comparison in found]
-        )
-        <= 0.99
-    )
+        worse = simulated.scores(5, 0.03, per=0.25)
+        better = simulated.scores(5, 0.03, per=0.2)
+        comparisons.append(compare(worse, better))
+    decided = [comparison for comparison in comparisons if comparison.decided]
+    assert sum(comparison.difference > 0 for comparison in decided) / len(comparisons) > 0.95
+    assert share(comparison.p < 0.01 for comparison in comparisons) > 0.95
+    assert 0.92 <= share(covers(comparison.interval, 0.05) for comparison in comparisons) <= 0.99
 
 
-def test_equal_scores_do_not_differ_and_the_same_scores_give_the_same_numbers() -> None:
+def test_equal_scores_do_not_differ() -> None:
     scores = Simulated(np.random.default_rng(7), 50, 0.5).scores(2, 0.1)
-    same = compare(scores, scores)
-    assert (same.difference, same.p, same.decided) == (0.0, 1.0, False)
+    comparison = compare(scores, scores)
+    assert comparison.difference == 0.0
+    assert comparison.p == 1.0
+    assert comparison.decided is False
+
+
+def test_the_same_scores_give_the_same_numbers() -> None:
+    scores = Simulated(np.random.default_rng(7), 50, 0.5).scores(2, 0.1)
     assert interval_of(scores) == interval_of(scores)
-    assert compare(scores[:1], scores[1:]).difference == pytest.approx(
-        scores[0].value - scores[1].value
-    )
+    difference = scores[0].value - scores[1].value
+    assert compare(scores[:1], scores[1:]).difference == pytest.approx(difference)
+
+
+def test_an_interval_of_a_lower_level_is_narrower() -> None:
+    scores = Simulated(np.random.default_rng(7), 50, 0.5).scores(2, 0.1)
+    outer_low, outer_high = interval_of(scores)
     low, high = interval_of(scores, level=0.5)
-    assert interval_of(scores)[0] < low < high < interval_of(scores)[1]
+    assert outer_low < low < high < outer_high
 
 
-def test_other_sentences_are_refused() -> None:
+def test_scores_of_different_sentences_are_refused() -> None:
     a, b = Score((1, 2), (5, 6)), Score((1, 2), (5, 7))
     with pytest.raises(ValueError, match="different sentences"):
         compare([a], [b])
@@ -179,13 +199,12 @@ def test_holm_adjusts_for_the_number_of_comparisons() -> None:
     assert holm([]) == []
 
 
-def test_how_many_seeds_would_do() -> None:
+def test_the_number_of_seeds_that_separate_two_configurations() -> None:
     generator = np.random.default_rng(8)
     simulated = Simulated(generator, 2000, 0.1)
     needed = seeds_to_separate(simulated.scores(40, 0.1), simulated.scores(40, 0.1, per=0.23))
-    expected = (
-        1.96**2 * (0.02**2 + 0.023**2) / 0.03**2
-    )  # 4: seeds' standard deviations over the difference
+    # About 4, from the standard deviations of the seeds and the difference of the PERs.
+    expected = 1.96**2 * (0.02**2 + 0.023**2) / 0.03**2
     assert needed is not None
     assert 0.3 * expected < needed < 3 * expected
 
@@ -207,10 +226,11 @@ def test_intervals_end_at_the_bounds_that_a_metric_has() -> None:
     assert low < 0 < around_0.value < high
     more_than_all = Score((4, 1, 3), (2, 2, 2))
     low, high = interval_of([more_than_all])
-    assert low < more_than_all.value < high and high > 1, "insertions take an error rate above 1"
+    assert low < more_than_all.value < high
+    assert high > 1, "insertions take an error rate above 1"
 
 
-def test_of_one_number_nothing_is_known() -> None:
+def test_a_score_of_a_single_number_has_no_interval() -> None:
     assert score_interval([Score.of(0.9)], ACCURACY) is None
     apart = compare([Score.of(0.9)], [Score.of(0.7)])
     assert apart.difference == pytest.approx(0.2)
@@ -218,10 +238,9 @@ def test_of_one_number_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("items", [2, 5, 8])
-def test_the_p_of_scores_that_are_no_whole_numbers_is_no_smaller_than_their_number_allows(
-    items: int,
-) -> None:
+def test_the_p_of_fractional_scores_is_not_smaller_than_their_number_allows(items: int) -> None:
     generator = np.random.default_rng(items)
-    worse = generator.uniform(0.5, 1, items)
-    apart = compare([Score(tuple(worse), (1.0,) * items)], [Score((0.1,) * items, (1.0,) * items)])
-    assert apart.p == pytest.approx(2 / 2**items, rel=0.2)
+    lengths = (1.0,) * items
+    worse = Score(tuple(generator.uniform(0.5, 1, items)), lengths)
+    better = Score((0.1,) * items, lengths)
+    assert compare([worse], [better]).p == pytest.approx(2 / 2**items, rel=0.2)

@@ -1,8 +1,9 @@
-"""What a policy decides, as values: the space as a cube, and draws."""
+"""What a policy proposes, and the space as a cube."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from helpers.studies import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpo.errors import SpecError
 from hpo.space.cube import Cube
 from hpo.space.policy import Model, Observation, propose
 from hpo.space.spec import Policy, StudySpec, find_space, load_spec
@@ -28,32 +30,35 @@ def test_a_point_of_the_cube_is_a_configuration_and_back(coordinates: list[float
     assert again == pytest.approx(values)
     both = CUBE.features(np.array([coordinates, CUBE.point(values)]))
     assert np.isfinite(both).all()
-    numbers_N = [isinstance(value, int) for value in values.values()]
-    assert any(numbers_N) or both[0] == pytest.approx(both[1])
+    # Rounding to a whole number moves a point.
+    if not any(isinstance(value, int) for value in values.values()):
+        assert both[0] == pytest.approx(both[1])
 
 
-def test_what_does_not_exist_changes_nothing() -> None:
+def test_coordinates_of_inactive_parameters_change_nothing() -> None:
     points_NP = np.random.default_rng(0).random((40, DIMENSIONS))
     other_NP = points_NP.copy()
     for row, point in enumerate(points_NP):
-        there = CUBE.values(point)
+        active = CUBE.values(point)
         for column, name in enumerate(CUBE.names):
-            if name not in there:
+            if name not in active:
                 other_NP[row, column] = 1 - point[column]
     assert (points_NP != other_NP).any()
     assert np.array_equal(CUBE.features(points_NP), CUBE.features(other_NP))
 
 
-def test_the_size_of_a_step_is_seen() -> None:
-    """Ten times the learning rate over ten times eps goes as far; with another optimizer eps says nothing."""
+def test_the_size_of_a_step_is_a_feature() -> None:
+    """Ten times the learning rate with ten times eps is a step of the same size.
+
+    Other optimizers have no eps.
+    """
 
     def size(**values: float | str) -> float:
         named = {f"optimizer.{name}": value for name, value in values.items()}
         return float(CUBE.features(CUBE.point(named)[None])[0, -1])
 
-    assert size(name="adam", lr=0.001, eps=0.01) == pytest.approx(
-        size(name="adam", lr=0.0079, eps=0.0997), abs=0.02
-    )
+    with_large_eps = size(name="adam", lr=0.0079, eps=0.0997)
+    assert size(name="adam", lr=0.001, eps=0.01) == pytest.approx(with_large_eps, abs=0.02)
     assert size(name="adam", lr=0.01, eps=0.01) > size(name="adam", lr=0.001, eps=0.01)
     assert size(name="sgd", lr=0.01, momentum=0.9) > size(name="sgd", lr=0.01, momentum=0.5)
 
@@ -62,7 +67,7 @@ def test_the_size_of_a_step_is_seen() -> None:
 
 
 def ended(numbers: Sequence[int], startup: int = 10) -> list[Observation]:
-    """Their PER has its lowest where lr is 0.003."""
+    """Ended trials with these numbers, the best of which have an lr near 0.003."""
     seen: list[Observation] = []
     for number in numbers:
         values = propose(SPEC, seen[: startup - 1], 1, number)
@@ -78,10 +83,10 @@ def test_the_first_draws_fill_the_space_and_repeat_with_their_seed() -> None:
     drawn = [propose(SPEC, [], 1, number) for number in range(32)]
     assert drawn == [propose(SPEC, [], 1, number) for number in range(32)]
     assert drawn != [propose(SPEC, [], 2, number) for number in range(32)]
-    shares = np.sort([CUBE.point(values)[CUBE.names.index("optimizer.lr")] for values in drawn])
-    assert (
-        np.floor(32 * shares) == np.arange(32)
-    ).all()  # one in each 32nd of the range, which points at random do not do
+    lr = CUBE.names.index("optimizer.lr")
+    shares = np.sort([CUBE.point(values)[lr] for values in drawn])
+    # One in each 32nd of the range, which random points would not reach.
+    assert (np.floor(32 * shares) == np.arange(32)).all()
 
 
 def test_draws_by_the_model_come_nearer_to_the_best_than_those_before() -> None:
@@ -95,35 +100,35 @@ def test_draws_by_the_model_come_nearer_to_the_best_than_those_before() -> None:
     assert 0.2 <= (best.value or 1.0) < min(first, 0.23)
 
 
-def test_a_draw_depends_on_what_is_seen_and_on_its_number_only() -> None:
+def test_a_draw_depends_only_on_the_trials_seen_and_its_number() -> None:
     seen = ended(range(12))
     assert propose(SPEC, seen, 1, 12) == propose(SPEC, list(reversed(seen)), 1, 12)
     assert propose(SPEC, seen, 1, 12) != propose(SPEC, seen, 1, 13)
 
 
 @pytest.mark.parametrize("count", [0, 12])
-def test_what_a_person_fixed_stays(count: int) -> None:
+def test_fixed_values_are_kept(count: int) -> None:
     fixed = {"optimizer.name": "sgd", "optimizer.lr": 0.02}
     values = propose(SPEC, ended(range(count)), 1, 40, fixed)
-    assert values["optimizer.name"] == "sgd" and "optimizer.momentum" in values
+    assert values["optimizer.name"] == "sgd"
+    assert "optimizer.momentum" in values
     assert values["optimizer.lr"] == pytest.approx(0.02)
 
 
-def test_a_running_trial_is_believed_so_that_another_worker_draws_elsewhere() -> None:
+def test_a_running_trial_makes_another_worker_draw_elsewhere() -> None:
     seen = ended(range(14))
     first = propose(SPEC, seen, 1, 14)
     second = propose(SPEC, [*seen, Observation(14, first, None)], 1, 14)
     assert second != first
 
 
-def test_all_trials_equal_or_diverged_still_draw() -> None:
-    alike = [replace(trial, value=1.0) for trial in ended(range(12))]
-    assert set(propose(SPEC, alike, 1, 12)) <= set(SPEC.parameters)
-    broken = [
-        replace(trial, value=None if trial.number else 0.3, diverged=bool(trial.number))
-        for trial in alike
-    ]
-    assert set(propose(SPEC, broken, 1, 12)) <= set(SPEC.parameters)
+def test_the_policy_proposes_even_if_all_trials_are_equal_or_diverged() -> None:
+    equal = [replace(trial, value=1.0) for trial in ended(range(12))]
+    assert set(propose(SPEC, equal, 1, 12)) <= set(SPEC.parameters)
+    first, *others = equal
+    diverged = [replace(trial, value=None, diverged=True) for trial in others]
+    all_but_one_diverged = [replace(first, value=0.3, diverged=False), *diverged]
+    assert set(propose(SPEC, all_but_one_diverged, 1, 12)) <= set(SPEC.parameters)
 
 
 def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,22 +143,35 @@ def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.Monke
 # ---- the study file
 
 
-@pytest.mark.parametrize(("text", "policy", "said"), [
-    (TINY.replace("policy: tpe", "policy: gp-halvin"), None, "'gp', 'tpe' or 'random'"),
-    (TINY, "bayes", "--policy: there is no 'bayes'. Valid: gp, tpe, random"),
-    (TINY.replace("policy: tpe", "policy: gp-halving"), None, "policy: gp-halving was removed. Use gp"),
-    (TINY, "gp-halving", "--policy gp-halving: it was removed. Use gp"),
-    (TINY.replace("trials: 4", "trials: 4, min_gain: 0.1"), None, "budget.*min_gain"),
-])  # fmt: skip
-def test_a_policy_that_cannot_be(
-    tmp_path_factory: pytest.TempPathFactory, text: str, policy: str | None, said: str
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("policy: tpe", "policy: gp-halvin", "'gp', 'tpe' or 'random'"),
+        ("policy: tpe", "policy: gp-halving", "policy: gp-halving was removed. Use gp"),
+        ("trials: 4", "trials: 4, min_gain: 0.1", "budget.*min_gain"),
+    ],
+)
+def test_an_invalid_policy_in_a_file_is_one_line(
+    tiny_space: Path, before: str, after: str, message: str
 ) -> None:
-    from hpo.errors import SpecError
+    tiny_space.write_text(TINY.replace(before, after))
+    with pytest.raises(SpecError, match=message) as raised:
+        load_spec(tiny_space)
+    assert "\n" not in str(raised.value)
 
-    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
-    path.write_text(text)
-    with pytest.raises(SpecError, match=said) as raised:
-        load_spec(path, policy=policy)
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("bayes", "--policy: there is no 'bayes'. Valid: gp, tpe, random"),
+        ("gp-halving", "--policy gp-halving: it was removed. Use gp"),
+    ],
+)
+def test_an_invalid_policy_on_the_command_line_is_one_line(
+    tiny_space: Path, policy: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message) as raised:
+        load_spec(tiny_space, policy=policy)
     assert "\n" not in str(raised.value)
 
 

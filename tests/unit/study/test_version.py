@@ -1,4 +1,4 @@
-"""What changes the version of the code that shapes results, and what does not."""
+"""The version of the code that shapes results: which changes of the code change it."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def grow(x: float, *, by: float = 2.0) -> float:
         ("0.1", "0.10"),
     ],
 )
-def test_words_and_layout_change_nothing(before: str, after: str) -> None:
+def test_words_and_layout_do_not_change_the_meaning(before: str, after: str) -> None:
     assert CODE.count(before) == 1
     assert meaning(CODE.replace(before, after)) == meaning(CODE)
 
@@ -60,12 +60,12 @@ def test_words_and_layout_change_nothing(before: str, after: str) -> None:
         ("def grow", "def shrink"),
     ],
 )
-def test_what_the_code_does_changes_it(before: str, after: str) -> None:
+def test_what_the_code_does_changes_the_meaning(before: str, after: str) -> None:
     assert CODE.count(before) == 1
     assert meaning(CODE.replace(before, after)) != meaning(CODE)
 
 
-def test_all_files_are_there_and_earlier_versions_fit_as_long_as_nothing_changed() -> None:
+def test_earlier_versions_with_the_same_results_are_known() -> None:
     assert all((PACKAGE / name).is_file() for name in SHAPES_RESULTS)
     assert same_results(code_version(), code_version())
     assert not same_results(code_version(), "0.1.0 00000000")

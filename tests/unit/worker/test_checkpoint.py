@@ -1,8 +1,9 @@
-"""Resume is exact; a checkpoint is whole or not used; writing is beside the training."""
+"""Checkpoints: a resumed training is exact, a damaged file is not used, writing is concurrent."""
 
 import hashlib
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,42 @@ from hpo.worker.checkpoint import (
     write_atomically,
 )
 
-OPTIMIZERS: list[dict[str, object]] = [{"optimizer__name": name} for name in ("adam", "adamw")]
-OPTIMIZERS += [
-    {"optimizer__name": "sgd", "optimizer__nesterov": nesterov} for nesterov in (False, True)
+Values = dict[str, object]
+
+OPTIMIZERS: list[Values] = [
+    {"optimizer__name": "adam"},
+    {"optimizer__name": "adamw"},
+    {"optimizer__name": "sgd", "optimizer__nesterov": False},
+    {"optimizer__name": "sgd", "optimizer__nesterov": True},
 ]
-SCHEDULES: list[dict[str, object]] = [
-    {"schedule__name": name} for name in ("constant", "linear", "warmup-cosine")
+SCHEDULES: list[Values] = [
+    {"schedule__name": "constant"},
+    {"schedule__name": "linear"},
+    {"schedule__name": "warmup-cosine"},
+    {"schedule__name": "plateau", "schedule__patience": 0},
 ]
-SCHEDULES += [{"schedule__name": "plateau", "schedule__patience": 0}]
-EXTRAS: list[dict[str, object]] = [
+EXTRAS: list[Values] = [
     {},
     {"optimizer__ema_decay": 0.9},
     {"accumulation": 2},
     {"batches": "random"},
-]
-EXTRAS += [
     {"optimizer__grad_clip_norm": 0.5, "model__layer_norm": True},
     {"model__padding": "reference"},
     {"precision": "bf16"},
 ]
+
+
+@st.composite
+def decoders(draw: st.DrawFn) -> DecoderConfig:
+    return config(
+        model__kernel=8,
+        augment__time_masks=1,
+        evaluate_every=3,
+        seed=draw(st.integers(0, 99)),
+        **draw(st.sampled_from(OPTIMIZERS)),
+        **draw(st.sampled_from(SCHEDULES)),
+        **draw(st.sampled_from(EXTRAS)),
+    )
 
 
 CURVE = [Point(2, 0.9, 1.5, 1.6, {"lr": 0.1})]
@@ -59,12 +77,12 @@ def data(tiny_data: Path) -> Recordings:
     return load_recordings(DataRequest(tiny_data, config(), "cpu", 0.2))
 
 
-def begun(folder: Path, data: Recordings, chosen: DecoderConfig | None = None) -> Begun:
-    return begin(lambda: GruTraining(chosen or config(), data), folder)
+def begun(folder: Path, data: Recordings, decoder: DecoderConfig | None = None) -> Begun:
+    return begin(lambda: GruTraining(decoder or config(), data), folder)
 
 
-def step_of(found: Begun) -> int:
-    return found.training.step
+def step_of(beginning: Begun) -> int:
+    return beginning.training.step
 
 
 def facts(p: Updates) -> tuple[object, ...]:
@@ -72,51 +90,36 @@ def facts(p: Updates) -> tuple[object, ...]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    optimizer=st.sampled_from(OPTIMIZERS),
-    schedule=st.sampled_from(SCHEDULES),
-    extra=st.sampled_from(EXTRAS),
-    at=st.integers(1, 11),
-    seed=st.integers(0, 99),
-)
+@given(decoder=decoders(), steps_before=st.integers(1, 11))
 def test_a_resumed_training_is_the_same_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory,
     demo_sentences: Sentences,
-    optimizer: dict[str, object],
-    schedule: dict[str, object],
-    extra: dict[str, object],
-    at: int,
-    seed: int,
+    decoder: DecoderConfig,
+    steps_before: int,
 ) -> None:
     demo = Data(demo_sentences, np.arange(40), np.arange(40, 50), CPU)
-    loaded = Recordings(demo, "", demo_sentences)
-    chosen = config(
-        model__kernel=8,
-        augment__time_masks=1,
-        seed=seed,
-        evaluate_every=3,
-        **optimizer,
-        **schedule,
-        **extra,
-    )
-    undisturbed = TrainState(chosen, demo)
+    undisturbed = TrainState(decoder, demo)
     whole = run(undisturbed, demo)
-    state = TrainState(chosen, demo)
-    steps = train(state, demo)
-    first = [next(steps) for _ in range(at)]
+
+    state = TrainState(decoder, demo)
+    updates = train(state, demo)
+    before = [next(updates) for _ in range(steps_before)]
     folder = tmp_path_factory.mktemp("resume") / "deep"
     save_checkpoint(state.step, state.state_dict(), CURVE, folder)
-    torch.manual_seed(12345)  # a new process has other global generators
-    found = begun(folder, loaded, chosen)
-    assert (found.faults, found.curve) == ([], CURVE)
-    assert isinstance(found.training, GruTraining)
-    resumed = found.training.state
-    again = first + run(resumed, demo)
-    assert [facts(p) for p in again] == [facts(p) for p in whole]
-    for one, other in zip(
-        resumed.scored.parameters(), undisturbed.scored.parameters(), strict=True
-    ):
-        assert torch.equal(one, other)
+
+    # The global generators of a new process are in another state.
+    torch.manual_seed(12345)
+    beginning = begun(folder, Recordings(demo, "", demo_sentences), decoder)
+    assert beginning.faults == []
+    assert beginning.curve == CURVE
+    assert isinstance(beginning.training, GruTraining)
+    resumed = beginning.training.state
+    after = run(resumed, demo)
+
+    assert [facts(update) for update in before + after] == [facts(update) for update in whole]
+    weights = zip(resumed.scored.parameters(), undisturbed.scored.parameters(), strict=True)
+    for weight, expected in weights:
+        assert torch.equal(weight, expected)
     assert [path.suffix for path in folder.iterdir()] == [".pt"]
 
 
@@ -132,41 +135,60 @@ def test_the_two_newest_are_kept(data: Recordings, tmp_path: Path) -> None:
     assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path)] == [11, 6]
 
 
-@pytest.mark.parametrize("damage", ["cut", "one bit", "empty", "other bytes"])
+def cut(contents: bytes) -> bytes:
+    return contents[: len(contents) // 2]
+
+
+def with_one_bit_flipped(contents: bytes) -> bytes:
+    middle = len(contents) // 2
+    return contents[:middle] + bytes([contents[middle] ^ 1]) + contents[middle + 1 :]
+
+
+def empty(contents: bytes) -> bytes:
+    return b""
+
+
+def other_bytes(contents: bytes) -> bytes:
+    return b"hello"
+
+
+@pytest.mark.parametrize("damage", [cut, with_one_bit_flipped, empty, other_bytes])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    data: Recordings, tmp_path: Path, damage: str
+    data: Recordings, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     saved_at(data, tmp_path, (3, 7))
     newest = checkpoints(tmp_path)[0]
-    whole = newest.read_bytes()
-    middle = len(whole) // 2
-    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
-    newest.write_bytes(
-        {"cut": whole[:middle], "one bit": flipped, "empty": b"", "other bytes": b"hello"}[damage]
-    )
-    found = begun(tmp_path, data)
-    assert step_of(found) == 3
-    assert len(found.faults) == 1
-    assert newest.name in found.faults[0] and "do not match its digest" in found.faults[0]
+    newest.write_bytes(damage(newest.read_bytes()))
+    beginning = begun(tmp_path, data)
+    assert step_of(beginning) == 3
+    assert len(beginning.faults) == 1
+    assert newest.name in beginning.faults[0]
+    assert "do not match its digest" in beginning.faults[0]
     assert not newest.exists()
 
 
-def test_without_a_whole_one_it_begins(data: Recordings, tmp_path: Path) -> None:
-    found = begun(tmp_path / "nothing", data)
-    assert (found.faults, found.curve, step_of(found)) == ([], [], 0)
+def test_without_a_whole_checkpoint_a_training_begins_anew(
+    data: Recordings, tmp_path: Path
+) -> None:
+    without_files = begun(tmp_path / "nothing", data)
+    assert without_files.faults == []
+    assert without_files.curve == []
+    assert step_of(without_files) == 0
     saved_at(data, tmp_path, (3,))
     checkpoints(tmp_path)[0].write_bytes(b"")
-    again = begun(tmp_path, data)
-    assert (len(again.faults), again.curve, step_of(again)) == (1, [], 0)
+    with_damaged_file = begun(tmp_path, data)
+    assert len(with_damaged_file.faults) == 1
+    assert with_damaged_file.curve == []
+    assert step_of(with_damaged_file) == 0
 
 
 def test_a_checkpoint_of_another_configuration_is_not_used(
     data: Recordings, tmp_path: Path
 ) -> None:
     saved_at(data, tmp_path, (3,))
-    found = begun(tmp_path, data, config(optimizer__lr=0.01))
-    assert "saved with another configuration" in found.faults[0]
-    assert step_of(found) == 0
+    beginning = begun(tmp_path, data, config(optimizer__lr=0.01))
+    assert "saved with another configuration" in beginning.faults[0]
+    assert step_of(beginning) == 0
     assert len(checkpoints(tmp_path)) == 1
 
 
@@ -174,15 +196,13 @@ def test_a_checkpoint_of_another_version_is_not_used(data: Recordings, tmp_path:
     saved = TrainState(config(), data.data).state_dict()
     del saved["drawn"]
     save_checkpoint(5, saved, CURVE, tmp_path)
-    found = begun(tmp_path, data)
-    assert "another version" in found.faults[0]
-    assert step_of(found) == 0
+    beginning = begun(tmp_path, data)
+    assert "another version" in beginning.faults[0]
+    assert step_of(beginning) == 0
 
 
-def test_a_checkpoint_of_the_version_that_knew_one_decoder_is_read(
-    data: Recordings, tmp_path: Path
-) -> None:
-    """It had the curve among the state's own values, and points with a PER."""
+def test_a_checkpoint_of_the_first_version_is_read(data: Recordings, tmp_path: Path) -> None:
+    """That version knew one decoder: its state holds the curve, whose points have a PER."""
     saved_at(data, tmp_path, (3,))
     (path,) = checkpoints(tmp_path)
     state = torch.load(path, weights_only=True)["state"]
@@ -199,15 +219,16 @@ def test_a_checkpoint_of_the_version_that_knew_one_decoder_is_read(
     torch.save(state | {"beside": [point]}, tmp_path / "old.pt")
     digest = hashlib.sha256((tmp_path / "old.pt").read_bytes()).hexdigest()[:16]
     (tmp_path / "old.pt").rename(tmp_path / f"checkpoint-00000003-{digest}.pt")
-    found = begun(tmp_path, data)
-    assert (found.faults, step_of(found)) == ([], 3)
-    assert found.curve == [
+    beginning = begun(tmp_path, data)
+    assert beginning.faults == []
+    assert step_of(beginning) == 3
+    assert beginning.curve == [
         Point(2, 0.9, 1.5, 1.6, {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5})
     ]
 
 
-class Picky:
-    """A training that cannot use its second newest state, and breaks half-way while it tries."""
+class StepOnly:
+    """A training whose state is its step. It fails halfway through loading a state without one."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -217,14 +238,13 @@ class Picky:
         self.step = saved["step"]
 
 
-def test_what_a_trainer_raises_about_a_state_is_a_fault_and_the_one_before_is_tried(
-    tmp_path: Path,
-) -> None:
+def test_a_state_that_the_trainer_refuses_falls_back_to_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(4, {"step": 4}, [], tmp_path)
     save_checkpoint(8, {}, [], tmp_path)
-    found = begin(Picky, tmp_path)  # type: ignore[arg-type]
-    assert step_of(found) == 4
-    assert len(found.faults) == 1 and found.faults[0].endswith(": 'step'")
+    beginning = begin(StepOnly, tmp_path)  # type: ignore[arg-type]
+    assert step_of(beginning) == 4
+    assert len(beginning.faults) == 1
+    assert beginning.faults[0].endswith(": 'step'")
 
 
 @pytest.mark.parametrize(
@@ -243,18 +263,19 @@ def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(
         check_state(state)
 
 
-def test_a_checkpoint_that_cannot_be_read_back_is_a_fault_and_the_one_before_is_tried(
+def test_a_checkpoint_that_cannot_be_read_back_falls_back_to_the_one_before(
     tmp_path: Path,
 ) -> None:
     save_checkpoint(4, {"step": 4}, [], tmp_path)
-    save_checkpoint(
-        8, {"step": np.float32(8)}, [], tmp_path
-    )  # as a version that did not check would have written it
-    found = begin(Picky, tmp_path)  # type: ignore[arg-type]
-    assert (step_of(found), len(found.faults)) == (4, 1)
+    # Written as by a version that did not check what it writes.
+    save_checkpoint(8, {"step": np.float32(8)}, [], tmp_path)
+    beginning = begin(StepOnly, tmp_path)  # type: ignore[arg-type]
+    assert step_of(beginning) == 4
+    assert len(beginning.faults) == 1
 
 
-def test_a_writer_of_weights_may_want_its_suffix(tmp_path: Path) -> None:
+def test_a_file_is_written_under_a_name_with_its_suffix(tmp_path: Path) -> None:
+    """np.savez appends .npz to a name that does not end in it."""
     path = tmp_path / "deep" / "last.npz"
     assert write_atomically(path, lambda draft: np.savez(draft, weights=np.ones(2)), lambda: True)
     assert [file.name for file in path.parent.iterdir()] == ["last.npz"]
@@ -275,13 +296,14 @@ def test_a_state_of_tensors_and_plain_values_comes_back(tmp_path: Path) -> None:
     assert back == state
 
 
-def test_what_is_written_is_the_moment_of_the_call(tmp_path: Path) -> None:
-    """Although the write waits and the training goes on in the same memory."""
-    gate, written = threading.Event(), []
+def test_the_values_at_the_time_of_the_call_are_written(tmp_path: Path) -> None:
+    """The write waits while the training goes on in the same memory."""
+    gate = threading.Event()
+    written_weights = []
 
     def write(value: dict[str, Any]) -> None:
         gate.wait(30)
-        written.append(value["weights"][0].tolist())
+        written_weights.append(value["weights"][0].tolist())
 
     writer = Writer(lambda what, error: None)
     weights = torch.ones(3)
@@ -290,28 +312,30 @@ def test_what_is_written_is_the_moment_of_the_call(tmp_path: Path) -> None:
     weights += 1
     gate.set()
     writer.wait()
-    assert written == [[1.0, 1.0, 1.0]]
+    assert written_weights == [[1.0, 1.0, 1.0]]
     writer.close()
 
 
-def test_a_write_that_fails_is_told_and_the_next_is_tried(tmp_path: Path) -> None:
+def test_a_write_that_fails_is_reported_and_the_next_is_tried(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told: list[str] = []
-    writer = Writer(lambda what, error: told.append(f"{what}: {type(error).__name__}"))
+    reported: list[str] = []
+    writer = Writer(lambda what, error: reported.append(f"{what}: {type(error).__name__}"))
     writer.submit("first", save_checkpoint, 1, {}, [], tmp_path / "file")
     writer.submit("second", save_checkpoint, 2, {}, [], tmp_path / "folder")
     writer.close()
-    assert told == ["first: FileExistsError"]
+    assert reported == ["first: FileExistsError"]
     assert len(checkpoints(tmp_path / "folder")) == 1
 
 
-def test_a_process_that_lost_its_trial_while_it_wrote_leaves_no_checkpoint(tmp_path: Path) -> None:
+def test_a_process_that_loses_its_trial_while_it_writes_leaves_no_checkpoint(
+    tmp_path: Path,
+) -> None:
     save_checkpoint(1, {}, [], tmp_path / "trial", lambda: False)
     assert list((tmp_path / "trial").iterdir()) == []
 
 
 def test_a_stale_checkpoint_of_a_later_step_does_not_push_out_new_ones(tmp_path: Path) -> None:
-    """Of another version of hpo, say: it cannot be used, and its step is the highest."""
+    """Such as one of another version of hpo: it cannot be used, and its step is the highest."""
     for step in (25, 5, 10):
         save_checkpoint(step, {}, [], tmp_path)
     assert [path.name.split("-")[1] for path in checkpoints(tmp_path)] == ["00000010", "00000005"]
