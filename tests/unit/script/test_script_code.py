@@ -1,4 +1,4 @@
-"""The state of a lab's code, with real git repositories and without."""
+"""The state of the code of a lab, with and without a git repository."""
 
 import os
 import shutil
@@ -54,7 +54,10 @@ def commit_all(folder: Path) -> None:
 def test_a_clean_repository(repository: Path) -> None:
     state = code_state(repository)
     assert state.commit == git(repository, "rev-parse", "HEAD")
-    assert (state.changed, state.diff, state.files, state.note) == (False, "", 3, "")
+    assert state.changed is False
+    assert state.diff == ""
+    assert state.files == 3
+    assert state.note == ""
     assert len(state.digest) == 8
     assert int(state.digest, 16) >= 0
     assert code_state(repository) == state
@@ -84,7 +87,7 @@ def test_a_change_is_shown_and_changes_the_digest(repository: Path) -> None:
 
 
 def test_committing_what_was_changed_keeps_the_digest(repository: Path) -> None:
-    """So a person may commit the code of a running study."""
+    """So the code of a running study may be committed."""
     write(repository, train_py="lr = 3\n", new_py="x = 1\n")
     (repository / "model/gru.py").unlink()
     before = code_state(repository)
@@ -93,28 +96,29 @@ def test_committing_what_was_changed_keeps_the_digest(repository: Path) -> None:
     assert after.digest == before.digest
     assert after.files == before.files == 3
     assert after.commit != before.commit
-    assert (before.changed, after.changed) == (True, False)
+    assert before.changed
+    assert not after.changed
 
 
 @pytest.mark.parametrize("stage", [False, True])
 def test_removed_added_and_renamed_files_count(repository: Path, stage: bool) -> None:
-    seen = {digest(repository)}
+    digests = {digest(repository)}
     (repository / "model/gru.py").rename(repository / "model/rnn.py")
     if stage:
         git(repository, "add", "-A")
     state = code_state(repository)
     assert state.changed
     assert state.files == 3
-    seen.add(state.digest)
+    digests.add(state.digest)
     (repository / "model/rnn.py").unlink()
     if stage:
         git(repository, "add", "-A")
     assert code_state(repository).files == 2
-    seen.add(digest(repository))
-    assert len(seen) == 3
+    digests.add(digest(repository))
+    assert len(digests) == 3
 
 
-def test_a_touched_file_is_not_a_changed_one(repository: Path) -> None:
+def test_a_touched_file_is_not_changed(repository: Path) -> None:
     before = code_state(repository)
     os.utime(repository / "train.py", (1, 1))
     assert code_state(repository) == before
@@ -128,13 +132,13 @@ def test_nothing_is_written_into_the_repository(repository: Path) -> None:
     assert not (repository / ".git/index.lock").exists()
 
 
-def test_while_somebody_commits(repository: Path) -> None:
+def test_a_commit_in_progress_does_not_matter(repository: Path) -> None:
     before = code_state(repository)
     (repository / ".git/index.lock").touch()
     assert code_state(repository) == before
 
 
-def test_a_read_only_repository(repository: Path) -> None:
+def test_a_read_only_repository_is_read(repository: Path) -> None:
     before = code_state(repository)
     for path in [*repository.rglob("*"), repository]:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -176,9 +180,7 @@ def test_untracked_code_counts(repository: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("with_git", [True, False])
-def test_what_trainings_leave_behind_does_not_count(
-    repository: Path, name: str, with_git: bool
-) -> None:
+def test_what_trainings_write_does_not_count(repository: Path, name: str, with_git: bool) -> None:
     if not with_git:
         shutil.rmtree(repository / ".git")
     before = code_state(repository)
@@ -214,7 +216,9 @@ def test_of_a_single_file_the_content_alone_counts(repository: Path, tmp_path: P
     file = repository / "train.py"
     before = code_state(file)
     assert before.commit == git(repository, "rev-parse", "HEAD")
-    assert (before.changed, before.files, before.note) == (False, 1, "")
+    assert before.changed is False
+    assert before.files == 1
+    assert before.note == ""
     write(repository, model__gru_py="units = 3\n")
     assert code_state(file) == before
     copy = tmp_path / "other_name.py"
@@ -229,7 +233,7 @@ def test_of_a_single_file_the_content_alone_counts(repository: Path, tmp_path: P
     assert after.digest != before.digest
 
 
-def test_an_untracked_single_file(repository: Path) -> None:
+def test_an_untracked_single_file_is_changed(repository: Path) -> None:
     write(repository, new_py="x = 1\n")
     state = code_state(repository / "new.py")
     assert state.changed
@@ -239,7 +243,7 @@ def test_an_untracked_single_file(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ein Würfel.py", "a\nb.py", "-rf.py", "[ab]*.py", ":(top)x.py"])
 @pytest.mark.parametrize("tracked", [True, False])
-def test_odd_file_names(repository: Path, name: str, tracked: bool) -> None:
+def test_files_with_odd_names_count(repository: Path, name: str, tracked: bool) -> None:
     file = repository / name
     file.write_text("a = 1\n")
     if tracked:
@@ -255,14 +259,14 @@ def test_odd_file_names(repository: Path, name: str, tracked: bool) -> None:
     assert code_state(file).changed
 
 
-def test_a_name_that_is_no_utf8(repository: Path) -> None:
+def test_a_file_name_that_is_not_utf8_counts(repository: Path) -> None:
     (repository / os.fsdecode(b"\xff.py")).write_text("a = 1\n")
     state = code_state(repository)
     assert state.files == 4
     state.diff.encode()
 
 
-def test_a_long_difference_is_cut_and_says_so(repository: Path) -> None:
+def test_a_long_diff_is_cut_and_says_so(repository: Path) -> None:
     write(repository, train_py="".join(f"value_{n} = {n}\n" for n in range(50_000)))
     before = code_state(repository)
     assert len(before.diff.encode()) < 101_000
@@ -272,7 +276,7 @@ def test_a_long_difference_is_cut_and_says_so(repository: Path) -> None:
     assert digest(repository) != before.digest
 
 
-def test_binary_and_odd_bytes_in_a_difference(repository: Path) -> None:
+def test_a_diff_of_bytes_that_are_not_text_is_text(repository: Path) -> None:
     (repository / "train.py").write_bytes(b"lr = 1 # \xff\xfe\n")
     assert "\N{REPLACEMENT CHARACTER}" in code_state(repository).diff
     (repository / "train.py").write_bytes(b"\x00\x01")
@@ -281,24 +285,25 @@ def test_binary_and_odd_bytes_in_a_difference(repository: Path) -> None:
     assert "\x00" not in state.diff
 
 
-def test_what_a_person_configured_changes_nothing(repository: Path, tmp_path: Path) -> None:
+def test_the_configuration_of_git_changes_nothing(repository: Path, tmp_path: Path) -> None:
     write(repository, train_py="lr = 3\n", **{".gitattributes": "*.py diff=mine\n"})
     before = code_state(repository)
     marker = tmp_path / "ran"
-    for name, value in {
+    configuration = {
         "diff.external": f"touch {marker}",
         "diff.mine.textconv": f"touch {marker}; cat",
         "core.fsmonitor": f"touch {marker}",
         "core.quotepath": "true",
         "color.ui": "always",
         "diff.relative": "false",
-    }.items():
+    }
+    for name, value in configuration.items():
         git(repository, "config", name, value)
     assert code_state(repository) == before
     assert not marker.exists()
 
 
-def test_within_a_hook_of_another_repository(
+def test_the_environment_of_a_git_hook_changes_nothing(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = code_state(repository)
@@ -308,7 +313,7 @@ def test_within_a_hook_of_another_repository(
     assert code_state(repository) == before
 
 
-def test_links_count_by_where_they_lead(repository: Path) -> None:
+def test_links_count_by_their_target(repository: Path) -> None:
     (repository / "link.py").symlink_to("train.py")
     commit_all(repository)
     before = code_state(repository)
@@ -376,35 +381,43 @@ def test_programs_without_a_suffix_count(tmp_path: Path) -> None:
     assert code_state(tmp_path).files == 1
 
 
-def test_git_is_not_installed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_installed_the_files_count(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     state = code_state(repository)
-    assert (state.commit, state.note, state.files) == ("", "git is not installed", 2)
+    assert state.commit == ""
+    assert state.note == "git is not installed"
+    assert state.files == 2
     assert code_state(repository / "train.py").note == "git is not installed"
 
 
-def test_a_repository_without_a_commit(tmp_path: Path) -> None:
+def test_in_a_repository_without_a_commit_the_files_count(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     write(tmp_path, train_py="a = 1\n")
     state = code_state(tmp_path)
-    assert (state.commit, state.files) == ("", 1)
+    assert state.commit == ""
+    assert state.files == 1
     assert state.note == "its git repository has no commit yet"
 
 
 @pytest.mark.parametrize("ignored", [True, False])
-def test_a_folder_that_its_repository_does_not_track(repository: Path, ignored: bool) -> None:
+def test_in_a_folder_that_its_repository_does_not_track_the_files_count(
+    repository: Path, ignored: bool
+) -> None:
     """Such as code in a home folder whose dot files are in git."""
     if ignored:
         (repository / ".git/info/exclude").write_text("mine/\n")
     write(repository, mine__train_py="a = 1\n")
     state = code_state(repository / "mine")
-    assert (state.commit, state.files) == ("", 1)
+    assert state.commit == ""
+    assert state.files == 1
     assert state.note == "its git repository does not track it"
     write(repository, mine__train_py="a = 2\n")
     assert digest(repository / "mine") != state.digest
 
 
-def test_a_damaged_repository_is_named(repository: Path) -> None:
+def test_the_note_names_a_damaged_repository(repository: Path) -> None:
     (repository / ".git/index").write_bytes(b"nonsense")
     state = code_state(repository)
     assert state.commit == ""
@@ -414,13 +427,16 @@ def test_a_damaged_repository_is_named(repository: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_repository_of_another_account(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_note_names_a_repository_of_another_account(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for path in [repository, *repository.rglob("*")]:
         os.chown(path, 12345, 12345)
     state = code_state(repository)
-    assert (state.commit, state.files) == ("", 2)
+    assert state.commit == ""
+    assert state.files == 2
     assert "belongs to another account" in state.note
     assert f"safe.directory {repository}" in state.note
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
@@ -429,7 +445,7 @@ def test_a_repository_of_another_account(repository: Path, monkeypatch: pytest.M
     assert code_state(repository).commit
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nothing: there is no such file or folder"):
         code_state(tmp_path / "nothing")
     write(tmp_path, a_py="")
@@ -440,7 +456,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         code_state(tmp_path / "pipe")
 
 
-def test_more_files_than_code_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_module, "MAX_FILES", 10)
     monkeypatch.setattr(code_module, "MAX_LOOKED_AT", 40)
     write(tmp_path, **{f"f{n}_py": "" for n in range(10)})

@@ -1,4 +1,4 @@
-"""Base files and command lines of scripts: what is written comes back the same."""
+"""Base files and command lines of scripts: what is written is read back the same."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def assert_same(one: Any, other: Any) -> None:
     assert same(one, other), f"{one!r} is not {other!r}"
 
 
-# ------------------------------------------------------------------------------ names and values
+# ---- names and values
 
 
 def test_fields_by_their_dotted_names() -> None:
@@ -109,16 +109,16 @@ def test_fields_by_their_dotted_names() -> None:
 
 
 def test_values_are_copies() -> None:
-    found = base(TREE)
-    found.values()["optimizer.betas"].append(1)
-    found.values()["empty"]["a"] = 1
-    assert found.values()["optimizer.betas"] == [0.9, 0.999]
-    assert found.values()["empty"] == {}
+    file = base(TREE)
+    file.values()["optimizer.betas"].append(1)
+    file.values()["empty"]["a"] = 1
+    assert file.values()["optimizer.betas"] == [0.9, 0.999]
+    assert file.values()["empty"] == {}
 
 
-def test_names_of_keys_that_are_no_text() -> None:
-    found = base("0: a\n2: {2: b}\ntrue: c\nnull: d\n1.5: e\na.b: {c.d: f}\n'': g\n")
-    assert found.values() == {
+def test_names_of_keys_that_are_not_text() -> None:
+    file = base("0: a\n2: {2: b}\ntrue: c\nnull: d\n1.5: e\na.b: {c.d: f}\n'': g\n")
+    assert file.values() == {
         "0": "a",
         "2.2": "b",
         "true": "c",
@@ -127,20 +127,20 @@ def test_names_of_keys_that_are_no_text() -> None:
         "a.b.c.d": "f",
         "": "g",
     }
-    changed = found.changed({"2.2": "x", "a.b.c.d": "y"})
+    changed = file.changed({"2.2": "x", "a.b.c.d": "y"})
     assert changed[2] == {2: "x"}
     assert changed["a.b"] == {"c.d": "y"}
 
 
 def test_lists_of_lists_are_one_field() -> None:
-    found = base("a: [[1, 2], [3]]\nb: [[{c: 1}], 2]\n")
-    assert found.values() == {"a": [[1, 2], [3]], "b.0.0.c": 1, "b.1": 2}
+    file = base("a: [[1, 2], [3]]\nb: [[{c: 1}], 2]\n")
+    assert file.values() == {"a": [[1, 2], [3]], "b.0.0.c": 1, "b.1": 2}
 
 
-def test_what_json_cannot_hold_stays_in_the_file_alone() -> None:
-    found = base("a: .nan\nb: [1, -.inf]\nc: 1e999\nd: 1\n")
-    assert found.values() == {"d": 1}
-    assert_same(read_back(rendered(found.changed({"d": 2}), "yaml"), "yaml")["b"], [1, -math.inf])
+def test_values_that_json_cannot_hold_are_not_fields_but_stay_in_the_file() -> None:
+    file = base("a: .nan\nb: [1, -.inf]\nc: 1e999\nd: 1\n")
+    assert file.values() == {"d": 1}
+    assert_same(read_back(rendered(file.changed({"d": 2}), "yaml"), "yaml")["b"], [1, -math.inf])
     dated = base("day = 2026-01-02\nat = 2026-01-02T03:04:05Z\nhour = 01:02:03\nn = 1\n", "toml")
     assert dated.values() == {"n": 1}
     assert_same(read_back(rendered(dated.tree, "toml"), "toml"), dated.tree)
@@ -153,20 +153,20 @@ def test_what_json_cannot_hold_stays_in_the_file_alone() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stored_text_gives_the_same_base(kind: str) -> None:
     text = rendered({"a": {"b": 1.5}, "c": [1, 2], "d": "é"}, kind)
-    found = parse_base(text, kind, "here")
-    elsewhere = parse_base(found.text, found.kind, "there")
-    assert found == elsewhere
-    assert_same(found.tree, elsewhere.tree)
-    assert found.values() == {"a.b": 1.5, "c": [1, 2], "d": "é"}
-    json.dumps(found.values(), allow_nan=False)
+    file = parse_base(text, kind, "here")
+    elsewhere = parse_base(file.text, file.kind, "there")
+    assert file == elsewhere
+    assert_same(file.tree, elsewhere.tree)
+    assert file.values() == {"a.b": 1.5, "c": [1, 2], "d": "é"}
+    json.dumps(file.values(), allow_nan=False)
 
 
-# ------------------------------------------------------------------------------------- changed
+# ---- changed
 
 
 def test_changed_values_keep_their_types_and_all_else_stays() -> None:
-    found = base(TREE)
-    tree = found.changed(
+    file = base(TREE)
+    tree = file.changed(
         {
             "lr": 5.0,
             "model.layers": 7,
@@ -191,30 +191,30 @@ def test_changed_values_keep_their_types_and_all_else_stays() -> None:
         "none": "x",
     }
     assert_same(tree, expected)
-    assert found == base(TREE)
-    assert_same(found.tree, base(TREE).tree)
+    assert file == base(TREE)
+    assert_same(file.tree, base(TREE).tree)
 
 
 def test_a_group_is_replaced_before_what_is_in_it() -> None:
-    found = base(TREE)
+    file = base(TREE)
     for values in (
         {"optimizer": {"name": "sgd"}, "optimizer.eps": 2},
         {"optimizer.eps": 2, "optimizer": {"name": "sgd"}},
     ):
-        assert found.changed(values)["optimizer"] == {"name": "sgd", "eps": 2}
+        assert file.changed(values)["optimizer"] == {"name": "sgd", "eps": 2}
     with pytest.raises(SpecError, match=r"args.yaml: optimizer.eps is in a group that another"):
-        found.changed({"optimizer": "sgd", "optimizer.eps": 2})
+        file.changed({"optimizer": "sgd", "optimizer.eps": 2})
     with pytest.raises(SpecError, match=r"callbacks.0.init_args.patience is in a group"):
-        found.changed({"callbacks": [], "callbacks.0.init_args.patience": 2})
+        file.changed({"callbacks": [], "callbacks.0.init_args.patience": 2})
 
 
-def test_a_given_group_is_copied() -> None:
-    given = {"name": "sgd"}
-    base(TREE).changed({"optimizer": given, "optimizer.eps": 2})
-    assert given == {"name": "sgd"}
+def test_a_group_of_the_caller_is_copied() -> None:
+    group = {"name": "sgd"}
+    base(TREE).changed({"optimizer": group, "optimizer.eps": 2})
+    assert group == {"name": "sgd"}
 
 
-def test_new_fields() -> None:
+def test_new_fields_are_added() -> None:
     tree = base(TREE).changed(
         {
             "+seed": 1,
@@ -244,16 +244,16 @@ def test_new_fields() -> None:
         ("+a..b", "+a..b is not a name"),
     ],
 )
-def test_new_fields_that_cannot_be(name: str, message: str) -> None:
+def test_an_invalid_new_field_is_refused(name: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         base(TREE).changed({name: 1})
     assert str(caught.value).startswith(f"args.yaml: {message}")
 
 
 def test_a_key_that_begins_with_a_plus() -> None:
-    found = base("+a: 1\nb: 2\n")
-    assert found.changed({"+a": 3}) == {"+a": 3, "b": 2}
-    assert found.changed({"+c": 3}) == {"+a": 1, "b": 2, "c": 3}
+    file = base("+a: 1\nb: 2\n")
+    assert file.changed({"+a": 3}) == {"+a": 3, "b": 2}
+    assert file.changed({"+c": 3}) == {"+a": 1, "b": 2, "c": 3}
 
 
 def test_an_unknown_name_shows_the_likely_one() -> None:
@@ -268,20 +268,20 @@ def test_an_unknown_name_shows_the_likely_one() -> None:
     assert len(message) < 500
 
 
-def test_a_value_that_no_file_holds() -> None:
+def test_a_value_that_no_file_can_hold_is_refused() -> None:
     with pytest.raises(SpecError, match=r"^args.yaml: lr: a set cannot be written. Valid: numbers"):
         base(TREE).changed({"lr": {1}})
     with pytest.raises(SpecError, match=r"^args.yaml: lr.a.1: a PosixPath"):
         base(TREE).changed({"lr": {"a": [1, Path()]}})
 
 
-def test_numbers_of_numpy() -> None:
+def test_numbers_of_numpy_become_plain_numbers() -> None:
     numpy = pytest.importorskip("numpy")
     tree = base(TREE).changed({"lr": numpy.float64(0.1)})
     assert type(tree["lr"]) is float
 
 
-def test_nested() -> None:
+def test_nested_groups_dotted_names() -> None:
     values = {"a.b": 1, "+a.c.d": [2], "e": None}
     assert nested(values, "args.yaml") == {"a": {"b": 1, "c": {"d": [2]}}, "e": None}
     assert nested({}, "args.yaml") == {}
@@ -289,11 +289,12 @@ def test_nested() -> None:
         nested({"a": 1, "a.b": 2}, "args.yaml")
 
 
-# --------------------------------------------------------------------------------------- files
+# ---- files
 
 
-def test_read_by_suffix_and_by_content(tmp_path: Path) -> None:
-    for name, text, kind in [
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
         ("a.yaml", "lr: 1e-5", "yaml"),
         ("a.YML", "lr: 1e-5", "yaml"),
         ("a.json", '{"lr": 1e-5}', "json"),
@@ -303,33 +304,41 @@ def test_read_by_suffix_and_by_content(tmp_path: Path) -> None:
         ("bom.json", '\ufeff{"lr": 1e-5}', "json"),
         ("lines.toml", "lr = 1e-5\r\n", "toml"),
         ("lines.yaml", "lr: 1e-5\r\n", "yaml"),
-    ]:
-        path = tmp_path / name
-        path.write_bytes(text.encode())
-        found = read_base(path)
-        assert (found.kind, found.place) == (kind, str(path))
-        assert found.values() == {"lr": 1e-5}
-        assert parse_base(found.text, found.kind, "") == found
+    ],
+)
+def test_a_file_is_read_by_its_suffix_or_its_content(
+    tmp_path: Path, name: str, text: str, kind: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    file = read_base(path)
+    assert file.kind == kind
+    assert file.place == str(path)
+    assert file.values() == {"lr": 1e-5}
+    assert parse_base(file.text, file.kind, "") == file
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.yaml", "No such file or directory"),
+        (".", "Is a directory"),
+        ("latin.yaml", "is not text in UTF-8 (line 2)"),
+        ("utf16.json", "is not text in UTF-8 (line 1)"),
+        ("big.yaml", "is larger than 1 MB"),
+        ("empty.yaml", "is empty"),
+        ("empty.yaml/a.yaml", "Not a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "latin.yaml").write_bytes("a: 1\nb: é\n".encode("latin-1"))
     (tmp_path / "utf16.json").write_bytes("{}".encode("utf-16"))
     (tmp_path / "big.yaml").write_text("a: " + "x" * 1_000_001)
     (tmp_path / "empty.yaml").touch()
-    for name, message in {
-        "missing.yaml": "No such file or directory",
-        ".": "Is a directory",
-        "latin.yaml": "is not text in UTF-8 (line 2)",
-        "utf16.json": "is not text in UTF-8 (line 1)",
-        "big.yaml": "is larger than 1 MB",
-        "empty.yaml": "is empty",
-        "empty.yaml/a.yaml": "Not a directory",
-    }.items():
-        path = tmp_path / name
-        with pytest.raises(SpecError) as caught:
-            read_base(path)
-        assert str(caught.value).startswith(f"{path}: {message}")
+    path = tmp_path / name
+    with pytest.raises(SpecError) as caught:
+        read_base(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -395,12 +404,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("yaml", "a: [1, 2]\na.1: 3", "'a.1' is the name of two fields, ['a', 1] and ['a.1']"),
     ],
 )
-def test_content_that_is_not_a_configuration(kind: str, text: str, message: str) -> None:
+def test_content_that_is_not_a_configuration_is_one_line(
+    kind: str, text: str, message: str
+) -> None:
     assert message in fault(text, kind)
 
 
-def test_aliases_that_stand_for_very_much() -> None:
-    """Both are a few lines that stand for a billion values."""
+def test_aliases_that_stand_for_too_many_values_are_refused_quickly() -> None:
+    """Each file has 30 lines that stand for a billion values."""
     lists = ["a0: &a0 [1, 1]"]
     merged = ["a0: &a0 {k: 1}"]
     for n in range(1, 30):
@@ -412,11 +423,11 @@ def test_aliases_that_stand_for_very_much() -> None:
     assert time.perf_counter() - began < 2
 
 
-def test_aliases_are_written_out_and_changed_one_by_one() -> None:
-    found = base(
+def test_aliases_are_expanded_and_change_independently() -> None:
+    file = base(
         "common: &c {lr: 1, betas: &b [1, 2]}\nday: {<<: *c, lr: 2}\nother: *c\nbetas: *b\n"
     )
-    tree = found.changed({"common.lr": 3, "common.betas.0": 9})
+    tree = file.changed({"common.lr": 3, "common.betas.0": 9})
     expected = {
         "common": {"lr": 3, "betas": [9, 2]},
         "day": {"lr": 2, "betas": [1, 2]},
@@ -433,8 +444,8 @@ def test_aliases_are_written_out_and_changed_one_by_one() -> None:
 def test_a_file_of_6000_values_is_quick_enough() -> None:
     text = "\n".join(f"g{n}: {{a: 1, b: 2.5, c: text, d: [1]}}" for n in range(1200))
     began = time.perf_counter()
-    found = base(text)
-    tree = found.changed({f"g{n}.a": 2 for n in range(1200)})
+    file = base(text)
+    tree = file.changed({f"g{n}.a": 2 for n in range(1200)})
     rendered(tree, "yaml")
     assert time.perf_counter() - began < 10
 
@@ -447,16 +458,16 @@ def test_kind_of_a_file_name(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
-def test_kind_of_a_name_that_does_not_say() -> None:
+def test_the_kind_of_a_name_without_a_known_suffix_must_be_given() -> None:
     assert kind_of("args", "json") == "json"
     assert kind_of("args.conf", "yaml") == "yaml"
     with pytest.raises(SpecError, match=r"^args.conf: its suffix .* Valid: .yaml, .yml, .json"):
         kind_of("args.conf")
 
 
-# ---------------------------------------------------------------------------- YAML and its types
+# ---- the types of YAML
 
-# What differs between YAML 1.1, YAML 1.2, PyYAML and OmegaConf: as values these are all text.
+# Texts that YAML 1.1, YAML 1.2, PyYAML or OmegaConf may take for something else.
 ODD_TEXTS = (
     """
 yes|no|on|off|y|n|Y|N|true|True|FALSE|null|Null|~||1|0|-1|+1|0123|08|0o17|0x1f|0b11|1_000|1_0.5
@@ -468,19 +479,8 @@ ${a}|${a.b}_${c}|${oc.env:HOME,x}|a,b|a: ${b}|1.2.3|192.168.0.1|1e|e5|_1|1_|0.1.
     .replace("\n", "|")
     .split("|")
 )
-ODD_TEXTS += [
-    "|",
-    "a\nb",
-    "a\n",
-    "\na",
-    "a\r\nb",
-    "\r",
-    "\x85",
-    "\u2028",
-    "\u2029",
-    "\ufeff",
-    "\x7f",
-]
+ODD_TEXTS += ["|", "a\nb", "a\n", "\na", "a\r\nb", "\r"]
+ODD_TEXTS += ["\x85", "\u2028", "\u2029", "\ufeff", "\x7f"]
 ODD_TEXTS += ["\x1b[0m", "\xa0", "word " * 100, " \n ", "a\n\n\nb  \n c", "# a\n- b", "\ue000"]
 
 NUMBERS = [0, 1, -1, 10**30, -(2**63), 0.0, -0.0, 1.0, 5.0, 1e-5, 1e5, 1e-300, 1.5e300, 1e16]
@@ -488,7 +488,7 @@ NUMBERS += [1e22, 123456789.123, 0.1, 2 / 3, math.inf, -math.inf, 5e-324, 100000
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_odd_texts_come_back_as_text(kind: str) -> None:
+def test_odd_texts_are_read_back_as_text(kind: str) -> None:
     for text in ODD_TEXTS:
         tree = {"a": text, "b": {"c": [text, [text]]}, text: 1}
         written = rendered(tree, kind)
@@ -497,14 +497,14 @@ def test_odd_texts_come_back_as_text(kind: str) -> None:
 
 
 def sorted_if_toml(tree: Any, kind: str) -> Any:
-    """TOML has values before groups."""
+    """TOML writes the values of a group before its groups."""
     if kind == "toml" and isinstance(tree, dict):
         return {key: sorted_if_toml(tree[key], kind) for key in sorted(tree)}
     return tree
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_come_back_as_themselves(kind: str) -> None:
+def test_numbers_are_read_back_the_same(kind: str) -> None:
     tree = {"numbers": NUMBERS, "flags": [True, False], "not": [math.nan]}
     written = rendered(tree, kind)
     assert_same(read_back(written, kind), tree)
@@ -543,10 +543,10 @@ def test_numbers_come_back_as_themselves(kind: str) -> None:
         ("${a:1}", "${a:1}"),
     ],
 )
-def test_what_is_read_from_yaml(written: str, value: Any) -> None:
-    found = base(f"a: {written}").tree["a"]
-    assert_same(found, value)
-    assert_same(yaml.safe_load(rendered({"a": found}, "yaml"))["a"], value)
+def test_a_value_of_yaml_is_read_and_written_back(written: str, value: Any) -> None:
+    read = base(f"a: {written}").tree["a"]
+    assert_same(read, value)
+    assert_same(yaml.safe_load(rendered({"a": read}, "yaml"))["a"], value)
 
 
 def test_how_yaml_is_written() -> None:
@@ -616,13 +616,13 @@ def trees(single: st.SearchStrategy[Any], keys: st.SearchStrategy[Any]) -> Any:
 
 def assert_read_here(written: str, kind: str, tree: Any) -> None:
     try:
-        found = base(written, kind)
+        file = base(written, kind)
     except SpecError as error:
+        # Hypothesis has drawn both `a.b` and `a: {b: ...}`.
         if "is the name of two fields" in str(error):
-            # Drawn at random: a.b beside a: {b: ...}
             return
         raise
-    assert_same(found.tree, tree)
+    assert_same(file.tree, tree)
 
 
 @settings(max_examples=60, deadline=None)
@@ -659,16 +659,16 @@ def in_order(tree: Any) -> Any:
 @settings(max_examples=60, deadline=None)
 @given(trees(st.one_of(SINGLE, st.none()), st.sampled_from(list("abcd"))), st.data())
 def test_changing_every_field_to_its_own_value_changes_nothing(tree: Any, data: Any) -> None:
-    found = base(rendered(tree, "yaml"))
-    assert_same(found.changed(found.values()), found.tree)
-    name = data.draw(st.sampled_from(sorted(found.paths)))
-    value: Any = found.changed({name: "changed"})
-    for key in found.paths[name]:
+    file = base(rendered(tree, "yaml"))
+    assert_same(file.changed(file.values()), file.tree)
+    name = data.draw(st.sampled_from(sorted(file.paths)))
+    value: Any = file.changed({name: "changed"})
+    for key in file.paths[name]:
         value = value[key]
     assert value == "changed"
 
 
-# ----------------------------------------------------------------------------------- OmegaConf
+# ---- OmegaConf
 
 
 def by_omegaconf(text: str) -> Any:
@@ -682,19 +682,20 @@ def test_omegaconf_reads_the_same_types() -> None:
     assert_same(by_omegaconf(rendered(tree, "yaml")), tree)
 
 
-def test_omegaconf_still_fills_in() -> None:
-    found = base("n: 5\nm: ${n}\nday: ${oc.env:NOT_SET_HERE,x}\npath: ${m}/x\n")
+def test_omegaconf_still_interpolates() -> None:
+    file = base("n: 5\nm: ${n}\nday: ${oc.env:NOT_SET_HERE,x}\npath: ${m}/x\n")
     omegaconf = pytest.importorskip("omegaconf")
-    config = omegaconf.OmegaConf.create(rendered(found.changed({"n": 7}), "yaml"))
-    assert (config.m, config.path) == (7, "7/x")
+    config = omegaconf.OmegaConf.create(rendered(file.changed({"n": 7}), "yaml"))
+    assert config.m == 7
+    assert config.path == "7/x"
     assert config.day == "x"
 
 
-# ------------------------------------------------------------------------------- command lines
+# ---- command lines
 
 
-def flags(given: Any) -> FlagSettings:
-    return FlagSettings.model_validate(given)
+def flags(template: Any) -> FlagSettings:
+    return FlagSettings.model_validate(template)
 
 
 VALUES = {
@@ -742,22 +743,26 @@ def test_words_of_several_templates() -> None:
         }
     )
     assert words(flag, VALUES)[:8] == [
-        *("--set", "lr=1e-05"),
-        *("--set", "model.layers=5"),
-        *("--set", "width=5.0"),
-        *("--amp", "--no-bias"),
+        "--set",
+        "lr=1e-05",
+        "--set",
+        "model.layers=5",
+        "--set",
+        "width=5.0",
+        "--amp",
+        "--no-bias",
     ]
     assert "scheduler" not in " ".join(words(flag, VALUES))
     assert words(flags({"value": "{value}", "true": "{name}=True"}), {"a": True}) == ["a=True"]
     assert words(flag, {}) == []
 
 
-def test_braces_in_values_are_text() -> None:
+def test_braces_in_names_and_values_are_kept() -> None:
     assert words(flags("{name}={value}"), {"{value}": "{name}"}) == ["{value}={name}"]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "template",
     [
         "{value}",
         "--{name}={value}",
@@ -765,12 +770,12 @@ def test_braces_in_values_are_text() -> None:
         {"value": "{name}={value}", "true": "--{name}", "false": "omit", "null": "{name}={value}"},
     ],
 )
-def test_valid_templates(given: Any) -> None:
-    check_flag(flags(given), "t.yaml: script.flag")
+def test_valid_templates(template: Any) -> None:
+    check_flag(flags(template), "t.yaml: script.flag")
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("template", "message"),
     [
         ("--{name}", "t.yaml: script.flag: '--{name}' has no {value}. Valid: --{name}={value}"),
         ("omit", "t.yaml: script.flag: 'omit' has no {value}. Valid: --{name}={value}"),
@@ -782,9 +787,9 @@ def test_valid_templates(given: Any) -> None:
         ),
     ],
 )
-def test_invalid_templates(given: Any, message: str) -> None:
+def test_invalid_templates(template: Any, message: str) -> None:
     with pytest.raises(SpecError) as caught:
-        check_flag(flags(given), "t.yaml: script.flag")
+        check_flag(flags(template), "t.yaml: script.flag")
     assert str(caught.value).startswith(message)
 
 
@@ -818,11 +823,11 @@ PLACES = {"code": "/lab/{work}", "work": "/data/a b", "step_1": "x"}
         ("{code", "{code"),
     ],
 )
-def test_fill(text: str, filled: str) -> None:
+def test_fill_replaces_known_names_only(text: str, filled: str) -> None:
     assert fill(text, PLACES, "t.yaml: script.command") == filled
 
 
-def test_fill_with_an_unknown_name() -> None:
+def test_fill_refuses_an_unknown_name() -> None:
     with pytest.raises(SpecError) as caught:
         fill("{code}/{cde}", PLACES, "t.yaml: script.command")
     assert str(caught.value) == (

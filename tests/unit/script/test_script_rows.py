@@ -1,4 +1,4 @@
-"""What training scripts write about their progress, in real forms, and torn in every place."""
+"""What training scripts write about their progress: in real formats, and cut at every place."""
 
 import csv
 import io
@@ -7,7 +7,6 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -34,7 +33,7 @@ ANY_PER = r"step (?P<step>\S+) per (?P<value>\S+)"
 
 
 def read(folder: Path, text: str | bytes, last: bool = True, **curve: Any) -> list[Row]:
-    """The rows of a file with this text."""
+    """The rows of a file that has this text."""
     section = CurveSettings(**curve)
     check_curve(section, "t15.yaml")
     path = folder / Path(section.file).name
@@ -52,23 +51,23 @@ def points(rows: Sequence[Row]) -> list[tuple[int, float | None]]:
     return [(row.step, row.value) for row in rows]
 
 
-def plain(row: Row) -> str:
-    """Equal where equal things are known; the line may be another."""
+def facts_of(row: Row) -> str:
+    """All that is known at a step, without the line that gave it."""
     known = [row.step, row.value, row.loss, row.validation_loss, row.errors, row.lengths]
     return json.dumps([*known, sorted(row.metrics.items())])
 
 
 def curve_of(rows: Sequence[Row]) -> dict[int, str]:
-    """Of each step what was told last."""
-    return {row.step: plain(row) for row in rows}
+    """The last facts of each step."""
+    return {row.step: facts_of(row) for row in rows}
 
 
 def over_json(place: Mapping[str, Any]) -> Any:
-    """As a database without NaN keeps it."""
+    """As a database keeps it, which has no NaN."""
     return json.loads(json.dumps(place, allow_nan=False))
 
 
-# Real forms.
+# ---- real formats
 
 
 def test_the_log_of_the_brain_to_text_25_trainer(tmp_path: Path) -> None:
@@ -105,7 +104,8 @@ def test_several_patterns_of_one_log(tmp_path: Path) -> None:
 
 
 def test_the_output_of_neural_seq_decoder(tmp_path: Path) -> None:
-    log = "batch 0, ctc loss: 98.1, cer: 1.02, time/batch: 1.9\n" + (
+    log = (
+        "batch 0, ctc loss: 98.1, cer: 1.02, time/batch: 1.9\n"
         "batch 100, ctc loss: 3.21, cer: 0.87, time/batch: 0.35\n"
     )
     rows = read(tmp_path, log, file="log", pattern=HYDRA)
@@ -114,7 +114,7 @@ def test_the_output_of_neural_seq_decoder(tmp_path: Path) -> None:
 
 
 def test_the_table_of_pytorch_lightning(tmp_path: Path) -> None:
-    """Rows of training and of validation apart; all is written anew when a column is added."""
+    """Training and validation have rows of their own; a new column rewrites the whole file."""
     names = {"value": "val/per", "validation_loss": "val_loss", "loss": "train_loss"}
     path = tmp_path / "metrics.csv"
     rows = Rows(CurveSettings(file="metrics.csv", names=names), path)
@@ -153,9 +153,8 @@ HF_NAMES = {"value": "eval_wer", "validation_loss": "eval_loss"}
 
 
 def state(rows: int) -> str:
-    return json.dumps(
-        TRAINER_STATE | {"log_history": TRAINER_STATE["log_history"][:rows]}, indent=2
-    )
+    history = TRAINER_STATE["log_history"][:rows]
+    return json.dumps(TRAINER_STATE | {"log_history": history}, indent=2)
 
 
 def test_the_state_of_a_hugging_face_trainer(tmp_path: Path) -> None:
@@ -178,26 +177,28 @@ def test_the_state_of_a_hugging_face_trainer(tmp_path: Path) -> None:
 
 
 def test_the_newest_checkpoint_of_a_hugging_face_trainer(tmp_path: Path) -> None:
-    rows = Rows(
-        CurveSettings(
-            file="out/checkpoint-*/trainer_state.json", rows="log_history", names=HF_NAMES
-        ),
-        tmp_path / "out" / "checkpoint-*" / "trainer_state.json",
-    )
-    assert rows.read() == []
-    for step, (name, count) in enumerate([("checkpoint-9", 2), ("checkpoint-10", 4)]):
-        path = tmp_path / "out" / name / "trainer_state.json"
+    file = "out/checkpoint-*/trainer_state.json"
+    rows = Rows(CurveSettings(file=file, rows="log_history", names=HF_NAMES), tmp_path / file)
+
+    def save(checkpoint: str, count: int, seconds: int) -> Path:
+        path = tmp_path / "out" / checkpoint / "trainer_state.json"
         path.parent.mkdir(parents=True)
         path.write_text(state(count))
-        os.utime(path, (1000 + step, 1000 + step))
-        assert points(rows.read()) == [[(10, 0.5)], [(20, 0.25)]][step]
+        os.utime(path, (seconds, seconds))
+        return path
+
     assert rows.read() == []
-    path.unlink()
+    save("checkpoint-9", 2, 1000)
+    assert points(rows.read()) == [(10, 0.5)]
+    newest = save("checkpoint-10", 4, 1001)
+    assert points(rows.read()) == [(20, 0.25)]
+    assert rows.read() == []
+    newest.unlink()
     assert rows.read() == []
 
 
-def test_a_trainer_that_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
-    """The list gets shorter, and grows again with other figures."""
+def test_a_trainer_that_returns_to_its_checkpoint(tmp_path: Path) -> None:
+    """The list becomes shorter, and grows again with other numbers."""
     path = tmp_path / "s.json"
     rows = Rows(CurveSettings(file="s.json"), path)
     path.write_text(json.dumps([{"step": step, "value": 0.5} for step in (1, 2, 3)]))
@@ -224,7 +225,7 @@ def test_lines_like_those_of_wandb(tmp_path: Path) -> None:
     assert dict(rows[0].metrics) == {"_runtime": 3.2, "_timestamp": 1.75e9}
 
 
-# One line, one row.
+# ---- one line, one row
 
 JSON_LINES = [
     ('{"step": 1, "value": 0.5}', 1, 0.5),
@@ -317,15 +318,15 @@ def test_a_line_of_a_log(tmp_path: Path, line: str, pattern: str, step: int, val
         "\x00\x01\x02",
     ],
 )
-def test_a_word_is_no_number(tmp_path: Path, line: str) -> None:
+def test_a_word_is_not_a_number(tmp_path: Path, line: str) -> None:
     assert read(tmp_path, f"{line}\n", file="log", pattern=PER) == []
 
 
-# What cannot be read.
+# ---- lines that cannot be read
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"step": 2.5, "value": 1}', "step: 2.5 is not a whole number from 0"),
         ('{"step": -1, "value": 1}', "step: -1 is not a whole number"),
@@ -362,8 +363,8 @@ def test_a_word_is_no_number(tmp_path: Path, line: str) -> None:
         ('{"step": 1, "errors": [null], "lengths": [2]}', "errors: .* is not a list of numbers"),
     ],
 )
-def test_a_line_of_json_that_cannot_be_read(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(RowsError, match=said) as raised:
+def test_a_line_of_json_that_cannot_be_read(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(RowsError, match=message) as raised:
         read(tmp_path, f"{line}\n")
     text = str(raised.value)
     assert text.startswith("metrics.jsonl: ")
@@ -374,7 +375,7 @@ def test_a_line_of_json_that_cannot_be_read(tmp_path: Path, line: str, said: str
 
 
 @pytest.mark.parametrize(
-    ("line", "pattern", "said"),
+    ("line", "pattern", "message"),
     [
         ("step 1,234 per 0.5", ANY_PER, "step: 1,234 is not a whole number"),
         ("step 2.5 per 0.5", ANY_PER, "step: 2.5 is not a whole number"),
@@ -390,9 +391,9 @@ def test_a_line_of_json_that_cannot_be_read(tmp_path: Path, line: str, said: str
     ],
 )
 def test_a_line_of_a_log_that_cannot_be_read(
-    tmp_path: Path, line: str, pattern: str, said: str
+    tmp_path: Path, line: str, pattern: str, message: str
 ) -> None:
-    with pytest.raises(RowsError, match=said) as raised:
+    with pytest.raises(RowsError, match=message) as raised:
         read(tmp_path, f"{line}\n", file="log", pattern=pattern)
     assert line in str(raised.value)
 
@@ -404,24 +405,27 @@ def test_steps_that_go_backwards_quote_both_lines(tmp_path: Path) -> None:
     assert points(rows.read()) == [(200, 0.25)]
     with path.open("a") as file:
         file.write('{"step": 300, "lr": 1}\n{"step": 100, "value": 0.5}\n')
+    # A second read finds the same fault.
     for _ in range(2):
-        # It does not get better by asking again.
         with pytest.raises(RowsError, match="from 300 to 100") as raised:
             rows.read()
         assert '{"step": 300, "lr": 1} | {"step": 100, "value": 0.5}' in str(raised.value)
 
 
-def test_a_line_that_never_ends(tmp_path: Path) -> None:
-    for ending in ("", "\n"):
-        text = "x" * (LONGEST_LINE + 1) + ending
-        with pytest.raises(RowsError, match=r"longer than 10 MB.*xxxx"):
-            read(tmp_path, text, last=False, file="log", pattern=PER)
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_a_line_that_is_too_long_is_an_error(tmp_path: Path, ending: str) -> None:
+    text = "x" * (LONGEST_LINE + 1) + ending
+    with pytest.raises(RowsError, match=r"longer than 10 MB.*xxxx"):
+        read(tmp_path, text, last=False, file="log", pattern=PER)
+
+
+def test_a_line_of_almost_the_greatest_length_is_read(tmp_path: Path) -> None:
     text = '{"step": 1, "value": 0.5, "note": "' + "x" * (LONGEST_LINE - 100) + '"}\n'
     assert points(read(tmp_path, text)) == [(1, 0.5)]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_is_no_file(tmp_path: Path, make: Any) -> None:
+def test_a_folder_or_a_pipe_is_an_error(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "metrics.jsonl"
     make(path)
     with pytest.raises(RowsError, match="not a regular file"):
@@ -429,7 +433,7 @@ def test_what_is_no_file(tmp_path: Path, make: Any) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n")
     path.chmod(0)
@@ -437,24 +441,26 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         Rows(CurveSettings(), path).read()
 
 
-# Rows of several lines.
+# ---- rows of several lines
 
 
-def test_rows_of_one_step_are_one(tmp_path: Path) -> None:
+def test_rows_of_one_step_are_merged(tmp_path: Path) -> None:
     lines = [
         '{"step": 1, "loss": 2, "lr": 0.5}',
         '{"step": 1, "value": 0.25}',
         '{"step": 1, "lr": 0.75}',
     ]
     (row,) = read(tmp_path, "\n".join(lines))
-    assert (row.value, row.loss, dict(row.metrics)) == (0.25, 2.0, {"lr": 0.75})
+    assert row.value == 0.25
+    assert row.loss == 2.0
+    assert dict(row.metrics) == {"lr": 0.75}
     assert row.line == lines[-1]
 
 
 def test_a_step_is_given_again_when_more_is_known(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = Rows(CurveSettings(), path)
-    found = []
+    reads = []
     for line in (
         '{"step": 1, "loss": 2}',
         '{"step": 1, "value": NaN}',
@@ -463,11 +469,11 @@ def test_a_step_is_given_again_when_more_is_known(tmp_path: Path) -> None:
     ):
         with path.open("a") as file:
             file.write(f"{line}\n")
-        found.append([(row.loss, str(row.value)) for row in rows.read()])
-    assert found == [[(2.0, "None")], [(2.0, "nan")], [], []]
+        reads.append([(row.loss, str(row.value)) for row in rows.read()])
+    assert reads == [[(2.0, "None")], [(2.0, "nan")], [], []]
 
 
-def test_a_pattern_without_a_step_takes_the_last_one(tmp_path: Path) -> None:
+def test_a_match_without_a_step_belongs_to_the_last_step(tmp_path: Path) -> None:
     log = "PER: 0.99\nEpoch 3\nloss 1.5\nPER: 0.5\nEpoch 4\nEpoch 5\nloss 1.25\n"
     patterns = [r"Epoch (?P<step>\d+)", r"PER: (?P<value>\S+)", r"loss (?P<loss>\S+)"]
     rows = read(tmp_path, log, file="log", pattern=patterns)
@@ -482,22 +488,20 @@ def test_patterns_may_match_the_same_line(tmp_path: Path) -> None:
 
 def test_progress_bars_end_their_lines_with_a_carriage_return(tmp_path: Path) -> None:
     log = "  1%| step 1 per 0.9\r 50%| step 2 per 0.8\r100%| step 3 per 0.7\r\nstep 4 per 0.6"
-    assert points(read(tmp_path, log, last=False, file="log", pattern=PER)) == [
-        (1, 0.9),
-        (2, 0.8),
-        (3, 0.7),
-    ]
-    assert points(read(tmp_path, log, last=True, file="log", pattern=PER))[-1] == (4, 0.6)
+    rows = read(tmp_path, log, last=False, file="log", pattern=PER)
+    assert points(rows) == [(1, 0.9), (2, 0.8), (3, 0.7)]
+    rows = read(tmp_path, log, last=True, file="log", pattern=PER)
+    assert points(rows)[-1] == (4, 0.6)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_read(tmp_path: Path) -> None:
     log = b"\xff\xfe\x00 garbage \x80\nstep 1 per 0.5 \xff\n\x1b[31mstep 2 per 0.25\x1b[0m\n"
     rows = read(tmp_path, log, file="log", pattern=PER)
     assert points(rows) == [(1, 0.5), (2, 0.25)]
     assert all(row.line.isprintable() for row in rows)
 
 
-def test_errors_and_lengths(tmp_path: Path) -> None:
+def test_errors_and_lengths_of_json(tmp_path: Path) -> None:
     line = '{"step": 1, "value": 0.5, "errors": [1, 0, "nan"], "lengths": [2.0, 1, 3]}\n'
     (row,) = read(tmp_path, line)
     assert row.errors is not None
@@ -505,22 +509,29 @@ def test_errors_and_lengths(tmp_path: Path) -> None:
     assert same(row.errors[2], NAN)
     assert row.lengths == (2.0, 1.0, 3.0)
     assert row.metrics == {}
+
+
+def test_errors_and_lengths_of_a_log(tmp_path: Path) -> None:
     log = "step 1 per 0.5\nerrors [1, 0]\nlengths 3 2\nstep 2 per 0.5\nerrors [1]\n"
     patterns = [PER, r"errors (?P<errors>.*)", r"lengths (?P<lengths>.*)"]
     rows = read(tmp_path, log, file="log", pattern=patterns)
     assert [(row.errors, row.lengths) for row in rows] == [((1.0, 0.0), (3.0, 2.0)), (None, None)]
+
+
+def test_errors_and_lengths_of_a_table(tmp_path: Path) -> None:
     table = 'step,value,errors,lengths\n1,0.5,"[1, 0]","[3, 2]"\n'
     (row,) = read(tmp_path, table, file="m.csv")
-    assert (row.errors, row.lengths) == ((1.0, 0.0), (3.0, 2.0))
+    assert row.errors == (1.0, 0.0)
+    assert row.lengths == (3.0, 2.0)
 
 
-def test_errors_of_one_line_and_other_lengths_of_another(tmp_path: Path) -> None:
+def test_errors_and_lengths_of_two_lines_must_be_of_one_length(tmp_path: Path) -> None:
     patterns = [PER, r"errors (?P<errors>.*)", r"lengths (?P<lengths>.*)"]
     with pytest.raises(RowsError, match="step 1 has 2 errors and 3 lengths"):
         read(tmp_path, "step 1 per 0.5\nerrors 1 0\nlengths 3 2 1\n", file="log", pattern=patterns)
 
 
-def test_metrics_are_numbers_and_not_too_many(tmp_path: Path) -> None:
+def test_at_most_32_numbers_are_metrics(tmp_path: Path) -> None:
     many = {f"m{index}": index for index in range(100)}
     deep: Any = 1.0
     for _ in range(50):
@@ -529,11 +540,14 @@ def test_metrics_are_numbers_and_not_too_many(tmp_path: Path) -> None:
     (row,) = read(tmp_path, json.dumps(entry))
     assert len(row.metrics) == 32
     assert set(row.metrics) <= set(many)
+
+
+def test_nested_metrics_have_names_with_slashes(tmp_path: Path) -> None:
     (row,) = read(tmp_path, '{"step": 1, "value": 1, "a": {"b": {"c": 2}, "d": 3}}')
     assert dict(row.metrics) == {"a/b/c": 2.0, "a/d": 3.0}
 
 
-# Expressions.
+# ---- expressions
 
 
 @pytest.mark.parametrize(
@@ -579,21 +593,20 @@ def test_an_expression_over_groups_and_over_renamed_columns(tmp_path: Path) -> N
     rows = read(tmp_path, log, file="log", pattern=pattern, expression="1 - value - other")
     assert points(rows) == [(1, 0.0), (2, None)]
     line = '{"step": 1, "acc": 0.75, "loss": 3}\n'
-    (row,) = read(
-        tmp_path, line, names={"value": "acc", "validation_loss": "loss"}, expression="1 - value"
-    )
+    names = {"value": "acc", "validation_loss": "loss"}
+    (row,) = read(tmp_path, line, names=names, expression="1 - value")
     assert (row.value, row.validation_loss, row.loss) == (0.25, 3.0, None)
 
 
-def test_text_in_an_expression(tmp_path: Path) -> None:
+def test_text_in_an_expression_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RowsError, match="per_0: good is not a number"):
         read(tmp_path, '{"step": 1, "per_0": "good"}', expression="1 - per_0")
 
 
-# Tables.
+# ---- tables
 
 
-def test_a_table_with_everything_odd(tmp_path: Path) -> None:
+def test_a_table_with_unusual_cells(tmp_path: Path) -> None:
     text = (
         '\ufeffstep, value ,"note, long",lr\r\n'
         "\r\n"
@@ -624,7 +637,7 @@ def test_a_header_that_comes_again_with_other_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("step,value\n1,0.5,0.7\n", "3 cells, but the header has 2 columns.*1,0.5,0.7"),
         ("step,value\n1,good\n", "value: good is not a number.*1,good"),
@@ -633,13 +646,13 @@ def test_a_header_that_comes_again_with_other_columns(tmp_path: Path) -> None:
         ("step,value,note\n1,0.5," + "x" * 200_000 + "\n", "not a row of a table"),
     ],
 )
-def test_a_table_that_cannot_be_read(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(RowsError, match=said):
+def test_a_table_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RowsError, match=message):
         read(tmp_path, text, file="m.csv")
 
 
 def test_the_last_row_of_a_killed_script(tmp_path: Path) -> None:
-    """Half a row is none; a row that is whole but for its end counts."""
+    """Half a row does not count; a row that lacks only its line ending does."""
     assert points(read(tmp_path, "step,value\n1,0.5\n2", file="m.csv")) == [(1, 0.5)]
     assert points(read(tmp_path, "step,value\n1,0.5\n2,0.2", file="m.csv")) == [(1, 0.5), (2, 0.2)]
     text = '{"step": 1, "value": 0.5}\n{"step": 2, "val'
@@ -649,11 +662,11 @@ def test_the_last_row_of_a_killed_script(tmp_path: Path) -> None:
     assert points(read(tmp_path, text, last=False)) == [(1, 0.5)]
 
 
-# JSON files that are written whole.
+# ---- JSON files that are written whole
 
 
 @pytest.mark.parametrize(
-    ("text", "rows", "found"),
+    ("text", "rows", "expected"),
     [
         ('[{"step": 1, "value": 0.5}]', "", [(1, 0.5)]),
         ('{"a": {"b": [{"step": 1, "value": nan}]}}', "a.b", [(1, NAN)]),
@@ -664,12 +677,16 @@ def test_the_last_row_of_a_killed_script(tmp_path: Path) -> None:
         ('\ufeff[{"step": 1, "value": 0.5}]', "", [(1, 0.5)]),
     ],
 )
-def test_a_json_file(tmp_path: Path, text: str, rows: str, found: list[tuple[int, float]]) -> None:
-    assert str(points(read(tmp_path, text, file="m.json", rows=rows))) == str(found)
+def test_a_json_file(
+    tmp_path: Path, text: str, rows: str, expected: list[tuple[int, float]]
+) -> None:
+    found = points(read(tmp_path, text, file="m.json", rows=rows))
+    # As text, because NaN is not equal to itself.
+    assert str(found) == str(expected)
 
 
 @pytest.mark.parametrize(
-    ("text", "rows", "said"),
+    ("text", "rows", "message"),
     [
         ('[{"step": 1, "value": 0.5}', "", "is not valid JSON"),
         ("not at all", "", "is not valid JSON .*The line: not at all"),
@@ -681,12 +698,14 @@ def test_a_json_file(tmp_path: Path, text: str, rows: str, found: list[tuple[int
         ('[{"step": 2}, {"step": 1, "value": 1}]', "", "steps go backwards"),
     ],
 )
-def test_a_json_file_that_cannot_be_read(tmp_path: Path, text: str, rows: str, said: str) -> None:
-    with pytest.raises(RowsError, match=said):
+def test_a_json_file_that_cannot_be_read(
+    tmp_path: Path, text: str, rows: str, message: str
+) -> None:
+    with pytest.raises(RowsError, match=message):
         read(tmp_path, text, file="m.json", rows=rows)
 
 
-# The file while it is written.
+# ---- the file while it is written
 
 
 def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
@@ -701,16 +720,16 @@ def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
 def test_a_half_line_waits(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = Rows(CurveSettings(), path)
-    found = []
+    reads = []
     for part in ('{"step": 1, "va', 'lue": 0.5}', "\n", '{"step": 2, "value": 0.2', "5}\n"):
         with path.open("a") as file:
             file.write(part)
-        found.append(points(rows.read()))
-    assert found == [[], [], [(1, 0.5)], [], [(2, 0.25)]]
+        reads.append(points(rows.read()))
+    assert reads == [[], [], [(1, 0.5)], [], [(2, 0.25)]]
 
 
-def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
-    """Steps that were given are not given again; of the last one only what is new."""
+def test_a_rewritten_file_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """Steps that were given are not given again; the last one is, if there is more of it."""
     path = tmp_path / "metrics.jsonl"
     rows = Rows(CurveSettings(), path)
     lines = [f'{{"step": {step}, "value": 0.5}}\n' for step in range(1, 6)]
@@ -723,34 +742,47 @@ def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
         (3, 0.5, 2.0),
         (4, 0.5, None),
     ]
-    # Longer than before, and other bytes.
+    # Longer than before, with other bytes.
     path.write_text("".join(f'{{"step": {step}, "value": 0.250}}\n' for step in range(1, 7)))
     assert points(rows.read()) == [(4, 0.25), (5, 0.25), (6, 0.25)]
 
 
-def test_a_script_that_is_started_again_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
-    """In a file that it goes on with, behind a line in whose middle it was killed."""
+BEFORE_KILL = [f'{{"step": {step}, "value": 0.5}}\n' for step in (1, 2, 3)]
+AFTER_RESTART = [f'{{"step": {step}, "value": 0.25}}\n' for step in (2, 3, 4)]
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> tuple[Path, Any]:
+    """The file of a script that was killed in the middle of a line, and the place of its reader."""
     path = tmp_path / "metrics.jsonl"
-    first = [f'{{"step": {step}, "value": 0.5}}\n' for step in (1, 2, 3)]
-    path.write_text("".join(first) + '{"step": 4, "val')
+    path.write_text("".join(BEFORE_KILL) + '{"step": 4, "val')
     rows = Rows(CurveSettings(), path)
     assert len(rows.read()) == 3
-    place = over_json(rows.place())
-    restarted = partial(Rows, CurveSettings(), path, restarts=1)
-    second = [f'{{"step": {step}, "value": 0.25}}\n' for step in (2, 3, 4)]
-    for torn in ("", "\n"):
-        with path.open("a") as file:
-            file.write(torn + "".join(second))
-        assert points(restarted(place).read()) == [(3, 0.25), (4, 0.25)]
-        path.write_text("".join(first) + '{"step": 4, "val')
+    return path, over_json(rows.place())
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_a_restarted_script_returns_to_its_checkpoint(
+    killed: tuple[Path, Any], ending: str
+) -> None:
+    """It appends to the file."""
+    path, place = killed
     with path.open("a") as file:
-        file.write("\n" + "".join(second) + first[0])
-    for at in (place, None):
+        file.write(ending + "".join(AFTER_RESTART))
+    rows = Rows(CurveSettings(), path, place, restarts=1)
+    assert points(rows.read()) == [(3, 0.25), (4, 0.25)]
+
+
+def test_a_restarted_script_may_go_back_only_once(killed: tuple[Path, Any]) -> None:
+    path, place = killed
+    with path.open("a") as file:
+        file.write("\n" + "".join(AFTER_RESTART) + BEFORE_KILL[0])
+    for start in (place, None):
         with pytest.raises(RowsError, match="from 4 to 1"):
-            restarted(at).read()
+            Rows(CurveSettings(), path, start, restarts=1).read()
 
 
-def test_nothing_new_costs_one_look(tmp_path: Path) -> None:
+def test_a_read_without_news_is_quick(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "value": 0.5}}\n' for step in range(50_000)))
     rows = Rows(CurveSettings(), path)
@@ -761,13 +793,12 @@ def test_nothing_new_costs_one_look(tmp_path: Path) -> None:
     assert process_time() - began < 0.5
 
 
-def test_a_large_log_is_read_in_a_moment(tmp_path: Path) -> None:
-    noise = (
-        "2025-07-03 10:01:12,001: Train batch 7: loss: 6.33 grad norm: 71.22 time: 0.512\n" * 100
-    )
-    log = "".join(
-        f"{noise}Val batch {step}: PER (avg): 0.5 CTC Loss (avg): 3.5\n" for step in range(1000)
-    )
+def test_a_large_log_is_read_quickly(tmp_path: Path) -> None:
+    noise = "2025-07-03 10:01:12,001: Train batch 7: loss: 6.33 grad norm: 71.22 time: 0.512\n"
+    log = ""
+    for step in range(1000):
+        log += noise * 100
+        log += f"Val batch {step}: PER (avg): 0.5 CTC Loss (avg): 3.5\n"
     began = perf_counter()
     assert len(read(tmp_path, log, file="log", pattern=B2T25)) == 1000
     assert perf_counter() - began < 5
@@ -777,7 +808,7 @@ def test_a_large_log_is_read_in_a_moment(tmp_path: Path) -> None:
     "torn", ['{"step": 4, "m": {"a', "\x00\x00\x00", '{"step": 4, "value": 0.12']
 )
 def test_half_a_line_before_a_whole_one(tmp_path: Path, torn: str) -> None:
-    """Only where a script went on with the file of the one that was killed."""
+    """It is skipped only if a script was restarted, and appends to the file of the killed one."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(torn)
     rows = Rows(CurveSettings(), path)
@@ -785,17 +816,19 @@ def test_half_a_line_before_a_whole_one(tmp_path: Path, torn: str) -> None:
     place = over_json(rows.place())
     with path.open("a") as file:
         file.write('{"step": 2, "value": 0.5, "m": {"a": 1}}\n')
-    for at in (place, None):
-        (row,) = Rows(CurveSettings(), path, at, restarts=1).read()
-        assert (row.step, row.value, dict(row.metrics)) == (2, 0.5, {"m/a": 1.0})
+    for start in (place, None):
+        (row,) = Rows(CurveSettings(), path, start, restarts=1).read()
+        assert (row.step, row.value) == (2, 0.5)
+        assert dict(row.metrics) == {"m/a": 1.0}
     with pytest.raises(RowsError, match="not valid JSON"):
         rows.read()
 
 
-# Advice.
+# ---- advice
 
 
 def advice(folder: Path, text: str | None, **curve: Any) -> str:
+    """The advice about a file with this text; a second reader gives the same."""
     section = CurveSettings(**curve)
     path = folder / Path(section.file).name
     if text is not None:
@@ -811,35 +844,35 @@ def advice(folder: Path, text: str | None, **curve: Any) -> str:
 def test_advice(tmp_path: Path) -> None:
     assert "metrics.jsonl does not exist" in advice(tmp_path, None)
     assert advice(tmp_path, '{"step": 1, "value": 0.5}\n') == ""
-    said = advice(tmp_path, '{"step": 1, "values": 0.5, "lr": 1}\n')
-    assert "has 'value' as its value. Did you mean values? They have step, values, lr." in said
-    assert "curve.names: {value: ...}" in said
-    said = advice(tmp_path, '{"Step": 1, "value": 0.5}\n')
-    assert "has 'step' as its step. Did you mean Step?" in said
-    said = advice(tmp_path, "epoch,per\n1,0.5\n", file="m.csv", names={"value": "val_per"})
-    assert "'step' as its step" in said
-    said = advice(tmp_path, '{"step": 1, "per_0": 0.5}\n', expression="mean(per_0, per_1)")
-    assert "expression: per_1. Did you mean per_0? They have step, per_0" in said
-    said = advice(tmp_path, json.dumps(TRAINER_STATE), file="m.json", rows="log_histroy")
-    assert "m.json has no list log_histroy. Did you mean log_history? It has best_metric" in said
+    text = advice(tmp_path, '{"step": 1, "values": 0.5, "lr": 1}\n')
+    assert "has 'value' as its value. Did you mean values? They have step, values, lr." in text
+    assert "curve.names: {value: ...}" in text
+    text = advice(tmp_path, '{"Step": 1, "value": 0.5}\n')
+    assert "has 'step' as its step. Did you mean Step?" in text
+    text = advice(tmp_path, "epoch,per\n1,0.5\n", file="m.csv", names={"value": "val_per"})
+    assert "'step' as its step" in text
+    text = advice(tmp_path, '{"step": 1, "per_0": 0.5}\n', expression="mean(per_0, per_1)")
+    assert "expression: per_1. Did you mean per_0? They have step, per_0" in text
+    text = advice(tmp_path, json.dumps(TRAINER_STATE), file="m.json", rows="log_histroy")
+    assert "m.json has no list log_histroy. Did you mean log_history? It has best_metric" in text
 
 
 def test_advice_about_a_pattern(tmp_path: Path) -> None:
     assert "log does not exist, or is empty" in advice(tmp_path, None, file="log", pattern=PER)
-    said = advice(tmp_path, "one\ntwo\n\n", file="log", pattern=PER)
-    assert said == f"none of 2 lines in log matches the pattern {PER}"
+    text = advice(tmp_path, "one\ntwo\n\n", file="log", pattern=PER)
+    assert text == f"none of 2 lines in log matches the pattern {PER}"
     patterns = [r"Epoch (?P<step>\d+)", r"PER (?P<value>\S+)"]
-    said = advice(tmp_path, "PER 0.5\n", file="log", pattern=patterns)
-    assert said.startswith("1 line of log gave value, but no step. The pattern: Epoch")
-    said = advice(tmp_path, "Epoch 5\n", file="log", pattern=patterns)
-    assert "1 line of log gave step, but no value" in said
+    text = advice(tmp_path, "PER 0.5\n", file="log", pattern=patterns)
+    assert text.startswith("1 line of log gave value, but no step. The pattern: Epoch")
+    text = advice(tmp_path, "Epoch 5\n", file="log", pattern=patterns)
+    assert "1 line of log gave step, but no value" in text
 
 
-# The section of the study file.
+# ---- the section of the study file
 
 
 @pytest.mark.parametrize(
-    ("curve", "said"),
+    ("curve", "message"),
     [
         ({"pattern": "("}, "pattern: '(': missing ), unterminated subpattern at position 0"),
         ({"pattern": r"(?P<value>\d+)"}, "pattern: no group `step`"),
@@ -896,11 +929,11 @@ def test_advice_about_a_pattern(tmp_path: Path) -> None:
         ({"expression": "a\x00"}, "cannot be read"),
     ],
 )
-def test_a_section_with_a_fault(curve: dict[str, Any], said: str) -> None:
+def test_a_fault_in_the_section_is_one_line(curve: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as raised:
         check_curve(CurveSettings(**curve), "t15.yaml")
     text = str(raised.value)
-    assert said in text
+    assert message in text
     assert text.startswith("t15.yaml: script.curve.")
     assert "\n" not in text
     with pytest.raises(SpecError, match=r"^script\.curve\."):
@@ -925,27 +958,27 @@ def test_a_section_with_a_fault(curve: dict[str, Any], said: str) -> None:
         {"expression": " + ".join(f"per_t15_2023_08_{day}" for day in range(45))},
     ],
 )
-def test_a_section_without_a_fault(curve: dict[str, Any]) -> None:
+def test_a_section_without_a_fault_passes(curve: dict[str, Any]) -> None:
     check_curve(CurveSettings(**curve), "t15.yaml")
 
 
-# Torn in every place.
+# ---- cut at every place
 
 NUMBERS = st.sampled_from([0.5, 1.25, 3.0, 1e-05, -2.5, NAN, INF, -INF]) | st.none()
 
 
 @st.composite
 def entries(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Rows of steps that do not decrease, some of one step, some without one."""
+    """Rows whose steps do not decrease; some have the same step, some have none."""
     step = draw(st.integers(0, 3))
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for _ in range(draw(st.integers(1, 12))):
         step += draw(st.sampled_from([0, 0, 1, 100]))
         row: dict[str, Any] = {"step": step if draw(st.integers(0, 4)) else None}
         for name in ("value", "loss", "validation_loss", "lr/é", "per_1"):
             row[name] = draw(NUMBERS)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def as_lines(rows: list[dict[str, Any]]) -> str:
@@ -979,7 +1012,7 @@ def as_log(rows: list[dict[str, Any]]) -> str:
 
 
 LOG_PATTERNS = [r"step (?P<step>\d+)", r"value=(?P<value>-?[\d.]+)", r"loss=(?P<loss>-?[\d.]+)"]
-FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lines": (as_lines, {}),
     "expression": (as_lines, {"expression": "1 - per_1 / 2"}),
     "table": (as_table, {"file": "m.csv"}),
@@ -992,18 +1025,18 @@ def steps_never_decrease(rows: Sequence[Row]) -> bool:
     return steps == sorted(steps)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=120, deadline=None, database=None)
 @given(rows=entries(), data=st.data())
 def test_a_file_read_in_parts_is_the_file_read_whole(
-    form: str, rows: Any, data: st.DataObject
+    name: str, rows: Any, data: st.DataObject
 ) -> None:
-    """Cut at any byte, and in the hands of one process after the other."""
-    write, section = FORMS[form]
+    """Cut at any byte, and read by one process after another."""
+    write, section = FORMATS[name]
     curve = CurveSettings(**section)
     text = write(rows).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    hands_over = data.draw(st.lists(st.booleans(), min_size=len(cuts), max_size=len(cuts)))
+    handovers = data.draw(st.lists(st.booleans(), min_size=len(cuts), max_size=len(cuts)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "whole")
         path.write_bytes(text)
@@ -1011,34 +1044,34 @@ def test_a_file_read_in_parts_is_the_file_read_whole(
         expected = whole.read(last=True)
         path = Path(folder, "parts")
         reader = Rows(curve, path)
-        found: list[Row] = []
+        rows_read: list[Row] = []
         done = 0
-        for cut, is_handed_over in zip(cuts, hands_over, strict=True):
+        for cut, is_handed_over in zip(cuts, handovers, strict=True):
             with path.open("ab") as file:
                 file.write(text[done:cut])
             done = cut
-            found += reader.read()
+            rows_read += reader.read()
             if is_handed_over:
                 reader = Rows(curve, path, over_json(reader.place()))
         with path.open("ab") as file:
             file.write(text[done:])
-        found += reader.read(last=True)
+        rows_read += reader.read(last=True)
         assert reader.read(last=True) == []
-    assert curve_of(found) == curve_of(expected)
-    assert steps_never_decrease(found)
+    assert curve_of(rows_read) == curve_of(expected)
+    assert steps_never_decrease(rows_read)
     assert len({row.step for row in expected}) == len(expected)
     assert reader.advice() == whole.advice()
 
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(rows=entries(), data=st.data())
-def test_a_table_that_is_written_anew_at_every_row(rows: Any, data: st.DataObject) -> None:
-    """With the columns that are known so far, and read while it is half written."""
+def test_a_table_that_is_rewritten_at_every_row(rows: Any, data: st.DataObject) -> None:
+    """It has the columns that are known so far, and is read while it is half written."""
     curve = CurveSettings(file="m.csv")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m.csv")
         reader = Rows(curve, path)
-        found: list[Row] = []
+        rows_read: list[Row] = []
         for count in range(1, len(rows) + 1):
             known = {name for row in rows[:count] for name in row if row[name] is not None}
             columns = sorted(known | {"step"})
@@ -1048,20 +1081,21 @@ def test_a_table_that_is_written_anew_at_every_row(rows: Any, data: st.DataObjec
             writer.writerows(rows[:count])
             written = text.getvalue().encode()
             path.write_bytes(written[: data.draw(st.integers(0, len(written)))])
-            found += reader.read()
+            rows_read += reader.read()
             path.write_bytes(written)
-            found += reader.read()
+            rows_read += reader.read()
             if data.draw(st.booleans()):
                 reader = Rows(curve, path, over_json(reader.place()))
         expected = Rows(curve, path).read(last=True)
-    assert steps_never_decrease(found)
-    assert curve_of(found) == curve_of(expected)
+    assert steps_never_decrease(rows_read)
+    assert curve_of(rows_read) == curve_of(expected)
 
 
 @settings(max_examples=200, deadline=None, database=None)
-@given(data=st.binary(max_size=400), form=st.sampled_from(list(FORMS)))
-def test_garbage_is_rows_or_one_clear_line(data: bytes, form: str) -> None:
-    curve = CurveSettings(**FORMS[form][1])
+@given(data=st.binary(max_size=400), name=st.sampled_from(list(FORMATS)))
+def test_garbage_gives_rows_or_one_printable_line(data: bytes, name: str) -> None:
+    _, section = FORMATS[name]
+    curve = CurveSettings(**section)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m")
         path.write_bytes(data)
