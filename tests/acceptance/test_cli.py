@@ -1,22 +1,18 @@
-"""What a person gets wrong, or asks of what is not there, on the command line."""
+"""Mistakes on the command line: each is answered in one line."""
 
 import os
 from pathlib import Path
 
 import pytest
-from helpers.commands import Done, asked, one_line
+from helpers.commands import asked, launch, one_line
 from helpers.studies import TINY
 from sqlalchemy import make_url
 
 from hpo.store.database import Database
 
 
-def launch_with(space: Path, data: Path, *more: str) -> Done:
-    return asked("launch", "--study", space, "--data", data, "--device", "cpu", *more)
-
-
 @pytest.mark.parametrize(
-    ("more", "parts"),
+    ("option", "parts"),
     [
         (("--workers", "0"), ("--workers 0", "valid is 1 or more")),
         (("--name", "a/b"), ("study name 'a/b'", "Valid: letters")),
@@ -31,84 +27,88 @@ def launch_with(space: Path, data: Path, *more: str) -> Done:
         (("--database", "sqlite:///x"), ("sqlite is not supported", "postgresql://")),
     ],
 )
-def test_mistakes_on_the_command_line(
-    database: Database,
-    tiny_space: Path,
-    tiny_data: Path,
-    more: tuple[str, ...],
-    parts: tuple[str, ...],
+@pytest.mark.usefixtures("database")
+def test_a_mistake_in_an_option_is_one_line(
+    tiny_space: Path, tiny_data: Path, option: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
-    one_line(launch_with(tiny_space, tiny_data, *more), 2, *parts)
+    one_line(launch(tiny_space, tiny_data, *option), 2, *parts)
 
 
-def test_mistakes_in_files(
-    database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    one_line(launch_with(Path("lr-agu"), tiny_data), 2, "Did you mean lr-aug?")
-    one_line(launch_with(tiny_space, tmp_path / "nothing"), 2, "no such file")
+@pytest.mark.usefixtures("database")
+def test_a_mistake_in_a_file_is_one_line(tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
+    one_line(launch(Path("lr-agu"), tiny_data), 2, "Did you mean lr-aug?")
+    one_line(launch(tiny_space, tmp_path / "nothing"), 2, "no such file")
     cut = tmp_path / "cut"
     cut.write_bytes(tiny_data.read_bytes()[:500])
-    one_line(launch_with(tiny_space, cut), 2, "not a whole pickle (500 bytes")
+    one_line(launch(tiny_space, cut), 2, "not a whole pickle (500 bytes")
     tiny_space.write_text(TINY.replace("optimizer.lr:", "optimizer.rl:", 1))
-    one_line(launch_with(tiny_space, tiny_data), 2, "parameters.optimizer.rl", "Valid: ")
+    one_line(launch(tiny_space, tiny_data), 2, "parameters.optimizer.rl", "Valid: ")
 
 
-def test_what_the_machine_lacks(
+def test_a_missing_database_device_or_home_is_one_line(
     database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = make_url(database.url).set(port=1).render_as_string(hide_password=False)
-    monkeypatch.setenv("HPO_DATABASE_URL", gone)
-    one_line(launch_with(tiny_space, tiny_data), 1, "Connection refused")
+    unreachable = make_url(database.url).set(port=1).render_as_string(hide_password=False)
+    monkeypatch.setenv("HPO_DATABASE_URL", unreachable)
+    one_line(launch(tiny_space, tiny_data), 1, "Connection refused")
     missing = make_url(database.url).set(database="nowhere").render_as_string(hide_password=False)
     monkeypatch.setenv("HPO_DATABASE_URL", missing)
-    one_line(launch_with(tiny_space, tiny_data), 1, 'database "nowhere" does not exist')
+    one_line(launch(tiny_space, tiny_data), 1, 'database "nowhere" does not exist')
     monkeypatch.setenv("HPO_DATABASE_URL", database.url)
-    one_line(
-        asked("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7"),
-        1,
-        "cuda:7",
-        "CUDA devices",
-    )
+    without_gpu = asked("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7")
+    one_line(without_gpu, 1, "cuda:7", "CUDA devices")
     monkeypatch.delenv("HPO_DATABASE_URL")
     monkeypatch.setenv("HPO_HOME", "/proc/hpo")
-    one_line(launch_with(tiny_space, tiny_data), 1, "HPO_HOME /proc/hpo: cannot be written")
+    one_line(launch(tiny_space, tiny_data), 1, "HPO_HOME /proc/hpo: cannot be written")
 
 
-def test_a_study_that_fails_too_often_says_so(
-    database: Database, tiny_data: Path, tmp_path: Path
-) -> None:
-    """Nesterov needs momentum; the space allows them apart, so some draws are no valid configuration."""
+# Nesterov needs momentum. Here they are searched apart, so some draws are not valid.
+ODD = """
+base: {optimizer.name: sgd, model.layers: 1, model.units: 8, model.kernel: 4, model.stride: 2,
+       batch_size: 4, steps: 6, evaluate_every: 2}
+parameters:
+  optimizer.momentum: {choices: [0.0, 0.9]}
+  optimizer.nesterov: {choices: [false, true]}
+budget: {trials: 40, failures: 0}
+"""
+
+
+@pytest.mark.usefixtures("database")
+def test_a_study_that_fails_too_often_says_so(tiny_data: Path, tmp_path: Path) -> None:
     space = tmp_path / "odd.yaml"
-    sizes = TINY.splitlines()[1].replace("base: {", "base: {optimizer.name: sgd, ")
-    choices = "  optimizer.momentum: {choices: [0.0, 0.9]}\n  optimizer.nesterov: {choices: [false, true]}"
-    space.write_text(f"{sizes}\nparameters:\n{choices}\nbudget: {{trials: 40, failures: 0}}\n")
-    done = launch_with(space, tiny_data, "--workers", "1")
+    space.write_text(ODD)
+    done = launch(space, tiny_data, "--workers", "1")
     one_line(done, 1, "study odd is not done: 1 trial failed, more than the budget's 0")
     assert "optimizer.nesterov needs optimizer.momentum above 0" in done.stdout
 
 
-def test_questions_about_what_is_not_there(database: Database, tmp_path: Path) -> None:
-    for command in (("status",), ("report",), ("export", "--out", tmp_path / "x"), ("worker",)):
-        one_line(
-            asked(*command, "--study", "nothing"), 2, "no study 'nothing'", "hpo launch makes one"
-        )
-
-
-def test_a_home_where_nothing_can_be_written_below(
-    database: Database, tiny_space: Path, tiny_data: Path
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    "command", [("status",), ("report",), ("export", "--out", "x"), ("worker",)]
+)
+def test_a_study_that_does_not_exist_is_one_line(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = asked(*command, "--study", "nothing")
+    one_line(done, 2, "no study 'nothing'", "hpo launch makes one")
+
+
+@pytest.mark.usefixtures("database")
+def test_a_home_without_room_for_studies_is_one_line(tiny_space: Path, tiny_data: Path) -> None:
     home = Path(os.environ["HPO_HOME"])
     home.mkdir()
     (home / "studies").touch()
-    one_line(launch_with(tiny_space, tiny_data), 1, str(home / "studies"))
+    one_line(launch(tiny_space, tiny_data), 1, str(home / "studies"))
 
 
-def test_the_embedded_database_has_a_status_and_stops(
+def test_the_embedded_database_shows_its_status_and_stops(
     private_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_HOME", str(private_folder / "cli-home"))
     assert asked("database", "status").stdout.startswith("not running; data in ")
-    one_line(asked("report", "--study", "none-yet"), 2, "There are: none")  # asking starts it
+    # A command that needs the database starts it.
+    one_line(asked("report", "--study", "none-yet"), 2, "There are: none")
     assert asked("database", "status").stdout.startswith("running at 127.0.0.1:")
     assert asked("database", "stop").stdout == "stopped\n"
     assert asked("database", "stop").stdout == "it was not running\n"

@@ -43,7 +43,7 @@ def test_nothing_heavy_is_loaded(
     assert done.stdout.splitlines()[-1] == "loaded"
 
 
-def test_the_list_is_long_enough_to_find_them() -> None:
+def test_a_command_that_loads_them_is_noticed() -> None:
     code = "import torch, scipy, sklearn, matplotlib\n" + RUN
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "loaded matplotlib scipy sklearn torch"
