@@ -1,4 +1,4 @@
-"""The trainer of examples/, which the search knows nothing of: from launch through a kill to export."""
+"""The trainer in examples/, which hpo knows nothing of: from launch through a kill to export."""
 
 import json
 import os
@@ -11,164 +11,137 @@ import torch
 import yaml
 from helpers.commands import asked, one_line, report_of, start, until
 from helpers.paths import ROOT
+from helpers.script_studies import trained
 
 from hpo import open_study
-from hpo.space.spec import load_spec
 from hpo.store.database import Database
 from hpo.study.paths import study_folder, trial_folder
-from hpo.study.study import Study
-from hpo.study.trial import Record
 from hpo.study.version import version_of
 from hpo.trainer import load_trainer
 from hpo.worker.checkpoint import checkpoints
-from hpo.worker.dataset import load_dataset, look_at_data
-from hpo.worker.worker import run_worker
+from hpo.worker.dataset import load_dataset
 
 EXAMPLES = ROOT / "examples"
 
 
+SOURCE = (EXAMPLES / "digits.py").read_text()
+
+
 def space_of(folder: Path, **changes: Any) -> Path:
-    """The example's space with some keys replaced, in another folder."""
+    """The space of the example with some keys replaced, in another folder."""
     space = yaml.safe_load((EXAMPLES / "digits.yaml").read_text())
     path = folder / "digits.yaml"
     path.write_text(yaml.safe_dump(space | {"trainer": f"{EXAMPLES}/digits.py:digits"} | changes))
     return path
 
 
-def trained(database: Database, space: Path, name: str = "digits") -> Record:
-    """The first trial of a study, which a worker in this process has run."""
-    spec = load_spec(space)
-    study = Study.create_or_open(database, name, spec, look_at_data(None, spec).facts)
-    run_worker(study, None, torch.device("cpu"), 1, lambda: False)
-    return study.records()[0]
+def with_change(source: str, before: str, after: str) -> str:
+    assert before in source
+    return source.replace(before, after)
 
 
-def test_it_is_small() -> None:
-    lines = (EXAMPLES / "digits.py").read_text().splitlines()
+def test_the_example_is_small() -> None:
+    lines = SOURCE.splitlines()
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 100
 
 
-def test_from_launch_to_export(database: Database, tmp_path: Path) -> None:
-    launched = asked(
-        "launch",
-        "--study",
-        EXAMPLES / "digits.yaml",
-        "--trials",
-        "4",
-        "--workers",
-        "2",
-        "--device",
-        "cpu",
-    )
+@pytest.mark.usefixtures("database")
+def test_from_launch_to_export(tmp_path: Path) -> None:
+    two_workers = ("--workers", "2", "--device", "cpu")
+    launched = asked("launch", "--study", EXAMPLES / "digits.yaml", "--trials", "4", *two_workers)
     assert launched.returncode == 0, launched.stderr
     assert "1350 images train, 150 validate" in launched.stdout
-    assert "Best accuracy " in launched.stdout and "PER" not in launched.stdout
+    assert "Best accuracy " in launched.stdout
+    assert "PER" not in launched.stdout
 
     study = open_study("digits")
     complete = [record for record in study.records() if record.value is not None]
     best = max(complete, key=lambda record: record.value or 0.0)
-    found = report_of("digits")
-    assert (found["best"]["trial"], found["best"]["value"], found["best"]["accuracy"]) == (
-        best.number,
-        best.value,
-        best.value,
-    )
-    assert found["best"]["interval"][0] < best.value < found["best"]["interval"][1] <= 1
-    assert sorted(
-        path.name for path in trial_folder(study_folder(study), best.number).iterdir()
-    ) == ["best.pt", "last.pt"]
+    best_in_report = report_of("digits")["best"]
+    assert best_in_report["trial"] == best.number
+    assert best_in_report["value"] == best.value
+    assert best_in_report["accuracy"] == best.value
+    low, high = best_in_report["interval"]
+    assert low < best.value < high <= 1
+    folder = trial_folder(study_folder(study), best.number)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt"]
 
-    confirmed = asked(
-        "confirm",
-        "--study",
-        "digits",
-        "--top",
-        "1",
-        "--seeds",
-        "2",
-        "--workers",
-        "2",
-        "--device",
-        "cpu",
-        "--json",
-    )
+    seeds = ("--top", "1", "--seeds", "2")
+    confirmed = asked("confirm", "--study", "digits", *seeds, *two_workers, "--json")
     assert confirmed.returncode == 0, confirmed.stderr
-    configs = json.loads(confirmed.stdout)["configs"]
-    assert all(len(config["seeds"]) == 2 and 0.5 < config["accuracy"] <= 1 for config in configs)
-    assert json.loads(confirmed.stdout)["sentences"] == 297
+    findings = json.loads(confirmed.stdout)
+    for config in findings["configs"]:
+        assert len(config["seeds"]) == 2
+        assert 0.5 < config["accuracy"] <= 1
+    assert findings["sentences"] == 297
 
-    page, exported = tmp_path / "digits.html", tmp_path / "best.yaml"
+    page = tmp_path / "digits.html"
     assert asked("report", "--study", "digits", "--html", page).returncode == 0
-    assert "Confirmed accuracy" in page.read_text() and "PER" not in page.read_text()
+    assert "Confirmed accuracy" in page.read_text()
+    assert "PER" not in page.read_text()
+    exported = tmp_path / "best.yaml"
     assert asked("export", "--study", "digits", "--out", exported).returncode == 0
-    assert yaml.safe_load(exported.read_text()) == {
-        "trainer": study.spec.trainer,
-        "base": best.config,
-    }
-    weights = torch.load(
-        trial_folder(study_folder(study), best.number) / "last.pt", weights_only=True
-    )
-    assert (weights["facts"]["accuracy"], weights["config"]) == (best.value, best.config)
+    content = yaml.safe_load(exported.read_text())
+    assert content == {"trainer": study.spec.trainer, "base": best.config}
+    weights = torch.load(folder / "last.pt", weights_only=True)
+    assert weights["facts"]["accuracy"] == best.value
+    assert weights["config"] == best.config
 
     one_line(asked("ensemble", "--study", "digits"), 2, "it offers no ensembles")
-    one_line(
-        asked(
-            "export", "--study", "digits", "--format", "neural_seq_decoder", "--out", tmp_path / "x"
-        ),
-        2,
-        "it offers no export",
-    )
+    lab_format = ("--format", "neural_seq_decoder", "--out", tmp_path / "x")
+    one_line(asked("export", "--study", "digits", *lab_format), 2, "it offers no export")
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(
-    database: Database, tmp_path: Path
-) -> None:
-    base = {"steps": 6000, "evaluate_every": 50}
+def has_checkpoint() -> bool:
+    """Whether the first trial of digits has a checkpoint and more than 100 steps."""
+    try:
+        study = open_study("digits")
+        files = checkpoints(trial_folder(study_folder(study), 0))
+        return bool(files) and study.records()[0].step > 100
+    except Exception:
+        # The launch has not created the study yet.
+        return False
+
+
+def worker_of_the_only_trial() -> int:
+    """The process id of the worker."""
+    with open_study("digits").engine.begin() as connection:
+        identity = connection.exec_driver_sql("SELECT process FROM hpo_trial").scalar_one()
+    return int(identity.partition(":")[0])
+
+
+@pytest.mark.usefixtures("database")
+def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     space = space_of(
-        tmp_path, base=base, attempts={"checkpoint_seconds": 0}, budget={"trials": 1}, stopping=None
+        tmp_path,
+        base={"steps": 6000, "evaluate_every": 50},
+        attempts={"checkpoint_seconds": 0},
+        budget={"trials": 1},
+        stopping=None,
     )
     line = ("launch", "--study", space, "--workers", "2", "--device", "cpu")
-    process = start(*line)
-    study = None
-
-    def trial() -> Record:
-        return open_study("digits").records()[0]
-
-    def has_checkpoint() -> bool:
-        try:
-            return (
-                bool(checkpoints(trial_folder(study_folder(open_study("digits")), 0)))
-                and trial().step > 100
-            )
-        except Exception:  # not made yet
-            return False
-
+    launcher = start(*line)
     until(has_checkpoint)
-    worker = open_study(
-        "digits"
-    ).engine  # the worker's own process is killed, and with it the launcher
-    with worker.begin() as connection:
-        pid = int(
-            connection.exec_driver_sql("SELECT process FROM hpo_trial")
-            .scalar_one()
-            .partition(":")[0]
-        )
-    process.kill()
-    os.kill(pid, signal.SIGKILL)
-    process.wait()
+    # The worker is killed, and the launcher, which would start another one.
+    worker = worker_of_the_only_trial()
+    launcher.kill()
+    os.kill(worker, signal.SIGKILL)
+    launcher.wait()
+
     done = asked(*line)
     assert done.returncode == 0, done.stderr
     study = open_study("digits")
-    record = trial()
-    assert (record.state, record.attempts, record.step) == ("complete", 2, 6000)
+    record = study.records()[0]
+    assert record.state == "complete"
+    assert record.attempts == 2
+    assert record.step == 6000
     curve = study.curves([record])[0]
     assert [point.step for point in curve] == list(range(50, 6001, 50))
 
     trainer = load_trainer(study.spec.trainer)
-    undisturbed = trainer.start(
-        study.spec.config(record.config), load_dataset(study.spec, None, "cpu")
-    )
+    data = load_dataset(study.spec, None, "cpu")
+    undisturbed = trainer.start(study.spec.config(record.config), data)
     expected = {
         progress.step: progress.score.value for progress in undisturbed.train() if progress.score
     }
@@ -188,15 +161,17 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
         ("json:x", ("json has no x", "(it holds no hpo.Trainer)")),
     ],
 )
+@pytest.mark.usefixtures("database")
 def test_a_trainer_that_cannot_be_loaded_is_one_line(
-    database: Database, tmp_path: Path, trainer: str, parts: tuple[str, ...]
+    tmp_path: Path, trainer: str, parts: tuple[str, ...]
 ) -> None:
-    (tmp_path / "digits.py").write_text((EXAMPLES / "digits.py").read_text())
+    (tmp_path / "digits.py").write_text(SOURCE)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "syntax.py").write_text("def\n")
     one_line(asked("launch", "--study", space_of(tmp_path, trainer=trainer)), 2, *parts)
 
 
+# What is replaced in the example, by what, and a part of the message.
 FAULTS = {
     "load_data raises": (
         "images, labels = load_digits(return_X_y=True)",
@@ -256,31 +231,22 @@ FAULTS = {
 }
 
 
+@pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_a_trainer_before_any_trial_are_one_line(
-    database: Database, tmp_path: Path, fault: str
-) -> None:
-    before, after, said = FAULTS[fault]
-    source = (
-        (EXAMPLES / "digits.py")
-        .read_text()
-        .replace("import torch\n", "import hpo.errors\nimport torch\n", 1)
-    )
-    assert before in source
-    (tmp_path / "faulty.py").write_text(source.replace(before, after))
-    one_line(asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits")), 2, said)
+def test_a_fault_of_a_trainer_before_any_trial_is_one_line(tmp_path: Path, fault: str) -> None:
+    before, after, message = FAULTS[fault]
+    source = SOURCE.replace("import torch\n", "import hpo.errors\nimport torch\n", 1)
+    (tmp_path / "faulty.py").write_text(with_change(source, before, after))
+    done = asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits"))
+    one_line(done, 2, message)
 
 
-def test_settings_of_many_types_are_searched_and_stored(database: Database, tmp_path: Path) -> None:
-    """A path, an enumeration, a list and a group: as JSON in the study, as themselves in the training."""
-    source = (EXAMPLES / "digits.py").read_text()
-    fields = """    units: int = 32
-    kind: Kind = Kind.small
-    folder: Path = Path("a/b")
-    sizes: tuple[int, ...] = (3, 4)
-    inner: Inner = Inner()
+# The changes of the example that give its configuration fields of more types.
+IMPORTS = """import hashlib
+from enum import Enum
+from pathlib import Path
 """
-    types = """class Kind(Enum):
+TYPES = """class Kind(Enum):
     small = "small"
     large = "large"
 
@@ -290,51 +256,72 @@ class Inner(Settings):
 
 
 class DigitsConfig(Config):"""
-    source = source.replace("    units: int = 32\n", fields).replace(
-        "class DigitsConfig(Config):", types
-    )
-    source = source.replace(
-        "import hashlib\n", "import hashlib\nfrom enum import Enum\nfrom pathlib import Path\n"
-    )
-    source = source.replace(
-        "from hpo import", "from hpo.settings import Settings\nfrom hpo import", 1
-    )
-    check = "assert isinstance(config.kind, Kind) and isinstance(config.folder, Path) and config.sizes == (3, 4)\n        "
-    source = source.replace(
-        "torch.manual_seed(config.seed)", check + "torch.manual_seed(config.seed)"
-    )
+FIELDS = """    units: int = 32
+    kind: Kind = Kind.small
+    folder: Path = Path("a/b")
+    sizes: tuple[int, ...] = (3, 4)
+    inner: Inner = Inner()
+"""
+CHECKS = """assert isinstance(config.kind, Kind)
+        assert isinstance(config.folder, Path)
+        assert config.sizes == (3, 4)
+        torch.manual_seed(config.seed)"""
+CHANGES = {
+    "import hashlib\n": IMPORTS,
+    "from hpo import": "from hpo.settings import Settings\nfrom hpo import",
+    "class DigitsConfig(Config):": TYPES,
+    "    units: int = 32\n": FIELDS,
+    "torch.manual_seed(config.seed)": CHECKS,
+}
+
+
+def test_settings_of_many_types_are_searched_and_stored(database: Database, tmp_path: Path) -> None:
+    """A path, an enumeration, a list and a group.
+
+    They are JSON in the study, and have their own types in the training.
+    """
+    source = SOURCE
+    for before, after in CHANGES.items():
+        source = with_change(source, before, after)
     (tmp_path / "many.py").write_text(source)
-    parameters = {"kind": {"choices": ["small", "large"]}, "inner.depth": {"low": 1, "high": 5}}
     space = space_of(
-        tmp_path, trainer="many.py:digits", parameters=parameters, starts={}, budget={"trials": 1}
+        tmp_path,
+        trainer="many.py:digits",
+        parameters={"kind": {"choices": ["small", "large"]}, "inner.depth": {"low": 1, "high": 5}},
+        starts={},
+        budget={"trials": 1},
     )
-    record = trained(database, space)
+    record = trained(database, space, "digits")
     assert record.state == "complete", record.reason
-    assert (record.config["folder"], record.config["sizes"]) == ("a/b", [3, 4])
-    assert record.config["kind"] == record.params["kind"] in ("small", "large")
-    assert record.config["inner.depth"] == record.params["inner.depth"] in range(1, 6)
+    assert record.config["folder"] == "a/b"
+    assert record.config["sizes"] == [3, 4]
+    assert record.config["kind"] == record.params["kind"]
+    assert record.config["kind"] in ("small", "large")
+    assert record.config["inner.depth"] == record.params["inner.depth"]
+    assert record.config["inner.depth"] in range(1, 6)
 
 
 def test_a_training_that_ends_early_is_scored_where_it_ends(
     database: Database, tmp_path: Path
 ) -> None:
-    source = (EXAMPLES / "digits.py").read_text()
-    (tmp_path / "early.py").write_text(
-        source.replace("while self.step < self.config.steps:", "while self.step < 130:")
-    )
+    all_steps = "while self.step < self.config.steps:"
+    (tmp_path / "early.py").write_text(with_change(SOURCE, all_steps, "while self.step < 130:"))
     space = space_of(tmp_path, trainer="early.py:digits", budget={"trials": 1}, stopping=None)
-    record = trained(database, space)
+    record = trained(database, space, "digits")
+    assert record.state == "complete"
+    assert record.step == 130
     study = open_study("digits")
+    curve = study.curves([record])[0]
+    assert [point.step for point in curve] == [100, 130]
+    assert record.last_value == record.value
+    assert record.best_value == max(point.value for point in curve)
+
     trainer = load_trainer(study.spec.trainer)
-    again = trainer.start(study.spec.config(record.config), load_dataset(study.spec, None, "cpu"))
+    data = load_dataset(study.spec, None, "cpu")
+    again = trainer.start(study.spec.config(record.config), data)
     for _ in again.train():
         pass
-    assert (record.state, record.step) == ("complete", 130)
-    assert record.last_value == record.value and record.best_value == max(
-        point.value for point in study.curves([record])[0]
-    )
     assert record.value == again.evaluate(load_dataset(study.spec, None, "cpu")).value
-    assert [point.step for point in study.curves([record])[0]] == [100, 130]
 
 
 NUMBERS = {
@@ -352,21 +339,19 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("what", NUMBERS)
-def test_numbers_of_other_libraries_are_taken(
-    database: Database, tmp_path: Path, what: str
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_of_other_libraries_are_accepted(
+    database: Database, tmp_path: Path, number: str
 ) -> None:
-    before, after = NUMBERS[what]
-    source = (EXAMPLES / "digits.py").read_text()
-    assert before in source
-    source = source.replace(before, after).replace(
-        "import torch\n", "import numpy\nimport torch\n", 1
-    )
-    (tmp_path / "mine.py").write_text(source)
-    space = space_of(tmp_path, trainer="mine.py:digits", base={"steps": 100}, budget={"trials": 1})
-    record = trained(database, space)
+    before, after = NUMBERS[number]
+    source = with_change(SOURCE, before, after)
+    source = source.replace("import torch\n", "import numpy\nimport torch\n", 1)
+    (tmp_path / "own.py").write_text(source)
+    space = space_of(tmp_path, trainer="own.py:digits", base={"steps": 100}, budget={"trials": 1})
+    record = trained(database, space, "digits")
     assert record.state == "complete", record.reason
-    assert record.value is not None and 0 < record.value <= 1
+    assert record.value is not None
+    assert 0 < record.value <= 1
 
 
 TRAINING_FAULTS = {
@@ -409,44 +394,56 @@ TRAINING_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", TRAINING_FAULTS)
-def test_faults_of_a_training_are_failed_trials_with_their_reason(
+def test_a_fault_of_a_training_is_the_reason_of_a_failed_trial(
     database: Database, tmp_path: Path, fault: str
 ) -> None:
-    before, after, said = TRAINING_FAULTS[fault]
-    source = (EXAMPLES / "digits.py").read_text()
-    assert before in source
-    (tmp_path / "faulty.py").write_text(source.replace(before, after))
+    before, after, reason = TRAINING_FAULTS[fault]
+    (tmp_path / "faulty.py").write_text(with_change(SOURCE, before, after))
     space = space_of(tmp_path, trainer="faulty.py:digits", budget={"trials": 1, "failures": 0})
-    record = trained(database, space)
-    assert record.state == "failed" and said in record.reason
+    record = trained(database, space, "digits")
+    assert record.state == "failed"
+    assert reason in record.reason
 
 
-def test_a_loss_or_score_that_is_no_number_has_diverged(database: Database, tmp_path: Path) -> None:
-    source = (EXAMPLES / "digits.py").read_text()
-    for name, before, after in (
-        ("loss", "loss.item()", "float('nan') if self.step == 60 else loss.item()"),
-        ("score", "tuple(right.float().tolist())", "(float('nan'),) * len(right)"),
-    ):
-        (tmp_path / f"{name}.py").write_text(source.replace(before, after))
-        space = space_of(tmp_path, trainer=f"{name}.py:digits", budget={"trials": 1}, stopping=None)
-        record = trained(database, space, name)
-        assert (record.state, record.cause) == ("stopped", "non-finite")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("loss.item()", "float('nan') if self.step == 60 else loss.item()"),
+        ("tuple(right.float().tolist())", "(float('nan'),) * len(right)"),
+    ],
+    ids=["loss", "score"],
+)
+def test_a_loss_or_score_that_is_not_a_number_has_diverged(
+    database: Database, tmp_path: Path, before: str, after: str
+) -> None:
+    (tmp_path / "nan.py").write_text(with_change(SOURCE, before, after))
+    space = space_of(tmp_path, trainer="nan.py:digits", budget={"trials": 1}, stopping=None)
+    record = trained(database, space, "digits")
+    assert record.state == "stopped"
+    assert record.cause == "non-finite"
 
 
-def test_other_code_of_the_trainer_is_another_version(database: Database, tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text((EXAMPLES / "digits.py").read_text())
-    space = space_of(tmp_path, trainer="mine.py:digits", budget={"trials": 0})
+def forget_trainers() -> None:
+    """As in another process."""
+    load_trainer.cache_clear()
+    version_of.cache_clear()
+
+
+@pytest.mark.usefixtures("database")
+def test_other_code_of_the_trainer_is_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(SOURCE)
+    space = space_of(tmp_path, trainer="own.py:digits", budget={"trials": 0})
     assert asked("launch", "--study", space).returncode == 0
-    path.write_text(path.read_text().replace("[:64]", "[:32]"))
-    load_trainer.cache_clear()
-    version_of.cache_clear()
+    path.write_text(with_change(SOURCE, "[:64]", "[:32]"))
+    forget_trainers()
     one_line(asked("launch", "--study", space), 2, "was made with hpo", "--allow-different-code")
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    path.write_text(path.read_text().replace("[:32]", "[:64]"))
-    path.rename(moved / "mine.py")
-    load_trainer.cache_clear()
-    version_of.cache_clear()
-    again = space_of(tmp_path, trainer=f"{moved}/mine.py:digits", budget={"trials": 0})
-    assert asked("launch", "--study", again).returncode == 0, "where it lies does not matter"
+
+    # The same code in another folder is the same version.
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    path.unlink()
+    (folder / "own.py").write_text(SOURCE)
+    forget_trainers()
+    moved = space_of(tmp_path, trainer=f"{folder}/own.py:digits", budget={"trials": 0})
+    assert asked("launch", "--study", moved).returncode == 0

@@ -1,4 +1,4 @@
-"""The recipes of search_spaces/recipes, each with a stand-in of the script that it is for."""
+"""The recipes in search_spaces/recipes, each with a stand-in for the script that it is made for."""
 
 import importlib.util
 import json
@@ -33,76 +33,73 @@ from hpo.worker.worker import run_worker
 
 RECIPES = ROOT / "search_spaces" / "recipes"
 PAGES = ROOT / "docs" / "recipes"
-# Of a lab, in a recipe: to be changed.
+# A path of a lab in a recipe, which is to be changed.
 LABS_PATH = re.compile(r"/(?:home|opt|data)/[\w./-]*")
 TRIALS = 3
-# That a stand-in takes for an evaluation. One that ends before it is interrupted must be slower.
+# Seconds between two evaluations of a stand-in. One that ends before it is interrupted is too fast.
 PACES = (0.25, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
-class Told:
-    """Of one run of a script, read here in a way of its own."""
+class Curve:
+    """What one run of a script writes, read here without hpo."""
 
     values: dict[int, float]
-    losses: dict[int, float]
-    """Of the validation part."""
+    validation_losses: dict[int, float]
 
 
-def table_of_log(text: str, pattern: str) -> Told:
-    found = [
-        (int(step), float(one), float(other)) for step, one, other in re.findall(pattern, text)
-    ]
-    return Told({step: one for step, one, _ in found}, {step: other for step, _, other in found})
+def matches(text: str, pattern: str) -> list[tuple[int, float, float]]:
+    return [(int(step), float(a), float(b)) for step, a, b in re.findall(pattern, text)]
 
 
-def told_by_brain_to_text_25(folder: Path, output: str) -> Told:
+def curve_of_brain_to_text_25(folder: Path, output: str) -> Curve:
     log = (folder / "run" / "training_log").read_text()
-    return table_of_log(log, r"Val batch (\d+): PER \(avg\): (\S+) CTC Loss \(avg\): (\S+)")
+    rows = matches(log, r"Val batch (\d+): PER \(avg\): (\S+) CTC Loss \(avg\): (\S+)")
+    return Curve({step: per for step, per, _ in rows}, {step: loss for step, _, loss in rows})
 
 
-def told_by_neural_seq_decoder(folder: Path, output: str) -> Told:
-    told = table_of_log(output, r"batch (\d+), ctc loss:\s+(\S+), cer:\s+(\S+),")
-    return Told(told.losses, told.values)
+def curve_of_neural_seq_decoder(folder: Path, output: str) -> Curve:
+    rows = matches(output, r"batch (\d+), ctc loss:\s+(\S+), cer:\s+(\S+),")
+    return Curve({step: cer for step, _, cer in rows}, {step: loss for step, loss, _ in rows})
 
 
-def told_by_lightning_cli(folder: Path, output: str) -> Told:
+def curve_of_lightning_cli(folder: Path, output: str) -> Curve:
     header, *lines = (folder / "logs" / "trial" / "metrics.csv").read_text().splitlines()
     rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
-    found = [row for row in rows if row["val_per"]]
-    return Told(
-        {int(row["step"]): float(row["val_per"]) for row in found},
-        {int(row["step"]): float(row["val_loss"]) for row in found},
+    evaluations = [row for row in rows if row["val_per"]]
+    return Curve(
+        {int(row["step"]): float(row["val_per"]) for row in evaluations},
+        {int(row["step"]): float(row["val_loss"]) for row in evaluations},
     )
 
 
-def told_by_hugging_face(folder: Path, output: str) -> Told:
+def curve_of_hugging_face(folder: Path, output: str) -> Curve:
     state = json.loads((folder / "checkpoints" / "trainer_state.json").read_text())
-    found = [row for row in state["log_history"] if "eval_wer" in row]
-    return Told(
-        {row["step"]: row["eval_wer"] for row in found},
-        {row["step"]: row["eval_loss"] for row in found},
+    evaluations = [row for row in state["log_history"] if "eval_wer" in row]
+    return Curve(
+        {row["step"]: row["eval_wer"] for row in evaluations},
+        {row["step"]: row["eval_loss"] for row in evaluations},
     )
 
 
-def told_by_wandb_only(folder: Path, output: str) -> Told:
+def curve_of_wandb_only(folder: Path, output: str) -> Curve:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = [row for row in rows if "per_0" in row]
-    return Told({row["step"]: (row["per_0"] + row["per_1"]) / 2 for row in found}, {})
+    evaluations = [row for row in rows if "per_0" in row]
+    return Curve({row["step"]: (row["per_0"] + row["per_1"]) / 2 for row in evaluations}, {})
 
 
 @dataclass(frozen=True)
 class Recipe:
     name: str
     steps: int
-    """Of a short training."""
-    told_at: tuple[int, ...]
-    """Where such a training tells its value."""
-    told: Callable[[Path, str], Told]
+    """The length of a short training."""
+    evaluated_at: tuple[int, ...]
+    """The steps at which such a training writes its value."""
+    read_curve: Callable[[Path, str], Curve]
     resumes: str
-    """As its page says."""
+    """What the page of the recipe says."""
     folder: str = "."
-    """Of the script, within the code."""
+    """The folder of the script, within the code."""
 
     @property
     def stand_in(self) -> Path:
@@ -113,37 +110,37 @@ ALL = [
     Recipe(
         name="brain-to-text-25",
         steps=40,
-        told_at=(0, 10, 20, 30, 39),
-        told=told_by_brain_to_text_25,
+        evaluated_at=(0, 10, 20, 30, 39),
+        read_curve=curve_of_brain_to_text_25,
         resumes="none",
         folder="model_training",
     ),
     Recipe(
         name="neural-seq-decoder",
         steps=400,
-        told_at=(0, 100, 200, 300),
-        told=told_by_neural_seq_decoder,
+        evaluated_at=(0, 100, 200, 300),
+        read_curve=curve_of_neural_seq_decoder,
         resumes="none",
     ),
     Recipe(
         name="lightning-cli",
         steps=2000,
-        told_at=(499, 999, 1499, 1999),
-        told=told_by_lightning_cli,
+        evaluated_at=(499, 999, 1499, 1999),
+        read_curve=curve_of_lightning_cli,
         resumes="exact",
     ),
     Recipe(
         name="hugging-face",
         steps=2000,
-        told_at=(500, 1000, 1500, 2000),
-        told=told_by_hugging_face,
+        evaluated_at=(500, 1000, 1500, 2000),
+        read_curve=curve_of_hugging_face,
         resumes="exact",
     ),
     Recipe(
         name="wandb-only",
         steps=5,
-        told_at=(0, 1, 2, 3, 4),
-        told=told_by_wandb_only,
+        evaluated_at=(0, 1, 2, 3, 4),
+        read_curve=curve_of_wandb_only,
         resumes="none",
     ),
 ]
@@ -152,13 +149,13 @@ every_recipe = pytest.mark.parametrize("recipe", ALL, ids=NAMES)
 
 
 def as_a_lab_has_it(recipe: Recipe, folder: Path) -> Path:
-    """The shipped file with its paths, and nothing else, changed to those of the stand-in."""
+    """The shipped file with its paths changed to those of the stand-in, and nothing else."""
     code, data = folder / "code", folder / "data"
     shutil.copytree(recipe.stand_in, code / recipe.folder, dirs_exist_ok=True)
     data.mkdir()
 
-    def here(found: re.Match[str]) -> str:
-        path = found.group()
+    def path_here(match: re.Match[str]) -> str:
+        path = match.group()
         if path.endswith("/bin/python"):
             return sys.executable
         if path.startswith("/data/"):
@@ -166,12 +163,12 @@ def as_a_lab_has_it(recipe: Recipe, folder: Path) -> Path:
         return str(code)
 
     study = folder / f"{recipe.name}.yaml"
-    study.write_text(LABS_PATH.sub(here, (RECIPES / study.name).read_text()))
+    study.write_text(LABS_PATH.sub(path_here, (RECIPES / study.name).read_text()))
     return study
 
 
-def run_by_hand(recipe: Recipe, spec: StudySpec, config: ScriptConfig, folder: Path) -> Told:
-    """What the script tells that a person starts with the files and the command of a configuration."""
+def run_by_hand(recipe: Recipe, spec: StudySpec, config: ScriptConfig, folder: Path) -> Curve:
+    """The curve of a script that is started with the files and the command of a configuration."""
     launched = spec.load_trainer().offers["render_in_folder"]
     rendered = launched(config, folder, "s", 0, None)
     (folder / "checkpoints").mkdir(parents=True)
@@ -186,11 +183,11 @@ def run_by_hand(recipe: Recipe, spec: StudySpec, config: ScriptConfig, folder: P
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return recipe.told(folder, done.stdout)
+    return recipe.read_curve(folder, done.stdout)
 
 
 def studied(database: Database, spec: StudySpec) -> tuple[Study, list[Record]]:
-    """A study whose trials a worker in this process has run."""
+    """A study after a worker in this process has run its trials."""
     study = Study.create_or_open(database, spec.space, spec, look_at_data(None, spec).facts)
     run_worker(study, None, torch.device("cpu"), 1, lambda: False)
     return study, study.records()
@@ -210,7 +207,7 @@ def test_every_recipe_has_a_page_and_a_test() -> None:
 
 
 @every_recipe
-def test_what_a_lab_must_change_is_marked(recipe: Recipe) -> None:
+def test_the_lines_that_a_lab_must_change_are_marked(recipe: Recipe) -> None:
     lines = (RECIPES / f"{recipe.name}.yaml").read_text().splitlines()
     with_paths = [line for line in lines if LABS_PATH.search(line)]
     assert len(with_paths) >= 3
@@ -219,28 +216,35 @@ def test_what_a_lab_must_change_is_marked(recipe: Recipe) -> None:
 
 
 @every_recipe
-def test_as_it_is_shipped_one_line_says_what_is_missing(recipe: Recipe, database: Database) -> None:
+@pytest.mark.usefixtures("database")
+def test_an_unchanged_recipe_says_in_one_line_what_is_missing(recipe: Recipe) -> None:
     launched = asked("launch", "--study", RECIPES / f"{recipe.name}.yaml")
     one_line(launched, 2, f"{recipe.name}.yaml: script.code: /home/lab/", "no such folder")
 
 
 @every_recipe
-def test_a_study(recipe: Recipe, database: Database, tmp_path: Path) -> None:
-    """The curves are those of the script started by hand with the same values."""
+def test_a_study_has_the_curves_of_the_script(
+    recipe: Recipe, database: Database, tmp_path: Path
+) -> None:
+    """Those that it writes when it is started by hand with the same values."""
     spec = load_spec(as_a_lab_has_it(recipe, tmp_path), None, {"steps": recipe.steps}, TRIALS)
     study, records = studied(database, spec)
     assert [record.state for record in records] == ["complete"] * TRIALS
     assert records[0].start == next(iter(spec.starts))
     assert len({json.dumps(record.config, sort_keys=True) for record in records}) == TRIALS
-    for record in records[:: TRIALS - 1]:
+    for record in (records[0], records[-1]):
         config = script_config(spec, record.config)
-        told = run_by_hand(recipe, spec, config, tmp_path / f"by-hand-{record.number}")
+        expected = run_by_hand(recipe, spec, config, tmp_path / f"by-hand-{record.number}")
         curve = study.curves([record])[record.number]
-        assert tuple(told.values) == recipe.told_at
-        assert {point.step: point.value for point in curve} == pytest.approx(told.values)
-        assert record.value == pytest.approx(told.values[recipe.told_at[-1]])
-        assert losses_of(curve) == pytest.approx(told.losses)
+        assert tuple(expected.values) == recipe.evaluated_at
+        assert values_of(curve) == pytest.approx(expected.values)
+        assert record.value == pytest.approx(expected.values[recipe.evaluated_at[-1]])
+        assert losses_of(curve) == pytest.approx(expected.validation_losses)
     assert len({record.value for record in records}) == TRIALS
+
+
+def values_of(curve: list[Point]) -> dict[int, float]:
+    return {point.step: point.value for point in curve}
 
 
 def losses_of(curve: list[Point]) -> dict[int, float]:
@@ -250,78 +254,78 @@ def losses_of(curve: list[Point]) -> dict[int, float]:
 @every_recipe
 def test_the_seed_reaches_the_script(recipe: Recipe, tmp_path: Path) -> None:
     spec = load_spec(as_a_lab_has_it(recipe, tmp_path), None, {"steps": recipe.steps})
-    runs = [
-        run_by_hand(recipe, spec, script_config(spec, {"seed": seed}), tmp_path / f"run-{index}")
-        for index, seed in enumerate((7, 8))
-    ]
-    assert runs[0] != runs[1]
+    first = run_by_hand(recipe, spec, script_config(spec, {"seed": 7}), tmp_path / "seed-7")
+    second = run_by_hand(recipe, spec, script_config(spec, {"seed": 8}), tmp_path / "seed-8")
+    assert first != second
 
 
-@pytest.mark.parametrize("recipe", ALL, ids=NAMES)
-def test_what_try_finds(
-    recipe: Recipe, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@every_recipe
+@pytest.mark.usefixtures("database")
+def test_hpo_try_finds_what_the_page_of_the_recipe_says(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is what the recipe's page says."""
     study = as_a_lab_has_it(recipe, tmp_path)
-    found: dict[str, Any] = {"resume": None}
+    findings: dict[str, Any] = {"resume": None}
     for seconds in PACES:
         monkeypatch.setenv("STAND_IN_SECONDS", str(seconds))
         tried = asked("try", "--study", study, "--device", "cpu")
         assert tried.returncode == 0, tried.stderr
-        found = json.loads(study.with_suffix(".try.json").read_text())
-        if found["resume"] is not None:
+        findings = json.loads(study.with_suffix(".try.json").read_text())
+        if findings["resume"] is not None:
             break
-    assert (found["resume"], found["noise"]) == (recipe.resumes, 0)
+    assert findings["resume"] == recipe.resumes
+    assert findings["noise"] == 0
     # The last value may come sooner, at the last step.
-    assert 0 < found["steps_between_values"] <= recipe.told_at[2] - recipe.told_at[1]
+    assert 0 < findings["steps_between_values"] <= recipe.evaluated_at[2] - recipe.evaluated_at[1]
     assert f"hpo try` says `{recipe.resumes}`" in (PAGES / f"{recipe.name}.md").read_text()
     trainer = load_spec(study).load_trainer()
     assert trainer.resume == recipe.resumes
 
 
-# The file in which a checkpoint says how far it is.
+# The file in which a checkpoint has its step.
 STEP_OF_CHECKPOINT = {
     "lightning-cli": "last.ckpt",
     "hugging-face": "checkpoint-*/trainer_state.json",
 }
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [recipe for recipe in ALL if recipe.resumes == "exact"],
-    ids=lambda recipe: recipe.name,
-)
-def test_a_trial_that_was_handed_back_goes_on(
+RESUMING = [recipe for recipe in ALL if recipe.resumes == "exact"]
+
+
+@pytest.mark.parametrize("recipe", RESUMING, ids=[recipe.name for recipe in RESUMING])
+def test_a_trial_that_was_handed_back_resumes(
     recipe: Recipe, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After two of its four values, and with the curve of a training that nobody disturbed."""
+    """After two of its four values; its curve is that of an undisturbed training."""
     monkeypatch.setenv("STAND_IN_SECONDS", "0.6")
     spec = load_spec(as_a_lab_has_it(recipe, tmp_path), None, {"steps": recipe.steps}, 1)
     study = Study.create_or_open(database, spec.space, spec, look_at_data(None, spec).facts)
 
-    kept = trial_folder(study_folder(study), 0) / "attempt-1" / "checkpoints"
+    folder = trial_folder(study_folder(study), 0) / "attempt-1" / "checkpoints"
+    step = f'"global_step": {recipe.steps // 2},'
 
     def is_halfway() -> bool:
-        found = [path.read_text() for path in kept.glob(STEP_OF_CHECKPOINT[recipe.name])]
-        return any(f'"global_step": {recipe.steps // 2},' in text for text in found)
+        checkpoints = folder.glob(STEP_OF_CHECKPOINT[recipe.name])
+        return any(step in path.read_text() for path in checkpoints)
 
     run_worker(study, None, torch.device("cpu"), 1, is_halfway)
     assert [record.state for record in study.records()] == ["waiting"]
     monkeypatch.setenv("STAND_IN_SECONDS", "0")
     run_worker(study, None, torch.device("cpu"), 1, lambda: False)
     record = study.records()[0]
-    assert (record.state, record.attempts) == ("complete", 2)
-    told = run_by_hand(recipe, spec, script_config(spec, record.config), tmp_path / "by-hand")
-    curve = study.curves([record])[0]
-    assert {point.step: point.value for point in curve} == pytest.approx(told.values)
+    assert record.state == "complete"
+    assert record.attempts == 2
+    config = script_config(spec, record.config)
+    expected = run_by_hand(recipe, spec, config, tmp_path / "by-hand")
+    assert values_of(study.curves([record])[0]) == pytest.approx(expected.values)
     log = log_path(study_folder(study), 0).read_text()
     assert f"goes on after step {recipe.steps // 2}" in log
 
 
-def test_a_loss_that_is_not_finite_is_padded_with_blanks(
+def test_a_trial_with_a_loss_that_is_not_finite_is_stopped(
     database: Database, tmp_path: Path
 ) -> None:
-    """The program of neural_seq_decoder goes on then, and its error rate stays finite."""
+    """neural_seq_decoder pads it with blanks and goes on, and its error rate stays finite."""
     study_file = as_a_lab_has_it(ALL[1], tmp_path)
     text = study_file.read_text().replace("published: {}", "too-large: {lrStart: 0.095}")
     study_file.write_text(text)
@@ -330,7 +334,7 @@ def test_a_loss_that_is_not_finite_is_padded_with_blanks(
     assert records[0].step == 100
 
 
-def test_an_error_at_a_gradient_that_is_not_finite_is_a_result(
+def test_a_trial_with_an_error_about_a_gradient_that_is_not_finite_is_stopped(
     database: Database, tmp_path: Path
 ) -> None:
     study_file = as_a_lab_has_it(ALL[0], tmp_path)
@@ -341,8 +345,9 @@ def test_an_error_at_a_gradient_that_is_not_finite_is_a_result(
     assert "non-finite" in records[0].reason
 
 
-def test_a_name_that_hydra_does_not_know_is_told_by_hydra(
-    database: Database, tmp_path: Path
+@pytest.mark.usefixtures("database")
+def test_the_message_about_a_name_that_hydra_does_not_know_is_that_of_hydra(
+    tmp_path: Path,
 ) -> None:
     study_file = as_a_lab_has_it(ALL[1], tmp_path)
     study_file.write_text(study_file.read_text().replace("outputDir: run", "outputDirs: run"))
@@ -350,12 +355,12 @@ def test_a_name_that_hydra_does_not_know_is_told_by_hydra(
     one_line(done, 2, "Could not override 'outputDirs'")
 
 
-# The stand-in for wandb
+# ---- the stand-in for wandb
 
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """As in a trial that has the learning rate .01."""
+    """The stand-in as in a trial that has the learning rate 0.01."""
     monkeypatch.setenv("HPO_METRICS", str(tmp_path / "metrics.jsonl"))
     monkeypatch.setenv("HPO_CONFIG", str(tmp_path / "config.json"))
     (tmp_path / "config.json").write_text('{"lr": 0.01, "model": {"units": 64}}')
@@ -364,12 +369,12 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def loaded_wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
     name = "wandb_of_hpo"
-    found = importlib.util.spec_from_file_location(name, RECIPES / "wandb" / "wandb.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(name, RECIPES / "wandb" / "wandb.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
-    found.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -377,7 +382,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_numbers_are_told_and_nothing_else(wandb: Any, tmp_path: Path) -> None:
+def test_numbers_are_logged_and_nothing_else(wandb: Any, tmp_path: Path) -> None:
     wandb.init(project="decoder")
     wandb.log(
         {
@@ -423,33 +428,28 @@ def test_steps_are_counted_as_wandb_counts_them(
     assert "step 9 is before step 10" in capsys.readouterr().err
     curve = CurveSettings(expression="a + b")
     rows = Rows(curve, tmp_path / "metrics.jsonl").read(last=True)
-    assert [(row.step, row.value) for row in rows] == [
-        (0, None),
-        (1, 5),
-        (10, 9),
-        (11, None),
-        (12, None),
-    ]
+    points = [(row.step, row.value) for row in rows]
+    assert points == [(0, None), (1, 5), (10, 9), (11, None), (12, None)]
     assert rows[-1].metrics["wandb/step"] == 3
 
 
-def test_the_trials_values_are_in_config(wandb: Any) -> None:
+def test_the_values_of_the_trial_are_in_config(wandb: Any) -> None:
     run = wandb.init(config={"lr": 1.0, "model": {"units": 1, "layers": 2}, "name": "ours"})
-    assert (wandb.config.lr, wandb.config["name"], run.config is wandb.config) == (
-        0.01,
-        "ours",
-        True,
-    )
+    assert run.config is wandb.config
+    assert wandb.config.lr == 0.01
+    assert wandb.config["name"] == "ours"
     assert wandb.config.model == {"units": 64, "layers": 2}
     wandb.config.update({"lr": 2.0, "more": 3}, allow_val_change=True)
-    assert (wandb.config.lr, wandb.config.more) == (0.01, 3)
+    assert wandb.config.lr == 0.01
+    assert wandb.config.more == 3
     wandb.config.setdefaults({"more": 4, "other": 5})
-    assert (wandb.config.more, wandb.config.other) == (3, 5)
+    assert wandb.config.more == 3
+    assert wandb.config.other == 5
     with pytest.raises(AttributeError):
         _ = wandb.config.missing
 
 
-def test_all_else_does_nothing(wandb: Any, tmp_path: Path) -> None:
+def test_all_other_functions_do_nothing(wandb: Any, tmp_path: Path) -> None:
     assert not wandb.run
     with wandb.init(settings=wandb.Settings(start_method="thread")) as run:
         assert wandb.run is run is wandb.init()
@@ -479,7 +479,7 @@ def test_the_next_run_counts_from_0(wandb: Any, tmp_path: Path) -> None:
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1, 0]
 
 
-def test_outside_of_a_trial_it_says_so_once(
+def test_outside_of_a_trial_one_line_says_that_nothing_is_recorded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("HPO_METRICS", raising=False)
