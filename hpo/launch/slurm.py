@@ -227,7 +227,7 @@ def submit(job: Job, study: StudyReader, database: Database, worker_options: Seq
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     script = script_of(folder)
     script.write_text(batch_script(directives, command))
-    environment = _without_defaults(os.environ, directives)
+    environment = without_defaults(os.environ, directives)
     environment["HPO_DATABASE_URL"] = database.url
     environment["HPO_HOME"] = str(home())
     printed = call_slurm(["sbatch", "--parsable", str(script)], environment)
@@ -235,7 +235,7 @@ def submit(job: Job, study: StudyReader, database: Database, worker_options: Seq
     return printed.split()[-1].partition(";")[0]
 
 
-def _without_defaults(
+def without_defaults(
     environment: Mapping[str, str], directives: Mapping[str, str | None]
 ) -> dict[str, str]:
     """The environment without the SBATCH_* variables that would override these directives."""

@@ -11,15 +11,17 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "search"))
 from compare import training_seconds
 from methods import Nothing
 from rivals import METHODS, absent
-from simulate import Limits, Surrogate, simulate, surrogate_of
+from simulate import Limits, Surrogate, Trace, simulate, surrogate_of
 
 from hpo.curve import Point
 from hpo.space.stopping import not_finite_stop
 
-FACTOR = {"ray": 4, "syne": 3}  # their defaults: the best of so many go on
+# By default, one of so many trials continues at each rung.
+FACTOR = {"ray": 4, "syne": 3}
 
 
 def rivals(*names: str) -> list[Any]:
+    """Parameters of a test, which is skipped for a rival that is not installed."""
     reason = "Ray Tune or Syne Tune is not installed: pip install -e .[rivals]"
     return [
         pytest.param(name, marks=pytest.mark.skipif(name in absent(), reason=reason))
@@ -32,40 +34,66 @@ def surrogate() -> Surrogate:
     return surrogate_of("a")
 
 
-@pytest.mark.parametrize("name", rivals(*METHODS))
-def test_a_rival_begins_with_the_starts_and_stops_at_its_rungs(
-    surrogate: Surrogate, name: str
-) -> None:
-    spec, search = surrogate.spec, METHODS[name].search
+@pytest.fixture(scope="module", params=rivals(*METHODS))
+def simulated(request: pytest.FixtureRequest, surrogate: Surrogate) -> tuple[str, list[Trace]]:
+    """The name of a rival, and the trials that it makes in a simulation."""
+    return request.param, simulated_trials(surrogate, request.param)
+
+
+def simulated_trials(surrogate: Surrogate, name: str) -> list[Trace]:
+    search = METHODS[name].search(surrogate.spec, 3)
     limits = Limits(10 * training_seconds(surrogate))
-    one = simulate(surrogate, search(surrogate.spec, 3), Nothing(), 3, limits)
-    two = simulate(surrogate, search(surrogate.spec, 3), Nothing(), 3, limits)
-    assert [(trace.values, trace.state) for trace in one] == [
-        (trace.values, trace.state) for trace in two
-    ]
-    assert len({repr(trace.values) for trace in one}) == len(one)
-    for trace, start in zip(one, spec.starts, strict=False):
+    return simulate(surrogate, search, Nothing(), 3, limits)
+
+
+def test_a_rival_repeats_its_trials_with_the_same_seed(
+    surrogate: Surrogate, simulated: tuple[str, list[Trace]]
+) -> None:
+    name, traces = simulated
+    again = simulated_trials(surrogate, name)
+    assert [trace.values for trace in again] == [trace.values for trace in traces]
+    assert [trace.state for trace in again] == [trace.state for trace in traces]
+
+
+def test_a_rival_begins_with_the_starts_and_draws_valid_configurations(
+    surrogate: Surrogate, simulated: tuple[str, list[Trace]]
+) -> None:
+    spec = surrogate.spec
+    _, traces = simulated
+    assert len({repr(trace.values) for trace in traces}) == len(traces)
+    for trace, start in zip(traces, spec.starts, strict=False):
         assert spec.start_values(start).items() <= trace.values.items()
-    for trace in one:
-        assert set(trace.values) == {
-            name for name in spec.parameters if spec.active(name, trace.values)
-        }
+    for trace in traces:
+        active = {name for name in spec.parameters if spec.active(name, trace.values)}
+        assert set(trace.values) == active
         assert all(spec.parameters[name].contains(value) for name, value in trace.values.items())
-    factor, every = FACTOR[name.split("-")[0]], spec.base["evaluate_every"]
-    rungs = [every * factor**k for k in range(9) if every * factor**k < spec.base["steps"]]
-    stopped = {trace.number: trace.curve[-1].step for trace in one if trace.state == "stopped"}
+
+
+def test_a_rival_stops_trials_at_its_rungs_but_never_the_best(
+    surrogate: Surrogate, simulated: tuple[str, list[Trace]]
+) -> None:
+    spec = surrogate.spec
+    name, traces = simulated
+    factor = FACTOR[name.split("-")[0]]
+    every = spec.base["evaluate_every"]
+    steps = [every * factor**power for power in range(9)]
+    rungs = [step for step in steps if step < spec.base["steps"]]
+    stopped = {trace.number: trace.curve[-1].step for trace in traces if trace.state == "stopped"}
     assert set(stopped.values()) == set(rungs)
-    assert 2 * len(stopped) > len(one)
+    assert 2 * len(stopped) > len(traces)
     for rung in rungs:
-        place = rung // every
-        came = [trace for trace in one if len(trace.curve) >= place]
-        there = {trace.number: trace.curve[place - 1].value for trace in came}
-        assert stopped.get(min(there, key=lambda number: there[number])) != rung
+        evaluations = rung // every
+        reached = [trace for trace in traces if len(trace.curve) >= evaluations]
+        best = min(reached, key=lambda trace: trace.curve[evaluations - 1].value)
+        assert stopped.get(best.number) != rung
 
 
 @pytest.mark.parametrize("name", rivals("ray-optuna", "syne-bohb"))
 def test_the_searcher_of_a_rival_learns(surrogate: Surrogate, name: str) -> None:
-    """Though every tenth trial fails. BOHB's model begins at 134 trials with this many parameters."""
+    """Although every tenth trial fails.
+
+    With this many parameters the model of BOHB begins at 134 trials.
+    """
     spec, search = surrogate.spec, METHODS[name].search(surrogate.spec, 1)
     noise: list[float] = []
     for _ in range(160):

@@ -86,8 +86,7 @@ def test_options_win_over_the_sbatch_variables_of_the_user() -> None:
     variables = ("SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_ACCOUNT", "PATH")
     environment = dict.fromkeys(variables, "x")
     directives = Job(time="1").directives("n", Path("/f"))
-    # `submit` passes the result to sbatch, which this test does not run.
-    remaining = slurm._without_defaults(environment, directives)  # noqa: SLF001
+    remaining = slurm.without_defaults(environment, directives)
     assert set(remaining) == {"SBATCH_ACCOUNT", "PATH"}
 
 
@@ -98,7 +97,7 @@ def test_the_output_of_squeue_is_read() -> None:
         Element("12_0", "RUNNING", "gpu", "n1", "7:59:01"),
         Element("12_1", "PENDING", "gpu", "(Resources)", "8:00:00"),
     ]
-    assert slurm.in_words(elements) == "1 running, 1 pending"
+    assert slurm.count_by_state(elements) == "1 running, 1 pending"
     assert [str(element) for element in elements] == [
         "12_0 running n1, 7:59:01 left",
         "12_1 pending (Resources)",

@@ -251,7 +251,9 @@ def test_the_competition_partition_of_a_pickle_names_no_days(write_data: Write) 
 
 
 def test_the_bundled_recordings_have_no_competition_partition() -> None:
-    message = r"bundled recordings: competition cannot be read: no such partition. Valid: train, test"
+    message = (
+        r"bundled recordings: competition cannot be read: no such partition. Valid: train, test"
+    )
     with pytest.raises(DataError, match=message):
         read_sentences(None, "competition")
 

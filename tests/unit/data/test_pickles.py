@@ -24,7 +24,7 @@ FUZZ_PROCESSES = 3
 
 numbers = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 WIDTHS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
-SIMPLE = [None, True, False, 0, -1, 2**70, 1.5, float("inf")]
+SIMPLE: list[Any] = [None, True, False, 0, -1, 2**70, 1.5, float("inf")]
 SIMPLE += ["text", "naïve \u2603", b"\x00\xff", (), (1, (2, 3)), {"a": {1: 2.0}}]
 VALUES: dict[str, Any] = {
     "plain": SIMPLE,

@@ -315,9 +315,7 @@ def test_an_existing_path_is_not_overwritten(tiny_data: Path, store: Path, tmp_p
     dangling_link = tmp_path / "link"
     dangling_link.symlink_to(tmp_path / "nowhere")
     for taken in (store, tiny_data, dangling_link):
-        with pytest.raises(
-            CallerError, match=f"{taken.name}: already exists. Give a new path"
-        ):
+        with pytest.raises(CallerError, match=f"{taken.name}: already exists. Give a new path"):
             convert(source, taken)
 
 
