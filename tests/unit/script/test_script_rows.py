@@ -1073,8 +1073,10 @@ def test_a_table_that_is_rewritten_at_every_row(rows: Any, data: st.DataObject) 
         reader = Rows(curve, path)
         rows_read: list[Row] = []
         for count in range(1, len(rows) + 1):
-            known = {name for row in rows[:count] for name in row if row[name] is not None}
-            columns = sorted(known | {"step"})
+            known = {"step"}
+            for row in rows[:count]:
+                known |= {name for name, value in row.items() if value is not None}
+            columns = sorted(known)
             text = io.StringIO()
             writer = csv.DictWriter(text, columns, extrasaction="ignore")
             writer.writeheader()

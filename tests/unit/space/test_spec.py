@@ -8,6 +8,7 @@ from helpers.studies import TINY, decoder_config
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import SpecError
+from hpo.space.sections import Question
 from hpo.space.spec import BUNDLED, StudySpec, find_space, load_spec, parse_settings
 
 
@@ -386,8 +387,14 @@ def test_an_invalid_question_is_one_line(
 
 def test_lr_aug_measures_its_three_questions() -> None:
     spec = load_spec(find_space("lr-aug"))
-    origins = [[contrast.origin for contrast in question.compare] for question in spec.questions]
-    assert origins == [["baseline"], ["baseline", "best"], ["baseline", "best"]]
+
+    def origins(question: Question) -> list[str]:
+        return [contrast.origin for contrast in question.compare]
+
+    first, second, third = spec.questions
+    assert origins(first) == ["baseline"]
+    assert origins(second) == ["baseline", "best"]
+    assert origins(third) == ["baseline", "best"]
     assert spec.base["optimizer.lr"] == 0.02
 
 
