@@ -1,9 +1,9 @@
-"""Stands in for the package `wandb`: what a script logs goes to hpo, and nothing to Weights & Biases.
+"""Stands in for the package `wandb`: sends what a script logs to hpo, and nothing to W&B.
 
-Put the folder of this file first on PYTHONPATH, for trials of hpo alone. `log` appends a line of JSON
-for each call to the file HPO_METRICS, with `step` and the numbers that were logged. `config` has the
-values of the trial in the place of those that the script gives, as in a sweep of W&B. Whatever else
-a script asks `wandb` for does nothing. Python 3.6 or later, no packages.
+Put the folder of this file first on PYTHONPATH, for trials of hpo only. Each call of `log`
+appends a line of JSON to the file HPO_METRICS, with `step` and the logged numbers. `config` has
+the values of the trial instead of those that the script gives, as in a sweep of W&B. Everything
+else that a script asks `wandb` for does nothing. Needs Python 3.6 or later and no packages.
 """
 
 import json
@@ -222,7 +222,7 @@ def _say(what: str) -> None:
 
 
 class _Module(types.ModuleType):
-    """So that also Python 3.6 finds what is not written above: classes such as Image, or functions."""
+    """Gives Python 3.6, too, what is not written above: classes such as Image, or functions."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,8 +1,9 @@
-"""Behaves as the Brain-to-Text '25 trainer does, as a process: reads rnn_args.yaml in the folder where it is started,
-refuses an output folder that is there, writes `training_log`, ends with an error at a gradient that is not finite, and
-knows no resuming. What it trains is a formula: its PER falls the faster the nearer the learning rate is to 0.004.
+"""A process that behaves like the Brain-to-Text '25 trainer.
 
-No code of that trainer is in here.
+It reads rnn_args.yaml in the folder where it is started, refuses an output folder that exists,
+writes `training_log`, fails at a gradient that is not finite, and cannot resume. It trains a
+formula, whose PER falls faster the nearer the learning rate is to 0.004. It contains no code of
+that trainer.
 """
 
 import logging
@@ -50,7 +51,8 @@ for batch in range(args["num_training_batches"]):
     loss = 100 * math.exp(-batch * lr * 20 / args["num_training_batches"]) + dice.random()
     if lr > 0.03 and batch > every:
         raise RuntimeError(
-            "The total norm of order 2.0 for gradients from `parameters` is non-finite, so it cannot be clipped."
+            "The total norm of order 2.0 for gradients from `parameters` is non-finite, "
+            "so it cannot be clipped."
         )
     if batch % args["batches_per_train_log"] == 0:
         log.info(

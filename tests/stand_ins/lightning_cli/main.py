@@ -1,7 +1,8 @@
-"""Behaves as a script with a LightningCLI does, as a process: `fit --config FILE [--ckpt_path FILE]`,
-a CSVLogger that writes its table anew when a column comes up, a ModelCheckpoint that writes
-`last.ckpt` after each validation. It resumes exactly. What it trains is a formula: its PER falls
-the lower the nearer lr is to 0.003. No code of Lightning is in here.
+"""A process that behaves like a script with a LightningCLI: `fit --config FILE [--ckpt_path FILE]`.
+
+Like a CSVLogger it rewrites its table when a column is added, and like a ModelCheckpoint it
+writes `last.ckpt` after each validation. It resumes exactly. It trains a formula, whose PER falls
+lower the nearer lr is to 0.003. It contains no code of Lightning.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A training script that behaves in the way that its configuration asks for. Standard library and hpo_report.py only."""
+"""A training script that behaves as its configuration asks. It imports only hpo_report.py."""
 
 import json
 import os
