@@ -32,7 +32,8 @@ from hpo.decoder.data import Data
 from hpo.decoder.train import TrainState, train
 from hpo.decoder.training import Recordings
 from hpo.errors import DatabaseError
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.curves import curves_of
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer

@@ -27,7 +27,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from hpo.space.spec import DEMO_PROFILE, find_space, load_spec
+from hpo.space.load import DEMO_PROFILE, find_space, load_spec
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
 from hpo.store.tables import attempt_table

@@ -30,7 +30,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, create_engine, text
 
 from hpo.process import Process
-from hpo.space.spec import find_space, load_spec
+from hpo.space.load import find_space, load_spec
 from hpo.store.database import Database, open_database
 from hpo.study.study import Study
 

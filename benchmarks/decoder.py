@@ -18,7 +18,7 @@ from hpo.data.formats import read_sentences
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, check, load_for_scoring
 from hpo.decoder.train import TrainState, evaluate, train
-from hpo.space.spec import parse_settings
+from hpo.space.load import parse_settings
 
 SIZES = {
     "model.layers": 2,

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers.script_studies import study_file  # noqa: E402
 
-from hpo.space.spec import load_spec  # noqa: E402
+from hpo.space.load import load_spec  # noqa: E402
 from hpo.store.database import open_database  # noqa: E402
 from hpo.study.control import kill  # noqa: E402
 from hpo.study.paths import study_folder  # noqa: E402

@@ -41,7 +41,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.data import Data, frames, load_data
 from hpo.decoder.model import gaussian_kernel
 from hpo.decoder.train import TrainState, evaluate, set_precision, train
-from hpo.space.spec import find_space, load_spec
+from hpo.space.load import find_space, load_spec
 
 # FLOP/s.
 PEAK = {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12}

@@ -27,7 +27,8 @@ from sqlalchemy import create_engine, text
 
 from hpo.curve import Point
 from hpo.process import Process
-from hpo.space.spec import StudySpec, find_space, load_spec
+from hpo.space.load import find_space, load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import Database, open_database
 from hpo.study import choice
 from hpo.study.optuna_internals import cached_storage, id_of_study, suggest

@@ -21,7 +21,8 @@ from helpers.servers import COLUMNS, EMPTY, TESTER_PASSWORD, execute, url_of
 from helpers.studies import TINY
 
 from hpo.data.formats import Sentences, read_sentences
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
 from hpo.study.study import Study

@@ -19,8 +19,9 @@ from hpo.analysis.weights import weights_of
 from hpo.decoder.scoring import score
 from hpo.launch.launcher import Launcher, Plan
 from hpo.space.budget import Budget
+from hpo.space.load import find_space, load_spec
 from hpo.space.sections import SamplerSettings
-from hpo.space.spec import DEFAULT_POLICY, find_space, load_spec
+from hpo.space.spec import DEFAULT_POLICY
 from hpo.store.database import open_database
 from hpo.study.pick import best_of
 from hpo.study.study import Study

@@ -28,7 +28,8 @@ from hpo.data.formats import read_sentences
 from hpo.errors import StudyError
 from hpo.launch.launcher import Launcher, Plan
 from hpo.space.cube import Cube
-from hpo.space.spec import StudySpec, find_space, load_spec
+from hpo.space.load import find_space, load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import home, open_database
 from hpo.study.study import Study
 from hpo.study.version import code_version

@@ -120,7 +120,7 @@ def kill(study: str, trial: int, reason: str, database: str | None) -> None:
 def enqueue(study: str, values: tuple[str, ...], like: str | None, database: str | None) -> None:
     """Run a configuration of your own as the next trial. The budget stays the same."""
     from hpo.errors import CallerError
-    from hpo.space.spec import parse_settings
+    from hpo.space.load import parse_settings
     from hpo.study import control
 
     if not values and not like:

@@ -250,7 +250,7 @@ def import_(
     from rich.console import Console
 
     from hpo.past.importing import facts, import_runs, runs_of, stated
-    from hpo.space.spec import parse_settings
+    from hpo.space.load import parse_settings
     from hpo.terminal.past import past_picture
 
     if same_data and not study:

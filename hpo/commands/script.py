@@ -41,7 +41,7 @@ def try_(
     """
     from hpo.script.section import CompleteScript, try_file
     from hpo.script.trying import ScriptToTry, Tryout, write_result
-    from hpo.space.spec import find_space, load_spec, parse_settings
+    from hpo.space.load import find_space, load_spec, parse_settings
     from hpo.text import duration
     from hpo.worker.dataset import look_at_data
 

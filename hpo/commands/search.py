@@ -137,7 +137,7 @@ def launch(
     Ctrl-C stops the workers at their next step; run the same command to continue. A second Ctrl-C
     ends them at once.
     """
-    from hpo.space.spec import find_space
+    from hpo.space.load import find_space
     from hpo.study.names import check_name
 
     path = find_space(space)
@@ -267,7 +267,7 @@ def _spec(
     trials: int | None,
     policy: str | None,
 ) -> "StudySpec":
-    from hpo.space.spec import DEMO_PROFILE, has_profile, load_spec, parse_settings
+    from hpo.space.load import DEMO_PROFILE, has_profile, load_spec, parse_settings
 
     if profile is None and data is None and has_profile(path, DEMO_PROFILE):
         profile = DEMO_PROFILE
@@ -490,6 +490,6 @@ def budget(
 def _fate_of_running(study: "StudyReader") -> str:
     if not study.standing().running:
         return ""
-    if study.over():
+    if study.why_hand_back():
         return " Running trials are handed back."
     return " Running trials are finished."

@@ -25,7 +25,7 @@ from hpo.past.rows import (
     with_curve,
 )
 from hpo.settings import unknown
-from hpo.space.spec import parse_settings
+from hpo.space.load import parse_settings
 
 NEEDED_NUMBERS = ("step", "per")
 # `seconds` since the start of the run.

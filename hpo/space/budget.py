@@ -110,7 +110,7 @@ class Spent:
         return f"{text}, {self.typical / HOUR:.3g} per complete trial"
 
 
-def over(budget: Budget, spent: Spent) -> str | None:
+def spent_limit(budget: Budget, spent: Spent) -> str | None:
     """Why the study is over, so that running trials are handed back; None if it is not over."""
     if budget.gpu_hours is not None and spent.gpu_seconds >= budget.gpu_hours * HOUR:
         return f"{spent.gpu_seconds / HOUR:.3g} of {budget.gpu_hours:g} GPU-hours are spent"
@@ -132,7 +132,7 @@ def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
     if spent.failed > budget.failures:
         failed = plural(spent.failed, "trial")
         return f"{failed} failed, more than the budget's {budget.failures}"
-    reason = over(budget, spent)
+    reason = spent_limit(budget, spent)
     if reason is not None:
         return reason
     cost = 0.0 if spent.typical is None else max(0.0, spent.typical - done)
@@ -163,10 +163,10 @@ class Pace:
     # Mean steps of a trial that ended; None before the first one ended.
     typical: float | None
     # Trials of the budget that ended or run.
-    begun: int
+    started: int
     running: int
     # Steps that the running trials still have to do.
-    to_come: int
+    steps_left: int
 
 
 def seconds_left(budget: Budget, pace: Pace, now: datetime) -> float | None:
@@ -176,10 +176,10 @@ def seconds_left(budget: Budget, pace: Pace, now: datetime) -> float | None:
     """
     if not pace.steps or not pace.running:
         return None
-    typical = pace.typical or (pace.steps + pace.to_come) / pace.running
-    trials_to_start = max(0, budget.trials - pace.begun)
-    steps_to_come = trials_to_start * typical + pace.to_come
-    limits = [steps_to_come * pace.seconds / pace.steps / pace.running]
+    typical = pace.typical or (pace.steps + pace.steps_left) / pace.running
+    trials_to_start = max(0, budget.trials - pace.started)
+    all_steps_left = trials_to_start * typical + pace.steps_left
+    limits = [all_steps_left * pace.seconds / pace.steps / pace.running]
     if budget.gpu_hours is not None and pace.gpu_seconds:
         gpu_seconds_left = budget.gpu_hours * HOUR - pace.gpu_seconds
         limits.append(gpu_seconds_left * pace.seconds / pace.gpu_seconds / pace.running)

@@ -30,7 +30,7 @@ from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Halt
 
 
-def person() -> str:
+def current_user() -> str:
     """The user of this process as USER@HOST."""
     try:
         user = getpass.getuser()
@@ -47,7 +47,7 @@ def halt(study: StudyReader, state: Literal["paused", "stopped"], why: str = "")
     stopped one leave.
     """
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    new = Halt(state, person(), since, why)
+    new = Halt(state, current_user(), since, why)
     study.set_attribute("halt", asdict(new))
     return new
 
@@ -67,7 +67,7 @@ def kill(study: Study, number: int, why: str = "") -> bool:
     Raises StudyError.
     """
     storage = study.storage
-    reason = f"by hand, {person()}"
+    reason = f"by hand, {current_user()}"
     if why:
         reason += f": {why}"
     trial_id = _trial_id(study, number)
@@ -192,7 +192,7 @@ def enqueue(study: Study, values: Mapping[str, Any]) -> int:
             f"no trial can be enqueued. Give --study {child.parent}"
         )
     with locks.locked(study.engine, study.id):
-        study.optuna.enqueue_trial(dict(values), user_attrs={standing.ENQUEUED: person()})
+        study.optuna.enqueue_trial(dict(values), user_attrs={standing.ENQUEUED: current_user()})
         waiting = study.storage.get_all_trials(
             study.id, deepcopy=False, states=(TrialState.WAITING,)
         )
@@ -211,6 +211,6 @@ def note(study: Study, text: str, number: int | None = None) -> None:
     if number is not None:
         annotated = study.optuna_trial(_trial_id(study, number), RandomSampler())
     before = get_note(annotated)
-    signature = f"*{person()}, {datetime.now():%Y-%m-%d %H:%M}*"
+    signature = f"*{current_user()}, {datetime.now():%Y-%m-%d %H:%M}*"
     added = f"{escape(text, quote=False)}\n\n{signature}"
     save_note(annotated, f"{before}\n\n{added}" if before else added)

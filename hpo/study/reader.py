@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from hpo.curve import Point
 from hpo.errors import SpecError, StudyError
 from hpo.settings import explain, guess
-from hpo.space.budget import Budget, Spent, over, refusal
+from hpo.space.budget import Budget, Spent, refusal, spent_limit
 from hpo.space.spec import StudySpec
 from hpo.space.upgrade import upgrade_notes, upgraded_budget, upgraded_spec
 from hpo.store import curves, findings, leases, locks, optuna_rows, standing
@@ -190,7 +190,7 @@ class StudyReader:
             return f"{reason}. Fix the cause, which hpo report names, and take --name"
         return f"{reason}. To continue, raise it with hpo budget --study {self.name}"
 
-    def over(self, budget_too: bool = True) -> str | None:
+    def why_hand_back(self, budget_too: bool = True) -> str | None:
         """Why running trials should be handed back now; None if they should not.
 
         Someone halted the study, its GPU-hours are spent, or its deadline has passed. Without
@@ -205,7 +205,7 @@ class StudyReader:
         if budget.gpu_hours is None and budget.deadline is None:
             return None
         with self.engine.begin() as connection:
-            return over(budget, self.spent_in(connection))
+            return spent_limit(budget, self.spent_in(connection))
 
     def has_orphans(self) -> bool:
         """Whether there are running trials that nobody works on. A sweep hands them back."""

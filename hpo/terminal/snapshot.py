@@ -279,7 +279,7 @@ def _pace(
         seconds=float(row.seconds or 0),
         gpu_seconds=spent.gpu_seconds,
         typical=None if row.typical is None else float(row.typical),
-        begun=spent.ended + len(running),
+        started=spent.ended + len(running),
         running=len(running),
-        to_come=sum(each.steps - each.step for each in running),
+        steps_left=sum(each.steps - each.step for each in running),
     )

@@ -70,9 +70,9 @@ def _seconds_left(records: Sequence[Record], budget: Budget) -> float | None:
         seconds=sum(record.seconds for record in records),
         gpu_seconds=sum(record.gpu_seconds for record in records),
         typical=typical,
-        begun=sum(record.state in (*DONE, "running") for record in records),
+        started=sum(record.state in (*DONE, "running") for record in records),
         running=len(running),
-        to_come=sum(record.steps - record.step for record in running),
+        steps_left=sum(record.steps - record.step for record in running),
     )
     return seconds_left(budget, pace, datetime.now(UTC))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpo.errors import DataError, HpoError, MemoryShortError
-from hpo.space.spec import DEMO_PROFILE, StudySpec
+from hpo.space.load import DEMO_PROFILE
+from hpo.space.spec import StudySpec
 from hpo.study.study import Study
 from hpo.trainer import DataRequest, Dataset
 from hpo.worker.device import first_line, is_memory_short

@@ -245,7 +245,7 @@ class Reporter:
         is_budget_due = now - self._looked_at_budget > LOOK_SECONDS
         if is_budget_due:
             self._looked_at_budget = now
-        reason = self.study.over(is_budget_due)
+        reason = self.study.why_hand_back(is_budget_due)
         if reason:
             self.reason_to_leave = reason
 

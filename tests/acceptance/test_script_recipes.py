@@ -22,7 +22,8 @@ from hpo.curve import Point
 from hpo.script.config import ScriptConfig
 from hpo.script.rows import Rows
 from hpo.script.settings import CurveSettings
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.study.logs import log_path
 from hpo.study.paths import study_folder, trial_folder

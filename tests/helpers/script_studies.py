@@ -11,7 +11,7 @@ import yaml
 import hpo.script
 from helpers.paths import STAND_INS
 from hpo.curve import Point
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.study.study import Study
 from hpo.study.trial import Record

@@ -26,7 +26,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, StudyError
-from hpo.space.spec import find_space, load_spec
+from hpo.space.load import find_space, load_spec
 from hpo.store.database import Database
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Record, State

@@ -15,7 +15,8 @@ from hpo.analysis.child import fresh_seeds, open_child
 from hpo.decoder.training import Recordings
 from hpo.errors import SpecError, StudyError
 from hpo.report.report import as_text, build_report
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.study.pick import pick_trial
 from hpo.study.study import Study

@@ -18,7 +18,8 @@ from hpo.decoder.trainer import PER
 from hpo.decoder.training import Recordings
 from hpo.errors import CallerError, DataError, StudyError
 from hpo.process import Process
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.study.study import Study
 from hpo.study.trial import Record, State

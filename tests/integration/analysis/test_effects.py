@@ -23,8 +23,9 @@ from hpo.analysis.effects import (
 )
 from hpo.analysis.surface import Axis, Plane, interaction, main_effect, surface
 from hpo.decoder.trainer import PER
+from hpo.space.load import load_spec
 from hpo.space.parameter import Parameter
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.spec import StudySpec
 from hpo.study.study import Study
 from hpo.study.trial import Cause, Failed, Record
 from hpo.trainer import named

@@ -22,7 +22,7 @@ from hpo.decoder.metric import edit_distances, greedy_decode
 from hpo.decoder.train import evaluate
 from hpo.decoder.trainer import MEANS, PER
 from hpo.decoder.training import Recordings
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.trainer import named

@@ -26,7 +26,8 @@ from hpo.dashboard.pages import OURS, Pages
 from hpo.dashboard.server import Options, serve
 from hpo.errors import CallerError, HpoError, StudyError
 from hpo.process import Process
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.space.stopping import Stop
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer

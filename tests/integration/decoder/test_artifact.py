@@ -23,7 +23,7 @@ from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.decoder.scoring import score
 from hpo.decoder.train import TrainState, evaluate
 from hpo.errors import CallerError, DataError
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.worker.worker import Worker

@@ -12,7 +12,7 @@ from hpo.errors import CallerError
 from hpo.launch import sharing
 from hpo.launch.launcher import Launcher, plan_workers
 from hpo.launch.sharing import Sharing
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.study.study import Study
 from hpo.worker.dataset import look_at_data

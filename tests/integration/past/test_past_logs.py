@@ -17,7 +17,7 @@ from helpers.commands import asked, one_line
 from helpers.paths import STAND_INS
 
 from hpo.past.labels import LONGEST_NAME
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.study.study import Study
 

@@ -23,7 +23,8 @@ from hpo.past.past_runs import PastRun
 from hpo.past.read import read_runs
 from hpo.process import Process
 from hpo.report.report import as_text, build_report
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.study.pick import best_of, pick_trial
 from hpo.study.study import Study
 from hpo.study.trial import Completed

@@ -27,7 +27,8 @@ from hpo.report.report import build_report
 from hpo.report.report_data import ReportData, read_report_data
 from hpo.report.report_page import page_of
 from hpo.report.trial_sections import ROWS
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.space.stopping import Stop
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer

@@ -15,7 +15,7 @@ from helpers.script_studies import curve_of, made, scripts_running, study_file, 
 
 from hpo.errors import MemoryShortError, SpecError
 from hpo.script.endings import partial_match
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.study.logs import log_path
 from hpo.study.paths import study_folder, trial_folder

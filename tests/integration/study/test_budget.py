@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from hpo.errors import SpecError, StudyError
 from hpo.process import Process
-from hpo.space.budget import Budget, Pace, Spent, over, refusal, seconds_left
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.budget import Budget, Pace, Spent, refusal, seconds_left, spent_limit
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.study.study import Study
 from hpo.study.trial import Interrupted
@@ -36,7 +37,13 @@ def test_running_trials_count() -> None:
 def test_the_limit_that_is_reached_first_gives_the_time_left() -> None:
     # Two trials share a GPU.
     pace = Pace(
-        steps=1000, seconds=500.0, gpu_seconds=250.0, typical=80.0, begun=10, running=2, to_come=100
+        steps=1000,
+        seconds=500.0,
+        gpu_seconds=250.0,
+        typical=80.0,
+        started=10,
+        running=2,
+        steps_left=100,
     )
     trials = Budget(trials=20)
     assert seconds_left(trials, pace, NOW) == (10 * 80 + 100) * 0.5 / 2
@@ -47,7 +54,7 @@ def test_the_limit_that_is_reached_first_gives_the_time_left() -> None:
     assert seconds_left(Budget(trials=20, gpu_hours=200 / 3600), pace, NOW) == 0
     in_a_minute = NOW + timedelta(seconds=60)
     assert seconds_left(Budget(trials=20, deadline=in_a_minute), pace, NOW) == 60
-    early = replace(pace, typical=None, steps=60, seconds=30.0, begun=2, to_come=140)
+    early = replace(pace, typical=None, steps=60, seconds=30.0, started=2, steps_left=140)
     assert seconds_left(Budget(trials=4), early, NOW) == 85
     assert seconds_left(trials, replace(pace, running=0), NOW) is None
     assert seconds_left(trials, replace(pace, steps=0), NOW) is None
@@ -63,8 +70,8 @@ def test_gpu_hours_are_promised_to_running_trials() -> None:
     assert refusal(budget, promised) == "0.25 of 1 GPU-hours are left, and a trial takes 0.278"
     # A trial that was interrupted needs less.
     assert refusal(budget, promised, done=200.0) is None
-    assert over(budget, replace(known, gpu_seconds=3599)) is None
-    assert over(budget, replace(known, gpu_seconds=3600)) == "1 of 1 GPU-hours are spent"
+    assert spent_limit(budget, replace(known, gpu_seconds=3599)) is None
+    assert spent_limit(budget, replace(known, gpu_seconds=3600)) == "1 of 1 GPU-hours are spent"
 
 
 def test_a_deadline_leaves_time_for_a_whole_trial() -> None:
@@ -77,8 +84,8 @@ def test_a_deadline_leaves_time_for_a_whole_trial() -> None:
     assert refusal(budget, known) is None
     too_late = str(refusal(budget, after(31)))
     assert "would not end before the deadline 2027-01-31" in too_late
-    assert over(budget, after(59)) is None
-    assert "has passed" in str(over(budget, after(60)))
+    assert spent_limit(budget, after(59)) is None
+    assert "has passed" in str(spent_limit(budget, after(60)))
 
 
 def test_changes_are_absolute_or_relative() -> None:
@@ -151,10 +158,10 @@ def test_a_worker_learns_that_the_gpu_hours_are_spent(make_study: Make, tiny_spa
     study = make_study(load_spec(tiny_space))
     trial = claim(study)
     assert study.deliver(trial, [], 1, 359.0)
-    assert study.over() is None
+    assert study.why_hand_back() is None
     assert study.deliver(trial, [], 2, 361.0)
-    assert study.over() == "0.1 of 0.1 GPU-hours are spent"
-    assert study.finish(trial, Interrupted(str(study.over())), 361.0)
+    assert study.why_hand_back() == "0.1 of 0.1 GPU-hours are spent"
+    assert study.finish(trial, Interrupted(str(study.why_hand_back())), 361.0)
     assert study.claim(Process.this(), RECORD) is None
     assert "GPU-hours are spent" in str(study.why_over())
     assert study.budget_spent()

@@ -17,7 +17,8 @@ from optuna_dashboard import get_note
 from hpo.analysis.child import open_child
 from hpo.errors import SpecError, StudyError
 from hpo.process import Process
-from hpo.space.spec import StudySpec, parse_settings
+from hpo.space.load import parse_settings
+from hpo.space.spec import StudySpec
 from hpo.store import trials
 from hpo.store.database import Database
 from hpo.study import control
@@ -67,14 +68,14 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
     assert not (study_folder(study) / "trial-0").exists()
     first = study.records()[0]
     assert (first.state, first.rule, first.cause) == ("stopped", "by hand", "by hand")
-    assert first.reason == f"by hand, {control.person()}: <b>silly</b>"
+    assert first.reason == f"by hand, {control.current_user()}: <b>silly</b>"
     over = refusal("kill", "--study", "live", "--trial", "0")
     assert "over (stopped): nothing to kill. Running or waiting: 1, 2" in over
 
     invoke("pause", "--study", "live", "--reason", "lunch")
     measured("paused, handed back", lambda: states()[1:] == ["waiting", "waiting"])
     assert all(checkpoints(study_folder(study) / f"trial-{number}") for number in (1, 2))
-    assert f"paused by {control.person()}" in study.records()[1].reason
+    assert f"paused by {control.current_user()}" in study.records()[1].reason
     assert "(lunch)" in invoke("status", "--study", "live").stdout
     before = {record.number: record.step for record in study.records()}
     assert "was paused by" in invoke("resume", "--study", "live").stdout
@@ -85,7 +86,7 @@ def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path
     measured("stopped, handed back", lambda: not running())
     out, err = launch.communicate(timeout=60)
     assert (launch.returncode, err) == (0, "")
-    assert f"The workers left: stopped by {control.person()}" in out
+    assert f"The workers left: stopped by {control.current_user()}" in out
     assert states() == ["stopped", "waiting", "waiting"]
     assert study.claim(Process.this(), RECORD) is None
     assert "Its workers have left" in invoke("resume", "--study", "live").stdout
@@ -125,7 +126,7 @@ def test_a_killed_trial_cannot_be_written_and_is_no_divergence_to_the_sampler(
     killed = study.optuna.trials[0]
     assert (killed.state, killed.intermediate_values) == (TrialState.PRUNED, {2: 0.5})
     assert not killed.constraints
-    assert study.stopped_by_hand(trial) == f"by hand, {control.person()}: too slow"
+    assert study.stopped_by_hand(trial) == f"by hand, {control.current_user()}: too slow"
     assert study.standing().ended == 1
     with pytest.raises(StudyError, match=r"trial 0 of study s is over \(stopped\)"):
         control.kill(study, 0)
@@ -275,7 +276,7 @@ def test_notes_are_text_with_a_name(make_study: Make, tiny_spec: StudySpec) -> N
     assert invoke(*note, "--trial", "1", "of a trial").stdout == "noted on trial 1\n"
     text = get_note(study.optuna)
     escaped = "first &lt;script&gt;alert(1)&lt;/script&gt; &amp; *second*"
-    assert text.startswith(f"{escaped}\n\n*{control.person()}")
+    assert text.startswith(f"{escaped}\n\n*{control.current_user()}")
     assert "\n\nthird\n\n" in text
     trial = study.optuna_trial(study.records()[1].id, RandomSampler())
     assert get_note(trial).startswith("of a trial")

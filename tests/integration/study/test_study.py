@@ -29,7 +29,8 @@ from hpo.decoder.config import DecoderConfig
 from hpo.errors import DatabaseAwayError, StudyError
 from hpo.process import Process
 from hpo.report.report import build_report
-from hpo.space.spec import StudySpec, load_spec
+from hpo.space.load import load_spec
+from hpo.space.spec import StudySpec
 from hpo.store import leases, trials
 from hpo.store.database import Database
 from hpo.store.tables import curve_table

@@ -134,7 +134,7 @@ def test_each_change_is_a_line(study: Study) -> None:
     control.kill(study, 2)
     last = snapshot(study)
     killed, halted = changes(first, last)
-    assert killed.startswith(f"trial 2 stopped: by hand, {control.person()}; 3/4 trials done")
+    assert killed.startswith(f"trial 2 stopped: by hand, {control.current_user()}; 3/4 trials done")
     assert halted == f"the study is {last.halt}"
 
 

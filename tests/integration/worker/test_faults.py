@@ -28,7 +28,7 @@ from hpo.errors import BadNodeError, StudyError, WorkerError
 from hpo.launch.launcher import Launcher, Plan
 from hpo.launch.slurm_element import run_node
 from hpo.process import Process
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
 from hpo.study.paths import study_folder

@@ -18,7 +18,7 @@ from hpo.decoder.config import DecoderConfig
 from hpo.decoder.training import GruTraining, Recordings
 from hpo.errors import MemoryShortError
 from hpo.process import Process
-from hpo.space.spec import load_spec
+from hpo.space.load import load_spec
 from hpo.store.tables import trial_table
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Stopped, Trial

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from hpo.errors import SpecError
 from hpo.space.cube import Cube
+from hpo.space.load import find_space, load_spec
 from hpo.space.policy import Model, Observation, propose
-from hpo.space.spec import Policy, StudySpec, find_space, load_spec
+from hpo.space.spec import Policy, StudySpec
 
 SPEC = load_spec(find_space("lr-aug"), "demo")
 CUBE = Cube(SPEC)

@@ -8,8 +8,9 @@ from helpers.studies import TINY, decoder_config
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import SpecError
+from hpo.space.load import BUNDLED, find_space, load_spec, parse_settings
 from hpo.space.sections import Question
-from hpo.space.spec import BUNDLED, StudySpec, find_space, load_spec, parse_settings
+from hpo.space.spec import StudySpec
 
 
 def load(tmp_path: Path, text: str) -> StudySpec:
