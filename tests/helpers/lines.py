@@ -1,16 +1,10 @@
-"""Pieces of command lines that many tests type, and the line that a refusal answers."""
-
-from pathlib import Path
+"""Options that many tests type, and the line with which a command refuses."""
 
 from helpers.commands import invoke
 
 ON_CPU = ("--device", "cpu")
 ONE_WORKER = ("--workers", "1", *ON_CPU)
 TWO_WORKERS = ("--workers", "2", *ON_CPU)
-
-
-def launch_line(space: Path, data: Path, *more: str | Path) -> tuple[str | Path, ...]:
-    return ("launch", "--study", space, "--data", data, *more)
 
 
 def refusal(*arguments: object) -> str:

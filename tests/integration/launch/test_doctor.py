@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from helpers.commands import asked
+from helpers.commands import asked, launch
 from helpers.data import tiny_contents
-from helpers.lines import ON_CPU, launch_line
+from helpers.lines import ON_CPU
 from helpers.servers import execute
 from sqlalchemy import make_url
 
@@ -127,7 +127,7 @@ def test_two_machines_prove_that_they_share_a_folder(database: Database, tmp_pat
 @pytest.fixture
 def trained(database: Database, tiny_space: Path, tiny_data: Path) -> Study:
     """A study called tiny, of four trials that a worker here has run."""
-    asked(*launch_line(tiny_space, tiny_data, "--trials", "0", *ON_CPU))
+    launch(tiny_space, tiny_data, "--trials", "0")
     asked("budget", "--study", "tiny", "--trials", "4")
     assert asked("worker", "--study", "tiny", *ON_CPU).returncode == 0
     return Study.open(database, "tiny")

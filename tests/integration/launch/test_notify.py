@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import asked
-from helpers.lines import ONE_WORKER, launch_line
+from helpers.commands import launch
 from helpers.studies import claim, completed
 
 from hpo.errors import CallerError, StudyError
@@ -135,8 +134,8 @@ def test_a_bad_server_holds_nothing_up(
 def test_a_launch_sends_its_end(
     database: Database, tiny_space: Path, tiny_data: Path, hook: Hook
 ) -> None:
-    line = launch_line(tiny_space, tiny_data, *ONE_WORKER, "--trials", "1")
-    done = asked(*line, "--notify", hook.url)
+    options = ("--workers", "1", "--trials", "1", "--notify", hook.url)
+    done = launch(tiny_space, tiny_data, *options)
     assert (done.returncode, done.stderr) == (0, "")
     assert hook.messages[-1]["event"] == "end"
 

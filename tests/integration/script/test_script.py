@@ -238,7 +238,7 @@ def test_every_command_works_for_a_script_from_try_to_export(
     confirmed = asked("confirm", *study, "--top", "1", "--seeds", "3", *TWO_WORKERS)
     assert confirmed.returncode == 0, confirmed.stderr
     assert "p: Welch's t test over seeds" in confirmed.stdout
-    assert "which the search saw" in " ".join(confirmed.stdout.split())
+    assert "which the search has seen" in " ".join(confirmed.stdout.split())
     assert max(map(len, confirmed.stdout.splitlines()[-8:])) <= 100
     path_to_published = ("--from", "slow", "--to", "published", "--seeds", "2", "--rounds", "0")
     ablated = asked("ablate", *study, *path_to_published, *TWO_WORKERS)

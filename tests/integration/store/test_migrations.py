@@ -14,8 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from helpers.commands import asked, one_line, report_of
-from helpers.lines import ONE_WORKER, launch_line
+from helpers.commands import asked, launch, one_line, report_of
 from helpers.paths import ROOT
 from helpers.servers import COLUMNS, execute, url_of
 from helpers.studies import TINY
@@ -81,7 +80,7 @@ def test_an_old_study_is_read_and_goes_on(old: Database, tiny_space: Path, tiny_
         assert math.isfinite(point.validation_loss)
 
     tiny_space.write_text(SPACE)
-    done = asked(*launch_line(tiny_space, tiny_data, *ONE_WORKER, "--extend"))
+    done = launch(tiny_space, tiny_data, "--workers", "1", "--extend")
     assert done.returncode == 0, done.stderr
     assert [record.state for record in open_study("tiny").records()] == ["complete"] * 4
     page = tiny_space.parent / "page.html"

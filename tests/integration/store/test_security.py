@@ -13,8 +13,7 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
-from helpers.commands import Done, asked, start
-from helpers.lines import ONE_WORKER, launch_line
+from helpers.commands import Done, asked, launch_arguments, start
 from helpers.servers import execute
 from sqlalchemy import make_url
 
@@ -75,7 +74,7 @@ def output_of(done: Done) -> str:
 def test_a_study_shows_its_password_nowhere(
     secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    launch = start(*launch_line(tiny_space, tiny_data, *ONE_WORKER))
+    launch = start(*launch_arguments(tiny_space, tiny_data, "--workers", "1"))
     lines: set[str] = set()
     deadline = time.monotonic() + 120
     while launch.poll() is None and time.monotonic() < deadline:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import invoke, start, until
-from helpers.lines import ON_CPU, TWO_WORKERS, launch_line, refusal
+from helpers.commands import invoke, launch_arguments, start, until
+from helpers.lines import refusal
 from helpers.studies import RECORD, claim, completed, long, report
 from optuna.samplers import RandomSampler
 from optuna.search_space import IntersectionSearchSpace
@@ -41,7 +41,8 @@ def measured(what: str, condition: Callable[[], Any]) -> None:
 def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     """Two workers: a trial of one is killed, both pause with checkpoints, resume, and leave."""
     tiny_space.write_text(long(100_000, 10).replace("trials: 4", "trials: 6"))
-    launch = start(*launch_line(tiny_space, tiny_data, "--name", "live", *TWO_WORKERS))
+    options = ("--name", "live", "--workers", "2")
+    launch = start(*launch_arguments(tiny_space, tiny_data, *options))
     until(lambda: invoke("budget", "--study", "live").exit_code == 0)
     study = Study.open(database, "live")
 
@@ -105,7 +106,7 @@ def ledger_rows(study: Study) -> list[tuple[int, str | None]]:
 def test_the_same_launch_line_goes_on_after_a_stop(
     database: Database, tiny_space: Path, tiny_data: Path
 ) -> None:
-    line = launch_line(tiny_space, tiny_data, "--trials", "0", "--name", "again", *ON_CPU)
+    line = launch_arguments(tiny_space, tiny_data, "--trials", "0", "--name", "again")
     assert invoke(*line).exit_code == 0
     invoke("stop", "--study", "again", "--reason", "no power")
     done = invoke(*line)
