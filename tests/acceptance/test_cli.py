@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.commands import asked, launch, one_line
+from helpers.commands import launch, one_line, run_hpo
 from helpers.studies import TINY
 from sqlalchemy import make_url
 
@@ -55,7 +55,9 @@ def test_a_missing_database_device_or_home_is_one_line(
     monkeypatch.setenv("HPO_DATABASE_URL", missing)
     one_line(launch(tiny_space, tiny_data), 1, 'database "nowhere" does not exist')
     monkeypatch.setenv("HPO_DATABASE_URL", database.url)
-    without_gpu = asked("launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7")
+    without_gpu = run_hpo(
+        "launch", "--study", tiny_space, "--data", tiny_data, "--device", "cuda:7"
+    )
     one_line(without_gpu, 1, "cuda:7", "CUDA devices")
     monkeypatch.delenv("HPO_DATABASE_URL")
     monkeypatch.setenv("HPO_HOME", "/proc/hpo")
@@ -90,7 +92,7 @@ def test_a_study_that_does_not_exist_is_one_line(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = asked(*command, "--study", "nothing")
+    done = run_hpo(*command, "--study", "nothing")
     one_line(done, 2, "no study 'nothing'", "hpo launch makes one")
 
 
@@ -106,9 +108,9 @@ def test_the_embedded_database_shows_its_status_and_stops(
     private_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_HOME", str(private_folder / "cli-home"))
-    assert asked("database", "status").stdout.startswith("not running; data in ")
+    assert run_hpo("database", "status").stdout.startswith("not running; data in ")
     # A command that needs the database starts it.
-    one_line(asked("report", "--study", "none-yet"), 2, "There are: none")
-    assert asked("database", "status").stdout.startswith("running at 127.0.0.1:")
-    assert asked("database", "stop").stdout == "stopped\n"
-    assert asked("database", "stop").stdout == "it was not running\n"
+    one_line(run_hpo("report", "--study", "none-yet"), 2, "There are: none")
+    assert run_hpo("database", "status").stdout.startswith("running at 127.0.0.1:")
+    assert run_hpo("database", "stop").stdout == "stopped\n"
+    assert run_hpo("database", "stop").stdout == "it was not running\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.commands import asked, launch, start
+from helpers.commands import launch, run_hpo, start
 from helpers.dashboards import Client
 from helpers.paths import ROOT
 from sqlalchemy import make_url
@@ -160,7 +160,7 @@ def test_the_command_of_the_worker_joins_a_study(tiny_space: Path, tiny_data: Pa
     values = {"${HPO_STUDY:-lr-aug}": "tiny", "${HPO_DEVICE:-cuda}": "cpu", "/data": str(tiny_data)}
     command = [values.get(word, word) for word in SERVICES["worker"]["command"]]
     assert set(values.values()) <= set(command)
-    done = asked(*command)
+    done = run_hpo(*command)
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout == "0 trials ended here; nothing is left to do\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.commands import asked, one_line, report_of, start, until
+from helpers.commands import one_line, report_of, run_hpo, start, until
 from helpers.paths import ROOT
 from helpers.script_studies import trained
 
@@ -49,7 +49,7 @@ def test_the_example_is_small() -> None:
 @pytest.mark.usefixtures("database")
 def test_from_launch_to_export(tmp_path: Path) -> None:
     two_workers = ("--workers", "2", "--device", "cpu")
-    launched = asked("launch", "--study", EXAMPLES / "digits.yaml", "--trials", "4", *two_workers)
+    launched = run_hpo("launch", "--study", EXAMPLES / "digits.yaml", "--trials", "4", *two_workers)
     assert launched.returncode == 0, launched.stderr
     assert "1350 images train, 150 validate" in launched.stdout
     assert "Best accuracy " in launched.stdout
@@ -68,7 +68,7 @@ def test_from_launch_to_export(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt"]
 
     seeds = ("--top", "1", "--seeds", "2")
-    confirmed = asked("confirm", "--study", "digits", *seeds, *two_workers, "--json")
+    confirmed = run_hpo("confirm", "--study", "digits", *seeds, *two_workers, "--json")
     assert confirmed.returncode == 0, confirmed.stderr
     findings = json.loads(confirmed.stdout)
     for config in findings["configs"]:
@@ -77,20 +77,20 @@ def test_from_launch_to_export(tmp_path: Path) -> None:
     assert findings["sentences"] == 297
 
     page = tmp_path / "digits.html"
-    assert asked("report", "--study", "digits", "--html", page).returncode == 0
+    assert run_hpo("report", "--study", "digits", "--html", page).returncode == 0
     assert "Confirmed accuracy" in page.read_text()
     assert "PER" not in page.read_text()
     exported = tmp_path / "best.yaml"
-    assert asked("export", "--study", "digits", "--out", exported).returncode == 0
+    assert run_hpo("export", "--study", "digits", "--out", exported).returncode == 0
     content = yaml.safe_load(exported.read_text())
     assert content == {"trainer": study.spec.trainer, "base": best.config}
     weights = torch.load(folder / "last.pt", weights_only=True)
     assert weights["facts"]["accuracy"] == best.value
     assert weights["config"] == best.config
 
-    one_line(asked("ensemble", "--study", "digits"), 2, "it offers no ensembles")
+    one_line(run_hpo("ensemble", "--study", "digits"), 2, "it offers no ensembles")
     lab_format = ("--format", "neural_seq_decoder", "--out", tmp_path / "x")
-    one_line(asked("export", "--study", "digits", *lab_format), 2, "it offers no export")
+    one_line(run_hpo("export", "--study", "digits", *lab_format), 2, "it offers no export")
 
 
 def has_checkpoint() -> bool:
@@ -129,7 +129,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path) ->
     os.kill(worker, signal.SIGKILL)
     launcher.wait()
 
-    done = asked(*line)
+    done = run_hpo(*line)
     assert done.returncode == 0, done.stderr
     study = open_study("digits")
     record = study.records()[0]
@@ -168,7 +168,7 @@ def test_a_trainer_that_cannot_be_loaded_is_one_line(
     (tmp_path / "digits.py").write_text(SOURCE)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "syntax.py").write_text("def\n")
-    one_line(asked("launch", "--study", space_of(tmp_path, trainer=trainer)), 2, *parts)
+    one_line(run_hpo("launch", "--study", space_of(tmp_path, trainer=trainer)), 2, *parts)
 
 
 # What is replaced in the example, by what, and a part of the message.
@@ -237,7 +237,7 @@ def test_a_fault_of_a_trainer_before_any_trial_is_one_line(tmp_path: Path, fault
     before, after, message = FAULTS[fault]
     source = SOURCE.replace("import torch\n", "import hpo.errors\nimport torch\n", 1)
     (tmp_path / "faulty.py").write_text(with_change(source, before, after))
-    done = asked("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits"))
+    done = run_hpo("launch", "--study", space_of(tmp_path, trainer="faulty.py:digits"))
     one_line(done, 2, message)
 
 
@@ -434,10 +434,10 @@ def test_other_code_of_the_trainer_is_another_version(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(SOURCE)
     space = space_of(tmp_path, trainer="own.py:digits", budget={"trials": 0})
-    assert asked("launch", "--study", space).returncode == 0
+    assert run_hpo("launch", "--study", space).returncode == 0
     path.write_text(with_change(SOURCE, "[:64]", "[:32]"))
     forget_trainers()
-    one_line(asked("launch", "--study", space), 2, "was made with hpo", "--allow-different-code")
+    one_line(run_hpo("launch", "--study", space), 2, "was made with hpo", "--allow-different-code")
 
     # The same code in another folder is the same version.
     folder = tmp_path / "moved"
@@ -446,4 +446,4 @@ def test_other_code_of_the_trainer_is_another_version(tmp_path: Path) -> None:
     (folder / "own.py").write_text(SOURCE)
     forget_trainers()
     moved = space_of(tmp_path, trainer=f"{folder}/own.py:digits", budget={"trials": 0})
-    assert asked("launch", "--study", moved).returncode == 0
+    assert run_hpo("launch", "--study", moved).returncode == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.commands import Running, asked, launch, launch_arguments, report_of, start, until
+from helpers.commands import Running, launch, launch_arguments, report_of, run_hpo, start, until
 from helpers.data import tiny_contents
 
 from hpo.decoder.config import DecoderConfig
@@ -56,7 +56,7 @@ def test_launch_report_extend_and_export(
     assert sum(report_of("tiny")["trials"].values()) >= 5
 
     out = tmp_path / "best.yaml"
-    assert asked("export", "--study", "tiny", "--out", out).stdout == f"wrote {out}\n"
+    assert run_hpo("export", "--study", "tiny", "--out", out).stdout == f"wrote {out}\n"
     exported = yaml.safe_load(out.read_text())
     config = DecoderConfig().with_values(exported["base"])
     arguments = exported["args"]
@@ -67,38 +67,38 @@ def test_launch_report_extend_and_export(
     assert arguments["nInputFeatures"] == 3
     assert arguments["kernelLen"] == 4
 
-    status = json.loads(asked("status", "--study", "tiny", "--json").stdout)
+    status = json.loads(run_hpo("status", "--study", "tiny", "--json").stdout)
     assert [trial["number"] for trial in status["trials"]] == list(range(len(status["trials"])))
-    assert "complete" in asked("status", "--study", "tiny").stdout
+    assert "complete" in run_hpo("status", "--study", "tiny").stdout
 
 
 @pytest.mark.usefixtures("database")
 def test_without_data_the_bundled_recordings_are_used_with_their_profile() -> None:
     small = ("--set", "steps=2", "--set", "model.units=4")
     line = ("launch", "--study", "lr-only", *small, "--trials", "1", "--workers", "1")
-    done = asked(*line, "--device", "cpu")
+    done = run_hpo(*line, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "no --data given: the bundled spoken-digit recordings" in done.stdout
     assert "profile demo of the space: a small training, because no data are given" in done.stdout
     assert report_of("lr-only")["profile"] == "demo"
-    with_another_digest = asked(*line, "--device", "cpu", "--set", "model.units=5")
+    with_another_digest = run_hpo(*line, "--device", "cpu", "--set", "model.units=5")
     assert with_another_digest.returncode == 2
 
 
 @pytest.mark.usefixtures("database")
 def test_a_worker_joins_by_hand(tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
     data = ("--study", tiny_space, "--data", tiny_data)
-    launched = asked("launch", *data, "--trials", "0", "--name", "by-hand")
+    launched = run_hpo("launch", *data, "--trials", "0", "--name", "by-hand")
     assert "No trial is complete yet" in launched.stdout
-    asked("budget", "--study", "by-hand", "--trials", "2")
-    done = asked("worker", "--study", "by-hand", "--device", "cpu")
+    run_hpo("budget", "--study", "by-hand", "--trials", "2")
+    done = run_hpo("worker", "--study", "by-hand", "--device", "cpu")
     assert done.stdout == "2 trials ended here; nothing is left to do\n"
 
     other = tiny_contents()
     other["train"][0]["phonemes"][0][0] += 1
     path = tmp_path / "other"
     path.write_bytes(pickle.dumps(other))
-    with_other_data = asked("worker", "--study", "by-hand", "--data", path)
+    with_other_data = run_hpo("worker", "--study", "by-hand", "--data", path)
     assert with_other_data.returncode == 2
     message = r"other: fingerprint \w+, but study by-hand was made on \w+"
     assert re.search(message, with_other_data.stderr)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import asked, one_line
+from helpers.commands import one_line, run_hpo
 from helpers.paths import ROOT, STAND_INS
 
 from hpo.curve import Point
@@ -221,7 +221,7 @@ def test_the_lines_that_a_lab_must_change_are_marked(recipe: Recipe) -> None:
 @every_recipe
 @pytest.mark.usefixtures("database")
 def test_an_unchanged_recipe_says_in_one_line_what_is_missing(recipe: Recipe) -> None:
-    launched = asked("launch", "--study", RECIPES / f"{recipe.name}.yaml")
+    launched = run_hpo("launch", "--study", RECIPES / f"{recipe.name}.yaml")
     one_line(launched, 2, f"{recipe.name}.yaml: script.code: /home/lab/", "no such folder")
 
 
@@ -271,7 +271,7 @@ def test_hpo_try_finds_what_the_page_of_the_recipe_says(
     findings: dict[str, Any] = {"resume": None}
     for seconds in PACES:
         monkeypatch.setenv("STAND_IN_SECONDS", str(seconds))
-        tried = asked("try", "--study", study, "--device", "cpu")
+        tried = run_hpo("try", "--study", study, "--device", "cpu")
         assert tried.returncode == 0, tried.stderr
         findings = json.loads(study.with_suffix(".try.json").read_text())
         if findings["resume"] is not None:
@@ -354,7 +354,7 @@ def test_the_message_about_a_name_that_hydra_does_not_know_is_that_of_hydra(
 ) -> None:
     study_file = as_a_lab_has_it(ALL[1], tmp_path)
     study_file.write_text(study_file.read_text().replace("outputDir: run", "outputDirs: run"))
-    done = asked("try", "--study", study_file, "--device", "cpu")
+    done = run_hpo("try", "--study", study_file, "--device", "cpu")
     one_line(done, 2, "Could not override 'outputDirs'")
 
 

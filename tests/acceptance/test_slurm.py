@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import slurm_cluster
-from helpers.commands import Done, asked, launch, one_line, until
+from helpers.commands import Done, launch, one_line, run_hpo, until
 from helpers.paths import GOLDEN, ROOT
 from helpers.script_studies import scripts_running, study_file
 from helpers.slurm_cluster import Cluster
@@ -206,7 +206,7 @@ def test_a_worker_leaves_before_the_wall_limit(
     """The limit is 5 s away, so the worker runs in this process, which has imported PyTorch."""
     tiny_space.write_text(LONG)
     launch(tiny_space, tiny_data, "--trials", "0")
-    asked("budget", "--study", "tiny", "--trials", "2")
+    run_hpo("budget", "--study", "tiny", "--trials", "2")
     now = time.time()
     in_job(
         monkeypatch,
@@ -214,7 +214,7 @@ def test_a_worker_leaves_before_the_wall_limit(
         SLURM_JOB_END_TIME=now + 1000,
         HPO_WALL_MARGIN=995,
     )
-    done = asked("worker", "--study", "tiny", "--device", "cpu")
+    done = run_hpo("worker", "--study", "tiny", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "0 trials ended here; stopped by a signal or the wall limit\n"
     record = Study.open(database, "tiny").records()[0]
@@ -239,7 +239,7 @@ def sbatch_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(arguments: tuple[str | Path, ...], code: int, *parts: str) -> None:
-    one_line(asked(*arguments), code, *parts)
+    one_line(run_hpo(*arguments), code, *parts)
 
 
 @pytest.mark.usefixtures("database", "sbatch_refuses")
@@ -344,7 +344,7 @@ def test_two_nodes_run_the_budget_and_leave(
     assert re.findall(r"JobState=(\w+)", shown) == ["COMPLETED", "COMPLETED"], log_texts()
     assert re.findall(r"Restarts=(\d)", shown) == ["0", "0"]
     assert {f"slurm-{number}_0.log", f"worker-slurm-{number}_1-0.log"} <= set(log_texts())
-    status = asked("status", "--study", "tiny").stdout
+    status = run_hpo("status", "--study", "tiny").stdout
     assert "SLURM no job of this study is waiting or running" in status
     assert "Nothing is left to do" in launch(tiny_space, tiny_data, *line).stdout
 
@@ -355,9 +355,9 @@ def test_a_script_is_trained_through_slurm(
     """A cancelled element ends its script, and another element resumes the trial."""
     space = study_file(tmp_path, {"fixed": {"seconds": 0.1}, "gpus": 2}, budget={"trials": 4})
     arguments = ("launch", "--study", space, "--name", "script", "--slurm", "--nodes", "2")
-    one_line(asked(*arguments), 2, "--gpus-per-node 1: a training of this study takes 2 GPUs")
+    one_line(run_hpo(*arguments), 2, "--gpus-per-node 1: a training of this study takes 2 GPUs")
     line = (*arguments, "--gpus-per-node", "2", "--device", "cpu", "--per-gpu", "1", "--time", "10")
-    done = asked(*line)
+    done = run_hpo(*line)
     assert done.returncode == 0, done.stderr
     study = Study.open(database, "script")
     until(lambda: any(record.step > 10 for record in study.records()), 90)
@@ -365,7 +365,7 @@ def test_a_script_is_trained_through_slurm(
     until(lambda: not slurm_here.queue(), 90)
     assert not any(record.state == "running" for record in study.records())
     assert scripts_running(study_folder(study)) == []
-    done = asked(*line)
+    done = run_hpo(*line)
     assert done.returncode == 0, done.stderr
     until(study.budget_spent, 120)
     until(lambda: not slurm_here.queue(), 90)
@@ -433,7 +433,7 @@ def test_preemption_the_wall_limit_and_cancelling(
     again = submissions.launch()
     assert again.returncode == 0
     assert "Already in SLURM's queue: 1 running. Nothing was submitted" in again.stdout
-    status = json.loads(asked("status", "--study", "tiny", "--json").stdout)
+    status = json.loads(run_hpo("status", "--study", "tiny", "--json").stdout)
     node = submissions.element(preempted)["NodeList"]
     jobs = [(job["id"], job["state"], job["where"]) for job in status["jobs"]]
     assert jobs == [(f"{preempted}_0", "RUNNING", node)]

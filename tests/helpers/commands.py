@@ -35,7 +35,7 @@ def start(*arguments: str | Path) -> "subprocess.Popen[str]":
     )
 
 
-def asked(*arguments: str | Path) -> Done:
+def run_hpo(*arguments: str | Path) -> Done:
     """Run `hpo ARGUMENTS` in this process, which has already imported PyTorch.
 
     The signal handlers of this process are restored afterwards.
@@ -71,11 +71,11 @@ def launch_arguments(space: str | Path, data: Path, *more: str | Path) -> Argume
 
 
 def launch(space: str | Path, data: Path, *more: str | Path) -> Done:
-    return asked(*launch_arguments(space, data, *more))
+    return run_hpo(*launch_arguments(space, data, *more))
 
 
 def report_of(study: str) -> Any:
-    return json.loads(asked("report", "--study", study, "--json").stdout)
+    return json.loads(run_hpo("report", "--study", study, "--json").stdout)
 
 
 def until(condition: Callable[[], Any], seconds: float = 150) -> None:

@@ -51,14 +51,14 @@ def study_file(folder: Path, section: dict[str, Any] | None = None, **changes: A
     return path
 
 
-def made(database: Database, path: Path, name: str = "script") -> Study:
+def create_study(database: Database, path: Path, name: str = "script") -> Study:
     spec = load_spec(path)
     return Study.create_or_open(database, name, spec, look_at_data(None, spec).facts)
 
 
 def trained(database: Database, path: Path, name: str = "script") -> Record:
     """The first trial of a study, after a worker in this process has run all of them."""
-    study = made(database, path, name)
+    study = create_study(database, path, name)
     run_worker(study, None, torch.device("cpu"), 1, lambda: False)
     return study.records()[0]
 

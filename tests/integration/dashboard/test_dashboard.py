@@ -15,7 +15,7 @@ import optuna_dashboard
 import pytest
 import yaml
 from bottle import Bottle
-from helpers.commands import asked, one_line, start, until
+from helpers.commands import one_line, run_hpo, start, until
 from helpers.dashboards import JSON, dashboard
 from helpers.servers import execute
 from helpers.studies import RECORD, long, point
@@ -493,7 +493,7 @@ def test_a_dashboard_that_cannot_be_served_is_one_line(
         other_server.bind(("127.0.0.1", 0))
         other_server.listen()
         port = other_server.getsockname()[1]
-        done = asked("dashboard", "--port", str(port))
+        done = run_hpo("dashboard", "--port", str(port))
         one_line(done, 2, f"--port {port}: Address already in use", "--port 0")
     Study.create_or_open(database, "winter", study.spec, study.data)
     refused(StudyError, "Did you mean winter\\? There are: s, winter", "wintre")

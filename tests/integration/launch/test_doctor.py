@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from helpers.commands import asked, launch
+from helpers.commands import launch, run_hpo
 from helpers.data import tiny_contents
 from helpers.lines import ON_CPU
 from helpers.servers import execute
@@ -53,14 +53,14 @@ def on_another_host(name: str, *arguments: str | Path) -> str:
 
 
 def test_a_machine_that_can_work_passes(database: Database) -> None:
-    done = asked("doctor")
+    done = run_hpo("doctor")
     levels = {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()}
     assert {"GPU", "artifacts"} <= set(levels)
     assert done.returncode == 0
     server = ("database", "version", "clock", "connections", "rights", "TLS")
     for name in ("versions", *server, "shared"):
         assert levels[name] == "ok", name
-    as_json = asked("doctor", "--json")
+    as_json = run_hpo("doctor", "--json")
     assert [finding["name"] for finding in json.loads(as_json.stdout)] == list(levels)
 
 
@@ -69,7 +69,7 @@ def test_a_machine_that_cannot_work_fails(
 ) -> None:
     closed = make_url(database.url).set(port=1)
     monkeypatch.setenv("HPO_DATABASE_URL", closed.render_as_string(hide_password=False))
-    done = asked("doctor", "--study", "s", "--artifacts", tmp_path / "not-mounted", "--json")
+    done = run_hpo("doctor", "--study", "s", "--artifacts", tmp_path / "not-mounted", "--json")
     assert done.returncode == 1
     assert done.stderr == ""
     failed = {
@@ -128,8 +128,8 @@ def test_two_machines_prove_that_they_share_a_folder(database: Database, tmp_pat
 def trained(database: Database, tiny_space: Path, tiny_data: Path) -> Study:
     """A study called tiny, of four trials that a worker here has run."""
     launch(tiny_space, tiny_data, "--trials", "0")
-    asked("budget", "--study", "tiny", "--trials", "4")
-    assert asked("worker", "--study", "tiny", *ON_CPU).returncode == 0
+    run_hpo("budget", "--study", "tiny", "--trials", "4")
+    assert run_hpo("worker", "--study", "tiny", *ON_CPU).returncode == 0
     return Study.open(database, "tiny")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.commands import asked, one_line
+from helpers.commands import one_line, run_hpo
 from helpers.paths import STAND_INS
 
 from hpo.past.labels import LONGEST_NAME
@@ -94,7 +94,7 @@ def run_files(text: str | bytes | None = None, args: Mapping[str, Any] | None = 
 
 
 def imported(*arguments: str | Path) -> dict[str, Any]:
-    done = asked("import", *arguments, "--json")
+    done = run_hpo("import", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     printed: dict[str, Any] = json.loads(done.stdout)
     return printed
@@ -278,7 +278,7 @@ def test_training_logs_are_backtested(tmp_path: Path) -> None:
     rising = (1.2, 0.4, 0.3, 0.42, 0.5, 0.6)
     for name, pers in {"first": PERS, "second": FALLING, "risen": rising}.items():
         write(tmp_path / name, run_files(log(pers)))
-    done = asked("backtest", tmp_path, "--json")
+    done = run_hpo("backtest", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert printed["best_run"] == "second"
@@ -412,7 +412,7 @@ def test_set_states_what_a_run_does_not_record(study: Study, tmp_path: Path) -> 
     run = run_of(*line, "--set", "lr_max=0.004")
     assert run["why_not"] == ""
     assert "lr_max = 0.004 is stated by hand" in run["doubts"]
-    one_line(asked("import", *line, "--set", "lr_maxx=1"), 2, "Did you mean lr_max?")
+    one_line(run_hpo("import", *line, "--set", "lr_maxx=1"), 2, "Did you mean lr_max?")
 
 
 def test_with_take_best_the_best_of_a_curve_is_the_trials_value(
@@ -505,7 +505,7 @@ def test_a_backtest_has_the_metric_of_the_study_file(tmp_path: Path) -> None:
     write(tmp_path / "runs", {"good/out/metrics.csv": CSV})
     fallen = "epoch,val/acc\n0,0.4\n1,0.8\n2,0.5\n3,0.4\n4,0.3\n"
     write(tmp_path / "runs", {"fallen/out/metrics.csv": fallen})
-    done = asked("backtest", tmp_path / "runs", "--curve", path, "--json")
+    done = run_hpo("backtest", tmp_path / "runs", "--curve", path, "--json")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert printed["best_run"] == "fallen"
@@ -514,13 +514,13 @@ def test_a_backtest_has_the_metric_of_the_study_file(tmp_path: Path) -> None:
     assert facts["fallen"]["best_accuracy"] == 0.8
     assert printed["rules"][0]["healthy_stopped"] == []
     assert printed["rules"][0]["bad_missed"] == []
-    assert "best accuracy" in asked("backtest", tmp_path / "runs", "--curve", path).stdout
+    assert "best accuracy" in run_hpo("backtest", tmp_path / "runs", "--curve", path).stdout
 
 
 def test_a_backtest_with_the_rule_of_a_study(study: Study, tmp_path: Path) -> None:
     write(tmp_path / "runs" / "a", attempt(BASE))
     write(tmp_path / "runs" / "b", attempt(BASE, log(FALLING)))
-    done = asked("backtest", tmp_path / "runs", "--study", "t15", "--rule", "own-past", "--json")
+    done = run_hpo("backtest", tmp_path / "runs", "--study", "t15", "--rule", "own-past", "--json")
     assert done.returncode == 0, done.stderr
     assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["a", "b"]
     assert "backtest" not in study.results(), "these are not its trials"
@@ -541,7 +541,7 @@ def test_a_log_may_be_large(tmp_path: Path) -> None:
 
 def not_read(*arguments: str | Path) -> str:
     """The line with which `hpo import` refuses these arguments."""
-    done = asked("import", *arguments)
+    done = run_hpo("import", *arguments)
     one_line(done, 2)
     return done.stderr
 
@@ -586,7 +586,7 @@ def test_a_log_that_is_no_curve_is_one_line(
     printed = imported(tmp_path)
     assert [run["name"] for run in printed["runs"]] == ["b"]
     assert parts[0] in printed["refused"]["a"]
-    done = asked("backtest", tmp_path, "--json")
+    done = run_hpo("backtest", tmp_path, "--json")
     assert parts[0] in json.loads(done.stdout)["not_replayable"]["a"]
 
 
@@ -653,7 +653,7 @@ def test_mistakes_are_one_line(
     write(tmp_path, files)
     typed = [option.format(here=tmp_path) for option in options]
     for command in ("import", "backtest"):
-        one_line(asked(command, tmp_path / "runs", *typed), 2, *parts)
+        one_line(run_hpo(command, tmp_path / "runs", *typed), 2, *parts)
 
 
 # ---- names
@@ -666,14 +666,14 @@ def test_long_names_become_numbers_with_a_legend(
     for number, name in enumerate(names):
         write(tmp_path / "runs" / name, run_files(log([per + 0.01 * number for per in PERS])))
     monkeypatch.setenv("COLUMNS", "100")
-    shown = asked("import", tmp_path / "runs").stdout
+    shown = run_hpo("import", tmp_path / "runs").stdout
     table, _, below = shown.partition("\nRuns\n")
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["#1", "#2", "#3"]
     for number, name in enumerate(names, 1):
         assert name not in table
         assert f"#{number}  {name}" in below
     picture = tmp_path / "stops.svg"
-    done = asked("backtest", tmp_path / "runs", "--plot", picture, "--sweep")
+    done = run_hpo("backtest", tmp_path / "runs", "--plot", picture, "--sweep")
     assert done.returncode == 0, done.stderr
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
     assert "#1 *" in done.stdout
@@ -688,6 +688,6 @@ def test_short_names_stay(tmp_path: Path) -> None:
     longest = "b" * LONGEST_NAME
     for name in ("a", longest):
         write(tmp_path / "runs" / name, run_files())
-    shown = asked("backtest", tmp_path / "runs").stdout
+    shown = run_hpo("backtest", tmp_path / "runs").stdout
     assert "#1" not in shown
     assert longest in shown

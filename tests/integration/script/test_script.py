@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.commands import asked, one_line, report_of
+from helpers.commands import one_line, report_of, run_hpo
 from helpers.lines import ON_CPU, ONE_WORKER, TWO_WORKERS
-from helpers.script_studies import curve_of, made, scripts_running, study_file, trained
+from helpers.script_studies import create_study, curve_of, scripts_running, study_file, trained
 
 from hpo.errors import MemoryShortError, SpecError
 from hpo.script.endings import partial_match
@@ -133,7 +133,7 @@ def test_the_state_and_reason_say_how_a_script_ended(
         budget={"trials": 1, "failures": 0},
         attempts={"max_attempts": 1},
     )
-    study = made(database, path)
+    study = create_study(database, path)
     workers = 0
     # Too little memory makes the worker leave.
     while workers < 3 and study.records()[0].state == "waiting":
@@ -190,24 +190,24 @@ def test_the_log_is_capped(database: Database, tmp_path: Path) -> None:
 
 def test_a_binary_log_is_shown(database: Database, tmp_path: Path) -> None:
     assert trained(database, study_file(tmp_path, {"fixed": {"way": "binary"}})).state == "complete"
-    shown = asked("logs", "--study", "script", "--trial", "0")
+    shown = run_hpo("logs", "--study", "script", "--trial", "0")
     assert shown.returncode == 0
     assert "!\"#$%&'()" in shown.stdout
 
 
 def test_changed_code_is_refused_unless_it_is_allowed(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, budget={"trials": 2})
-    study = made(database, path)
+    study = create_study(database, path)
     study.settle(None, "")
     script = tmp_path / "code" / "train.py"
     line = ("launch", "--study", path, "--name", "other")
-    done = asked(*line, *ONE_WORKER, "--trials", "1")
+    done = run_hpo(*line, *ONE_WORKER, "--trials", "1")
     assert done.returncode == 0, done.stderr
     script.write_text(script.read_text() + "# another state\n")
     extended = (*line, "--trials", "2", "--extend")
-    refused = asked(*extended, *ON_CPU)
+    refused = run_hpo(*extended, *ON_CPU)
     one_line(refused, 2, "another state of the script's code", "--allow-different-code")
-    allowed = asked(*extended, *ONE_WORKER, "--allow-different-code")
+    allowed = run_hpo(*extended, *ONE_WORKER, "--allow-different-code")
     assert allowed.returncode == 0, allowed.stderr
     versions = {record.code_version for record in Study.open(database, "other").records()}
     assert len(versions) == 2
@@ -222,11 +222,11 @@ def test_every_command_works_for_a_script_from_try_to_export(
         starts={"published": {"lr": 0.02}, "slow": {"lr": 0.006}},
         budget={"trials": 5},
     )
-    tried = asked("try", "--study", path, *ON_CPU)
+    tried = run_hpo("try", "--study", path, *ON_CPU)
     assert tried.returncode == 0, tried.stderr
     assert "resumes    exact" in tried.stdout
     assert json.loads((tmp_path / "study.try.json").read_text())["resume"] == "exact"
-    launched = asked("launch", "--study", path, *TWO_WORKERS)
+    launched = run_hpo("launch", "--study", path, *TWO_WORKERS)
     assert launched.returncode == 0, launched.stderr
     assert "an interrupted trial resumes: exact" in launched.stdout
     assert "one number, so no interval over items" in launched.stdout
@@ -235,37 +235,37 @@ def test_every_command_works_for_a_script_from_try_to_export(
     assert best["partition"] == "validation"
 
     study = ("--study", "study")
-    confirmed = asked("confirm", *study, "--top", "1", "--seeds", "3", *TWO_WORKERS)
+    confirmed = run_hpo("confirm", *study, "--top", "1", "--seeds", "3", *TWO_WORKERS)
     assert confirmed.returncode == 0, confirmed.stderr
     assert "p: Welch's t test over seeds" in confirmed.stdout
     assert "which the search has seen" in " ".join(confirmed.stdout.split())
     assert max(map(len, confirmed.stdout.splitlines()[-8:])) <= 100
     path_to_published = ("--from", "slow", "--to", "published", "--seeds", "2", "--rounds", "0")
-    ablated = asked("ablate", *study, *path_to_published, *TWO_WORKERS)
+    ablated = run_hpo("ablate", *study, *path_to_published, *TWO_WORKERS)
     assert ablated.returncode == 0, ablated.stderr
     assert "lr" in ablated.stdout
 
     for command in (["effects"], ["backtest"], ["status"], ["plan", "--gpus", "1", "--hours", "1"]):
-        done = asked(command[0], *study, *command[1:])
+        done = run_hpo(command[0], *study, *command[1:])
         assert done.returncode == 0, (command, done.stderr)
     page = tmp_path / "page.html"
-    assert asked("report", *study, "--html", page).returncode == 0
+    assert run_hpo("report", *study, "--html", page).returncode == 0
     assert "as the script reports them" in page.read_text()
 
     out = tmp_path / "best"
-    assert asked("export", *study, "--format", "script", "--out", out).returncode == 0
+    assert run_hpo("export", *study, "--format", "script", "--out", out).returncode == 0
     assert json.loads((out / "train.json").read_text())["lr"] == best["config"]["lr"]
     assert "train.py" in (out / "command.sh").read_text()
     text = tmp_path / "best.yaml"
-    assert asked("export", *study, "--out", text).returncode == 0
+    assert run_hpo("export", *study, "--out", text).returncode == 0
     assert yaml.safe_load(text.read_text())["base"] == best["config"]
 
     for command in (
         ["ensemble", *study],
         ["evaluate", *study, "--model", "best", "--partition", "test"],
     ):
-        one_line(asked(*command), 2, "a script trains this study", "needs the built-in decoder")
-    imported = asked("import", *study, "--from-study", "study")
+        one_line(run_hpo(*command), 2, "a script trains this study", "needs the built-in decoder")
+    imported = run_hpo("import", *study, "--from-study", "study")
     assert imported.returncode in (0, 2)
 
 
@@ -273,14 +273,14 @@ def test_a_report_warns_of_figures_on_test(database: Database, tmp_path: Path) -
     curve = {"take": "best"}
     path = study_file(tmp_path, {"partition": "test", "curve": curve, "seed": None})
     trained(database, path)
-    shown = asked("report", "--study", "script").stdout
+    shown = run_hpo("report", "--study", "script").stdout
     assert "These figures are on test" in shown
     assert "best of its curve" in shown
     page = tmp_path / "page.html"
-    assert asked("report", "--study", "script", "--html", page).returncode == 0
+    assert run_hpo("report", "--study", "script", "--html", page).returncode == 0
     assert "on which the search therefore selected" in page.read_text()
     line = ("confirm", "--study", "script", "--top", "1", "--seeds", "2")
-    confirmed = asked(*line, *ONE_WORKER)
+    confirmed = run_hpo(*line, *ONE_WORKER)
     assert confirmed.returncode == 0, confirmed.stderr
     assert "takes no seed" in " ".join(confirmed.stdout.split())
 
@@ -326,7 +326,7 @@ def test_try_finds_how_a_script_resumes_and_what_it_lacks(
     database: Database, tmp_path: Path, finding: str
 ) -> None:
     section, code, words = TRIED[finding]
-    done = asked("try", "--study", study_file(tmp_path, section), *ON_CPU)
+    done = run_hpo("try", "--study", study_file(tmp_path, section), *ON_CPU)
     assert done.returncode == code, done.stderr
     if code:
         one_line(done, code, words)
@@ -347,7 +347,7 @@ def test_the_study_file_and_results_do_not_count_as_code(
     state_of_code = load_spec(inside).load_trainer().state_of_code
     assert state_of_code is not None
     state = state_of_code()
-    assert asked("try", "--study", inside, *ON_CPU).returncode == 0
+    assert run_hpo("try", "--study", inside, *ON_CPU).returncode == 0
     assert load_spec(inside).load_trainer().resume == "exact"
     (tmp_path / "code" / "results.json").write_text("{}")
     inside.write_text(yaml.safe_dump(content | {"budget": {"trials": 5}}))
@@ -359,16 +359,16 @@ def test_the_study_file_and_results_do_not_count_as_code(
 def test_a_refused_extension_changes_nothing(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path)
     line = ("launch", "--study", path, *ONE_WORKER)
-    assert asked(*line).returncode == 0
+    assert run_hpo(*line).returncode == 0
     script = tmp_path / "code" / "train.py"
     text = script.read_text()
     script.write_text(text + "# another state\n")
     study_file(tmp_path, budget={"trials": 3})
-    one_line(asked(*line, "--extend"), 2, "another state of the script's code")
+    one_line(run_hpo(*line, "--extend"), 2, "another state of the script's code")
     assert Study.open(database, "study").budget.trials == 1
     script.write_text(text)
     study_file(tmp_path)
-    again = asked(*line)
+    again = run_hpo(*line)
     assert again.returncode == 0, again.stderr
 
 
@@ -434,7 +434,7 @@ def test_try_warns_of_parameters_and_metrics_that_look_wrong(
         base = tmp_path / "code" / "base.json"
         reads_base = f"json.load(open({str(base)!r}))"
         script.write_text(script.read_text().replace("hpo_report.config()", reads_base))
-    done = asked("try", "--study", path, *ON_CPU)
+    done = run_hpo("try", "--study", path, *ON_CPU)
     assert done.returncode == 0, done.stderr
     assert "WARNING" in done.stdout
     assert words in done.stdout

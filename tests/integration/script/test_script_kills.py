@@ -13,8 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import asked, start, until
-from helpers.script_studies import curve_of, made, scripts_running, study_file, trained, values
+from helpers.commands import run_hpo, start, until
+from helpers.script_studies import (
+    create_study,
+    curve_of,
+    scripts_running,
+    study_file,
+    trained,
+    values,
+)
 
 from hpo.store.database import Database
 from hpo.study.paths import study_folder, trial_folder
@@ -29,13 +36,13 @@ def test_nothing_remains_of_a_trial_that_is_killed(
     database: Database, tmp_path: Path, way: str
 ) -> None:
     path = study_file(tmp_path, {"fixed": {"way": way, "seconds": 0.2}, "grace_seconds": 0.5})
-    study = made(database, path)
+    study = create_study(database, path)
     folder = study_folder(study)
     worker = start("worker", "--study", "script", "--device", "cpu")
     try:
         until(lambda: study.records()[0].step >= 5)
         assert scripts_running(folder)
-        assert asked("kill", "--study", "script", "--trial", "0").returncode == 0
+        assert run_hpo("kill", "--study", "script", "--trial", "0").returncode == 0
         until(lambda: scripts_running(folder) == [])
         assert worker.wait(120) == 0
     finally:
@@ -58,7 +65,7 @@ def test_a_trial_goes_on_exactly_after_five_interruptions(
         {"fixed": {"seconds": 0.1}},
         attempts={"max_attempts": 50, "lease_seconds": 600, "checkpoint_seconds": 0.1},
     )
-    study = made(database, path)
+    study = create_study(database, path)
     folder = study_folder(study)
     targets = ["TERM", "worker", "script", "keeper", "all"]
     worker = start("worker", "--study", "script", "--device", "cpu")
@@ -121,7 +128,7 @@ def test_without_checkpoints_a_trial_starts_over(database: Database, tmp_path: P
         {"fixed": {"forgets": True, "seconds": 0.1}, "resume": "none"},
         attempts={"checkpoint_seconds": 0},
     )
-    study = made(database, path)
+    study = create_study(database, path)
     worker = start("worker", "--study", "script", "--device", "cpu")
     until(lambda: study.records()[0].step >= 30)
     worker.terminate()
@@ -134,7 +141,7 @@ def test_without_checkpoints_a_trial_starts_over(database: Database, tmp_path: P
     assert [point.step for point in curve_of(study, record)] == list(range(5, 61, 5))
     assert record.seconds > before
     assert record.lost_seconds == pytest.approx(before, abs=0.5)
-    assert "lost to trials that started over" in asked("report", "--study", "script").stdout
+    assert "lost to trials that started over" in run_hpo("report", "--study", "script").stdout
 
 
 class Crew:
@@ -169,7 +176,7 @@ def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path
         budget={"trials": 8, "failures": 100},
         attempts={"max_attempts": 100, "lease_seconds": 5, "checkpoint_seconds": 0.1},
     )
-    study = made(database, path)
+    study = create_study(database, path)
     folder = study_folder(study)
     dice = random.Random(5)
     crew = Crew(study)
@@ -196,7 +203,7 @@ def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path
 
 def test_a_terminated_worker_asks_its_script_to_stop(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, {"fixed": {"seconds": 0.2}})
-    study = made(database, path)
+    study = create_study(database, path)
     worker = start("worker", "--study", "script", "--device", "cpu")
     until(lambda: study.records()[0].step >= 5)
     worker.terminate()
@@ -211,7 +218,7 @@ def test_a_signal_for_all_processes_of_a_job_hands_the_trial_back(
 ) -> None:
     """A scheduler sends it: the script obeys and ends well, sooner than its worker."""
     path = study_file(tmp_path, {"fixed": {"way": "obeys", "seconds": 0.1}})
-    study = made(database, path)
+    study = create_study(database, path)
     worker = start("worker", "--study", "script", "--device", "cpu")
     until(lambda: study.records()[0].step >= 5)
     for pid in scripts_running(study_folder(study)):
@@ -235,7 +242,7 @@ def test_a_curve_among_the_checkpoints_goes_on(database: Database, tmp_path: Pat
         {**section, "fixed": {**fixed, "seconds": 0.1, "saves_every": 20}},
         attempts={"max_attempts": 50},
     )
-    study = made(database, path)
+    study = create_study(database, path)
     for reached in (22, 42):
         worker = start("worker", "--study", "script", "--device", "cpu")
         until(partial(_has_come_to, study, reached, study_folder(study)))

@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from helpers.commands import asked, launch, one_line, report_of
+from helpers.commands import launch, one_line, report_of, run_hpo
 from helpers.paths import ROOT
 from helpers.servers import COLUMNS, execute, url_of
 from helpers.studies import TINY
@@ -54,12 +54,12 @@ def name_of(database: Database) -> str:
 
 
 def test_an_old_study_is_read_and_goes_on(old: Database, tiny_space: Path, tiny_data: Path) -> None:
-    listed = json.loads(asked("studies", "--json").stdout)
+    listed = json.loads(run_hpo("studies", "--json").stdout)
     assert [(line["name"], line["ended"], line["best_per"]) for line in listed] == [
         ("tiny", 3, min(PERS)),
         ("tiny.confirm", 2, 0.6),
     ]
-    trials = json.loads(asked("status", "--study", "tiny", "--json").stdout)["trials"]
+    trials = json.loads(run_hpo("status", "--study", "tiny", "--json").stdout)["trials"]
     assert [trial["per"] for trial in trials] == PERS
     assert [trial["value"] for trial in trials] == PERS
     report = report_of("tiny")
@@ -84,12 +84,12 @@ def test_an_old_study_is_read_and_goes_on(old: Database, tiny_space: Path, tiny_
     assert done.returncode == 0, done.stderr
     assert [record.state for record in open_study("tiny").records()] == ["complete"] * 4
     page = tiny_space.parent / "page.html"
-    assert asked("report", "--study", "tiny", "--html", page).returncode == 0
+    assert run_hpo("report", "--study", "tiny", "--html", page).returncode == 0
 
 
 def test_a_worker_joins_an_old_study(old: Database, tiny_data: Path) -> None:
-    assert asked("budget", "--study", "tiny", "--trials", "+1").returncode == 0
-    done = asked("worker", "--study", "tiny", "--data", tiny_data, "--device", "cpu")
+    assert run_hpo("budget", "--study", "tiny", "--trials", "+1").returncode == 0
+    done = run_hpo("worker", "--study", "tiny", "--data", tiny_data, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     states = [record.state for record in open_study("tiny").records()]
     assert states.count("complete") == 4
@@ -148,6 +148,6 @@ def test_tables_of_a_later_version_are_left_alone(
     try:
         later = "later version of hpo (tables 99, this one knows"
         for command in (("status", "--study", "tiny"), ("studies",)):
-            one_line(asked(*command), 1, later, "pip install --upgrade")
+            one_line(run_hpo(*command), 1, later, "pip install --upgrade")
     finally:
         execute(server, f"UPDATE {VERSION_TABLE} SET version_num = '{VERSION}'", name)

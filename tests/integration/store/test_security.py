@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
-from helpers.commands import Done, asked, launch_arguments, start
+from helpers.commands import Done, launch_arguments, run_hpo, start
 from helpers.servers import execute
 from sqlalchemy import make_url
 
@@ -88,7 +88,7 @@ def test_a_study_shows_its_password_nowhere(
 
     study = ("--study", "tiny")
     outputs = {
-        command: output_of(asked(*command))
+        command: output_of(run_hpo(*command))
         for command in (
             ("worker", *study),
             ("status", *study),
@@ -110,13 +110,13 @@ def test_a_study_shows_its_password_nowhere(
 
 
 def test_a_typed_password_gets_a_warning_of_one_line(secret: str) -> None:
-    done = asked("report", "--study", "none-yet", "--database", os.environ["HPO_DATABASE_URL"])
+    done = run_hpo("report", "--study", "none-yet", "--database", os.environ["HPO_DATABASE_URL"])
     warning, error = done.stderr.splitlines()
     for part in (WARNING, "HPO_DATABASE_URL", "~/.pgpass"):
         assert part in warning
     assert error.startswith("hpo: no study 'none-yet' in postgresql://u")
     assert secret not in output_of(done)
-    assert WARNING not in asked("report", "--study", "none-yet").stderr
+    assert WARNING not in run_hpo("report", "--study", "none-yet").stderr
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_refusal_is_one_line_without_the_password(
 
 
 def test_a_wrong_password_is_not_shown_either(secret: str) -> None:
-    wrong = asked("status", "--study", "s", "--database", url_with(password=secret + "?"))
+    wrong = run_hpo("status", "--study", "s", "--database", url_with(password=secret + "?"))
     assert wrong.returncode == 1
     assert "password authentication failed" in wrong.stderr
     assert secret not in output_of(wrong)
@@ -289,7 +289,7 @@ def test_the_doctor_says_how_far_tls_is_checked(
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "home"))
     for mode, line in expected.items():
         monkeypatch.setenv("HPO_DATABASE_URL", f"{url}&sslmode={mode}&sslrootcert={certificate}")
-        done = asked("doctor")
+        done = run_hpo("doctor")
         assert done.returncode == 0
         assert re.search(line, done.stdout), done.stdout
 

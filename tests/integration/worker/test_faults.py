@@ -16,7 +16,7 @@ import optuna
 import psycopg2
 import pytest
 import torch
-from helpers.commands import Running, asked, until
+from helpers.commands import Running, run_hpo, until
 from helpers.data import recordings
 from helpers.lines import ON_CPU
 from helpers.servers import execute
@@ -376,7 +376,7 @@ def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
         optuna.delete_study(study_name=endless.name, storage=database.url)
 
     with meanwhile(delete):
-        done = asked("worker", "--study", "s", *ON_CPU)
+        done = run_hpo("worker", "--study", "s", *ON_CPU)
     assert done.returncode == 2
     deleted = "study s was deleted. Run the launch command again for a new one"
     assert done.stderr == f"hpo: {deleted}\n"
@@ -391,7 +391,7 @@ def test_sigusr1_hands_the_trial_back_and_ends_well(endless: Study) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
     with meanwhile(send):
-        done = asked("worker", "--study", "s", *ON_CPU)
+        done = run_hpo("worker", "--study", "s", *ON_CPU)
     assert done.returncode == 0, done.stderr
     assert_handed_back_by_a_signal(endless)
 

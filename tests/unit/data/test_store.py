@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import Done, asked, one_line
+from helpers.commands import Done, one_line, run_hpo
 from helpers.data import SMALL_MODEL, assert_refused, tiny_contents
 from helpers.decoders import CPU
 
@@ -391,11 +391,11 @@ def test_facts_include_faults_and_duplicates(tmp_path: Path) -> None:
 
 
 def check(path: Path, *more: str) -> Done:
-    return asked("data", "check", path, "--kernel", "4", *more)
+    return run_hpo("data", "check", path, "--kernel", "4", *more)
 
 
 def test_check_of_the_bundled_recordings() -> None:
-    done = asked("data", "check", "--kernel", "8", "--stride", "2")
+    done = run_hpo("data", "check", "--kernel", "8", "--stride", "2")
     assert done.returncode == 0
     assert done.stderr == ""
     for part in (
@@ -407,7 +407,7 @@ def test_check_of_the_bundled_recordings() -> None:
         "Next: hpo launch --study lr-aug\n",
     ):
         assert part in done.stdout
-    facts = json.loads(asked("data", "check", "--json").stdout)
+    facts = json.loads(run_hpo("data", "check", "--json").stdout)
     assert facts["kernel"] == 32
     assert facts["stride"] == 4
     assert facts["partitions"]["train"]["too_short"] == 471
@@ -425,9 +425,9 @@ def test_check_shows_what_it_can_of_data_that_cannot_be_trained_on(tmp_path: Pat
     one_line(done, 2, "NaN or infinite")
     assert json.loads(done.stdout)["fault"] in done.stderr
     contents["train"] = [{}]
-    without_columns = asked("data", "check", write(path, contents))
+    without_columns = run_hpo("data", "check", write(path, contents))
     one_line(without_columns, 2, "day 0 has no 'sentenceDat'")
-    missing = asked("data", "check", tmp_path / "missing")
+    missing = run_hpo("data", "check", tmp_path / "missing")
     one_line(missing, 2, "no such file or folder. Give a ptDecoder_ctc pickle")
 
 
@@ -445,7 +445,7 @@ def test_check_shows_faults_of_test_without_failing(tmp_path: Path) -> None:
 
 def test_convert_writes_a_store_with_the_same_facts(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    done = asked("data", "convert", tiny_data, out)
+    done = run_hpo("data", "convert", tiny_data, out)
     assert done.returncode == 0
     assert done.stderr == ""
     fingerprint = read_sentences(tiny_data, "train").fingerprint()
@@ -459,6 +459,6 @@ def test_convert_writes_a_store_with_the_same_facts(tiny_data: Path, tmp_path: P
 def test_convert_refuses_an_existing_store_and_a_folder_without_data(
     tiny_data: Path, store: Path, tmp_path: Path
 ) -> None:
-    one_line(asked("data", "convert", tiny_data, store), 2, "store: already exists")
-    done = asked("data", "convert", tmp_path, tmp_path / "x")
+    one_line(run_hpo("data", "convert", tiny_data, store), 2, "store: already exists")
+    done = run_hpo("data", "convert", tmp_path, tmp_path / "x")
     one_line(done, 2, "a folder with data.pickle, store. Valid: a ptDecoder_ctc pickle")
