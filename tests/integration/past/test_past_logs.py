@@ -559,7 +559,7 @@ def val_batches(*numbers: int) -> bytes:
         (
             b"Using device: cuda:0\nTraceback\nRuntimeError: no CUDA \x1b[31m\n",
             (
-                "none of the 3 lines",
+                "none of 3 lines",
                 "matches the pattern",
                 "It ends with: Using device: cuda:0 | Traceback | RuntimeError: no CUDA ?[31m",
             ),
@@ -621,7 +621,7 @@ def test_where_no_run_is_found_the_message_names_the_files_sought(tmp_path: Path
     assert "looked for *.log, *.out, *.txt, or a folder with a single text" in error
     write(runs, {"a/train.out": "nothing\n"})
     error = not_read(runs, "--curve", path)
-    assert "none of the 1 lines of log matches the pattern" in error
+    assert "none of 1 line in log matches the pattern" in error
     assert "It ends with: nothing" in error
     assert "no such file or folder" in not_read(tmp_path / "gone", "--curve", path)
 
