@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from helpers.paths import ROOT
 
 OPTIONS = {
@@ -21,6 +22,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_no_trial_is_lost_repeated_or_changed() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py")]
     for name, value in OPTIONS.items():

@@ -11,6 +11,7 @@ from sqlalchemy import make_url
 from hpo.store.database import Database
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "parts"),
     [
@@ -75,6 +76,7 @@ budget: {trials: 40, failures: 0}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_a_study_that_fails_too_often_says_so(tiny_data: Path, tmp_path: Path) -> None:
     space = tmp_path / "odd.yaml"
@@ -104,6 +106,7 @@ def test_a_home_without_room_for_studies_is_one_line(tiny_space: Path, tiny_data
     one_line(launch(tiny_space, tiny_data), 1, str(home / "studies"))
 
 
+@pytest.mark.slow
 def test_the_embedded_database_shows_its_status_and_stops(
     private_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def status_once_it_answers(process: "subprocess.Popen[str]", client: Client) -> 
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_in_a_container")
 def test_the_command_of_the_dashboard_serves_behind_a_login(
     monkeypatch: pytest.MonkeyPatch,

@@ -46,6 +46,7 @@ def test_the_example_is_small() -> None:
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_from_launch_to_export(tmp_path: Path) -> None:
     two_workers = ("--workers", "2", "--device", "cpu")
@@ -111,6 +112,7 @@ def worker_of_the_only_trial() -> int:
     return int(identity.partition(":")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path) -> None:
     space = space_of(
@@ -339,6 +341,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS)
 def test_numbers_of_other_libraries_are_accepted(
     database: Database, tmp_path: Path, number: str
@@ -393,6 +396,7 @@ TRAINING_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TRAINING_FAULTS)
 def test_a_fault_of_a_training_is_the_reason_of_a_failed_trial(
     database: Database, tmp_path: Path, fault: str
@@ -405,6 +409,7 @@ def test_a_fault_of_a_training_is_the_reason_of_a_failed_trial(
     assert reason in record.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -19,6 +19,7 @@ from hpo.store.database import Database
 from hpo.study.study import Study
 
 
+@pytest.mark.slow
 def test_launch_report_extend_and_export(
     database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_launch_report_extend_and_export(
     assert "complete" in run_hpo("status", "--study", "tiny").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_without_data_the_bundled_recordings_are_used_with_their_profile() -> None:
     small = ("--set", "steps=2", "--set", "model.units=4")
@@ -85,6 +87,7 @@ def test_without_data_the_bundled_recordings_are_used_with_their_profile() -> No
     assert with_another_digest.returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_a_worker_joins_by_hand(tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
     data = ("--study", tiny_space, "--data", tiny_data)
@@ -104,6 +107,7 @@ def test_a_worker_joins_by_hand(tiny_space: Path, tiny_data: Path, tmp_path: Pat
     assert re.search(message, with_other_data.stderr)
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_share_the_budget(
     database: Database, tiny_space: Path, tiny_data: Path
 ) -> None:
@@ -141,6 +145,7 @@ def all_have_passed(running: Running, steps: list[int]) -> bool:
     return all(record.step > step for record, step in records)
 
 
+@pytest.mark.slow
 def test_ctrl_c_hands_the_trials_back_and_a_second_one_ends_the_workers(running: Running) -> None:
     """In between, the same command line resumes the trials."""
     running.process.send_signal(signal.SIGINT)
@@ -178,6 +183,7 @@ def test_ctrl_c_hands_the_trials_back_and_a_second_one_ends_the_workers(running:
     assert not running.workers()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_workers_outlive_a_killed_launcher(
     running: Running,
 ) -> None:

@@ -225,6 +225,7 @@ def test_an_unchanged_recipe_says_in_one_line_what_is_missing(recipe: Recipe) ->
     one_line(launched, 2, f"{recipe.name}.yaml: script.code: /home/lab/", "no such folder")
 
 
+@pytest.mark.slow
 @every_recipe
 def test_a_study_has_the_curves_of_the_script(
     recipe: Recipe, database: Database, tmp_path: Path
@@ -254,6 +255,7 @@ def losses_of(curve: list[Point]) -> dict[int, float]:
     return {p.step: p.validation_loss for p in curve if p.validation_loss is not None}
 
 
+@pytest.mark.slow
 @every_recipe
 def test_the_seed_reaches_the_script(recipe: Recipe, tmp_path: Path) -> None:
     spec = load_spec(as_a_lab_has_it(recipe, tmp_path), None, {"steps": recipe.steps})
@@ -262,6 +264,7 @@ def test_the_seed_reaches_the_script(recipe: Recipe, tmp_path: Path) -> None:
     assert first != second
 
 
+@pytest.mark.slow
 @every_recipe
 @pytest.mark.usefixtures("database")
 def test_hpo_try_finds_what_the_page_of_the_recipe_says(
@@ -295,6 +298,7 @@ STEP_OF_CHECKPOINT = {
 RESUMING = [recipe for recipe in ALL if recipe.resumes == "exact"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RESUMING, ids=[recipe.name for recipe in RESUMING])
 def test_a_trial_that_was_handed_back_resumes(
     recipe: Recipe, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +329,7 @@ def test_a_trial_that_was_handed_back_resumes(
     assert f"goes on after step {recipe.steps // 2}" in log
 
 
+@pytest.mark.slow
 def test_a_trial_with_a_loss_that_is_not_finite_is_stopped(
     database: Database, tmp_path: Path
 ) -> None:
@@ -337,6 +342,7 @@ def test_a_trial_with_a_loss_that_is_not_finite_is_stopped(
     assert records[0].step == 100
 
 
+@pytest.mark.slow
 def test_a_trial_with_an_error_about_a_gradient_that_is_not_finite_is_stopped(
     database: Database, tmp_path: Path
 ) -> None:

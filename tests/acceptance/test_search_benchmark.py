@@ -71,6 +71,7 @@ def test_the_surrogate_errs_as_its_readme_says(table: tuple[str, Table]) -> None
         assert value == pytest.approx(float(line["ab".index(name) + 1]), abs=0.02), what
 
 
+@pytest.mark.slow
 def test_a_short_comparison_gives_a_table_and_a_figure(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "compare.py"), "--tables", "a"]
     command += ["--methods", "random", "gp", "--repetitions", "2", "--trainings", "8"]
@@ -117,6 +118,7 @@ class RealStudy(Own):
         assert self.study.finish(trial, Completed(score))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [Policy.GP, Policy.TPE])
 def test_a_simulated_search_is_the_search_of_a_real_study(
     make_study: Callable[..., Study], policy: Policy

@@ -200,6 +200,7 @@ def test_only_a_second_ctrl_c_kills_a_worker_that_saves_its_state(database: Data
     assert worker.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_worker_leaves_before_the_wall_limit(
     database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +326,7 @@ def log_texts() -> dict[str, str]:
     return {file.name: file.read_text() for file in logs}
 
 
+@pytest.mark.slow
 def test_two_nodes_run_the_budget_and_leave(
     slurm_here: Cluster, database: Database, tiny_space: Path, tiny_data: Path
 ) -> None:
@@ -349,6 +351,7 @@ def test_two_nodes_run_the_budget_and_leave(
     assert "Nothing is left to do" in launch(tiny_space, tiny_data, *line).stdout
 
 
+@pytest.mark.slow
 def test_a_script_is_trained_through_slurm(
     slurm_here: Cluster, database: Database, tmp_path: Path
 ) -> None:
@@ -419,6 +422,7 @@ def worker_log(job: str) -> str:
     return log_texts().get(f"worker-slurm-{job}_0-0.log", "")
 
 
+@pytest.mark.slow
 def test_preemption_the_wall_limit_and_cancelling(
     submissions: Submissions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

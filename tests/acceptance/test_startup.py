@@ -21,6 +21,7 @@ print("loaded", *sorted(set({HEAVY!r}) & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -43,6 +44,7 @@ def test_nothing_heavy_is_loaded(
     assert done.stdout.splitlines()[-1] == "loaded"
 
 
+@pytest.mark.slow
 def test_a_command_that_loads_them_is_noticed() -> None:
     code = "import torch, scipy, sklearn, matplotlib\n" + RUN
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)

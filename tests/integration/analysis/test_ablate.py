@@ -137,6 +137,7 @@ def test_the_number_of_trainings_is_known_before() -> None:
 # ---- the path
 
 
+@pytest.mark.slow
 def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
     searched: Study, child: Study, train: Train
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_path_changes_one_thing_at_a_time_and_measures_with_other_seeds(
     assert not child.scores([record.id for record in child.records()], "test")
 
 
+@pytest.mark.slow
 def test_a_step_that_diverges_comes_last_and_the_path_says_so(
     searched: Study, child: Study, train: Train
 ) -> None:
@@ -187,6 +189,7 @@ def test_a_step_that_diverges_comes_last_and_the_path_says_so(
     assert " diverged  " in path_text("p", finding, PER)
 
 
+@pytest.mark.slow
 def test_ends_without_a_path_are_one_line(searched: Study, child: Study, train: Train) -> None:
     with pytest.raises(CallerError, match="--from slow --to slow: they do not differ"):
         ablate(searched, child, ("slow", "slow"), EFFORT, train)
@@ -202,6 +205,7 @@ def test_ends_without_a_path_are_one_line(searched: Study, child: Study, train: 
 # ---- questions
 
 
+@pytest.mark.slow
 def test_questions_are_answered_or_left_open(searched: Study, child: Study, train: Train) -> None:
     finding = measure(searched, child, searched.spec.questions, 3, train)
     explodes, smoothing = finding.answers
@@ -265,6 +269,7 @@ def test_a_comparison_is_decided_by_intervals_or_by_divergence(
     assert ("not decided" in measured.in_words) is not decided
 
 
+@pytest.mark.slow
 def test_the_chance_that_all_diverge_on_one_side_and_none_on_the_other() -> None:
     """It is largest where half of all trainings diverge, and there it is what is claimed."""
     claimed = Measured.of(side("ccc"), side("sss"), PER).chance_of_divergence
@@ -278,6 +283,7 @@ def test_the_chance_that_all_diverge_on_one_side_and_none_on_the_other() -> None
     assert Measured.of(side("cccc"), side("sssc"), PER).chance_of_divergence is None
 
 
+@pytest.mark.slow
 def test_the_configuration_of_best_is_that_trials(searched: Study) -> None:
     name, config = named(searched, "best")
     record = next(record for record in searched.records() if f"trial {record.number}" == name)

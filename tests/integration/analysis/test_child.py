@@ -73,6 +73,7 @@ def test_a_child_trains_what_is_enqueued_and_draws_nothing(
     assert not child.budget_spent()
 
 
+@pytest.mark.slow
 def test_a_search_scores_validation_only_and_no_file_can_ask_for_more(
     make_study: MakeStudy, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_fresh_seeds_are_none_of_trials_and_each_use_has_its_own(parent: Study) 
     assert not set.union(*seeds) & set(range(100_000))
 
 
+@pytest.mark.slow
 def test_report_and_status_of_a_child_name_no_best(
     database: Database, parent: Study, data: Recordings, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def confirmed(
     return confirm(study, child, top, seeds, train)
 
 
+@pytest.mark.slow
 def test_the_best_and_the_starts_are_retrained_and_compared(
     searched: Study, database: Database, train: Train
 ) -> None:
@@ -154,6 +155,7 @@ def test_nothing_is_decided_where_seeds_diverged(
     assert comparison.decided is decided
 
 
+@pytest.mark.slow
 def test_an_interrupted_confirm_goes_on_and_one_seed_says_what_it_lacks(
     searched: Study, database: Database, train: Train, data: Recordings, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def test_what_cannot_be_confirmed_is_one_line(
         check_data(study, write_data(contents), True)
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_workers_of_its_own(
     database: Database, tiny_space: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -170,6 +170,7 @@ def lab_study(make_study: Callable[..., Study], space: Path) -> Study:
 REAL = {"optimizer.lr", "optimizer.eps", "optimizer.name"}
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_keeps_the_effects(lab_study: Study, tmp_path: Path) -> None:
     line = ("effects", "--study", lab_study.name)
     done = invoke(*line, "--json", "--plot", tmp_path / "a.svg")
@@ -191,6 +192,7 @@ def test_the_command_prints_and_keeps_the_effects(lab_study: Study, tmp_path: Pa
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_known_effects_and_their_interaction_are_found(lab_study: Study) -> None:
     effects = build_effects(lab_study)
     adam = [record for record in lab_study.records() if "optimizer.eps" in record.params]
@@ -228,6 +230,7 @@ def test_known_effects_and_their_interaction_are_found(lab_study: Study) -> None
         assert fanova < 0.2
 
 
+@pytest.mark.slow
 def test_noise_is_not_explained(space: Path) -> None:
     """A claim comes about once in 33 studies, two in 6 studies once in 80.
 
@@ -240,6 +243,7 @@ def test_noise_is_not_explained(space: Path) -> None:
     assert "none stands out from the noise" in effects_text(silent[0], PER)
 
 
+@pytest.mark.slow
 def test_main_effects_are_no_interaction(space: Path) -> None:
     spec = load_spec(space)
     effects = effects_of("s", spec, records_of(spec, of_layer_norm_and_noise, 0, 120))
@@ -266,6 +270,7 @@ def test_decades_count_alike_in_fanova(space: Path) -> None:
     assert entry.fanova > 0.9
 
 
+@pytest.mark.slow
 def test_few_trials_give_hints_and_fewer_an_error(
     make_study: Callable[..., Study], space: Path, tmp_path: Path
 ) -> None:

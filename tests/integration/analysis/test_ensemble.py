@@ -103,6 +103,7 @@ def by_hand(outputs: Outputs, members: list[int], mean: Mean) -> tuple[int, ...]
     return tuple(errors)
 
 
+@pytest.mark.slow
 def test_members_are_averaged_and_the_best_next_one_is_selected(study: Study) -> None:
     outputs = outputs_of(study, [0, 1, 2])
     ids = {record.number: record.id for record in study.records()}
@@ -131,6 +132,7 @@ def ensemble_of(study: Study, *more: object) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_command_compares_the_ensemble_with_the_best_single_decoder(study: Study) -> None:
     printed = ensemble_of(study, *ON_CPU)
     kept = study.results()["ensemble"]
@@ -160,6 +162,7 @@ def test_the_command_compares_the_ensemble_with_the_best_single_decoder(study: S
     assert "no interval of one sentence" in ensemble_text(of_one_sentence, PER)
 
 
+@pytest.mark.slow
 def test_the_test_partition_selects_nothing(study: Study, write_data: Callable[..., Path]) -> None:
     before = ensemble_of(study)
     contents = tiny_contents(sentences=30)
@@ -171,6 +174,7 @@ def test_the_test_partition_selects_nothing(study: Study, write_data: Callable[.
     assert [point["validation_value"] for point in after["curve"]] == values
 
 
+@pytest.mark.slow
 def test_decoders_that_cannot_be_averaged_are_refused(
     study: Study, make_study: Callable[..., Study], tiny_space: Path
 ) -> None:
@@ -185,6 +189,7 @@ def test_decoders_that_cannot_be_averaged_are_refused(
     assert "of 0 complete trials 0 qualify" in refusal("ensemble", "--study", "fresh")
 
 
+@pytest.mark.slow
 def test_the_pool_leaves_out_other_strides_and_missing_weights(
     study: Study, write_data: Callable[..., Path]
 ) -> None:

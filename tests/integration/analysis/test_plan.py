@@ -25,6 +25,7 @@ def searched(study: Study, trials: int) -> Study:
     return study
 
 
+@pytest.mark.slow
 def test_a_plan_counts_trials_of_the_cost_seen_so_far(
     make_study: Callable[..., Study], tiny_spec: StudySpec
 ) -> None:
@@ -37,6 +38,7 @@ def test_a_plan_counts_trials_of_the_cost_seen_so_far(
     assert some.best.value == best
 
 
+@pytest.mark.slow
 def test_the_command_says_what_to_type(
     make_study: Callable[..., Study], tiny_spec: StudySpec
 ) -> None:

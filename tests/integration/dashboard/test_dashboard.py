@@ -92,6 +92,7 @@ def answer_of_optuna_dashboard(database: Database, path: str) -> Any:
     return json.loads(b"".join(plain(environ, lambda status, headers, *_: None)))
 
 
+@pytest.mark.slow
 def test_a_study_is_answered_as_by_optuna_dashboard_with_our_additions(
     study: Study, database: Database
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_study_is_answered_as_by_optuna_dashboard_with_our_additions(
     assert "hpo worker --study s" in note
 
 
+@pytest.mark.slow
 def test_only_changed_trials_are_rendered_again(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +157,7 @@ def test_only_changed_trials_are_rendered_again(
     assert [trial["number"] for trial in json.loads(body or b"")["trials"]] == [4]
 
 
+@pytest.mark.slow
 def test_a_study_has_plots_of_ours(study: Study, database: Database) -> None:
     with dashboard(database) as client:
         answer = client.json(f"/api/studies/{study.id}")
@@ -169,6 +172,7 @@ def test_a_study_has_plots_of_ours(study: Study, database: Database) -> None:
     assert plots["hpo-map"][0]["x"] == [study.records()[0].config["optimizer.lr"]]
 
 
+@pytest.mark.slow
 def test_files_of_a_trial_are_made_on_request(study: Study, database: Database) -> None:
     logs = study_folder(study) / "logs"
     logs.mkdir(parents=True)
@@ -192,6 +196,7 @@ def test_files_of_a_trial_are_made_on_request(study: Study, database: Database) 
         assert client.status("POST", upload, {"file": "data:,a"}) == 409
 
 
+@pytest.mark.slow
 def test_a_persons_note_stands_before_ours_and_only_theirs_is_stored(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +218,7 @@ def test_a_persons_note_stands_before_ours_and_only_theirs_is_stored(
     assert attributes[f"dashboard:{trial}:note_str:0"] == HOSTILE.replace("bold", "bolder")
 
 
+@pytest.mark.slow
 def test_actions_that_would_harm_a_study_are_refused_with_a_reason(
     study: Study, database: Database
 ) -> None:
@@ -241,6 +247,7 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(
         assert client.status("GET", of_study) == 404
 
 
+@pytest.mark.slow
 def test_bad_requests_and_database_errors_are_answered_with_their_reason(
     study: Study, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +270,7 @@ def test_bad_requests_and_database_errors_are_answered_with_their_reason(
         assert "hpo_trial" in reason_of(answer)
 
 
+@pytest.mark.slow
 def test_every_view_says_that_the_database_is_away(
     study: Study, database: Database, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -285,6 +293,7 @@ def test_every_view_says_that_the_database_is_away(
         assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_failing_a_trial_in_the_page_leaves_its_worker_alive(
     database: Database, tiny_space: Path, tiny_data: Path
 ) -> None:
@@ -332,6 +341,7 @@ def test_without_a_login_only_this_machines_names_are_answered(
         assert framed.getheader("X-Frame-Options") == "DENY"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -375,6 +385,7 @@ def test_read_only_refuses_every_change(study: Study, database: Database) -> Non
         assert client.json(f"/api/studies/{study.id}")["trials"][-1]["state"] == "Running"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["", "/lab/hpo"])
 def test_the_login_guards_every_path(study: Study, database: Database, base: str) -> None:
     of_study = f"/dashboard/studies/{study.id}"
@@ -534,6 +545,7 @@ def browser() -> Iterator[Any]:
     chrome.quit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["", "/lab/hpo"])
 def test_the_pages_work_in_a_browser(
     study: Study, database: Database, browser: Any, base: str

@@ -220,6 +220,7 @@ def study(make_study: Callable[..., Study], tiny_space: Path, tiny_data: Path) -
     return study
 
 
+@pytest.mark.slow
 def test_a_finished_trial_has_its_last_and_its_best_weights(study: Study, tiny_data: Path) -> None:
     """`last` are those of the trial's PER, `best` those of the curve's lowest."""
     fraction = study.spec.validation.fraction
@@ -238,6 +239,7 @@ def test_a_finished_trial_has_its_last_and_its_best_weights(study: Study, tiny_d
         assert best.metadata["per"] == record.best_value
 
 
+@pytest.mark.slow
 def test_evaluate_scores_a_trial_and_its_exported_folder_alike(
     study: Study, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -262,6 +264,7 @@ def test_evaluate_scores_a_trial_and_its_exported_folder_alike(
     assert "already exists" in refusal(*export, "--out", out)
 
 
+@pytest.mark.slow
 def test_missing_weights_are_one_line(
     study: Study, make_study: Callable[..., Study], tiny_space: Path, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_finding_about_missing_rights_names_the_grant(
         execute(server, f"DROP ROLE {role}")
 
 
+@pytest.mark.slow
 def test_two_machines_prove_that_they_share_a_folder(database: Database, tmp_path: Path) -> None:
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     shared.mkdir()
@@ -133,6 +134,7 @@ def trained(database: Database, tiny_space: Path, tiny_data: Path) -> Study:
     return Study.open(database, "tiny")
 
 
+@pytest.mark.slow
 def test_code_and_data_are_compared_with_those_of_a_study(
     trained: Study, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +159,7 @@ def test_code_and_data_are_compared_with_those_of_a_study(
     assert "There are: tiny" in missing.text
 
 
+@pytest.mark.slow
 def test_other_code_and_data_are_named_with_their_trials(trained: Study) -> None:
     records = trained.records()
     trials = f"(trials: 4, on {socket.gethostname()})"

@@ -66,6 +66,7 @@ def test_a_part_of_a_gpu_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None
     assert visible_devices(()) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "gpus"),
     [

@@ -64,6 +64,7 @@ def study(make_study: Make, tiny_spec: StudySpec) -> Study:
     return make_study(tiny_spec)
 
 
+@pytest.mark.slow
 def test_new_bests_trouble_and_the_end_are_sent(study: Study, hook: Hook) -> None:
     warnings: list[str] = []
     study.finish(claim(study), completed(0.5))
@@ -103,6 +104,7 @@ def test_an_error_that_ends_the_launch_is_trouble(study: Study, hook: Hook) -> N
     assert message["text"] == "hpo s: the launch ended: the disk is full"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mood", "problem"),
     [
@@ -131,6 +133,7 @@ def test_a_bad_server_holds_nothing_up(
     assert "secret-token" not in warnings[0]
 
 
+@pytest.mark.slow
 def test_a_launch_sends_its_end(
     database: Database, tiny_space: Path, tiny_data: Path, hook: Hook
 ) -> None:

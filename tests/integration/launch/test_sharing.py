@@ -90,6 +90,7 @@ def test_the_options_make_a_plan_of_workers() -> None:
         plan_workers(2, "cpu", "2")
 
 
+@pytest.mark.slow
 def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     database: Database, tiny_space: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_constants_are_safe_over_a_wide_range(replay: Any) -> None:
         assert high / low >= 2
 
 
+@pytest.mark.slow
 def test_the_table_and_the_picture_name_every_run(shared_data: Path, tmp_path: Path) -> None:
     png, svg = tmp_path / "stops.png", tmp_path / "stops.svg"
     line = ("backtest", shared_data / "lab_runs", "--sweep")
@@ -221,6 +222,7 @@ def test_mistakes_are_one_line(
         assert part in line
 
 
+@pytest.mark.slow
 def test_a_study_is_replayed_with_its_own_rule(
     make_study: Callable[..., Study], tiny_spec: StudySpec
 ) -> None:

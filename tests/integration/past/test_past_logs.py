@@ -433,6 +433,7 @@ def test_without_same_data_nothing_is_added(study: Study, tmp_path: Path) -> Non
     assert not study.imported()
 
 
+@pytest.mark.slow
 def test_a_configuration_that_hpo_has_written_is_read(study: Study, tmp_path: Path) -> None:
     tree = BASE | {"lr_max": 0.003, "lr_max_day": 0.003, "an_extra": 1}
     files = {"run/training_log": log(), "hpo-config.json": json.dumps(tree)}
@@ -526,6 +527,7 @@ def test_a_backtest_with_the_rule_of_a_study(study: Study, tmp_path: Path) -> No
     assert "backtest" not in study.results(), "these are not its trials"
 
 
+@pytest.mark.slow
 def test_a_log_may_be_large(tmp_path: Path) -> None:
     """4 MB of other lines around the evaluations: lines are read in pieces, which cut some."""
     noise = "".join(f"progress {n} of 100000 [{'=' * 40}]\r\n" for n in range(10_000))
@@ -551,6 +553,7 @@ def val_batches(*numbers: int) -> bytes:
     return "".join(lines).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -626,6 +629,7 @@ def test_where_no_run_is_found_the_message_names_the_files_sought(tmp_path: Path
     assert "no such file or folder" in not_read(tmp_path / "gone", "--curve", path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -498,6 +498,7 @@ def test_imported_runs_count_neither_in_the_budget_nor_in_reports(
     assert "past run good, complete" in status
 
 
+@pytest.mark.slow
 def test_a_study_starts_from_the_trials_of_another(make_study: Make, spec: StudySpec) -> None:
     other, study = make_study(spec, "other"), make_study(spec, "s")
     while trial := other.claim(Process.this(), RECORD):
@@ -582,6 +583,7 @@ def test_incomparable_runs_are_listed_with_the_reason(
     assert not study.imported()
 
 
+@pytest.mark.slow
 def test_the_sampler_avoids_where_imported_runs_diverged(
     make_study: Make, spec: StudySpec, arguments: dict[str, Any], tmp_path: Path
 ) -> None:

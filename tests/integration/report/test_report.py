@@ -363,6 +363,7 @@ def text_of(html: str) -> str:
     return text + "\n"
 
 
+@pytest.mark.slow
 def test_the_page_is_the_golden_file(facts: ReportData) -> None:
     """To renew it, run RENEW_GOLDEN=1 pytest tests/integration/report; then read `git diff`."""
     text = text_of(html_of(facts))
@@ -371,6 +372,7 @@ def test_the_page_is_the_golden_file(facts: ReportData) -> None:
     assert text == TEXT.read_text()
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_elsewhere_and_is_the_same_each_time(
     study: Study, facts: ReportData
 ) -> None:
@@ -443,6 +445,7 @@ def test_the_picture_of_an_ensemble_has_a_line_for_each_mean_that_never_goes_bac
     assert all(xs == sorted(xs) for xs in curves)
 
 
+@pytest.mark.slow
 def test_text_that_people_write_is_escaped(make_study: Make, tiny_space: Path) -> None:
     tiny_space.write_text(SPACE.replace("  slow:", f'  "{EVIL} $x_y$": {{}}\n  slow:'))
     study = make_study(load_spec(tiny_space).model_copy(update={"question": EVIL}))
@@ -488,6 +491,7 @@ def test_a_page_says_that_no_trial_is_complete(make_study: Make, tiny_spec: Stud
         study.finish(trial, Failed("no memory", Cause.BAD_CONFIGURATION))
 
 
+@pytest.mark.slow
 def test_a_page_of_a_thousand_trials_is_cut_and_says_so(facts: ReportData) -> None:
     records = []
     curves = {}
@@ -525,6 +529,7 @@ def test_text_and_json_have_the_interval_and_the_findings(study: Study) -> None:
     assert printed["findings"]["confirm"]["configs"] == named(CONFIRM["configs"], PER)
 
 
+@pytest.mark.slow
 def test_the_files_are_written_or_one_line_says_why_not(
     study: Study, facts: ReportData, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from hpo.worker.worker import run_worker
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
+@pytest.mark.slow
 def test_a_whole_trial(database: Database, tmp_path: Path) -> None:
     record = trained(database, study_file(tmp_path))
     study = Study.open(database, "script")
@@ -55,6 +56,7 @@ open(os.environ["HPO_METRICS"], "a").write('{"step": 60, "value": 0.5}\\n')
 """
 
 
+@pytest.mark.slow
 def test_a_script_gets_its_words_environment_and_configuration(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ ENDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_the_state_and_reason_say_how_a_script_ended(
     database: Database, tmp_path: Path, end: str
@@ -147,6 +150,7 @@ def test_the_state_and_reason_say_how_a_script_ended(
     assert scripts_running(study_folder(study)) == []
 
 
+@pytest.mark.slow
 def test_the_reason_of_a_failure_has_the_last_lines_of_the_script(
     database: Database, tmp_path: Path
 ) -> None:
@@ -160,6 +164,7 @@ def test_the_reason_of_a_failure_has_the_last_lines_of_the_script(
     assert "ValueError: a fault of the script" in log
 
 
+@pytest.mark.slow
 def test_a_pattern_that_never_matches_is_the_reason_of_a_failure(
     database: Database, tmp_path: Path
 ) -> None:
@@ -195,6 +200,7 @@ def test_a_binary_log_is_shown(database: Database, tmp_path: Path) -> None:
     assert "!\"#$%&'()" in shown.stdout
 
 
+@pytest.mark.slow
 def test_changed_code_is_refused_unless_it_is_allowed(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, budget={"trials": 2})
     study = create_study(database, path)
@@ -213,6 +219,7 @@ def test_changed_code_is_refused_unless_it_is_allowed(database: Database, tmp_pa
     assert len(versions) == 2
 
 
+@pytest.mark.slow
 def test_every_command_works_for_a_script_from_try_to_export(
     database: Database, tmp_path: Path
 ) -> None:
@@ -269,6 +276,7 @@ def test_every_command_works_for_a_script_from_try_to_export(
     assert imported.returncode in (0, 2)
 
 
+@pytest.mark.slow
 def test_a_report_warns_of_figures_on_test(database: Database, tmp_path: Path) -> None:
     curve = {"take": "best"}
     path = study_file(tmp_path, {"partition": "test", "curve": curve, "seed": None})
@@ -321,6 +329,7 @@ TRIED: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finding", TRIED)
 def test_try_finds_how_a_script_resumes_and_what_it_lacks(
     database: Database, tmp_path: Path, finding: str
@@ -334,6 +343,7 @@ def test_try_finds_how_a_script_resumes_and_what_it_lacks(
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_the_study_file_and_results_do_not_count_as_code(
     database: Database, tmp_path: Path
 ) -> None:
@@ -356,6 +366,7 @@ def test_the_study_file_and_results_do_not_count_as_code(
     assert state_of_code() != state
 
 
+@pytest.mark.slow
 def test_a_refused_extension_changes_nothing(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path)
     line = ("launch", "--study", path, *ONE_WORKER)
@@ -410,6 +421,7 @@ def test_text_in_quotes_stays_text(database: Database, tmp_path: Path) -> None:
     assert {"--device=0", "--date=20230811", "--name=inf", "--eps=1e-6"} <= set(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "changes", "words"),
     [

@@ -183,6 +183,7 @@ hpo_report.report(200, loss, errors=torch.tensor([1, 0]), lengths=[torch.tensor(
 """
 
 
+@pytest.mark.slow
 def test_values_of_torch_are_written_as_numbers(folder: Path) -> None:
     pytest.importorskip("torch")
     (folder / "train.py").write_text("")

@@ -31,6 +31,7 @@ from hpo.worker.worker import run_worker
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["deaf", "leaves"])
 def test_nothing_remains_of_a_trial_that_is_killed(
     database: Database, tmp_path: Path, way: str
@@ -52,6 +53,7 @@ def test_nothing_remains_of_a_trial_that_is_killed(
     assert not trial_folder(folder, 0).exists()
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_exactly_after_five_interruptions(
     database: Database, tmp_path: Path
 ) -> None:
@@ -122,6 +124,7 @@ def _kill(pids: list[int]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_without_checkpoints_a_trial_starts_over(database: Database, tmp_path: Path) -> None:
     path = study_file(
         tmp_path,
@@ -165,6 +168,7 @@ class Crew:
         return True
 
 
+@pytest.mark.slow
 def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path) -> None:
     """Two workers train eight trials.
 
@@ -201,6 +205,7 @@ def test_a_budget_is_exact_whatever_is_killed(database: Database, tmp_path: Path
     assert scripts_running(folder) == []
 
 
+@pytest.mark.slow
 def test_a_terminated_worker_asks_its_script_to_stop(database: Database, tmp_path: Path) -> None:
     path = study_file(tmp_path, {"fixed": {"seconds": 0.2}})
     study = create_study(database, path)
@@ -213,6 +218,7 @@ def test_a_terminated_worker_asks_its_script_to_stop(database: Database, tmp_pat
     assert (trial_folder(study_folder(study), 0) / "attempt-1" / "stop").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_for_all_processes_of_a_job_hands_the_trial_back(
     database: Database, tmp_path: Path
 ) -> None:
@@ -229,6 +235,7 @@ def test_a_signal_for_all_processes_of_a_job_hands_the_trial_back(
     assert (record.state, record.cause) == ("waiting", "interrupted")
 
 
+@pytest.mark.slow
 def test_a_curve_among_the_checkpoints_goes_on(database: Database, tmp_path: Path) -> None:
     """The copied file has rows of steps that are trained again."""
     whole = tmp_path / "whole"

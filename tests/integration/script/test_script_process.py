@@ -272,6 +272,7 @@ def test_the_children_of_a_wrapper_that_ends_at_once_keep_their_grace(folder: Pa
     assert is_gone(child)
 
 
+@pytest.mark.slow
 def test_a_daemon_that_a_script_leaves_is_killed_at_its_end(folder: Path) -> None:
     code = DAEMON + 'wait_for("daemon")\nprint("done")'
     end = end_of(job(folder, *python(code)))
@@ -448,6 +449,7 @@ def test_a_stopped_keeper_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatc
     wait_until(lambda: is_gone(script))
 
 
+@pytest.mark.slow
 def test_a_log_is_capped_and_has_the_end_of_the_output(folder: Path) -> None:
     code = """
     block = (b"x" * 99 + b"\\n") * 10_000

@@ -42,6 +42,7 @@ def starter(embedded: EmbeddedServer, code: str = STARTER) -> "subprocess.Popen[
     )
 
 
+@pytest.mark.slow
 def test_four_starters_at_once_make_one_server(fresh: EmbeddedServer) -> None:
     processes = [starter(fresh) for _ in range(4)]
     urls = {process.communicate()[0] for process in processes}
@@ -49,6 +50,7 @@ def test_four_starters_at_once_make_one_server(fresh: EmbeddedServer) -> None:
     assert answers(urls.pop().strip())
 
 
+@pytest.mark.slow
 def test_a_server_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
     first = fresh.start()
     # It runs already.
@@ -59,6 +61,7 @@ def test_a_server_stops_and_starts_with_its_data(fresh: EmbeddedServer) -> None:
     assert answers(fresh.start())
 
 
+@pytest.mark.slow
 def test_killing_the_starter_leaves_the_server(fresh: EmbeddedServer) -> None:
     holder = starter(fresh, STARTER + "sys.stdin.read()")
     assert holder.stdout is not None
@@ -69,6 +72,7 @@ def test_killing_the_starter_leaves_the_server(fresh: EmbeddedServer) -> None:
     assert fresh.start() == url
 
 
+@pytest.mark.slow
 def test_a_killed_postmaster_is_replaced(fresh: EmbeddedServer) -> None:
     fresh.start()
     url = fresh.url()
@@ -78,6 +82,7 @@ def test_a_killed_postmaster_is_replaced(fresh: EmbeddedServer) -> None:
     assert answers(url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pid", [1, os.getpid(), 4_000_000], ids=["of init", "of another process", "of no process"]
 )
@@ -93,6 +98,7 @@ def test_a_stale_pid_file_is_no_obstacle(fresh: EmbeddedServer, pid: int) -> Non
     assert answers(fresh.start())
 
 
+@pytest.mark.slow
 def test_an_interrupted_first_start_is_no_obstacle(fresh: EmbeddedServer) -> None:
     draft = fresh.root / "data.new"
     draft.mkdir(parents=True)
@@ -231,6 +237,7 @@ TABLES = (
 )
 
 
+@pytest.mark.slow
 def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: EmbeddedServer) -> None:
     fresh.start()
     fresh.stop()
@@ -289,6 +296,7 @@ def test_the_embedded_server_works_as_a_normal_user(private_folder: Path) -> Non
     assert (folder / "postgres" / "data").stat().st_uid == 65534
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a home that its Postgres cannot reach")
 def test_as_root_with_a_private_home_the_data_lie_elsewhere(private_folder: Path) -> None:
     """A new home at the same path gets new data."""

@@ -53,6 +53,7 @@ def name_of(database: Database) -> str:
     return str(make_url(database.url).database)
 
 
+@pytest.mark.slow
 def test_an_old_study_is_read_and_goes_on(old: Database, tiny_space: Path, tiny_data: Path) -> None:
     listed = json.loads(run_hpo("studies", "--json").stdout)
     assert [(line["name"], line["ended"], line["best_per"]) for line in listed] == [

@@ -69,6 +69,7 @@ needs_namespaces = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_second_machine_never_touches_a_live_server(owned: EmbeddedServer) -> None:
     before = (owned.data / "postmaster.pid").read_text()
@@ -83,6 +84,7 @@ def test_a_second_machine_never_touches_a_live_server(owned: EmbeddedServer) -> 
     assert answers(owned.url())
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_second_machine_starts_the_server_only_after_adopting_it(owned: EmbeddedServer) -> None:
     crash(owned)
@@ -99,6 +101,7 @@ def test_a_second_machine_starts_the_server_only_after_adopting_it(owned: Embedd
     assert answers(owned.start())
 
 
+@pytest.mark.slow
 def test_there_is_nothing_to_adopt_at_home(owned: EmbeddedServer) -> None:
     for expected in ("it runs here", "it belongs to this machine"):
         done = here(owned, "database", "adopt")
@@ -107,6 +110,7 @@ def test_there_is_nothing_to_adopt_at_home(owned: EmbeddedServer) -> None:
         owned.stop()
 
 
+@pytest.mark.slow
 def test_the_same_machine_goes_on_after_a_crash_and_after_a_reboot(owned: EmbeddedServer) -> None:
     crash(owned)
     assert answers(owned.start())
@@ -115,6 +119,7 @@ def test_the_same_machine_goes_on_after_a_crash_and_after_a_reboot(owned: Embedd
     assert answers(owned.start())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -163,6 +168,7 @@ with psycopg2.connect(open_database().url.replace("+psycopg2", "")).cursor() as 
 """
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> None:
     """The other machine is the one that comes later, or the one that began."""
@@ -201,6 +207,7 @@ def test_no_row_is_lost_while_another_machine_tries(owned: EmbeddedServer) -> No
     assert count_rows() >= 200
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_live_server_in_another_container_is_not_adopted(fresh: EmbeddedServer) -> None:
     studies_and_wait = f"{sys.executable} -m hpo.cli studies && read wait"
@@ -249,6 +256,7 @@ def shared_home(private_folder: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", mounted], check=True)
 
 
+@pytest.mark.slow
 def test_on_a_network_the_data_lie_on_a_disk_of_this_machine(shared_home: Path) -> None:
     assert network_filesystem(shared_home) == "FUSE"
     embedded = EmbeddedServer(shared_home)
@@ -282,6 +290,7 @@ def test_data_that_an_earlier_version_put_on_a_network_stay_there(shared_home: P
     assert embedded.local_root() is None
 
 
+@pytest.mark.slow
 def test_a_home_of_an_earlier_version_without_an_owner_is_taken_over(
     owned: EmbeddedServer,
 ) -> None:
@@ -300,6 +309,7 @@ def test_a_home_of_an_earlier_version_without_an_owner_is_taken_over(
     assert answers(owned.start())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contents", ["", "{", "[]", "{}", '{"host": "a"}', "null"])
 def test_an_owner_file_that_cannot_be_read_needs_adopting(
     owned: EmbeddedServer, contents: str

@@ -71,6 +71,7 @@ def output_of(done: Done) -> str:
 # ---- where a password could be seen
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_password_nowhere(
     secret: str, tiny_space: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def uses_tls(url: str) -> bool:
     return bool(row == (True,))
 
 
+@pytest.mark.slow
 def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path) -> None:
     url, certificate = tls_server
     for mode in ("require", "verify-ca", "verify-full"):
@@ -277,6 +279,7 @@ def test_tls_options_reach_libpq(tls_server: tuple[str, Path], tmp_path: Path) -
         open_database(f"{url}&sslmode=verify-ca&sslrootcert=/nowhere")
 
 
+@pytest.mark.slow
 def test_the_doctor_says_how_far_tls_is_checked(
     tls_server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

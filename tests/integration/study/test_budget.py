@@ -139,6 +139,7 @@ def test_a_budget_is_raised_and_lowered_while_the_study_runs(
     assert make_study(tiny_spec).budget.trials == 2
 
 
+@pytest.mark.slow
 def test_workers_that_share_a_gpu_share_its_hours(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     workers = [Process("a", "1:1"), Process("a", "2:1"), Process("b", "1:1")]

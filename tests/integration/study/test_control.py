@@ -38,6 +38,7 @@ def measured(what: str, condition: Callable[[], Any]) -> None:
     print(f"{what}: {time.monotonic() - begin:.1f} s")
 
 
+@pytest.mark.slow
 def test_live_workers_obey(database: Database, tiny_space: Path, tiny_data: Path) -> None:
     """Two workers: a trial of one is killed, both pause with checkpoints, resume, and leave."""
     tiny_space.write_text(long(100_000, 10).replace("trials: 4", "trials: 6"))
@@ -212,6 +213,7 @@ def test_a_configuration_outside_the_space_is_refused(
         chosen(tiny_spec, setting, like)
 
 
+@pytest.mark.slow
 def test_an_enqueued_configuration_runs_next(make_study: Make, tiny_spec: StudySpec) -> None:
     study = make_study(tiny_spec)
     enqueue = ("enqueue", "--study", "s")

@@ -109,6 +109,7 @@ def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) ->
         open_reader(database, "s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

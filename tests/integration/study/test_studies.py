@@ -58,6 +58,7 @@ def test_the_list_shows_names_of_foreign_studies_as_they_are(database: Database)
     assert names == ['[/b] "x"', "[red]y"]
 
 
+@pytest.mark.slow
 def test_deleting_a_study_asks_first_and_removes_its_files(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
@@ -102,6 +103,7 @@ def test_with_force_a_study_is_deleted_under_its_worker(
     assert not study.finish(trial, completed(0.1))
 
 
+@pytest.mark.slow
 def test_the_error_about_an_unknown_study_names_the_nearest(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:

@@ -76,6 +76,7 @@ def test_random_draws_depend_on_seed_and_number_alone(
     assert len({config.flat()["optimizer.lr"] for config in drawn}) == 4
 
 
+@pytest.mark.slow
 def test_the_budget_is_exact_with_many_workers_at_once(
     make_study: Make, database: Database, tiny_space: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_interruptions_are_no_losses(make_study: Make, tiny_spec: StudySpec) -> 
         study.finish(trial, Interrupted())
 
 
+@pytest.mark.slow
 def test_an_invalid_drawn_configuration_fails_and_the_next_is_taken(
     make_study: Make, tiny_space: Path
 ) -> None:
@@ -285,6 +287,7 @@ def test_a_worker_that_lost_its_trial_does_not_wipe_the_curve(
     assert curve(study, taker) == [(2, 0.9, 2)]
 
 
+@pytest.mark.slow
 def test_a_trial_ended_by_hand_in_the_dashboard_is_left_as_it_is(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
@@ -507,6 +510,7 @@ def test_optuna_gets_a_thin_curve_with_the_last_value(steps: int, every: int) ->
     assert min(len(evaluations), 12) <= len(kept) <= 26
 
 
+@pytest.mark.slow
 def test_a_study_is_reopened_with_its_own_spec_or_a_grown_one(
     make_study: Make, tiny_space: Path
 ) -> None:
@@ -536,6 +540,7 @@ def test_a_study_is_reopened_with_its_own_spec_or_a_grown_one(
         grown.finish(claim(grown), completed(0.5))
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_the_defaults_that_it_was_made_with(
     make_study: Make, tiny_spec: StudySpec
 ) -> None:
@@ -560,6 +565,7 @@ def test_a_study_of_the_other_direction_is_refused(
         make_study(tiny_spec)
 
 
+@pytest.mark.slow
 def test_four_makers_at_once_make_one_study(database: Database, tiny_spec: StudySpec) -> None:
     data = {"path": None, "fingerprint": "f", "n_features": 3, "n_days": 2}
 
@@ -624,6 +630,7 @@ def draws_above(study: Study, bound: float, outcome_above: Stopped | Failed) -> 
     return float(np.mean(np.array(drawn[30:]) > bound))
 
 
+@pytest.mark.slow
 def test_the_sampler_draws_clearly_less_where_runs_diverged(
     make_study: Make, tmp_path: Path
 ) -> None:
@@ -639,6 +646,7 @@ def test_the_sampler_draws_clearly_less_where_runs_diverged(
     assert learned < failing
 
 
+@pytest.mark.slow
 def test_conditional_parameters_are_sampled_and_learned(make_study: Make, tiny_space: Path) -> None:
     """adam is better than sgd, and the better the smaller its eps."""
     tiny_space.write_text(TINY.replace("trials: 4", "trials: 30"))

@@ -64,6 +64,7 @@ def test_a_snapshot_shows_what_the_records_hold(study: Study) -> None:
     assert (seen.spent.ended, seen.waiting, seen.halt) == (2, 0, None)
 
 
+@pytest.mark.slow
 def test_the_number_of_queries_for_a_snapshot_does_not_grow_with_trials(study: Study) -> None:
     def queries() -> int:
         statements: list[str] = []
@@ -149,6 +150,7 @@ def test_a_pipe_gets_plain_lines_until_the_study_is_over(study: Study) -> None:
     assert "--watch with --json: give one of the two" in both
 
 
+@pytest.mark.slow
 def test_the_screen_comes_and_goes_with_a_key(study: Study) -> None:
     screen_end, process_end = pty.openpty()
     command = [sys.executable, "-m", "hpo.cli", "status", "--study", "s", "--watch"]
@@ -231,6 +233,7 @@ def test_log_lines_of_a_trial_go_to_its_file(
     assert "cannot be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_log_is_followed_until_its_trial_is_over(study: Study) -> None:
     folder = study_folder(study) / "logs"
     folder.mkdir(parents=True)

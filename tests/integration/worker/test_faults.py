@@ -141,6 +141,7 @@ def test_a_worker_trains_on_without_its_database_and_reports_everything_afterwar
     assert (record.state, record.step, record.last_value) == ("complete", 6, record.value)
 
 
+@pytest.mark.slow
 def test_a_worker_cut_off_beyond_its_lease_writes_no_weights_until_it_may(
     parts: Parts, outage: Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_worker_cut_off_beyond_its_lease_writes_no_weights_until_it_may(
     assert files == ["best.safetensors", "last.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_database_is_away_keeps_the_work(
     parts: Parts, outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_signal_while_the_database_is_away_keeps_the_work(
     assert (record.state, record.attempts) == ("complete", 2)
 
 
+@pytest.mark.slow
 def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
     make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
@@ -311,6 +314,7 @@ def endless(make_study: Make, tiny_space: Path, tiny_data: Path) -> Study:
     return make_study(spec, fingerprint=sentences.fingerprint, path=str(tiny_data))
 
 
+@pytest.mark.slow
 def test_a_launch_says_that_its_database_is_away_and_goes_on(
     database: Database, tiny_space: Path, tiny_data: Path, outage: Outage
 ) -> None:
@@ -328,6 +332,7 @@ def test_a_launch_says_that_its_database_is_away_and_goes_on(
     assert "trials wait for a worker; run the same command to continue" in err
 
 
+@pytest.mark.slow
 def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_are_not(
     endless: Study, tiny_data: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +356,7 @@ def test_workers_that_trials_kill_are_started_again_and_those_that_never_begin_a
     assert attempts_at_kills == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_cluster_job_that_must_leave_while_its_database_is_away_has_work_left(
     endless: Study, tiny_data: Path, database: Database, outage: Outage
 ) -> None:
@@ -368,6 +374,7 @@ def test_a_cluster_job_that_must_leave_while_its_database_is_away_has_work_left(
         outage.end()
 
 
+@pytest.mark.slow
 def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
     endless: Study, database: Database
 ) -> None:
@@ -385,6 +392,7 @@ def test_a_study_that_is_deleted_ends_its_workers_with_one_line(
         endless.records()
 
 
+@pytest.mark.slow
 def test_sigusr1_hands_the_trial_back_and_ends_well(endless: Study) -> None:
     def send() -> None:
         until(lambda: has_trained(endless))
@@ -420,6 +428,7 @@ def connections_of(worker: WorkerProcess, connection: Any) -> list[int]:
         return [pid for (pid,) in cursor.fetchall()]
 
 
+@pytest.mark.slow
 def test_a_worker_obeys_a_signal_while_the_database_hangs(
     endless: Study, tiny_data: Path, tmp_path: Path, connection: Any
 ) -> None:
@@ -500,6 +509,7 @@ def test_without_a_shared_folder_a_trial_starts_over_elsewhere(
     assert (record.number, record.attempts) == (0, 2)
 
 
+@pytest.mark.slow
 def test_a_worker_needs_two_connections_and_hands_its_trial_back_at_ctrl_c(
     endless: Study, tiny_data: Path, tmp_path: Path, connection: Any
 ) -> None:

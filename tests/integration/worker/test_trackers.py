@@ -83,6 +83,7 @@ def assert_tensorboard_has(study: Study, folder: Path) -> None:
         assert final_per == pytest.approx(record.value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_curves_that_the_study_has(
     study: Study, data: Recordings, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_tensorboard_has_the_curves_that_the_study_has(
     assert b"complete" in text.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_a_trial_that_goes_on_has_each_step_once(
     study: Study, data: Recordings, tmp_path: Path
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_trial_that_goes_on_has_each_step_once(
     assert_tensorboard_has(study, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_write_costs_a_line_and_no_trial(
     study: Study, data: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -140,6 +143,7 @@ def test_points_of_a_killed_attempt_after_its_checkpoint_are_replaced(tmp_path: 
     assert written == approximately([(2, 0.9), (4, 0.6), (6, 0.5)])
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_line_and_the_rest_of_that_attempt_alone(
     study: Study,
     data: Recordings,
@@ -171,6 +175,7 @@ def test_a_full_disk_costs_a_line_and_the_rest_of_that_attempt_alone(
     assert len(points_of(folder / "trial-1", "per")) == 3
 
 
+@pytest.mark.slow
 def test_a_package_that_is_missing_on_one_machine_costs_no_trial(
     study: Study,
     data: Recordings,

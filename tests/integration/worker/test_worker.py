@@ -39,6 +39,7 @@ def weights_of(trial: Trial, data: Recordings) -> dict[str, torch.Tensor]:
     return GruTraining(trial.config, data).state.scored.state_dict()
 
 
+@pytest.mark.slow
 def test_a_trial_completes_with_its_final_score(
     make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_training_that_is_not_finite_stops_at_its_step(
     assert "gradient norm" in record.reason
 
 
+@pytest.mark.slow
 def test_an_error_in_the_training_is_a_failed_trial_with_its_cause(
     make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
 ) -> None:

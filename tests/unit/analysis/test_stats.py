@@ -72,6 +72,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "sentences", "difficulty_sd", "skill_sd"), SETTINGS)
 def test_the_interval_covers_the_true_per_as_often_as_it_says(
     seeds: int, sentences: int, difficulty_sd: float, skill_sd: float
@@ -123,6 +124,7 @@ def test_a_percentile_bootstrap_of_seeds_would_be_too_narrow() -> None:
     assert 0.92 <= share(covers(interval_of(scores), PER) for scores in draws) <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds_a", "seeds_b"), [(5, 5), (1, 1)])
 def test_the_difference_is_covered_and_the_permutation_test_holds_its_level(
     seeds_a: int, seeds_b: int

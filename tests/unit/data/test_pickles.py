@@ -218,6 +218,7 @@ unpickle(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CRAFTED)
 def test_a_crafted_pickle_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     """In a process of its own: in Python's unpickler, six of these end the process by a signal."""
@@ -235,6 +236,7 @@ def test_deep_nesting_outside_of_keys_is_read(tmp_path: Path) -> None:
     assert type(value) is tuple
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", range(FUZZ_PROCESSES))
 def test_no_pickle_of_odd_parts_ends_the_process(tmp_path: Path, process: int) -> None:
     """With Python's unpickler and a list of allowed names, about one in twenty of these ends it."""

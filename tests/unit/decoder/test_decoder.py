@@ -98,6 +98,7 @@ def test_logits_do_not_depend_on_the_batch(
         torch.testing.assert_close(logits[:count], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 240])
 def test_scores_do_not_depend_on_the_scoring_batch(
     demo_sentences: Sentences, monkeypatch: pytest.MonkeyPatch, size: int

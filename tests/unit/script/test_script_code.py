@@ -160,6 +160,7 @@ def test_untracked_code_counts(repository: Path) -> None:
     assert digest(repository) != first.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -241,6 +242,7 @@ def test_an_untracked_single_file_is_changed(repository: Path) -> None:
     assert state.diff == "Untracked: new.py\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ein Würfel.py", "a\nb.py", "-rf.py", "[ab]*.py", ":(top)x.py"])
 @pytest.mark.parametrize("tracked", [True, False])
 def test_files_with_odd_names_count(repository: Path, name: str, tracked: bool) -> None:

@@ -782,6 +782,7 @@ def test_a_restarted_script_may_go_back_only_once(killed: tuple[Path, Any]) -> N
             Rows(CurveSettings(), path, start, restarts=1).read()
 
 
+@pytest.mark.slow
 def test_a_read_without_news_is_quick(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "value": 0.5}}\n' for step in range(50_000)))
@@ -1025,6 +1026,7 @@ def steps_never_decrease(rows: Sequence[Row]) -> bool:
     return steps == sorted(steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=120, deadline=None, database=None)
 @given(rows=entries(), data=st.data())
@@ -1093,6 +1095,7 @@ def test_a_table_that_is_rewritten_at_every_row(rows: Any, data: st.DataObject) 
     assert curve_of(rows_read) == curve_of(expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, database=None)
 @given(data=st.binary(max_size=400), name=st.sampled_from(list(FORMATS)))
 def test_garbage_gives_rows_or_one_printable_line(data: bytes, name: str) -> None:

@@ -132,6 +132,7 @@ def test_the_policy_proposes_even_if_all_trials_are_equal_or_diverged() -> None:
     assert set(propose(SPEC, all_but_one_diverged, 1, 12)) <= set(SPEC.parameters)
 
 
+@pytest.mark.slow
 def test_the_model_of_a_thousand_trials_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpo.space.policy.KNOWN", 40)
     seen = ended(range(60))

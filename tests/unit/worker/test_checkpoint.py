@@ -89,6 +89,7 @@ def facts(p: Updates) -> tuple[object, ...]:
     return p.step, p.loss, p.grad_norm, p.lr, p.score, p.validation_loss
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(decoder=decoders(), steps_before=st.integers(1, 11))
 def test_a_resumed_training_is_the_same_bit_for_bit(
