@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, script: str, python: str = sys.executable, **variables: str) -> str:
-    """What the script prints."""
+    """Write a script and run it. Returns what it prints."""
     (folder / "train.py").write_text(f"import hpo_report\n{script}")
+    return run_written(folder, python, **variables)
+
+
+def run_written(folder: Path, python: str = sys.executable, **variables: str) -> str:
+    """Run the script that is in the folder. Returns what it prints."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HPO_")}
     done = subprocess.run(
         [python, "train.py"],
@@ -203,13 +208,12 @@ for step in range(1, 301):
 def test_lines_of_several_processes_do_not_mix(folder: Path) -> None:
     """Not even where rows are far longer than a buffer."""
     variables = in_a_trial(folder)
-    writers = [
-        threading.Thread(target=run, args=(folder, LONG), kwargs=variables) for _ in range(3)
-    ]
+    # Written once: a process that starts meanwhile would read a file that is cut short.
+    (folder / "train.py").write_text(f"import hpo_report\n{LONG}")
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(run_written, folder, **variables) for _ in range(3)]
     for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+        writer.result()
     written = rows(folder)
     assert sorted(row["step"] for row in written) == sorted(list(range(1, 301)) * 3)
     assert all(row["errors"] == [1] * 5000 for row in written)
