@@ -5,6 +5,7 @@ The text is one line: what was given, what is valid, what to do.
 HpoError
 |-- CallerError    exit code 2: the user asked for something that is wrong
 |   |-- SpecError      a study file, a profile, a --set
+|   |   `-- UnknownFieldError  a name that is no field of the trainer's configuration
 |   |-- DataError      a data set
 |   `-- StudyError     a study name, a study that differs, a trial that does not exist
 `-- MachineError   exit code 1: the machine or the network failed
@@ -29,6 +30,10 @@ class CallerError(HpoError):
 
 
 class SpecError(CallerError):
+    pass
+
+
+class UnknownFieldError(SpecError):
     pass
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, UnknownFieldError
 
 
 def number_in_text(value: Any) -> Any:
@@ -99,7 +99,7 @@ class Config(Settings):
     def check_name(cls, name: str, place: str) -> None:
         """Raises SpecError if there is no such field; the message suggests the most similar one."""
         if name not in cls.names():
-            raise SpecError(unknown(name, cls.names(), place))
+            raise UnknownFieldError(unknown(name, cls.names(), place))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, UnknownFieldError
 from hpo.settings import Config, explain, unknown
 from hpo.space.budget import Budget
 from hpo.space.file import Profile, SpaceFile, read_file, value_in_text
@@ -94,13 +94,12 @@ def load_spec(
     file = read_file(path)
     try:
         return _spec_of(path, file, _Overrides(profile, settings or {}, trials, policy))
-    except SpecError as error:
-        names_no_trainer = file.script is None and "trainer" not in file.model_fields_set
-        if names_no_trainer and "there is no" in str(error):
-            raise SpecError(
-                f"{error}. (The space names no trainer, so it uses the built-in decoder)"
-            ) from None
-        raise
+    except UnknownFieldError as error:
+        if file.script is not None or "trainer" in file.model_fields_set:
+            raise
+        raise SpecError(
+            f"{error}. (The space names no trainer, so it uses the built-in decoder)"
+        ) from None
 
 
 @dataclass(frozen=True)

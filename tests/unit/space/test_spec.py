@@ -481,3 +481,24 @@ def test_a_setting_on_the_command_line_counts_as_written(tiny_space: Path) -> No
     assert load_spec(tiny_space, trials=4).differences(plain) == []
     assert load_spec(tiny_space, trials=9).differences(plain) == ["budget.trials"]
     assert load_spec(tiny_space, policy="gp").differences(plain) == ["policy"]
+
+
+HINT = "The space names no trainer, so it uses the built-in decoder"
+
+
+def test_a_field_of_another_trainer_gets_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("parameters: {hidden_size: {choices: [32, 64]}}\n")
+    with pytest.raises(SpecError, match=rf"there is no 'hidden_size'.*{HINT}"):
+        load_spec(path)
+
+
+def test_an_option_gets_no_hint_about_the_trainer(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(TINY)
+    with pytest.raises(SpecError, match="--policy: there is no 'gpp'") as policy:
+        load_spec(path, policy="gpp")
+    with pytest.raises(SpecError, match="--profile: there is no 'big'|has none") as profile:
+        load_spec(path, "big")
+    assert HINT not in str(policy.value)
+    assert HINT not in str(profile.value)
