@@ -498,7 +498,7 @@ def test_an_option_gets_no_hint_about_the_trainer(tmp_path: Path) -> None:
     path.write_text(TINY)
     with pytest.raises(SpecError, match="--policy: there is no 'gpp'") as policy:
         load_spec(path, policy="gpp")
-    with pytest.raises(SpecError, match="--profile: there is no 'big'|has none") as profile:
+    with pytest.raises(SpecError, match=r"--profile: there is no 'big'|has none") as profile:
         load_spec(path, "big")
     assert HINT not in str(policy.value)
     assert HINT not in str(profile.value)
