@@ -412,6 +412,26 @@ class Ensembles:
 
 
 @dataclass(frozen=True)
+class Inexpressible:
+    """An argument of a run that a configuration cannot express."""
+
+    field: str
+    """The dotted field that it would set; empty if there is none."""
+    why: str
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What the arguments of a run say in the names of a trainer."""
+
+    config: dict[str, Any]
+    """Dotted name -> value for every field that they set."""
+    inexpressible: tuple[Inexpressible, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """Arguments whose effect on a training is not known."""
+
+
+@dataclass(frozen=True)
 class PastRuns:
     """How run folders of a trainer's own kind are read, for `hpo import`.
 
@@ -420,12 +440,14 @@ class PastRuns:
 
     read: Callable[[Path], Any]
     """(path) -> the contents of a file of plain values. Raises DataError."""
-    translate: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
-    """(arguments of a run) -> (dotted name: value for every field that they set, and a line for
-    each argument that a configuration cannot express).
-    """
+    translate: Callable[[Mapping[str, Any]], Translated]
+    """(arguments of a run) -> what they say in the names of the trainer."""
     lr_factor: Callable[[Any, int], float]
     """(configuration, steps done) -> planned learning rate / its largest value."""
+    weight_faults: Callable[[Path, list[str]], list[str]]
+    """(folder of a run, warnings that get what is doubtful otherwise) -> a line for each reason why
+    its weights are those of another model; empty if there are no weights.
+    """
 
 
 def _steps_in_words(config: Any) -> str:

@@ -73,15 +73,18 @@ def _scripts_of_file(path: Path) -> "ScriptRuns":
     if not isinstance(tree.get("script"), dict):
         raise SpecError(f"--curve {path}: no script: section. Give a study file that has one")
     settings = read_section(tree["script"], f"{path.name}: script")
-    targets = {name: [field] for name, field in _own_fields(settings).items()}
-    fields = Fields(targets | _writes(tree), _fixed(settings), None, settings.steps)
+    fields = Fields(_own_fields(settings) | _writes(tree), _fixed(settings), None, settings.steps)
     return _scripts(settings, fields, settings.metric)
 
 
-def _own_fields(settings: "ScriptSettings") -> dict[str, str]:
+def _own_fields(settings: "ScriptSettings") -> dict[str, list[str]]:
     """The script's fields for steps and seed, if it has them."""
-    own = {"steps": settings.steps, "seed": settings.seed}
-    return {name: field for name, field in own.items() if isinstance(field, str)}
+    own: dict[str, list[str]] = {}
+    if isinstance(settings.steps, str):
+        own["steps"] = [settings.steps]
+    if settings.seed:
+        own["seed"] = list(settings.seed)
+    return own
 
 
 def _writes(tree: Mapping[Any, Any]) -> dict[str, list[str]]:
@@ -197,6 +200,11 @@ def _read(
     return read_runs(path, parse_maps(maps), _brain_to_text_25())
 
 
+def _split(names: str) -> list[str]:
+    """a,b -> the names, without white space around them."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 # ---- the commands
 
 
@@ -226,6 +234,14 @@ def _read(
     metavar="FIELD=VALUE",
     help="The value of a field in runs that do not record it, such as optimizer.eps=1e-8.",
 )
+@click.option(
+    "--accept-unknown",
+    "accepted",
+    multiple=True,
+    metavar="NAMES",
+    help="Settings of the runs that hpo does not know and that you take as without effect, "
+    "separated by commas. A run with others informs no study.",
+)
 @database_option
 @json_option
 def import_(
@@ -236,6 +252,7 @@ def import_(
     study_file: Path | None,
     maps: tuple[str, ...],
     settings: tuple[str, ...],
+    accepted: tuple[str, ...],
     database: str | None,
     as_json: bool,
 ) -> None:
@@ -249,7 +266,7 @@ def import_(
     """
     from rich.console import Console
 
-    from hpo.past.importing import facts, import_runs, runs_of, stated
+    from hpo.past.importing import facts, import_runs, runs_of, stated, with_accepted
     from hpo.space.load import parse_settings
     from hpo.terminal.past import past_picture
 
@@ -264,6 +281,8 @@ def import_(
             f"--from-study {other} without --study: the study whose sampler learns is missing. Add "
             "--study NAME"
         )
+    if accepted and runs_dir is None:
+        raise CallerError("--accept-unknown is about the runs in RUNS_DIR. Leave it out")
     opened = open_study(study, database) if study else None
     scripts = _scripts_for(opened, study_file, maps)
     trainer = _trainer(opened)
@@ -273,6 +292,7 @@ def import_(
         config = None if study_file else trainer.config
         values = parse_settings(settings, names=config.names() if config else None)
         runs = [stated(run, values, config) for run in runs]
+        runs = with_accepted(runs, [name for names in accepted for name in _split(names)])
     else:
         assert opened and other
         runs = runs_of(open_study(other, database), opened)

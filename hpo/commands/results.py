@@ -162,6 +162,8 @@ def evaluate(
     if as_json:
         echo_json(result)
     else:
+        for warning in result["warnings"]:
+            click.echo(f"hpo: warning: {warning}", err=True)
         click.echo(score_text(result))
 
 

@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import re
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 
 from hpo.data.pickles import check_torch_file, unpickle
 from hpo.decoder.config import DecoderConfig
-from hpo.decoder.lab import lab_arguments
+from hpo.decoder.lab import lab_arguments, plain_arguments, unknown_words
 from hpo.decoder.model import GruDecoder
 from hpo.errors import CallerError, DataError, SpecError
 
@@ -26,6 +28,24 @@ from hpo.errors import CallerError, DataError, SpecError
 HEADER = "hpo_decoder"
 # Taps of the smoothing, which neural_seq_decoder fixes in its code.
 REFERENCE_KERNEL = 20
+# Parts of names that are added when a model is wrapped: by DataParallel and by torch.compile.
+WRAPPERS = ("module", "_orig_mod")
+# Where checkpoints have the weights of the model.
+IN_CHECKPOINTS = ("model_state_dict", "state_dict", "model")
+# neural_seq_decoder has these for each day and never uses them.
+_UNUSED = re.compile(r"inpLayer\d+\.(weight|bias)")
+# Names that a message shows, and letters of each.
+SHOWN = 5
+LONGEST_NAME = 60
+# Argument -> the field that the shapes of the weights give.
+GIVEN_BY_WEIGHTS = {
+    "nUnits": "model.units",
+    "nLayers": "model.layers",
+    "bidirectional": "model.bidirectional",
+    "kernelLen": "model.kernel",
+    "use_layer_norm": "model.layer_norm",
+    "nClasses": "model.classes",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,8 @@ class Decoder:
     config: DecoderConfig
     # study, trial, step, per, ...
     metadata: dict[str, Any]
+    # What is doubtful about the weights or the configuration, in words.
+    warnings: tuple[str, ...] = ()
 
 
 def save_decoder(
@@ -76,7 +98,21 @@ def load_decoder(path: Path) -> Decoder:
             f"{path}: a safetensors file, but not one of hpo (its header has no {HEADER})"
         )
     config = DecoderConfig().with_values(header.pop("config"), f"{path}: ")
-    return Decoder(_build_model(path, config, weights), config, header)
+    model = _build_model(path, config, weights)
+    return Decoder(model, config, header, tuple(_not_finite(weights)))
+
+
+def _not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """A warning that names the weights with values that are no numbers."""
+    names = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    return [f"NaN or infinite values in its weights {_some(names)}"] if names else []
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - SHOWN
+    text = ", ".join(name[:LONGEST_NAME] for name in names[:SHOWN])
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def _build_model(path: Path, config: DecoderConfig, weights: dict[str, torch.Tensor]) -> GruDecoder:
@@ -149,21 +185,106 @@ def reference_name(name: str) -> str:
 
 def _load_reference(folder: Path) -> Decoder:
     arguments = unpickle(folder / "args")
-    reference = _read_state_dict(folder / "modelWeights")
     if not isinstance(arguments, dict) or "strideLen" not in arguments:
         raise DataError(f"{folder / 'args'}: no pickled dict with strideLen")
+    arguments = plain_arguments(arguments)
+    reference = _read_state_dict(folder / "modelWeights")
+    config = _config_of(folder, reference, arguments)
+    faults = _reference_faults(reference, arguments, config)
+    if faults:
+        raise DataError(f"{folder}: {faults[0]}")
+    model = _build_model(folder, config, _own_weights(reference, config))
+    warnings = _reference_warnings(reference)
+    unknown = unknown_words(arguments)
+    if unknown:
+        warnings.append(
+            f"its args have words that hpo does not know: {_some(unknown)}. If one of them changes "
+            "the model, the score is not that of the model that was trained"
+        )
+    return Decoder(model, config, {"step": None, "per": None}, tuple(warnings))
+
+
+def weight_faults(folder: Path, warnings: list[str]) -> list[str]:
+    """Why the modelWeights in a run's folder are those of another model than its args describe, a
+    line for each reason. Empty if there are none or if they cannot be read.
+
+    warnings: gets what is doubtful otherwise.
+    """
+    path = folder / "modelWeights"
+    if not path.is_file():
+        return []
     try:
-        config = DecoderConfig().with_values(_model_values(reference, arguments), f"{folder}: ")
-        weights = _own_weights(reference, config)
+        reference = _read_state_dict(path)
+        arguments = unpickle(folder / "args") if (folder / "args").is_file() else {}
+    except DataError as error:
+        warnings.append(f"its weights are not checked: {error}")
+        return []
+    # The stride is not needed to compare names and shapes.
+    arguments = {"strideLen": 1} | plain_arguments(arguments)
+    try:
+        config = _config_of(folder, reference, arguments)
+    except DataError as error:
+        return [str(error)]
+    warnings += [f"modelWeights: {warning}" for warning in _reference_warnings(reference)]
+    return [f"modelWeights: {fault}" for fault in _reference_faults(reference, arguments, config)]
+
+
+def _reference_warnings(reference: Mapping[str, torch.Tensor]) -> list[str]:
+    used = {name: weight for name, weight in reference.items() if not _UNUSED.fullmatch(name)}
+    return _not_finite(used)
+
+
+def _config_of(
+    folder: Path, reference: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]
+) -> DecoderConfig:
+    """The configuration of the model whose weights these are. Raises DataError."""
+    try:
+        return DecoderConfig().with_values(_model_values(reference, arguments), f"{folder}: ")
     except SpecError as error:
         raise DataError(str(error)) from None
     except (LookupError, AttributeError, ValueError, TypeError, ArithmeticError) as error:
         raise DataError(
             f"{folder / 'modelWeights'}: not the weights of neural_seq_decoder's model "
-            f"(missing or odd: {error})"
+            f"(missing or odd: {error}). It has {_some(list(reference))}"
         ) from None
-    model = _build_model(folder, config, weights)
-    return Decoder(model, config, {"step": None, "per": None})
+
+
+def _reference_faults(
+    reference: Mapping[str, torch.Tensor], arguments: Mapping[str, Any], config: DecoderConfig
+) -> list[str]:
+    """Why these are not the weights of neural_seq_decoder's model with these arguments."""
+    faults: list[str] = []
+    expected = _reference_names(config)
+    unused = [name for name in reference if name not in expected and not _UNUSED.fullmatch(name)]
+    if unused:
+        faults.append(f"weights that the model does not use: {_some(unused)}")
+    missing = [name for name in expected if name not in reference]
+    if missing:
+        faults.append(f"weights that the model needs are missing: {_some(missing)}")
+    smoothing = reference["gaussianSmoother.weight"]
+    first = smoothing[:1].expand_as(smoothing)
+    if not torch.allclose(smoothing, first, rtol=0, atol=0, equal_nan=True):
+        faults.append(
+            "gaussianSmoother.weight differs between features; the model smooths all alike"
+        )
+    values = config.flat()
+    for name, field in GIVEN_BY_WEIGHTS.items():
+        stated = arguments.get(name)
+        if isinstance(stated, int | float | str) and stated != values[field]:
+            faults.append(
+                f"args say {name} = {reprlib.repr(stated)}, its weights are of "
+                f"{values[field]}: args or weights are those of another run"
+            )
+    return faults
+
+
+def _reference_names(config: DecoderConfig) -> list[str]:
+    """The weights that a model of this shape has, under the names of neural_seq_decoder."""
+    # On no device, so that large models take neither time nor memory.
+    with torch.device("meta"):
+        model = GruDecoder(config.model, 1, 1)
+    own = [reference_name(name) for name in model.state_dict() if name != "smoothing_K"]
+    return [*own, "gaussianSmoother.weight"]
 
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
@@ -177,10 +298,49 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state_dict, dict):
         raise DataError(f"{path}: a {type(state_dict).__name__}, not a state dict. Copy it again")
-    return state_dict
+    return _unwrapped(path, state_dict)
 
 
-def _model_values(reference: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _unwrapped(path: Path, state_dict: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """The weights under the names that they had before the model was wrapped. Raises DataError for
+    what is no state dict.
+    """
+    for name in IN_CHECKPOINTS:
+        if isinstance(state_dict.get(name), dict):
+            raise DataError(
+                f"{path}: a checkpoint with {_some([str(key) for key in state_dict])}, not a state "
+                f"dict. Save what it has under {name!r} alone, with torch.save"
+            )
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in state_dict.items():
+        if not _is_plain(weight):
+            kind = type(weight).__name__
+            raise DataError(
+                f"{path}: {str(name)[:LONGEST_NAME]!r} is a {kind}, not plain weights. Valid: a "
+                "state dict of neural_seq_decoder's model"
+            )
+        parts = [part for part in str(name).split(".") if part not in WRAPPERS]
+        bare_name = ".".join(parts)
+        if bare_name in weights:
+            raise DataError(
+                f"{path}: two weights are {bare_name[:LONGEST_NAME]}, one of them in a wrapped "
+                "model. Valid: a state dict of one model"
+            )
+        weights[bare_name] = weight
+    return weights
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether this is a tensor in memory that is as large as its shape says."""
+    if not isinstance(weight, torch.Tensor) or weight.layout != torch.strided:
+        return False
+    size = weight.numel() * weight.element_size()
+    return weight.device.type == "cpu" and size <= weight.untyped_storage().nbytes()
+
+
+def _model_values(
+    reference: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """The fields of the model, by dotted name, taken from the weights' shapes where possible.
 
     Only the stride and the width of the smoothing are in `args` alone.
@@ -202,14 +362,13 @@ def _model_values(reference: dict[str, Any], arguments: dict[str, Any]) -> dict[
     }
 
 
-def _own_weights(reference: dict[str, Any], config: DecoderConfig) -> dict[str, torch.Tensor]:
+def _own_weights(
+    reference: Mapping[str, torch.Tensor], config: DecoderConfig
+) -> dict[str, torch.Tensor]:
     """The weights of neural_seq_decoder under the names of GruDecoder."""
-    n_days, n_features, _ = reference["dayWeights"].shape
-    weights = {
-        name: reference[reference_name(name)]
-        for name in GruDecoder(config.model, n_days, n_features).state_dict()
-        if name != "smoothing_K"
-    }
+    with torch.device("meta"):
+        names = GruDecoder(config.model, 1, 1).state_dict()
+    weights = {name: reference[reference_name(name)] for name in names if name != "smoothing_K"}
     weights["smoothing_K"] = reference["gaussianSmoother.weight"][0, 0]
     return weights
 

@@ -12,6 +12,8 @@ from hpo.decoder.train import evaluate, set_precision
 from hpo.errors import CallerError, DataError
 from hpo.text import percent
 
+BUNDLED = "the bundled recordings"
+
 
 def score(
     model: Path, data: Path | None, partition: Partition, device: torch.device, padding: str | None
@@ -24,12 +26,17 @@ def score(
     if padding:
         decoder.model.config = decoder.config.with_values({"model.padding": padding}).model
     loaded = load_for_scoring(data, partition, decoder.model.config, device)
-    check_fit(decoder, loaded.n_features, loaded.n_days)
+    source = str(data) if data else BUNDLED
+    try:
+        check_fit(decoder, loaded.n_features, loaded.n_days)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     set_precision(decoder.config)
     per, loss = evaluate(decoder.model.to(device), loaded, decoder.config.precision)
     return {
         "model": str(model),
         "facts": decoder.metadata,
+        "warnings": list(decoder.warnings),
         "data": str(data) if data else None,
         "partition": partition,
         "padding": decoder.model.config.padding,
@@ -59,9 +66,11 @@ def score_text(score: dict[str, Any]) -> str:
     """One line for people about the result of `score`. `score` has a `device` in addition."""
     errors = sum(score["errors"])
     phonemes = sum(score["lengths"])
+    data = score["data"] or BUNDLED
     return (
-        f"PER {percent(score['per'])} on {score['partition']}: {errors} errors in {phonemes} "
-        f"phonemes of {len(score['lengths'])} sentences (greedy decoding; {score['device']})"
+        f"PER {percent(score['per'])} on {score['partition']} of {data}: {errors} errors in "
+        f"{phonemes} phonemes of {len(score['lengths'])} sentences (greedy decoding; "
+        f"{score['device']})"
     )
 
 
@@ -81,4 +90,5 @@ def export_reference(weights: Path, out: Path) -> list[str]:
         f"step {metadata['step']}, PER {percent(metadata['per'])} ({metadata['partition']})"
     )
     n_days = decoder.model.day_weights.shape[0]
-    return [written, *reference_notes(decoder.config, n_days)]
+    notes = reference_notes(decoder.config, n_days)
+    return [written, *notes, *(f"warning: {warning}" for warning in decoder.warnings)]

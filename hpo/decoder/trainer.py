@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.step_size import STEP_SIZE
 from hpo.text import plural
-from hpo.trainer import Arguments, DataRequest, Ensembles, Metric, PastRuns, Score, Trainer, Weights
+from hpo.trainer import (
+    Arguments,
+    DataRequest,
+    Ensembles,
+    Metric,
+    PastRuns,
+    Score,
+    Trainer,
+    Translated,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from hpo.decoder.combine import Mean
@@ -88,14 +98,22 @@ def _scores_along(path: Sequence[int], outputs: Any, mean: Any) -> list[Score]:
 
 def _read_pickle(path: Path) -> Any:
     from hpo.data.pickles import unpickle
+    from hpo.decoder.lab import plain_arguments
 
-    return unpickle(path)
+    contents = unpickle(path)
+    return plain_arguments(contents) if isinstance(contents, dict) else contents
 
 
-def _translate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _translate(arguments: Mapping[str, Any]) -> Translated:
     from hpo.decoder.lab import from_lab_arguments
 
     return from_lab_arguments(arguments)
+
+
+def _weight_faults(folder: Path, warnings: list[str]) -> list[str]:
+    from hpo.decoder.artifact import weight_faults
+
+    return weight_faults(folder, warnings)
 
 
 def _lr_factor(config: DecoderConfig, step: int) -> float:
@@ -157,7 +175,7 @@ gru_ctc = Trainer(
         "arguments": Arguments(ABOUT_ARGUMENTS, _lab_arguments),
         "ensemble": Ensembles(MATCHING, MEANS, _outputs, _select, _scores_along),
         "evaluate": True,
-        "past_runs": PastRuns(_read_pickle, _translate, _lr_factor),
+        "past_runs": PastRuns(_read_pickle, _translate, _lr_factor, _weight_faults),
         "reference folder": True,
     },
 )

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from hpo.curve import Point
-from hpo.errors import StudyError
+from hpo.errors import SpecError, StudyError
 from hpo.past.imported import ComparableRun, add_trial, place, trials_by_key
 from hpo.past.past_runs import PastPoint, PastRun, some
-from hpo.settings import Config
+from hpo.settings import Config, unknown
 from hpo.space.stopping import OwnPast, Stop
 from hpo.study.study import Study
 from hpo.study.trial import BY_HAND, Record
@@ -97,6 +97,34 @@ def _past_run(study: str, record: Record, curve: Sequence[Point]) -> PastRun:
     )
 
 
+def with_accepted(runs: Sequence[PastRun], names: Sequence[str]) -> list[PastRun]:
+    """The runs, where these settings of them, which hpo does not know, are taken as without effect.
+
+    Raises SpecError for a name that is not an unknown setting of any run.
+    """
+    all_unknown = tuple(dict.fromkeys(name for run in runs for name in run.unknown))
+    for name in names:
+        if name not in all_unknown:
+            raise SpecError(_not_unknown(name, all_unknown))
+    return [_with_accepted(run, names) for run in runs]
+
+
+def _not_unknown(name: str, all_unknown: tuple[str, ...]) -> str:
+    option = f"--accept-unknown {name}"
+    if not all_unknown:
+        return f"{option}: the runs have no settings that hpo does not know. Leave it out"
+    return unknown(name, all_unknown, option)
+
+
+def _with_accepted(run: PastRun, names: Sequence[str]) -> PastRun:
+    accepted = [name for name in run.unknown if name in names]
+    if not accepted:
+        return run
+    warning = f"taken as without effect, as stated by hand: {', '.join(accepted)}"
+    left = tuple(name for name in run.unknown if name not in names)
+    return replace(run, unknown=left, warnings=(*run.warnings, warning))
+
+
 def import_runs(study: Study, runs: Sequence[PastRun], same_data: bool) -> list[dict[str, Any]]:
     """Adds the comparable runs as trials, and keeps the facts of all as the study's result
     `past_runs`. A run that is imported again is kept once.
@@ -138,6 +166,7 @@ def facts(run: PastRun) -> dict[str, Any]:
         "gpu_seconds": last.seconds if last else None,
         "split": run.split,
         "config": run.config,
+        "unknown": list(run.unknown),
         "doubts": list(run.warnings),
     }
 
@@ -154,6 +183,11 @@ def _comparable(study: Study, run: PastRun, same_data: bool) -> ComparableRun:
     _check_size_of_data("days", study.data.get("n_days"), run.n_days)
     if run.foreign:
         raise StudyError(run.foreign[0])
+    if run.unknown:
+        raise StudyError(
+            f"unknown settings: {some(run.unknown)}. If they change nothing, or --set says what "
+            f"they mean: --accept-unknown {','.join(run.unknown)}"
+        )
     values, assumed = place(study.spec, run.config)
     curve, stop = _up_to_stop(study, run)
     if stop is None and not run.reached_its_plan:

@@ -6,6 +6,7 @@ A folder may hold `args` (a pickled dict), `metrics.jsonl` (an evaluation a line
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from hpo.past.rows import (
     warn_of_unread_lines,
     with_curve,
 )
-from hpo.trainer import DEFAULT_TRAINER, PastRuns, offered
+from hpo.trainer import DEFAULT_TRAINER, PastRuns, Translated, offered
 
 # What the built-in trainer knows of such folders.
 LAB: PastRuns = offered(BUILT_IN, DEFAULT_TRAINER, "past_runs", "reading of past runs")
@@ -78,9 +79,11 @@ def read_lab_run(folder: Path) -> PastRun:
     warnings: list[str] = []
     recorded = _read_arguments(folder / "args", warnings)
     arguments = _understood(recorded, folder / "args")
-    config = checked_config(arguments.config, warnings)
-    warnings += arguments.foreign
-    warnings += _argument_warnings(recorded, folder.name, config, bool(arguments.foreign))
+    config, faults = checked_config(arguments.translated.config)
+    reasons = [argument.why for argument in arguments.translated.inexpressible]
+    foreign = [*reasons, *faults.values(), *LAB.weight_faults(folder, warnings)]
+    warnings += foreign
+    warnings += _argument_warnings(recorded, folder.name, arguments.translated)
     rows, split = _read_curve(folder, arguments.interval, warnings)
     if arguments.accumulation > 1:
         warnings.append(
@@ -95,7 +98,8 @@ def read_lab_run(folder: Path) -> PastRun:
         curve=(),
         steps=config.get("steps"),
         split=split,
-        foreign=tuple(arguments.foreign),
+        foreign=tuple(foreign),
+        unknown=arguments.translated.unknown,
         n_features=arguments.n_features,
         n_days=arguments.n_days,
     )
@@ -110,10 +114,7 @@ def read_lab_run(folder: Path) -> PastRun:
 class _Arguments:
     """What `args` says, in the names of hpo."""
 
-    # Dotted name -> value.
-    config: dict[str, Any]
-    # Settings that no configuration of hpo can express.
-    foreign: list[str]
+    translated: Translated
     # Batches per optimizer update.
     accumulation: int
     # Batches between two evaluations.
@@ -135,7 +136,7 @@ def _read_arguments(path: Path, warnings: list[str]) -> dict[str, Any]:
 def _understood(recorded: Mapping[str, Any], path: Path) -> _Arguments:
     """Raises DataError for a value that makes no sense. path: for the message."""
     try:
-        config, foreign = LAB.translate(recorded)
+        translated = LAB.translate(recorded)
         accumulation = int(recorded.get("gradient_accumulation_steps") or 1)
         interval = int(recorded.get("eval_every") or REFERENCE_INTERVAL)
         check_step(accumulation)
@@ -147,7 +148,7 @@ def _understood(recorded: Mapping[str, Any], path: Path) -> _Arguments:
             f"{path}: a value makes no sense ({error}). Valid: the numbers that the trainer was "
             "given"
         ) from None
-    return _Arguments(config, foreign, accumulation, interval, n_features, n_days)
+    return _Arguments(translated, accumulation, interval, n_features, n_days)
 
 
 def _int_or_none(value: Any) -> int | None:
@@ -155,31 +156,45 @@ def _int_or_none(value: Any) -> int | None:
 
 
 def _argument_warnings(
-    recorded: Mapping[str, Any], folder: str, config: Mapping[str, Any], is_foreign: bool
+    recorded: Mapping[str, Any], folder: str, translated: Translated
 ) -> list[str]:
-    """folder: its name. is_foreign: whether the run has settings that hpo cannot express."""
+    """folder: its name."""
     if not recorded:
         return []
+    config = translated.config
     warnings: list[str] = []
+    if translated.unknown:
+        unknown = [f"{name} = {_shown(recorded[name])}" for name in translated.unknown]
+        warnings.append(f"args have words that hpo does not know: {some(unknown)}")
     run_name = recorded.get("run_name", folder)
     if run_name != folder:
         warnings.append(f"args call the run {run_name}: they may be those of another run")
+    # Where args have unknown words, one of them may be the missing one.
+    known = " under a name that hpo knows" if translated.unknown else ""
     if "optimizer.eps" not in config and config.get("optimizer.name") != "sgd":
         warnings.append(
-            "args do not record eps: neural_seq_decoder's code has 0.1, its descendants' 1e-8. "
-            "It is left out"
+            f"args do not record eps{known}: neural_seq_decoder's code has 0.1, its descendants' "
+            "1e-8. It is left out"
         )
-    missing = [name for name in DECISIVE_FIELDS if name not in config]
-    if is_foreign and "schedule.name" in missing:
-        missing.remove("schedule.name")
+    said = {*config, *(argument.field for argument in translated.inexpressible)}
+    missing = [name for name in DECISIVE_FIELDS if name not in said]
     if missing:
-        warnings.append(f"args do not record {', '.join(missing)}: left out")
+        warnings.append(f"args do not record {', '.join(missing)}{known}: left out")
     ema_decay = config.get("optimizer.ema_decay")
     if ema_decay:
         warnings.append(
             f"evaluated with averaged weights (EMA {ema_decay}), which look worst early"
         )
     return warnings
+
+
+def _shown(value: Any) -> str:
+    """A few letters of any value."""
+    try:
+        return reprlib.repr(value)
+    # Python writes no number of more than 4,300 digits, such as one in a list.
+    except ValueError:
+        return f"a {type(value).__name__}"
 
 
 def _with_lr_checked(run: PastRun) -> PastRun:
@@ -256,7 +271,6 @@ def _read_metrics(path: Path, warnings: list[str]) -> tuple[list[Row], str | Non
             continue
         try:
             entry = json.loads(line)
-            uses_cer = uses_cer or ("per" not in entry and "cer" in entry)
             row = _row(entry)
         except UNREADABLE as error:
             if number == len(lines) and isinstance(error, json.JSONDecodeError):
@@ -264,6 +278,7 @@ def _read_metrics(path: Path, warnings: list[str]) -> tuple[list[Row], str | Non
             else:
                 unread[number] = f"no evaluation ({type(error).__name__}: {error})"
             continue
+        uses_cer = uses_cer or "per" not in entry
         entries.append(entry)
         rows.append(row)
     warn_of_unread_lines("metrics.jsonl line", unread, warnings)
@@ -393,22 +408,18 @@ def _differences(rows: Sequence[Row], stats: Sequence[Row]) -> list[str]:
     """Warnings about where trainingStats says something else than metrics.jsonl."""
     if not stats:
         return []
-    warnings: list[str] = []
     if len(stats) != len(rows):
-        warnings.append(
-            f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: metrics.jsonl "
-            "counts"
-        )
-    for name in ("per", "loss"):
-        pairs = [
-            (row[name], other[name])
-            for row, other in zip(rows, stats, strict=False)
-            if name in row and name in other
+        # Values of trainingStats have no steps, so nothing says which belong together.
+        return [
+            f"trainingStats has {len(stats)} values, metrics.jsonl {len(rows)}: not compared, "
+            "metrics.jsonl counts"
         ]
+    warnings: list[str] = []
+    for name in ("per", "loss"):
         differing = [
-            f"{rows[number]['step']:g}"
-            for number, (value, other) in enumerate(pairs)
-            if not np.isclose(value, other, rtol=1e-6, equal_nan=True)
+            f"{row['step']:g}"
+            for row, other in zip(rows, stats, strict=True)
+            if name in row and name in other and not _are_close(row[name], other[name])
         ]
         if differing:
             warnings.append(
@@ -416,3 +427,7 @@ def _differences(rows: Sequence[Row], stats: Sequence[Row]) -> list[str]:
                 "metrics.jsonl counts"
             )
     return warnings
+
+
+def _are_close(value: float, other: float) -> bool:
+    return bool(np.isclose(value, other, rtol=1e-6, equal_nan=True))

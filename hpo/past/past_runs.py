@@ -77,6 +77,9 @@ class PastRun:
     # Settings of the run that the study's configuration cannot express. A run with such settings
     # lies in no space.
     foreign: tuple[str, ...] = ()
+    # Names of settings of the run of which nobody here knows what they do. A run with such settings
+    # informs no study unless the user says that they make no difference.
+    unknown: tuple[str, ...] = ()
     n_features: int | None = None
     n_days: int | None = None
     metric: Metric = PER

@@ -166,11 +166,13 @@ def _csv_entries(text: str, dialect: type[csv.Dialect]) -> list[Line]:
 def _run(file: Path, name: str, lines: Sequence[Line]) -> PastRun:
     warnings: list[str] = []
     rows = _rows(lines, warnings)
-    recorded = _recorded_config(lines, warnings)
+    recorded, foreign = _recorded_config(lines)
     splits = [str(entry["split"]) for _, entry in lines if "split" in entry]
     if not splits:
         warnings.append("the split that it was scored on is not recorded")
-    config = checked_config(recorded, warnings)
+    config, faults = checked_config(recorded)
+    foreign += faults.values()
+    warnings += foreign
     run = PastRun(
         name=printable(name),
         path=str(file),
@@ -178,6 +180,7 @@ def _run(file: Path, name: str, lines: Sequence[Line]) -> PastRun:
         curve=(),
         steps=config.get("steps"),
         split=splits[-1] if splits else None,
+        foreign=tuple(foreign),
     )
     return with_curve(run, rows, warnings)
 
@@ -218,8 +221,10 @@ def _goes_back_in_time(previous: Row, row: Row) -> bool:
     return "seconds" in previous and "seconds" in row and row["seconds"] < previous["seconds"]
 
 
-def _recorded_config(lines: Sequence[Line], warnings: list[str]) -> dict[str, Any]:
-    """The fields of the configuration that have one value along the run."""
+def _recorded_config(lines: Sequence[Line]) -> tuple[dict[str, Any], list[str]]:
+    """(the fields of the configuration that have one value along the run, why others are left
+    out).
+    """
     # Field -> its distinct values, in the order of the lines. The inner dict serves as a set.
     values: dict[str, dict[str, None]] = {}
     for _, entry in lines:
@@ -227,13 +232,14 @@ def _recorded_config(lines: Sequence[Line], warnings: list[str]) -> dict[str, An
             if field in FIELDS:
                 values.setdefault(field, {})[str(value)] = None
     config: dict[str, Any] = {}
+    left_out: list[str] = []
     for field, distinct in values.items():
         first, *others = distinct
         if others:
-            warnings.append(f"{field} changes along the run ({first}, {others[0]}, ...): left out")
+            left_out.append(f"{field} changes along the run ({first}, {others[0]}, ...): left out")
             continue
         try:
             config |= parse_settings((f"{field}={first}",))
         except SpecError as error:
-            warnings.append(f"left out: {error}")
-    return config
+            left_out.append(f"left out: {error}")
+    return config, left_out

@@ -1,6 +1,7 @@
 """What all readers of past runs share: from the rows of a file to a run with its warnings."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -20,17 +21,18 @@ def check_step(step: float) -> None:
         raise ValueError(f"step {step}")
 
 
-def checked_config(config: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """The configuration with the types of its fields. A value that its field cannot have is left
-    out, with a warning.
+def checked_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the configuration with the types of its fields, the fields that are left out because they
+    cannot have the recorded value -> why).
     """
     valid: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for name, value in config.items():
         try:
             valid[name] = CONFIG().with_values({name: value}).flat()[name]
         except SpecError as error:
-            warnings.append(f"left out: {error}")
-    return valid
+            left_out[name] = f"left out: {error}"
+    return valid, left_out
 
 
 def warn_of_unread_lines(what: str, unread: Mapping[int, str], warnings: list[str]) -> None:
@@ -80,28 +82,44 @@ def with_curve(run: PastRun, rows: Sequence[Row], warnings: Sequence[str]) -> Pa
     can raise, whatever it was read from.
     """
     run = replace(run, curve=_curve(rows))
-    all_warnings = [*warnings, *_value_warnings(run), *_step_warnings(run)]
+    all_warnings = [
+        *warnings,
+        *_merged_warnings(rows, run.curve),
+        *_value_warnings(run),
+        *_step_warnings(run),
+    ]
     return replace(
         run,
         split=None if run.split is None else printable(run.split),
         warnings=tuple(printable(warning) for warning in all_warnings),
         foreign=tuple(printable(reason) for reason in run.foreign),
+        unknown=tuple(printable(name) for name in run.unknown),
     )
 
 
 def _curve(rows: Sequence[Row]) -> tuple[PastPoint, ...]:
+    """A point for each step: the last one, where several rows have the same."""
     are_timed = all("seconds" in row for row in rows)
+    last_rows = {int(row["step"]): row for row in rows}
     return tuple(
         PastPoint(
-            step=int(row["step"]),
+            step=step,
             value=row["per"],
             loss=row.get("loss"),
             seconds=row["seconds"] if are_timed else None,
             lr=row.get("lr"),
             train_loss=row.get("train_loss"),
         )
-        for row in rows
+        for step, row in last_rows.items()
     )
+
+
+def _merged_warnings(rows: Sequence[Row], curve: Sequence[PastPoint]) -> list[str]:
+    if len(curve) == len(rows):
+        return []
+    counts = Counter(int(row["step"]) for row in rows)
+    steps = [step for step, count in counts.items() if count > 1]
+    return [f"several evaluations at step {some(steps)}: the last of each counts"]
 
 
 def _value_warnings(run: PastRun) -> list[str]:

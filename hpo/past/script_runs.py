@@ -257,8 +257,11 @@ def _read_run(curve_file: _CurveFile, runs: ScriptRuns) -> PastRun:
     warnings: list[str] = []
     rows = read_log(curve_file.file, runs.form, warnings)
     values = _configuration(curve_file, runs, warnings)
-    config, foreign = _translated(values, runs.fields, warnings)
+    config, foreign = _translated(values, runs.fields)
     warnings += foreign
+    unknown = _unknown_fields(values, runs.fields)
+    if unknown:
+        warnings.append(f"fields that the study does not have: {some(unknown)}")
     if runs.foreign:
         foreign = [runs.foreign, *foreign]
     run = PastRun(
@@ -269,6 +272,7 @@ def _read_run(curve_file: _CurveFile, runs: ScriptRuns) -> PastRun:
         steps=_planned_steps(values, runs.fields, warnings),
         split=runs.split,
         foreign=tuple(foreign),
+        unknown=tuple(unknown),
         metric=runs.metric,
         values_are_fractions=True,
         steps_missing=runs.steps_missing,
@@ -340,14 +344,12 @@ def _planned_steps(values: Mapping[str, Any], fields: Fields, warnings: list[str
 # ---- from a run's fields to those of a study
 
 
-def _translated(
-    values: Mapping[str, Any], fields: Fields, warnings: list[str]
-) -> tuple[dict[str, Any], list[str]]:
+def _translated(values: Mapping[str, Any], fields: Fields) -> tuple[dict[str, Any], list[str]]:
     """(name in the study -> value, as far as it is recorded; what the study's configuration cannot
     express).
     """
     if fields.config is None:
-        return _renamed(values, fields), []
+        return _renamed(values, fields)
     config: dict[str, Any] = {}
     foreign: list[str] = []
     base = fields.config().flat()
@@ -364,30 +366,38 @@ def _translated(
             config[name] = fields.config().with_values({name: value}).flat()[name]
         except SpecError as error:
             foreign.append(f"not of the study: {error}")
-    known = set(fields.fixed)
-    for name in base:
-        known.update(fields.targets_of(name))
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        warnings.append(
-            f"fields that the study does not have, taken as without effect: {some(unknown)}"
-        )
     return config, foreign
 
 
-def _renamed(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
-    """All that is recorded. What several fields of the script take has its one name in the
-    study.
+def _unknown_fields(values: Mapping[str, Any], fields: Fields) -> list[str]:
+    """The recorded fields that no configuration of the study has."""
+    if fields.config is None:
+        return []
+    known = set(fields.fixed)
+    for name in fields.config.names():
+        known.update(fields.targets_of(name))
+    return [name for name in values if name not in known]
+
+
+def _renamed(values: Mapping[str, Any], fields: Fields) -> tuple[dict[str, Any], list[str]]:
+    """(all that is recorded, where fields of the script that take one value differ). What several
+    fields take has its one name in the study.
     """
     dropped = set(fields.fixed)
     for targets in fields.targets.values():
         dropped.update(targets)
     config = {name: value for name, value in values.items() if name not in dropped}
+    disagreements: list[str] = []
     for name, targets in fields.targets.items():
         recorded = [target for target in targets if target in values]
-        if recorded:
+        if not recorded:
+            continue
+        disagreement = _disagreement(values, recorded, name)
+        if disagreement:
+            disagreements.append(disagreement)
+        else:
             config[name] = _resolved(values, recorded[0])
-    return config
+    return config, disagreements
 
 
 def _disagreement(values: Mapping[str, Any], recorded: Sequence[str], name: str) -> str:

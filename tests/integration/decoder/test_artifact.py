@@ -23,6 +23,7 @@ from hpo.decoder.data import Data, load_data, load_for_scoring
 from hpo.decoder.scoring import score
 from hpo.decoder.train import TrainState, evaluate
 from hpo.errors import CallerError, DataError
+from hpo.past.lab_runs import read_lab_run
 from hpo.space.load import load_spec
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
@@ -184,6 +185,191 @@ def test_a_folder_that_is_no_decoder_is_refused(
         load_decoder(tmp_path / "out")
 
 
+Weights = dict[str, Any]
+
+
+def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> None:
+    """Replaces the weights of a folder of neural_seq_decoder."""
+    weights = torch.load(folder / "modelWeights", weights_only=True)
+    torch.save(change(weights), folder / "modelWeights")
+
+
+def restate(folder: Path, **values: Any) -> None:
+    """Changes the args of a folder of neural_seq_decoder."""
+    arguments = pickle.loads((folder / "args").read_bytes())
+    (folder / "args").write_bytes(pickle.dumps(arguments | values))
+
+
+@pytest.fixture
+def lab_folder(data: Data, tmp_path: Path) -> Path:
+    reference_folder(trained(data, model__layers=2), tmp_path / "lab")
+    return tmp_path / "lab"
+
+
+def without_bias(weights: Weights) -> Weights:
+    return {name: weight for name, weight in weights.items() if "bias_hh" not in name}
+
+
+def smoothed_differently(weights: Weights) -> Weights:
+    weights["gaussianSmoother.weight"][1] *= 2
+    return weights
+
+
+EXTRA = {"extra_layer.weight": torch.eye(3), "gru_decoder.weight_hr_l0": torch.eye(3)}
+NOT_USED = "weights that the model does not use: extra_layer.weight, gru_decoder.weight_hr_l0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights | EXTRA, NOT_USED),
+        (lambda weights: weights | {"inpLayer0.weight.x": torch.eye(3)}, r"not use: inpLayer0\.w"),
+        (lambda weights: weights | {"n_averaged": torch.tensor(3)}, "not use: n_averaged"),
+        (without_bias, r"needs are missing: gru_decoder\.bias_hh_l0, gru_decoder"),
+        (
+            lambda weights: (
+                weights | {"gru_decoder.weight_hh_l7": weights["gru_decoder.weight_hh_l0"]}
+            ),
+            r"does not use: gru_decoder\.weight_hh_l7",
+        ),
+        (smoothed_differently, "differs between features"),
+        (
+            lambda weights: {"model_state_dict": weights, "step": 3},
+            "under 'model_state_dict' alone",
+        ),
+        (lambda weights: weights | {"module.dayBias": weights["dayBias"]}, "two weights are dayB"),
+        (lambda weights: weights | {"dayBias": None}, "'dayBias' is a NoneType, not plain"),
+        (
+            lambda weights: weights | {"dayBias": torch.zeros(1).expand(10**9)},
+            "'dayBias' is a Tensor, not plain weights",
+        ),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_name(
+    lab_folder: Path, change: Callable[[Weights], Weights], message: str
+) -> None:
+    rewrite(lab_folder, change)
+    with pytest.raises(DataError, match=message):
+        load_decoder(lab_folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"nUnits": 99},
+        {"nLayers": 3},
+        {"bidirectional": False},
+        {"kernelLen": 1},
+        {"use_layer_norm": True},
+        {"nClasses": 3},
+    ],
+)
+def test_args_of_another_model_are_refused(lab_folder: Path, values: dict[str, Any]) -> None:
+    restate(lab_folder, **values)
+    (name, value), *_ = values.items()
+    with pytest.raises(DataError, match=f"args say {name} = {value}, its weights are of"):
+        load_decoder(lab_folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_wrapped_model_are_read(data: Data, lab_folder: Path, prefix: str) -> None:
+    expected = load_decoder(lab_folder)
+    rewrite(lab_folder, lambda weights: {prefix + name: weights[name] for name in weights})
+    assert torch.equal(logits(load_decoder(lab_folder).model, data), logits(expected.model, data))
+
+
+def test_weights_of_a_model_with_a_compiled_part_are_read(data: Data, lab_folder: Path) -> None:
+    expected = load_decoder(lab_folder)
+
+    def compiled(name: str) -> str:
+        return name.replace("gru_decoder.", "gru_decoder._orig_mod.")
+
+    rewrite(lab_folder, lambda weights: {compiled(name): weights[name] for name in weights})
+    assert torch.equal(logits(load_decoder(lab_folder).model, data), logits(expected.model, data))
+
+
+def test_args_of_numpy_are_read(data: Data, lab_folder: Path) -> None:
+    expected = load_decoder(lab_folder)
+    restate(lab_folder, strideLen=np.int64(expected.config.model.stride), nLayers=np.int32(2))
+    assert load_decoder(lab_folder).config == expected.config
+
+
+def test_weights_that_are_no_numbers_are_said(
+    data: Data, lab_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    assert load_decoder(lab_folder).warnings == ()
+
+    def spoiled(weights: Weights) -> Weights:
+        weights["dayBias"][0] = torch.nan
+        weights["fc_decoder_out.bias"][0] = torch.inf
+        # Nobody uses it.
+        weights["inpLayer0.bias"][0] = torch.nan
+        return weights
+
+    rewrite(lab_folder, spoiled)
+    restate(lab_folder, activation="relu")
+    evaluate = ("evaluate", "--data", tiny_data, "--partition", "test", "--model")
+    done = invoke(*evaluate, lab_folder)
+    assert done.exit_code == 0, done.output
+    line = "NaN or infinite values in its weights dayBias, fc_decoder_out.bias"
+    assert f"hpo: warning: {line}\n" in done.stderr
+    assert "its args have words that hpo does not know: activation. If" in done.stderr
+    printed = json.loads(invoke(*evaluate, lab_folder, "--json").stdout)
+    assert printed["warnings"][0] == line
+
+    decoder = trained(data)
+    with torch.no_grad():
+        decoder.model.day_bias[0] = torch.nan
+    own = saved(decoder, tmp_path / "own.safetensors")
+    done = invoke(*evaluate, own)
+    assert "NaN or infinite values in its weights day_bias\n" in done.stderr
+
+
+def test_a_score_names_its_data(tmp_path: Path, tiny_data: Path) -> None:
+    bundled = load_data(None, config().model, 0.2, 0, CPU)[0]
+    path = saved(trained(bundled), tmp_path / "m.safetensors")
+    done = invoke("evaluate", "--model", path, "--partition", "test")
+    assert " % on test of the bundled recordings: " in done.stdout
+    other = saved(trained(load_data(tiny_data, config().model, 0.2, 0, CPU)[0]), tmp_path / "o")
+    line = refusal("evaluate", "--model", other, "--partition", "test")
+    assert "the bundled recordings: the data have" in line
+
+
+def test_import_looks_at_the_weights_of_a_run(lab_folder: Path) -> None:
+    arguments = pickle.loads((lab_folder / "args").read_bytes())
+
+    def checked() -> tuple[tuple[str, ...], str]:
+        run = read_lab_run(lab_folder)
+        return run.foreign, " ".join(run.warnings)
+
+    assert "modelWeights" not in checked()[1]
+    weights = (lab_folder / "modelWeights").read_bytes()
+    rewrite(lab_folder, lambda weights: weights | EXTRA)
+    foreign, warnings = checked()
+    assert foreign == (f"modelWeights: {NOT_USED}",)
+    assert NOT_USED in warnings
+
+    (lab_folder / "modelWeights").write_bytes(weights)
+    rewrite(lab_folder, lambda weights: weights | {"dayBias": weights["dayBias"] / 0})
+    foreign, warnings = checked()
+    assert not foreign
+    assert "modelWeights: NaN or infinite values in its weights dayBias" in warnings
+
+    (lab_folder / "modelWeights").write_bytes(weights)
+    (lab_folder / "args").write_bytes(pickle.dumps(arguments | {"nUnits": 5}))
+    assert "modelWeights: args say nUnits = 5" in checked()[0][0]
+
+    (lab_folder / "args").write_bytes(pickle.dumps(arguments))
+    torch.save({"encoder.weight": torch.eye(3)}, lab_folder / "modelWeights")
+    assert "not the weights of neural_seq_decoder's model" in checked()[0][0]
+
+    for unreadable in (b"version https://git-lfs", weights[:-100]):
+        (lab_folder / "modelWeights").write_bytes(unreadable)
+        foreign, warnings = checked()
+        assert not foreign
+        assert "its weights are not checked: " in warnings
+
+
 def test_code_in_a_folder_does_not_run(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +446,8 @@ def test_evaluate_scores_a_trial_and_its_exported_folder_alike(
     assert "nInputLayers=2" in done.stdout
     again = invoke("evaluate", "--model", out, "--data", tiny_data, "--partition", "test")
     errors = f"{sum(expected.errors)} errors in {sum(expected.lengths)} phonemes"
-    assert f"PER {100 * expected.value:.2f} % on test: {errors}" in again.stdout
+    data = f"on test of {tiny_data}"
+    assert f"PER {100 * expected.value:.2f} % {data}: {errors}" in again.stdout
     assert "already exists" in refusal(*export, "--out", out)
 
 

@@ -438,10 +438,15 @@ def test_a_configuration_that_hpo_has_written_is_read(study: Study, tmp_path: Pa
     tree = BASE | {"lr_max": 0.003, "lr_max_day": 0.003, "an_extra": 1}
     files = {"run/training_log": log(), "hpo-config.json": json.dumps(tree)}
     write(tmp_path / "runs" / "0" / "attempt-1", files)
-    run = run_of(tmp_path / "runs", "--study", "t15", "--same-data")
+    into_study = (tmp_path / "runs", "--study", "t15", "--same-data")
+    run = run_of(*into_study)
+    assert "unknown settings: an_extra" in run["why_not"]
+    assert not study.imported()
+    run = run_of(*into_study, "--accept-unknown", "an_extra")
     assert (run["name"], run["why_not"]) == ("0/attempt-1", "")
     assert run["config"]["lr_max"] == 0.003
-    assert any("taken as without effect: an_extra" in warning for warning in run["doubts"])
+    warning = "taken as without effect, as stated by hand: an_extra"
+    assert warning in run["doubts"]
 
 
 ACCURACY = {"name": "accuracy", "unit": "percent", "direction": "maximize"}
@@ -499,6 +504,18 @@ def test_a_study_file_describes_any_curve(
     run = run_of(tmp_path / "runs", "--curve", path)
     assert (run["evaluations"], run["last_value"]) == (evaluations, last), run
     assert run[f"best_{metric['name'].lower()}"] == last
+
+
+def test_a_study_file_names_the_fields_of_steps_and_seed(tmp_path: Path) -> None:
+    path = study_file(tmp_path, seed=["seed", "data_seed"])
+    write(tmp_path / "runs" / "a", attempt(BASE | {"seed": 7, "data_seed": 7}))
+    write(tmp_path / "runs" / "b", attempt(BASE | {"seed": 7, "data_seed": 8}))
+    one, two = imported(tmp_path / "runs", "--curve", path)["runs"]
+    assert (one["config"]["seed"], one["config"]["steps"]) == (7, 100)
+    assert "data_seed" not in one["config"]
+    assert "seed" not in two["config"]
+    differing = "seed writes seed and data_seed, which differ in the run: 7 and 8"
+    assert differing in two["doubts"]
 
 
 def test_a_backtest_has_the_metric_of_the_study_file(tmp_path: Path) -> None:

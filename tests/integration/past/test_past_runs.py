@@ -28,7 +28,7 @@ from hpo.space.spec import StudySpec
 from hpo.study.pick import best_of, pick_trial
 from hpo.study.study import Study
 from hpo.study.trial import Completed
-from hpo.trainer import Score
+from hpo.trainer import Score, Translated
 
 CONFIG = DecoderConfig().with_values(
     {"steps": 1000, "optimizer.name": "adamw", "optimizer.lr": 0.002, "optimizer.eps": 1e-8}
@@ -243,6 +243,17 @@ WITH_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"arguments": ARGS | {"run_name": "\x1b]0;b\x07"}}, "args call the run ?]0;b?"),
     ({"arguments": ARGS | {"run_name": "b"}}, "args call the run b"),
     ({"arguments": ARGS | {"dropout": 7}}, "left out: model.dropout"),
+    (
+        {"arguments": ARGS | {"timeMaskNum": 20, "model": "transformer"}},
+        "args have words that hpo does not know: timeMaskNum = 20, model = 'transformer'",
+    ),
+    (
+        {"arguments": ARGS | {"a\x1b": "x" * 10_000}},
+        "that hpo does not know: a? = 'xxxxxxxxxxxx...",
+    ),
+    ({"arguments": ARGS | {3: 10**5000}}, "that hpo does not know: 3 = 'a number of"),
+    ({"arguments": ARGS | {(1, 10**5000): [10**5000]}}, "hpo does not know: a tuple = a list"),
+    ({"arguments": ARGS | {"nUnits": 10**5000}}, "left out: model.units"),
     ({"arguments": ARGS | {"sgdr_T0": 100}}, "sgdr_T0 in args: not among our schedules"),
 ]
 TRAPS = [
@@ -327,10 +338,155 @@ SETTINGS_OF_A_LAB: list[dict[str, Any]] = [
 def test_the_labs_arguments_survive_a_round_trip(values: dict[str, Any]) -> None:
     config = DecoderConfig().with_values(values)
     expected = config.flat()
-    back, foreign = from_lab_arguments(lab_arguments(config, 256, 24))
-    assert not foreign
+    translated = from_lab_arguments(lab_arguments(config, 256, 24))
+    back = translated.config
+    assert not translated.inexpressible
+    assert not translated.unknown
     assert back == {name: expected[name] for name in back}
     assert set(values) <= set(back)
+
+
+def translated(**values: Any) -> Translated:
+    """The translation of the usual arguments, some with other values; without those that are None
+    here.
+    """
+    return from_lab_arguments(ARGS | {"schedule": None} | values)
+
+
+def test_every_argument_of_real_runs_is_known(lab_runs: dict[str, PastRun]) -> None:
+    assert {name: run.unknown for name, run in lab_runs.items()} == dict.fromkeys(lab_runs, ())
+
+
+# Arguments whose numbers are those of a training that the study does not do -> field, reason.
+INEXPRESSIBLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"schedule": "step"}, "schedule.name", "schedule step in args"),
+    ({"schedule": "linear", "use_plateau_scheduler": True}, "schedule.name", "are of plateau"),
+    ({"use_plateau_scheduler": True, "warmup_steps": 9}, "schedule.name", "warmup of 9 updates"),
+    ({"warmup_steps": 9}, "schedule.name", "warmup of 9 updates without a cosine"),
+    ({"warmup_steps": 9, "lrEnd": None}, "schedule.name", "warmup_steps in args without lrEnd"),
+    ({"lrEnd": 1e-5, "nBatch": None}, "schedule.name", "lrEnd in args without nBatch"),
+    ({"lrStart": 0.1}, "schedule.name", "lrStart = 0.1 and peak_lr = 0.002"),
+    ({"plateau_guard_enable": True}, "schedule.name", "plateau_guard_enable in args"),
+    ({"use_beam_search": True}, "", "we decode greedily"),
+    ({"use_ema": True, "ema_decay": None}, "optimizer.ema_decay", "use_ema in args without"),
+    (
+        {"weight_decay": None, "l2_decay": 0.1},
+        "optimizer.weight_decay",
+        "l2_decay = 0.1 in args, but adamw takes weight_decay",
+    ),
+    (
+        {"time_mask_prob": 0.1, "time_mask_max_masks": None},
+        "augment.time_masks",
+        "time_mask_prob and time_mask_width in args without time_mask_max_masks",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "field", "reason"), INEXPRESSIBLE)
+def test_what_no_configuration_expresses_is_said(
+    tmp_path: Path, values: dict[str, Any], field: str, reason: str
+) -> None:
+    (inexpressible,) = translated(**values).inexpressible
+    assert inexpressible.field == field
+    assert reason in inexpressible.why
+    run = read_lab_run(write(tmp_path / "a", rows(), ARGS | {"schedule": None} | values))
+    assert run.foreign == (inexpressible.why,)
+    # What args say in some way, they do record.
+    assert not any(
+        "do not record" in warning and field in warning for warning in run.warnings if field
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"schedule": "constant"},
+        {"schedule": "linear"},
+        {"schedule": "warmup-cosine"},
+        {"use_swa": False, "swa_lr": 5e-5},
+        {"adaptive_lr": False, "use_amp": True, "use_beam_search": False, "beam_size": 20},
+        {"use_ema": False},
+    ],
+)
+def test_what_is_switched_off_or_without_effect_keeps_no_run_out(values: dict[str, Any]) -> None:
+    assert not translated(**values).inexpressible
+    assert not translated(**values).unknown
+
+
+def test_settings_of_a_switch_that_is_not_recorded_are_unknown() -> None:
+    assert translated(swa_lr=5e-5).unknown == ("swa_lr",)
+
+
+def test_numbers_and_booleans_of_numpy_are_those_of_python(tmp_path: Path) -> None:
+    kinds: dict[type, Callable[[Any], Any]] = {
+        bool: np.bool_,
+        int: np.int64,
+        float: np.float32,
+        str: np.str_,
+        type(None): lambda nothing: nothing,
+    }
+    of_numpy = {name: kinds[type(value)](value) for name, value in ARGS.items()}
+    of_numpy["dropout"] = np.array(ARGS["dropout"])
+    expected = read_lab_run(write(tmp_path / "a" / "run", rows()))
+    run = read_lab_run(write(tmp_path / "b" / "run", rows(), of_numpy))
+    assert run.config == expected.config
+    assert {type(value) for value in run.config.values()} <= {int, float, bool, str, type(None)}
+    assert (run.n_features, run.n_days, run.warnings) == (3, 2, expected.warnings)
+
+
+def test_a_value_that_no_field_can_have_is_not_the_studys(tmp_path: Path) -> None:
+    run = read_lab_run(write(tmp_path / "a", rows(), ARGS | {"optimizer": "lion"}))
+    assert "optimizer.name" in run.foreign[0]
+    assert not any("do not record" in warning for warning in run.warnings)
+    table = tmp_path / "t.csv"
+    table.write_text("step,per,optimizer.name,model.units\n0,0.9,lion,8\n9,0.8,lion,9\n")
+    (of_table,), _ = read_runs(table)
+    assert "model.units changes along the run" in of_table.foreign[0]
+    assert "optimizer.name" in of_table.foreign[1]
+
+
+def test_several_evaluations_at_one_update_are_one(tmp_path: Path) -> None:
+    entries = [row | {"time_per_batch": 0.5} for row in rows()]
+    run = read_lab_run(write(tmp_path / "a", entries, ARGS | {"gradient_accumulation_steps": 200}))
+    assert [(point.step, point.value) for point in run.curve] == [
+        (0, 0.7),
+        (1, 0.4),
+        (2, 0.3),
+        (3, 0.27),
+        (4, 0.25),
+    ]
+    assert "several evaluations at step 0, 1, 2, 3, 4: the last of each counts" in run.warnings
+    assert [point.metrics.get("step_seconds") for point in run.points] == [None, *[100.0] * 4]
+    table = tmp_path / "t.csv"
+    table.write_text("step,per,seconds\n0,0.9,1\n1.2,0.8,2\n1.7,0.7,3\n2,0.6,4\n")
+    (of_table,), _ = read_runs(table)
+    assert [point.value for point in of_table.points] == [0.9, 0.7, 0.6]
+
+
+def test_trainingstats_names_the_steps_that_differ(tmp_path: Path) -> None:
+    """A row without a loss shifts nothing."""
+    entries = rows()
+    del entries[1]["ctc_loss"]
+    losses = np.array([3 * per for per in PERS])
+    losses[4] += 1
+    run = read_lab_run(write(tmp_path / "a", entries, stats=STATS | {"testLoss": losses}))
+    (warning,) = [warning for warning in run.warnings if "trainingStats" in warning]
+    assert "another loss than metrics.jsonl at step 400:" in warning
+
+
+def test_trainingstats_of_another_length_is_not_compared(tmp_path: Path) -> None:
+    run = read_lab_run(write(tmp_path / "a", changed(2, step=None), stats=STATS))
+    warnings = [warning for warning in run.warnings if "trainingStats" in warning]
+    assert warnings == [
+        "trainingStats has 10 values, metrics.jsonl 9: not compared, metrics.jsonl counts"
+    ]
+
+
+def test_a_line_that_is_left_out_has_no_cer(tmp_path: Path) -> None:
+    tail = '{"step": null, "cer": 0.5}\n{"cer": 0.5}\n'
+    run = read_lab_run(write(tmp_path / "a", rows(), tail=tail))
+    assert len(run.curve) == 10
+    assert not any("cer" in warning for warning in run.warnings)
 
 
 # ---- tables
@@ -548,6 +704,12 @@ def incomparable(arguments: dict[str, Any]) -> dict[str, tuple[dict[str, Any], s
         "days": (with_arguments(arguments, nDays=24), "24 days, the study's data have 2"),
         "channels": (with_arguments(arguments, nInputFeatures=256), "256 channels"),
         "swa": (with_arguments(arguments, use_swa=True), "use_swa in args"),
+        "lion": (with_arguments(arguments, optimizer="lion"), "optimizer.name"),
+        "transformer": (
+            with_arguments(arguments, model="transformer", timeMaskNum=20),
+            "unknown settings: model, timeMaskNum. If they change nothing, or --set says what they "
+            "mean: --accept-unknown model,timeMaskNum",
+        ),
         "short": (
             {"entries": validated()[:5], "arguments": arguments},
             "ended at step 400 of 1000",
@@ -581,6 +743,39 @@ def test_incomparable_runs_are_listed_with_the_reason(
     shown = invoke("import", runs, "--study", "s")
     assert "--same-data states that" in " ".join(shown.stdout.split())
     assert not study.imported()
+
+
+def test_unknown_settings_that_the_user_accepts_keep_no_run_out(
+    make_study: Make, spec: StudySpec, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    study = make_study(spec)
+    runs = tmp_path / "runs"
+    write(runs / "one", validated(), arguments | {"my_note": "x"})
+    write(runs / "two", validated(), arguments | {"my_note": "x", "warmupSteps": 5})
+    line = refusal("import", runs, "--study", "s", "--same-data", "--accept-unknown", "my_not")
+    assert "there is no 'my_not'. Did you mean my_note? Valid: my_note, warmupSteps" in line
+    assert not study.results()
+
+    into_study = ("import", runs, "--study", "s", "--same-data", "--json")
+    done = invoke(*into_study, "--accept-unknown", "my_note")
+    one, two = json.loads(done.stdout)["runs"]
+    assert one["why_not"] == ""
+    assert "taken as without effect, as stated by hand: my_note" in one["doubts"]
+    assert "unknown settings: warmupSteps. If" in two["why_not"]
+    assert two["unknown"] == ["warmupSteps"]
+    assert [record.imported for record in study.imported()] == ["one"]
+
+    done = invoke(*into_study, "--accept-unknown", " my_note, warmupSteps")
+    assert [run["why_not"] for run in json.loads(done.stdout)["runs"]] == ["", ""]
+    assert len(study.imported()) == 2
+
+
+def test_accept_unknown_needs_runs_that_have_unknown_settings(tmp_path: Path) -> None:
+    run = write(tmp_path / "a", rows())
+    line = refusal("import", run, "--accept-unknown", "x")
+    assert "--accept-unknown x: the runs have no settings that hpo does not know" in line
+    line = refusal("import", "--from-study", "a", "--study", "b", "--accept-unknown", "x")
+    assert "--accept-unknown is about the runs in RUNS_DIR" in line
 
 
 @pytest.mark.slow
