@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.data.folders import contents_text, without_stray
 from hpo.data.pickles import unpickle
 from hpo.data.sentences import Partition, Row, Sentences, Source, Stream
 from hpo.errors import DataError
@@ -48,27 +49,19 @@ def open_source(path: Path | None) -> Source:
         from hpo.data.store import Store
 
         return Store(path)
-    if any(path.glob("train/*.mat")):
+    if without_stray(path, path.glob("train/*.mat")):
         from hpo.data.mat import MatFolder
 
         return MatFolder(path)
     # The published archive unpacks to a folder hdf5_data_final.
     for folder in (path, path / "hdf5_data_final"):
-        if any(folder.glob("*/data_train.hdf5")):
+        if without_stray(folder, folder.glob("*/data_train.hdf5")):
             from hpo.data.hdf5 import Hdf5Folder
 
             return Hdf5Folder(folder)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder. Give {FORMATS}")
-    raise DataError(f"{path}: a folder with {_contents_text(path)}. Valid: {FORMATS}")
-
-
-def _contents_text(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
-        return "nothing"
-    shown = ", ".join(names[:3])
-    return f"{shown}, ..." if len(names) > 3 else shown
+    raise DataError(f"{path}: a folder with {contents_text(path)}. Valid: {FORMATS}")
 
 
 class Demo(Source):

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpo.data.folders import without_stray
 from hpo.data.sentences import Partition, Row, Stream
 from hpo.errors import DataError
 
@@ -29,7 +30,7 @@ class Hdf5Folder(Stream):
         self.absent = {"competition": "the data_test.hdf5 files have no labels"}
 
     def _files(self, partition: Partition) -> list[Path]:
-        return sorted(self._folder.glob(f"*/{FILES[partition]}"))
+        return without_stray(self._folder, self._folder.glob(f"*/{FILES[partition]}"))
 
     def rows(self, partition: Partition) -> Iterator[Row]:
         for file in self._files(partition):

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
+from hpo.data.folders import without_stray
 from hpo.data.phonemes import labels_of
 from hpo.data.sentences import Partition, Row, Stream
 from hpo.errors import DataError
@@ -39,7 +40,8 @@ class MatFolder(Stream):
         self.partitions = tuple(partition for partition in FOLDERS if self._files(partition))
 
     def _files(self, partition: Partition) -> list[Path]:
-        return sorted((self._folder / FOLDERS[partition]).glob("*.mat"))
+        folder = self._folder / FOLDERS[partition]
+        return without_stray(folder, folder.glob("*.mat"))
 
     def rows(self, partition: Partition) -> Iterator[Row]:
         for file in self._files(partition):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hpo.data.folders import contents_text
 from hpo.errors import DataError
 from hpo.past.past_runs import BUILT_IN, CONFIG, PastRun, some
 from hpo.past.rows import (
@@ -35,8 +36,6 @@ VALID = f"a folder with {', '.join(FILES)} (one of them at least), or with a tra
 REFERENCE_INTERVAL = 100
 # Seconds; no batch takes so long.
 DAY = 86400.0
-# The names of a folder's files that a message shows.
-NAMES_SHOWN = 3
 # Fields that decide how a training goes, so that their absence deserves a warning.
 DECISIVE_FIELDS = (
     "optimizer.name",
@@ -61,11 +60,7 @@ def is_run(folder: Path) -> bool:
 
 def why_not_a_run(folder: Path) -> str:
     """What is wrong with a folder that is not a run."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    shown = ", ".join(names[:NAMES_SHOWN]) or "nothing"
-    if len(names) > NAMES_SHOWN:
-        shown += ", ..."
-    return f"not a run: it contains {shown}. Valid: {VALID}"
+    return f"not a run: it contains {contents_text(folder)}. Valid: {VALID}"
 
 
 def read_lab_run(folder: Path) -> PastRun:

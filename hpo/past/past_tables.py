@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hpo.data.folders import without_stray
 from hpo.errors import DataError, SpecError
 from hpo.past.past_runs import CONFIG, PastRun, printable
 from hpo.past.rows import (
@@ -83,12 +84,13 @@ def _table_files(path: Path) -> list[Path]:
     files: list[Path] = []
     for ending in ENDINGS:
         files += path.glob(f"*{ending}")
+    files = without_stray(path, files)
     if not files:
         raise DataError(
             f"{path}: holds no table. Valid: a file or a folder of files that end with "
             f"{', '.join(ENDINGS)}"
         )
-    return sorted(files)
+    return files
 
 
 def _runs(file: Path, maps: Mapping[str, str]) -> list[PastRun]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hpo.data.folders import is_backup, without_stray
 from hpo.errors import DataError
 from hpo.past.lab_runs import FILES, is_run, read_lab_run, why_not_a_run
 from hpo.past.past_runs import PastRun
@@ -91,12 +92,22 @@ def _runs_below(path: Path, scripts: ScriptRuns | None) -> RunsAndRefused:
                 refused[folder.name] = str(error)
         elif folder.name not in script_folders:
             refused[folder.name] = f"{folder}: {why_not_a_run(folder)}"
-    return sorted(runs, key=lambda run: run.name), refused
+    return sorted(runs, key=lambda run: run.name), refused | _backups(path)
 
 
 def _folders(path: Path) -> Sequence[Path]:
-    """The folders in a folder, hidden ones left aside."""
+    """The folders in a folder, without what systems and editors leave."""
     if not path.is_dir():
         return []
-    entries = sorted(path.iterdir())
-    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in without_stray(path, path.iterdir()) if entry.is_dir()]
+
+
+def _backups(path: Path) -> dict[str, str]:
+    """The runs in a folder that are not read because of their names -> why."""
+    if not path.is_dir():
+        return {}
+    return {
+        entry.name: f"{entry}: named as a backup, so it is not read. Rename it if it is a run"
+        for entry in sorted(path.iterdir())
+        if is_backup(entry.name) and not entry.name.startswith(".") and is_run(entry)
+    }

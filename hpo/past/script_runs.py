@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from hpo.data.folders import is_stray
 from hpo.errors import DataError, SpecError
 from hpo.past.logs import Form, read_log
 from hpo.past.past_runs import PER, PastRun, printable, some
@@ -130,7 +131,7 @@ def nothing_found(path: Path, runs: ScriptRuns) -> str:
 def _curve_files(path: Path, runs: ScriptRuns, skip: set[Path]) -> list[_CurveFile]:
     if path.is_file():
         return [_single_curve_file(path, runs)]
-    files = sorted(_files(path, skip))
+    files = sorted(_files(path, skip, runs.curve_name))
     if runs.curve_file == OUTPUT:
         return _outputs(path, files, runs)
     curves = [file for file in files if fnmatch(file.name, runs.curve_name)]
@@ -147,16 +148,18 @@ def _single_curve_file(path: Path, runs: ScriptRuns) -> _CurveFile:
     return _CurveFile(printable(path.name), path, None)
 
 
-def _files(path: Path, skip: set[Path]) -> Iterator[Path]:
-    """All files below a folder, hidden folders left aside. Raises DataError if there are too
-    many.
+def _files(path: Path, skip: set[Path], curve_name: str) -> Iterator[Path]:
+    """All files below a folder, without what systems and editors leave. Raises DataError if there
+    are too many.
+
+    curve_name: a file that is called just so is a curve, even if it is hidden.
     """
     count = 0
     for folder, subfolders, names in os.walk(path):
         parent = Path(folder)
         # os.walk descends into what is left in this list.
         subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and parent / name not in skip
+            name for name in subfolders if not is_stray(name) and parent / name not in skip
         ]
         count += len(names)
         if count > MOST_FILES:
@@ -165,7 +168,8 @@ def _files(path: Path, skip: set[Path]) -> Iterator[Path]:
                 "alone"
             )
         for name in names:
-            yield parent / name
+            if name == curve_name or not is_stray(name):
+                yield parent / name
 
 
 def _one_per_folder(root: Path, curves: Sequence[Path], runs: ScriptRuns) -> list[_CurveFile]:

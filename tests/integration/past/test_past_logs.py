@@ -506,6 +506,17 @@ def test_a_study_file_describes_any_curve(
     assert run[f"best_{metric['name'].lower()}"] == last
 
 
+def test_what_systems_and_editors_leave_is_no_run_of_a_script(tmp_path: Path) -> None:
+    path = study_file(tmp_path, curve=STATE_CURVE | {"file": "*.json"})
+    runs = write(tmp_path / "runs", {"a/m.json": STATE, "c/._m.json": STATE, "c/.n.json": STATE})
+    for name in ("__MACOSX/a", ".old", "a.bak", "b~"):
+        write(runs, {f"{name}/m.json": STATE})
+    assert run_of(runs, "--curve", path)["name"] == "a"
+    # Only where the study says that the file is hidden.
+    hidden = study_file(tmp_path, curve=STATE_CURVE | {"file": ".n.json"})
+    assert run_of(runs, "--curve", hidden)["name"] == "c"
+
+
 def test_a_study_file_names_the_fields_of_steps_and_seed(tmp_path: Path) -> None:
     path = study_file(tmp_path, seed=["seed", "data_seed"])
     write(tmp_path / "runs" / "a", attempt(BASE | {"seed": 7, "data_seed": 7}))

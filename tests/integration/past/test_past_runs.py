@@ -315,6 +315,27 @@ def test_folders_that_are_no_runs_are_refused(
     assert "refused evil" in done.output
 
 
+def test_what_systems_and_editors_leave_is_no_run(tmp_path: Path) -> None:
+    write(tmp_path / "good", rows())
+    for name in (".ipynb_checkpoints", "__MACOSX", "._good", ".good.bak"):
+        write(tmp_path / name, rows())
+    write(tmp_path / "good.bak", rows())
+    (tmp_path / "photos~").mkdir()
+    runs, refused = read_runs(tmp_path)
+    assert [run.name for run in runs] == ["good"]
+    # A person may have named it so, and it would be missed.
+    assert set(refused) == {"good.bak"}
+    assert "named as a backup, so it is not read. Rename it if it is a run" in refused["good.bak"]
+    assert read_runs(tmp_path / "good.bak")[0][0].name == "good.bak"
+
+
+def test_what_systems_and_editors_leave_is_no_table(tmp_path: Path) -> None:
+    for name in ("a.csv", "._a.csv", ".a.csv", "~$a.csv", "b.csv~", "b.csv.bak"):
+        (tmp_path / name).write_text("step,per\n0,0.9\n")
+    runs, _ = read_runs(tmp_path, {"step": "step"})
+    assert [run.name for run in runs] == ["a"]
+
+
 SETTINGS_OF_A_LAB: list[dict[str, Any]] = [
     {},
     {

@@ -148,6 +148,31 @@ def test_days_of_mat_files_are_the_sorted_sessions_of_train(mat_folder: Path) ->
     assert read_sentences(mat_folder, "train").name_of(7) == name
 
 
+def test_what_systems_leave_among_mat_files_is_no_session(mat_folder: Path) -> None:
+    expected = {part: read_sentences(mat_folder, part) for part in ("train", "test", "competition")}
+    session = f"{SESSIONS[0]}.mat"
+    contents = (mat_folder / "train" / session).read_bytes()
+    for part in ("train", "test", "competitionHoldOut"):
+        (mat_folder / part / f"._{session}").write_bytes(b"\0\5\26\7Mac OS X")
+        (mat_folder / part / ".hidden.mat").write_bytes(contents)
+        (mat_folder / part / f"{session}~").write_bytes(contents)
+        (mat_folder / part / "Thumbs.db").touch()
+        copies = mat_folder / part / ".ipynb_checkpoints"
+        copies.mkdir()
+        (copies / session).write_bytes(contents)
+    for part, sentences in expected.items():
+        again = read_sentences(mat_folder, part)
+        assert again.fingerprint() == sentences.fingerprint()
+        assert again.day_names == sentences.day_names
+
+
+def test_a_folder_with_stray_mat_files_alone_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "._a.mat").touch()
+    with pytest.raises(DataError, match=r"a folder with train\. Valid: "):
+        read_sentences(tmp_path, "train")
+
+
 def test_a_session_that_train_does_not_have_is_refused(mat_folder: Path) -> None:
     contents = (mat_folder / "test" / f"{SESSIONS[0]}.mat").read_bytes()
     (mat_folder / "test" / "t12.2023.01.01.mat").write_bytes(contents)
@@ -312,6 +337,22 @@ def test_sentences_are_read_from_hdf5(hdf5_folder: Path) -> None:
         assert sentences.labels_L[28:32].tolist() == trial["seq_class_ids"][:4].tolist()
     one_level_above = read_sentences(hdf5_folder.parent, "train")
     assert one_level_above.fingerprint() == sentences.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".ipynb_checkpoints", "__MACOSX", "._t15.2023.08.11", "t15.2023.08.11.bak", "t15.2023.08.11~"],
+)
+def test_stray_folders_among_hdf5_sessions_are_no_sessions(hdf5_folder: Path, name: str) -> None:
+    expected = {part: read_sentences(hdf5_folder, part) for part in ("train", "test")}
+    write_trials(hdf5_folder / name / "data_train.hdf5", 0)
+    write_trials(hdf5_folder / name / "data_val.hdf5", 9)
+    write_trials(hdf5_folder.parent / ".old" / "data_train.hdf5", 9)
+    for folder in (hdf5_folder, hdf5_folder.parent):
+        for part, sentences in expected.items():
+            again = read_sentences(folder, part)
+            assert again.fingerprint() == sentences.fingerprint()
+            assert (again.n_days, again.day_names) == (2, sentences.day_names)
 
 
 def test_a_session_of_hdf5_may_lack_a_validation_file(hdf5_folder: Path) -> None:
