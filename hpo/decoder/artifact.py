@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ IN_CHECKPOINTS = ("model_state_dict", "state_dict", "model")
 _UNUSED = re.compile(r"inpLayer\d+\.(weight|bias)")
 # Names that a message shows, and letters of each.
 SHOWN = 5
-LONGEST_NAME = 60
+LONGEST_NAME = 80
 # Argument -> the field that the shapes of the weights give.
 GIVEN_BY_WEIGHTS = {
     "nUnits": "model.units",
@@ -111,8 +110,13 @@ def _not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
 def _some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - SHOWN
-    text = ", ".join(name[:LONGEST_NAME] for name in names[:SHOWN])
+    text = ", ".join(_shown(name) for name in names[:SHOWN]) or "nothing"
     return f"{text} and {more} more" if more > 0 else text
+
+
+def _shown(text: str) -> str:
+    """A text of a file, cut, without characters that could steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST_NAME])
 
 
 def _build_model(path: Path, config: DecoderConfig, weights: dict[str, torch.Tensor]) -> GruDecoder:
@@ -254,37 +258,71 @@ def _reference_faults(
 ) -> list[str]:
     """Why these are not the weights of neural_seq_decoder's model with these arguments."""
     faults: list[str] = []
-    expected = _reference_names(config)
-    unused = [name for name in reference if name not in expected and not _UNUSED.fullmatch(name)]
+    shapes = _reference_shapes(reference, config)
+    unused = [name for name in reference if name not in shapes and not _UNUSED.fullmatch(name)]
     if unused:
         faults.append(f"weights that the model does not use: {_some(unused)}")
-    missing = [name for name in expected if name not in reference]
+    missing = [name for name in shapes if name not in reference]
     if missing:
         faults.append(f"weights that the model needs are missing: {_some(missing)}")
+    misshapen = [
+        f"{name} {list(reference[name].shape)} in place of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in reference and reference[name].shape != shape
+    ]
+    if misshapen:
+        faults.append(f"weights of another model than the GRU decoder: {_some(misshapen)}")
+    no_floats = [
+        name for name in shapes if name in reference and not reference[name].is_floating_point()
+    ]
+    if no_floats:
+        faults.append(f"weights that are no floating-point numbers: {_some(no_floats)}")
     smoothing = reference["gaussianSmoother.weight"]
     first = smoothing[:1].expand_as(smoothing)
     if not torch.allclose(smoothing, first, rtol=0, atol=0, equal_nan=True):
         faults.append(
             "gaussianSmoother.weight differs between features; the model smooths all alike"
         )
-    values = config.flat()
+    return [*faults, *_contradictions(arguments, config)]
+
+
+def _contradictions(arguments: Mapping[str, Any], config: DecoderConfig) -> list[str]:
+    """Where args say something else than the shapes of the weights."""
+    contradictions: list[str] = []
     for name, field in GIVEN_BY_WEIGHTS.items():
         stated = arguments.get(name)
-        if isinstance(stated, int | float | str) and stated != values[field]:
-            faults.append(
-                f"args say {name} = {reprlib.repr(stated)}, its weights are of "
-                f"{values[field]}: args or weights are those of another run"
+        if stated is None:
+            continue
+        actual = config.flat()[field]
+        try:
+            agrees = DecoderConfig().with_values({field: stated}).flat()[field] == actual
+        except SpecError:
+            agrees = False
+        if not agrees:
+            contradictions.append(
+                f"args say {name} = {_shown(str(stated))}, its weights are of {actual}: args or "
+                "weights are those of another run"
             )
-    return faults
+    return contradictions
 
 
-def _reference_names(config: DecoderConfig) -> list[str]:
-    """The weights that a model of this shape has, under the names of neural_seq_decoder."""
+def _reference_shapes(
+    reference: Mapping[str, torch.Tensor], config: DecoderConfig
+) -> dict[str, torch.Size]:
+    """The weights that such a model has, under the names of neural_seq_decoder, and their
+    shapes.
+    """
+    n_days, n_features, _ = reference["dayWeights"].shape
     # On no device, so that large models take neither time nor memory.
     with torch.device("meta"):
-        model = GruDecoder(config.model, 1, 1)
-    own = [reference_name(name) for name in model.state_dict() if name != "smoothing_K"]
-    return [*own, "gaussianSmoother.weight"]
+        model = GruDecoder(config.model, n_days, n_features)
+    shapes = {
+        reference_name(name): weight.shape
+        for name, weight in model.state_dict().items()
+        if name != "smoothing_K"
+    }
+    taps = config.model.smoothing_kernel
+    return shapes | {"gaussianSmoother.weight": torch.Size((n_features, 1, taps))}
 
 
 def _read_state_dict(path: Path) -> dict[str, Any]:
@@ -316,14 +354,14 @@ def _unwrapped(path: Path, state_dict: Mapping[Any, Any]) -> dict[str, torch.Ten
         if not _is_plain(weight):
             kind = type(weight).__name__
             raise DataError(
-                f"{path}: {str(name)[:LONGEST_NAME]!r} is a {kind}, not plain weights. Valid: a "
+                f"{path}: {_shown(str(name))!r} is a {kind}, not plain weights. Valid: a "
                 "state dict of neural_seq_decoder's model"
             )
         parts = [part for part in str(name).split(".") if part not in WRAPPERS]
         bare_name = ".".join(parts)
         if bare_name in weights:
             raise DataError(
-                f"{path}: two weights are {bare_name[:LONGEST_NAME]}, one of them in a wrapped "
+                f"{path}: two weights are {_shown(bare_name)}, one of them in a wrapped "
                 "model. Valid: a state dict of one model"
             )
         weights[bare_name] = weight

@@ -215,6 +215,14 @@ def smoothed_differently(weights: Weights) -> Weights:
     return weights
 
 
+def of_an_lstm(weights: Weights) -> Weights:
+    """An LSTM has four gates where a GRU has three, under the same names."""
+    return {
+        name: torch.cat([weight, weight[: len(weight) // 3]]) if "gru" in name else weight
+        for name, weight in weights.items()
+    }
+
+
 EXTRA = {"extra_layer.weight": torch.eye(3), "gru_decoder.weight_hr_l0": torch.eye(3)}
 NOT_USED = "weights that the model does not use: extra_layer.weight, gru_decoder.weight_hr_l0"
 
@@ -232,6 +240,15 @@ NOT_USED = "weights that the model does not use: extra_layer.weight, gru_decoder
             ),
             r"does not use: gru_decoder\.weight_hh_l7",
         ),
+        (
+            of_an_lstm,
+            r"another model than the GRU decoder: gru_decoder\.weight_ih_l0 \[32, 12\] in",
+        ),
+        (
+            lambda weights: weights | {"dayBias": weights["dayBias"].to(torch.complex64)},
+            "no floating-point numbers: dayBias",
+        ),
+        (lambda weights: weights | {"\x1b[31mx": torch.eye(2)}, r"does not use: \?\[31mx$"),
         (smoothed_differently, "differs between features"),
         (
             lambda weights: {"model_state_dict": weights, "step": 3},
@@ -348,6 +365,10 @@ def test_import_looks_at_the_weights_of_a_run(lab_folder: Path) -> None:
     foreign, warnings = checked()
     assert foreign == (f"modelWeights: {NOT_USED}",)
     assert NOT_USED in warnings
+
+    (lab_folder / "modelWeights").write_bytes(weights)
+    rewrite(lab_folder, of_an_lstm)
+    assert "another model than the GRU decoder" in checked()[0][0]
 
     (lab_folder / "modelWeights").write_bytes(weights)
     rewrite(lab_folder, lambda weights: weights | {"dayBias": weights["dayBias"] / 0})
