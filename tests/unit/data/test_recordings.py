@@ -149,7 +149,8 @@ def test_days_of_mat_files_are_the_sorted_sessions_of_train(mat_folder: Path) ->
 
 
 def test_what_systems_leave_among_mat_files_is_no_session(mat_folder: Path) -> None:
-    expected = {part: read_sentences(mat_folder, part) for part in ("train", "test", "competition")}
+    partitions: tuple[Partition, ...] = ("train", "test", "competition")
+    expected = {partition: read_sentences(mat_folder, partition) for partition in partitions}
     session = f"{SESSIONS[0]}.mat"
     contents = (mat_folder / "train" / session).read_bytes()
     for part in ("train", "test", "competitionHoldOut"):
@@ -160,8 +161,8 @@ def test_what_systems_leave_among_mat_files_is_no_session(mat_folder: Path) -> N
         copies = mat_folder / part / ".ipynb_checkpoints"
         copies.mkdir()
         (copies / session).write_bytes(contents)
-    for part, sentences in expected.items():
-        again = read_sentences(mat_folder, part)
+    for partition, sentences in expected.items():
+        again = read_sentences(mat_folder, partition)
         assert again.fingerprint() == sentences.fingerprint()
         assert again.day_names == sentences.day_names
 
@@ -344,13 +345,14 @@ def test_sentences_are_read_from_hdf5(hdf5_folder: Path) -> None:
     [".ipynb_checkpoints", "__MACOSX", "._t15.2023.08.11", "t15.2023.08.11.bak", "t15.2023.08.11~"],
 )
 def test_stray_folders_among_hdf5_sessions_are_no_sessions(hdf5_folder: Path, name: str) -> None:
-    expected = {part: read_sentences(hdf5_folder, part) for part in ("train", "test")}
+    partitions: tuple[Partition, ...] = ("train", "test")
+    expected = {partition: read_sentences(hdf5_folder, partition) for partition in partitions}
     write_trials(hdf5_folder / name / "data_train.hdf5", 0)
     write_trials(hdf5_folder / name / "data_val.hdf5", 9)
     write_trials(hdf5_folder.parent / ".old" / "data_train.hdf5", 9)
     for folder in (hdf5_folder, hdf5_folder.parent):
-        for part, sentences in expected.items():
-            again = read_sentences(folder, part)
+        for partition, sentences in expected.items():
+            again = read_sentences(folder, partition)
             assert again.fingerprint() == sentences.fingerprint()
             assert (again.n_days, again.day_names) == (2, sentences.day_names)
 
