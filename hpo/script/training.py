@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,7 @@ class ScriptTraining:
     def _changes_files(self) -> bool:
         """Whether a change of the curve's file or a checkpoint was noticed in `silence_seconds`."""
         assert self._rows is not None
-        times = [self._rows.changed()]
-        times += [path.stat().st_mtime for path in (self.folder / CHECKPOINTS).iterdir()]
+        times = [self._rows.changed(), *_change_times(self.folder / CHECKPOINTS)]
         now = time.monotonic()
         if times != self._change_times:
             self._change_times = times
@@ -316,6 +316,19 @@ class ScriptTraining:
         while time.monotonic() < deadline:
             yield Waiting()
             time.sleep(POLL_SECONDS)
+
+
+def _change_times(folder: Path) -> list[float]:
+    """When each file of a folder that a script writes to was last changed.
+
+    A script may rename or remove a file, or the folder, while this looks.
+    """
+    times: list[float] = []
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                times.append(path.stat().st_mtime)
+    return times
 
 
 def _ended_by_itself(end: End | None) -> bool:

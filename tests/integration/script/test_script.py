@@ -117,6 +117,12 @@ ENDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "a signal from outside": ("killed", {}, "failed", "was ended by SIGKILL"),
     "silence": ("hangs", {"silence_seconds": 0.5}, "failed", "written nothing for 0.5 s"),
+    "silence, with a checkpoint that is gone": (
+        "hangs",
+        {"silence_seconds": 0.5, "fixed": {"way": "hangs", "dangles": True}},
+        "failed",
+        "written nothing for 0.5 s",
+    ),
     "no value": ("silent", {}, "failed", "metrics.jsonl has no row with a value"),
     "steps that go back": ("backwards", {}, "failed", "backwards"),
     "below the bounds": ("negative", {}, "failed", "outside of 0 to 1"),

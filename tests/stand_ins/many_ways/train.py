@@ -53,6 +53,9 @@ if way == "leaves":
     subprocess.Popen([sys.executable, "-c", code])
 if way == "obeys":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+if args.get("dangles"):
+    # As when the checkpoint that a link names is renamed.
+    os.symlink("gone", os.path.join(folder, "last"))
 if way == "hangs":
     time.sleep(600)
 if way == "binary":
