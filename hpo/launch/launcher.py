@@ -201,7 +201,10 @@ class Launcher:
         try:
             if self.plan.grow:
                 for device in self.plan.devices:
-                    self.sharing[device] = Sharing(free_memory(device))
+                    free = free_memory(device)
+                    # Without that number nobody knows whether another training fits.
+                    if free is not None:
+                        self.sharing[device] = Sharing(free)
             for device in self.plan.devices:
                 self._start(self._new(device))
             while self.running:
@@ -280,7 +283,10 @@ class Launcher:
                 training += 1
         if len(self._running_on(device)) < sharing.count:
             sharing.restart()
-        change = sharing.look(training, steps, free_memory(device))
+        free = free_memory(device)
+        if free is None:
+            return
+        change = sharing.look(training, steps, free)
         if change > 0:
             self._start(self._new(device))
         elif change < 0:

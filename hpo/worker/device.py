@@ -123,13 +123,29 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
-def free_memory(device: str) -> int:
-    """The free bytes of the GPU, or of the machine."""
+def free_memory(device: str, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """The free bytes of the GPU, or of the machine; None if this machine does not tell.
+
+    meminfo: the kernel's table, as in proc(5).
+    """
     if device.startswith("cuda"):
         # Of several GPUs the first is as full as the others.
-        return torch.cuda.mem_get_info(torch.device(device.partition(",")[0]))[0]
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+        first = torch.device(device.partition(",")[0])
+        try:
+            return torch.cuda.mem_get_info(first)[0]
+        except RuntimeError:
+            # A GPU that has fallen off the bus.
+            return None
+    try:
+        table = meminfo.read_text()
+    except OSError:
+        return None
+    # Kernels before 3.14 and some containers do not estimate what is available.
+    for name in ("MemAvailable", "MemFree"):
+        found = re.search(rf"^{name}:\s*(\d+) kB", table, re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return None
 
 
 def peak_memory(device: torch.device) -> int:

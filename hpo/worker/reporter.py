@@ -166,20 +166,25 @@ class Reporter:
         """
         step = last.step if last else 0
         with self._lock:
-            if not (self._goes_back and self._is_going_back_to(step, last)):
-                self._goes_back_to = last
-            self._goes_back = True
+            self._must_go_back_to(last)
             if last is None:
                 self._undelivered = []
             else:
                 self._undelivered = [point for point in self._undelivered if point.step <= step]
             self._step = step
 
-    def _is_going_back_to(self, step: int, last: Point | None) -> bool:
-        """Whether the training already goes back to this point, or to one before it."""
-        if self._goes_back_to is None:
-            return True
-        return last is not None and self._goes_back_to.step <= step
+    def _must_go_back_to(self, last: Point | None) -> None:
+        """Note where the next delivery goes back to: the earliest point that was asked for.
+
+        The caller holds the lock.
+        """
+        if not self._goes_back:
+            self._goes_back = True
+            self._goes_back_to = last
+        elif last is None or self._goes_back_to is None:
+            self._goes_back_to = None
+        elif last.step < self._goes_back_to.step:
+            self._goes_back_to = last
 
     def holds(self) -> bool:
         """Whether this attempt certainly holds the trial.
@@ -234,11 +239,9 @@ class Reporter:
         try:
             return self.study.resume(self.trial, step, curve)
         except DatabaseAwayError:
-            # Try again at the next delivery, unless the training has gone back once more.
+            # Try again at the next delivery. Meanwhile the training may have gone back once more.
             with self._lock:
-                if not self._goes_back:
-                    self._goes_back = True
-                    self._goes_back_to = last
+                self._must_go_back_to(last)
             raise
 
     def _look_for_reason_to_leave(self, now: float) -> None:

@@ -123,4 +123,26 @@ def test_workers_join_and_leave_on_a_real_device_and_no_trial_is_lost(
     records = study.records()
     assert {record.state for record in records} == {"waiting"}
     assert sum(record.step > 0 for record in records) >= 2
-    assert 0 < free_memory("cpu") < 2**50
+    free = free_memory("cpu")
+    assert free is not None
+    assert 0 < free < 2**50
+
+
+@pytest.mark.parametrize(
+    ("table", "free"),
+    [
+        ("MemTotal: 9 kB\nMemFree: 4 kB\nMemAvailable:    7 kB\n", 7 * 1024),
+        ("MemTotal: 9 kB\nMemFree:         4 kB\n", 4 * 1024),
+        ("a line: of: another kind\n\nMemFree: 4 kB", 4 * 1024),
+        ("MemAvailable: unknown\n", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_machine_that_does_not_tell_its_free_memory_shares_nothing(
+    tmp_path: Path, table: str | None, free: int | None
+) -> None:
+    path = tmp_path / "meminfo"
+    if table is not None:
+        path.write_text(table)
+    assert free_memory("cpu", path) == free

@@ -20,23 +20,25 @@ from helpers.commands import Running, run_hpo, until
 from helpers.data import recordings
 from helpers.lines import ON_CPU
 from helpers.servers import execute
-from helpers.studies import RECORD, TINY, curve, decoder_config, long
-from sqlalchemy import make_url
+from helpers.studies import RECORD, TINY, claim, curve, decoder_config, long, point
+from sqlalchemy import make_url, select
 
 from hpo.decoder.training import GruTraining, Recordings
-from hpo.errors import BadNodeError, StudyError, WorkerError
+from hpo.errors import BadNodeError, DatabaseAwayError, StudyError, WorkerError
 from hpo.launch.launcher import Launcher, Plan
 from hpo.launch.slurm_element import run_node
 from hpo.process import Process
 from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
+from hpo.store.tables import trial_table
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
 from hpo.study.trial import Completed, Interrupted
 from hpo.study.version import code_version
 from hpo.terminal.live import AWAY
 from hpo.worker.checkpoint import begin, checkpoints
+from hpo.worker.reporter import Reporter
 from hpo.worker.signals import StopFlag
 from hpo.worker.worker import Worker, run_worker
 
@@ -180,6 +182,42 @@ def test_a_worker_cut_off_beyond_its_lease_writes_no_weights_until_it_may(
     assert written_while_away == []
     files = sorted(path.name for path in folder.iterdir())
     assert files == ["best.safetensors", "last.safetensors"]
+
+
+def test_a_failed_delivery_does_not_forget_how_far_the_training_went_back(
+    parts: Parts, server: EmbeddedServer, database: Database
+) -> None:
+    """The training goes back once more while the database is asked to go back, and is lost."""
+    study = parts.study()
+    trial = claim(study)
+    reporter = Reporter(study, trial, lambda: 0, lambda problem: None)
+    # From here on this test delivers.
+    reporter.close()
+    for step in (2, 3, 4, 6):
+        reporter.at(step, point(step, 0.9))
+    reporter.deliver()
+    reporter.go_back(point(2, 0.9))
+    failures: list[Exception] = []
+
+    def deliver() -> None:
+        try:
+            reporter.deliver()
+        except DatabaseAwayError as error:
+            failures.append(error)
+
+    name = make_url(database.url).database
+    waiting = f"pg_stat_activity WHERE datname = '{name}' AND wait_event_type = 'Lock'"
+    with study.engine.begin() as connection:
+        connection.execute(select(trial_table).with_for_update())
+        with meanwhile(deliver):
+            until(lambda: execute(server, f"SELECT pid FROM {waiting}"))
+            again = point(4, 0.5)
+            reporter.at(4, again)
+            reporter.go_back(again)
+            execute(server, f"SELECT pg_terminate_backend(pid) FROM {waiting}")
+    assert len(failures) == 1
+    reporter.deliver()
+    assert curve(study, trial) == [(2, 0.9, 1), (4, 0.5, 1)]
 
 
 @pytest.mark.slow
