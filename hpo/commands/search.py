@@ -190,6 +190,7 @@ def launch(
         click.echo(f"Nothing is left to do: {why_over}")
     elif isinstance(plan, Plan):
         launcher = Launcher(study, opened, plan, data, allow_different_code=allow_different_code)
+        _announce_neighbours(launcher)
         ending = _run(launcher, notify)
     else:
         if notify:
@@ -215,6 +216,15 @@ def _track(study: "Study", names: list[str] | None) -> list[str]:
     if not trackers:
         return []
     return [f"tracked    {', '.join(trackers)} in {study_folder(study) / FOLDER}"]
+
+
+def _announce_neighbours(launcher: "Launcher") -> None:
+    from hpo.launch.neighbours import announcement, still_to_start
+
+    found = launcher.neighbours()
+    if found:
+        missing = still_to_start(launcher.plan.devices, found)
+        click.echo(f"           {announcement(found, missing)}")
 
 
 def _run(launcher: "Launcher", notify: str | None) -> str:
@@ -385,6 +395,7 @@ def worker(
 
     from hpo.launch import slurm_element
     from hpo.launch.launcher import plan_node
+    from hpo.launch.neighbours import remove_mark
     from hpo.store.database import open_database
     from hpo.study.study import Study
     from hpo.worker.device import check_gpus, choose_device, held_gpus
@@ -392,6 +403,7 @@ def worker(
     from hpo.worker.signals import StopFlag
     from hpo.worker.worker import run_worker
 
+    remove_mark()
     if (per_gpu or requeue) and not all_gpus:
         raise CallerError(
             "--per-gpu and --requeue apply to all workers of a machine: add --all-gpus"

@@ -26,6 +26,7 @@ from hpo.errors import (
     MemoryShortError,
     WorkerError,
 )
+from hpo.launch.neighbours import Neighbour, mark, neighbours, still_to_start
 from hpo.launch.sharing import Sharing
 from hpo.process import this_host
 from hpo.store.database import Database
@@ -179,6 +180,8 @@ class Launcher:
     # The device of every worker that was ever started here, by the worker's index.
     _devices: list[str] = field(default_factory=list)
     running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    # Workers of the plan that other launches have started.
+    _neighbours: list[Neighbour] = field(default_factory=list)
     sharing: dict[str, Sharing] = field(default_factory=dict)
     _restarts: int = 0
     # The attempts of all trials when a worker last died.
@@ -191,24 +194,29 @@ class Launcher:
         show: Callable[[], bool] | None = None,
         news: Callable[[list[Record]], None] | None = None,
     ) -> End:
-        """Start the workers and return when all have left.
+        """Start the workers that do not run here yet, and return when all have left.
 
-        Twice a second this calls `show`, which returns whether the database answers, and `news`
+        Workers of a launch that has ended are looked after like its own. Twice a second this calls
+        `show`, which returns whether the database answers, and `news`
         with the records of the trials. Raises WorkerError if workers died and the work that is
         left has no worker.
         """
         previous_handlers = self._handle_signals()
         try:
+            self._neighbours = self.neighbours()
+            missing = still_to_start(self.plan.devices, self._neighbours)
             if self.plan.grow:
-                for device in self.plan.devices:
+                # Where others train, too, no measurement tells what one training takes.
+                for device in missing:
                     free = free_memory(device)
                     # Without that number nobody knows whether another training fits.
                     if free is not None:
                         self.sharing[device] = Sharing(free)
-            for device in self.plan.devices:
+            for device in missing:
                 self._start(self._new(device))
-            while self.running:
+            while self.running or self._neighbours:
                 self._look_after()
+                self._look_after_neighbours()
                 # The workers train on without the database, and report a long outage themselves.
                 if not self._update(show, news):
                     self.database.revive()
@@ -219,6 +227,11 @@ class Launcher:
                 worker.terminate()
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
+
+    def neighbours(self) -> list[Neighbour]:
+        """The workers of this study that run here already, on devices of the plan."""
+        found = neighbours(self.study.unique)
+        return [neighbour for neighbour in found if neighbour.device in self.plan.devices]
 
     def _handle_signals(self) -> dict[signal.Signals, Any]:
         """Install the handlers of the launcher and return the previous ones."""
@@ -311,6 +324,7 @@ class Launcher:
         environment = os.environ | {
             "HPO_DATABASE_URL": self.database.url,
             "OMP_NUM_THREADS": str(self.plan.threads),
+            **mark(self.study.unique, self._devices[index]),
         }
         log = self.log_of(index)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -339,6 +353,26 @@ class Launcher:
             if code == 0 or self._asked_to_stop:
                 continue
             self._handle_death(index, code)
+
+    def _look_after_neighbours(self) -> None:
+        """Forget neighbours that left. Replace those that nobody else replaces, while work is left.
+
+        How they ended is not known here. A replacement that finds nothing to do leaves again.
+        """
+        for neighbour in list(self._neighbours):
+            if neighbour.is_alive():
+                # A launch that runs stops its workers itself.
+                if self._asked_to_stop and not neighbour.is_orphan():
+                    self._neighbours.remove(neighbour)
+                continue
+            try:
+                is_needed = neighbour.is_orphan() and self.study.why_over() is None
+            except DatabaseError:
+                # Ask again at the next look.
+                continue
+            self._neighbours.remove(neighbour)
+            if is_needed:
+                self._start(self._new(neighbour.device))
 
     def _handle_death(self, index: int, code: int) -> None:
         """Restart the worker, or do without it. Raises WorkerError if neither is possible."""
@@ -390,6 +424,9 @@ class Launcher:
     def _stop_workers(self, number: signal.Signals = signal.SIGTERM) -> None:
         for worker in self.running.values():
             worker.send_signal(number)
+        for neighbour in self._neighbours:
+            if neighbour.is_orphan():
+                neighbour.signal(number)
 
 
 def _in_words(code: int) -> str:

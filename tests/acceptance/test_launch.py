@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from helpers.commands import Running, launch, launch_arguments, report_of, run_h
 from helpers.data import tiny_contents
 
 from hpo.decoder.config import DecoderConfig
+from hpo.process import start_time
 from hpo.store.database import Database
 from hpo.study.study import Study
 
@@ -145,6 +147,13 @@ def all_have_passed(running: Running, steps: list[int]) -> bool:
     return all(record.step > step for record, step in records)
 
 
+def handles_sigterm(process: int) -> bool:
+    """Whether the process has installed a handler, as a launch does before it starts workers."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = re.search(r"SigCgt:\s*(\w+)", status)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.slow
 def test_ctrl_c_hands_the_trials_back_and_a_second_one_ends_the_workers(running: Running) -> None:
     """In between, the same command line resumes the trials."""
@@ -199,6 +208,61 @@ def test_a_killed_worker_is_replaced_and_workers_outlive_a_killed_launcher(
     running.process.wait()
     steps = [record.step for record in running.records()]
     until(lambda: all_have_passed(running, steps))
-    for pid in workers:
-        os.kill(pid, signal.SIGTERM)
-    until(lambda: all(record.state == "waiting" for record in running.records()))
+    before = [record.attempts for record in running.records()]
+
+    again = start(*running.line)
+    try:
+        assert again.stdout is not None
+        said = next(line for line in again.stdout if "already" in line)
+        pids = ", ".join(str(pid) for pid in sorted(workers))
+        assert f"2 workers of this study run here already ({pids}); no other is started" in said
+        assert "Ctrl-C here stops them" in said
+        until(lambda: handles_sigterm(again.pid))
+        # The launch looks after them: it replaces one that is killed.
+        os.kill(workers[0], signal.SIGKILL)
+        until(lambda: len(files_of_study(f"logs/worker-*-{again.pid}-*.log")) == 1)
+        until(lambda: sum(record.attempts for record in running.records()) == sum(before) + 1)
+        assert [record.number for record in running.records()] == [0, 1]
+        assert start_time(workers[1])
+        steps = [record.step for record in running.records()]
+        until(lambda: all_have_passed(running, steps))
+        again.send_signal(signal.SIGINT)
+        again.communicate(timeout=60)
+        assert again.returncode == 130
+    finally:
+        again.kill()
+        again.communicate()
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert [record.state for record in running.records()] == ["waiting", "waiting"]
+    assert not start_time(workers[1])
+
+
+def test_a_second_launch_follows_the_workers_of_the_first_and_leaves_them_alone(
+    running: Running,
+) -> None:
+    workers = running.workers()
+    other = start(*running.line)
+    try:
+        assert other.stdout is not None
+        said = next(line for line in other.stdout if "already" in line)
+        assert "no other is started" in said
+        assert "Ctrl-C" not in said
+        until(lambda: handles_sigterm(other.pid))
+        other.send_signal(signal.SIGINT)
+        other.communicate(timeout=60)
+        assert other.returncode == 130
+    finally:
+        other.kill()
+        other.communicate()
+    assert running.workers() == workers
+    more = start(*running.line, "--workers", "3")
+    try:
+        assert more.stdout is not None
+        said = next(line for line in more.stdout if "already" in line)
+        assert "; 1 more to start" in said
+        until(lambda: len(files_of_study(f"logs/worker-*-{more.pid}-*.log")) == 1)
+    finally:
+        more.terminate()
+        more.communicate(timeout=60)
