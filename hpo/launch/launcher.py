@@ -7,7 +7,6 @@ launcher but the database's URL, so they outlive it.
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from hpo.errors import (
     WorkerError,
 )
 from hpo.launch.neighbours import Neighbour, mark, neighbours, still_to_start
+from hpo.launch.program import worker_program
 from hpo.launch.sharing import Sharing
 from hpo.process import this_host
 from hpo.store.database import Database
@@ -197,9 +197,8 @@ class Launcher:
         """Start the workers that do not run here yet, and return when all have left.
 
         Workers of a launch that has ended are looked after like its own. Twice a second this calls
-        `show`, which returns whether the database answers, and `news`
-        with the records of the trials. Raises WorkerError if workers died and the work that is
-        left has no worker.
+        `show`, which returns whether the database answers, and `news` with the records of the
+        trials. Raises WorkerError if workers died and the work that is left has no worker.
         """
         previous_handlers = self._handle_signals()
         try:
@@ -315,7 +314,7 @@ class Launcher:
     def _start(self, index: int) -> None:
         if self._asked_to_stop:
             return
-        command = [sys.executable, "-m", "hpo.cli", "worker", "--study", self.study.name]
+        command = [*worker_program(), "--study", self.study.name]
         command += ["--device", self._devices[index], "--threads", str(self.plan.threads)]
         if self.allow_different_code:
             command += ["--allow-different-code"]

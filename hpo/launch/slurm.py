@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hpo.errors import CallerError, SlurmError
+from hpo.launch.program import worker_program
 from hpo.store.database import Database, home
 from hpo.study.paths import study_folder
 from hpo.study.reader import StudyReader
@@ -42,6 +43,7 @@ RESERVED_OPTIONS = {
     "account": "--account",
     "chdir": "",
     "export": "",
+    "gpus": "--gpus-per-node",
     "job-name": "",
     "no-requeue": "",
     "ntasks": "",
@@ -50,10 +52,30 @@ RESERVED_OPTIONS = {
     "parsable": "",
     "requeue": "",
     "signal": "",
+    "test-only": "",
+    "wait": "",
     "wrap": "",
 }
-# SBATCH_* variables whose name is not that of the option.
-VARIABLES = {"array": "ARRAY_INX", "time": "TIMELIMIT"}
+# SBATCH_* variables that would change what an option asks for: those whose name is not that of the
+# option, and those of options that SLURM does not accept beside it.
+MEMORY = ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU")
+GPU_COUNTS = ("GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "GPUS_PER_SOCKET")
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "array": ("ARRAY_INX",),
+    "cpus-per-gpu": ("CPUS_PER_TASK",),
+    "cpus-per-task": ("CPUS_PER_GPU",),
+    "exclusive": ("OVERSUBSCRIBE",),
+    "gres": GPU_COUNTS,
+    "mem": MEMORY,
+    "mem-per-cpu": MEMORY,
+    "mem-per-gpu": MEMORY,
+    "output": ("ERROR",),
+    "oversubscribe": ("EXCLUSIVE",),
+    "switches": ("REQ_SWITCH", "WAIT4SWITCH"),
+    "time": ("TIMELIMIT",),
+}
+# The variables that would keep sbatch from submitting the job and returning at once.
+ALWAYS_REMOVED = ("NO_REQUEUE", "WAIT")
 
 
 @dataclass(frozen=True)
@@ -166,7 +188,18 @@ def _check_option(option: str) -> None:
         instead = RESERVED_OPTIONS[key]
         advice = f"give {instead} instead" if instead else "hpo sets this one itself"
         raise CallerError(f"--slurm-option {option}: {advice}")
+    _refuse_abbreviation(option, key)
     _check_writable(f"--slurm-option {key}", value or "")
+
+
+def _refuse_abbreviation(option: str, key: str) -> None:
+    """Raises CallerError for what sbatch may read as one of RESERVED_OPTIONS: expor for export."""
+    meant = [name for name in RESERVED_OPTIONS if name.startswith(key)]
+    if meant:
+        raise CallerError(
+            f"--slurm-option {option}: sbatch may read it as {' or '.join(meant)}, which hpo sets. "
+            f"Write the option's whole name"
+        )
 
 
 def _check_writable(what: str, value: str) -> None:
@@ -222,7 +255,7 @@ def submit(job: Job, study: StudyReader, database: Database, worker_options: Seq
     folder = study_folder(study)
     _check_writable("the study's folder (see HPO_HOME)", str(folder))
     directives = job.directives(job_name(study), folder)
-    command = [sys.executable, "-m", "hpo.cli", "worker", "--study", study.name]
+    command = [*worker_program(), "--study", study.name]
     command += ["--all-gpus", "--requeue", *worker_options]
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     script = script_of(folder)
@@ -231,18 +264,25 @@ def submit(job: Job, study: StudyReader, database: Database, worker_options: Seq
     environment["HPO_DATABASE_URL"] = database.url
     environment["HPO_HOME"] = str(home())
     printed = call_slurm(["sbatch", "--parsable", str(script)], environment)
+    words = printed.split()
+    if not words:
+        raise SlurmError("sbatch: it printed no job id. Is the job in the queue? Try: squeue --me")
     # Some sites print ID;CLUSTER.
-    return printed.split()[-1].partition(";")[0]
+    return words[-1].partition(";")[0]
 
 
 def without_defaults(
     environment: Mapping[str, str], directives: Mapping[str, str | None]
 ) -> dict[str, str]:
     """The environment without the SBATCH_* variables that would override these directives."""
-    overriding = {"SBATCH_NO_REQUEUE"}
+    names = set(ALWAYS_REMOVED)
     for key in directives:
-        name = VARIABLES.get(key, key.upper().replace("-", "_"))
-        overriding.add(f"SBATCH_{name}")
+        names.add(key.upper().replace("-", "_"))
+        for option, others in VARIABLES.items():
+            # sbatch reads mem-per-c as mem-per-cpu.
+            if option.startswith(key):
+                names.update(others)
+    overriding = {f"SBATCH_{name}" for name in names}
     return {name: value for name, value in environment.items() if name not in overriding}
 
 

@@ -27,10 +27,23 @@ def this_element() -> str | None:
 
     scontrol would take the number of the array alone for all of its elements.
     """
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID")
+    array = _number_in("SLURM_ARRAY_JOB_ID")
+    index = _number_in("SLURM_ARRAY_TASK_ID")
+    if array and index:
+        return f"{array}_{index}"
+    return _number_in("SLURM_JOB_ID")
+
+
+def _number_in(variable: str) -> str | None:
+    """The whole number that the variable holds; None if it is unset, empty or a word."""
+    text = os.environ.get(variable, "").strip()
+    return text if re.fullmatch(r"[0-9]+", text) else None
+
+
+def _moment_in(variable: str) -> float | None:
+    """The seconds since the epoch that the variable holds; None if it holds none."""
+    text = os.environ.get(variable, "").strip()
+    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else None
 
 
 def leave_at() -> float | None:
@@ -38,9 +51,9 @@ def leave_at() -> float | None:
 
     Raises CallerError for a margin that is not a number or leaves no time.
     """
-    inherited = os.environ.get(LEAVE_VARIABLE)
-    if inherited:
-        return float(inherited)
+    inherited = _moment_in(LEAVE_VARIABLE)
+    if inherited is not None:
+        return inherited
     element = this_element()
     if element is None:
         return None
@@ -48,23 +61,28 @@ def leave_at() -> float | None:
     end = _job_end(element, now)
     if end is None:
         return None
-    start = float(os.environ.get("SLURM_JOB_START_TIME", now))
-    return end - _margin(end - start)
+    start = _moment_in("SLURM_JOB_START_TIME") or now
+    return end - _margin(end - min(start, now))
 
 
 def _job_end(element: str, now: float) -> float | None:
     """When the wall limit ends the job; None if it has no limit or SLURM does not tell it."""
-    end = os.environ.get("SLURM_JOB_END_TIME")
-    if end is not None:
-        return float(end)
-    # SLURM sets the variable since version 23.
+    end = _moment_in("SLURM_JOB_END_TIME")
+    if end is not None and end > now:
+        return end
+    # SLURM sets the variable since version 23. A shell that was opened in a job keeps it, even
+    # after the job has ended.
     try:
-        printed = call_slurm(["squeue", "--noheader", f"--job={element}", "--format=%L"])
+        printed = call_slurm(["squeue", "--noheader", f"--job={element}", "--format=%L"]).strip()
     except SlurmError as error:
         # In a container, for example. A worker without its last minutes is better than none.
         log.warning("the wall limit is unknown: %s", error)
         return None
-    left = seconds_of(printed.strip())
+    if not printed:
+        log.warning("SLURM's variables are of job %s, which has ended: no wall limit", element)
+        return None
+    # Without an index, squeue prints a line for each element of an array.
+    left = seconds_of(printed.splitlines()[0].strip())
     return None if left is None else now + left
 
 

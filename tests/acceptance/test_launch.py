@@ -91,6 +91,21 @@ def test_without_data_the_bundled_recordings_are_used_with_their_profile() -> No
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("database")
+def test_files_of_the_working_folder_shadow_nothing_in_workers(
+    tiny_space: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python itself would import each of these rather than its own module or that of a library."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    for name in ("random", "click", "optuna", "queue", "torch", "hpo", "logging", "token"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the file of a lab')\n")
+    monkeypatch.chdir(folder)
+    done = launch(tiny_space, tiny_data, "--workers", "1", "--trials", "1")
+    assert done.returncode == 0, done.stderr
+    assert "1/1 trials done" in done.stdout
+
+
+@pytest.mark.usefixtures("database")
 def test_a_worker_joins_by_hand(tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
     data = ("--study", tiny_space, "--data", tiny_data)
     launched = run_hpo("launch", *data, "--trials", "0", "--name", "by-hand")

@@ -90,6 +90,56 @@ def test_options_win_over_the_sbatch_variables_of_the_user() -> None:
     assert set(remaining) == {"SBATCH_ACCOUNT", "PATH"}
 
 
+@pytest.mark.parametrize(
+    ("options", "removed"),
+    [
+        (("mem=8G",), {"MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE"}),
+        (("mem-per-gpu=8G",), {"MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE"}),
+        (("mem-per-c=8G",), {"MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE"}),
+        (("cpus-per-task=8",), {"CPUS_PER_TASK", "CPUS_PER_GPU"}),
+        (("qos=low",), {"QOS"}),
+        (("oversubscribe",), {"EXCLUSIVE"}),
+        ((), set()),
+    ],
+)
+def test_variables_of_options_that_exclude_each_other_are_removed_together(
+    options: tuple[str, ...], removed: set[str]
+) -> None:
+    always = {"WAIT", "NO_REQUEUE", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "GRES", "ERROR"}
+    others = {"MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE", "CPUS_PER_TASK", "CPUS_PER_GPU"}
+    others |= {"QOS", "EXCLUSIVE", "MEM_BIND", "CONSTRAINT"}
+    environment = {f"SBATCH_{name}": "x" for name in always | others}
+    directives = Job(options=options).directives("n", Path("/f"))
+    remaining = slurm.without_defaults(environment, directives)
+    assert set(remaining) == {f"SBATCH_{name}" for name in others - removed}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "expor=NONE",
+        "wra=ls",
+        "outpu=x",
+        "arra=0-999",
+        "n=4",
+        "gpu=2",
+        "gpus=2",
+        "wai",
+        "test",
+        "job",
+    ],
+)
+def test_abbreviations_of_what_hpo_sets_are_refused(option: str) -> None:
+    with pytest.raises(CallerError, match=r"which hpo sets|instead|hpo sets this"):
+        Job(options=(option,))
+
+
+@pytest.mark.parametrize("option", ["gpus-per-task=1", "wait-all-nodes=1", "time-min=10", "mem=1"])
+def test_longer_names_of_other_options_are_accepted(option: str) -> None:
+    key, _, value = option.partition("=")
+    assert Job(options=(option,)).directives("n", Path("/f"))[key] == value
+
+
 def test_the_output_of_squeue_is_read() -> None:
     printed = "12_0|RUNNING|gpu|n1|7:59:01\n12_1|PENDING|gpu|(Resources)|8:00:00\n\n"
     elements = slurm.parse_elements(printed)
@@ -129,19 +179,22 @@ def test_a_worker_leaves_a_margin_before_the_end_of_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert slurm_element.leave_at() is None
-    in_job(monkeypatch, SLURM_JOB_START_TIME=1000, SLURM_JOB_END_TIME=1000 + 8 * 3600)
-    assert slurm_element.leave_at() == 1000 + 8 * 3600 - 120
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "1600")
-    assert slurm_element.leave_at() == 1600 - 60
+    start = int(time.time())
+    in_job(monkeypatch, SLURM_JOB_START_TIME=start, SLURM_JOB_END_TIME=start + 8 * 3600)
+    assert slurm_element.leave_at() == start + 8 * 3600 - 120
+    monkeypatch.setenv("SLURM_JOB_END_TIME", f"{start + 600}")
+    assert slurm_element.leave_at() == start + 600 - 60
     monkeypatch.setenv("HPO_WALL_MARGIN", "5")
-    assert slurm_element.leave_at() == 1595
+    assert slurm_element.leave_at() == start + 595
     monkeypatch.setenv("HPO_LEAVE_AT", "1234.5")
     assert slurm_element.leave_at() == 1234.5
 
 
 @pytest.mark.parametrize("margin", ["5m", "600", "nan"])
 def test_an_invalid_margin_is_refused(monkeypatch: pytest.MonkeyPatch, margin: str) -> None:
-    in_job(monkeypatch, SLURM_JOB_START_TIME=1000, SLURM_JOB_END_TIME=1600, HPO_WALL_MARGIN=margin)
+    start = int(time.time())
+    in_job(monkeypatch, SLURM_JOB_START_TIME=start, SLURM_JOB_END_TIME=start + 600)
+    monkeypatch.setenv("HPO_WALL_MARGIN", margin)
     with pytest.raises(
         CallerError,
         match=f"HPO_WALL_MARGIN={margin}: valid is a number of seconds, less than the job's 600",
@@ -155,6 +208,50 @@ def test_without_the_commands_of_slurm_a_job_has_no_known_end(
     """As in a container."""
     in_job(monkeypatch, PATH="/nowhere")
     assert slurm_element.leave_at() is None
+
+
+# What squeue prints, and the seconds that are left.
+SQUEUE = {"": None, "10:00\n": 600, "0:00\n": 0, "UNLIMITED\n": None, "10:00\n9:00\n": 600}
+
+
+@pytest.mark.parametrize("end", ["", "Unknown", "1000", "nan", "0", "N/A", "-5", " "])
+@pytest.mark.parametrize("printed", SQUEUE)
+def test_a_variable_that_tells_no_end_or_a_past_one_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, printed: str
+) -> None:
+    """A shell that was opened in a job keeps its variables when the job has ended."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\nprintf '{printed}'\n")
+    squeue.chmod(0o755)
+    in_job(monkeypatch, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_END_TIME=end)
+    monkeypatch.setenv("SLURM_JOB_START_TIME", end)
+    before = time.time()
+    leave = slurm_element.leave_at()
+    left = SQUEUE[printed]
+    if left is None:
+        assert leave is None
+    else:
+        assert leave is not None
+        assert before + left - 120 <= leave <= time.time() + left
+
+
+@pytest.mark.parametrize(
+    ("variables", "element"),
+    [
+        ({}, "7"),
+        ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}, "5_2"),
+        ({"SLURM_ARRAY_JOB_ID": "5"}, "7"),
+        ({"SLURM_ARRAY_JOB_ID": "", "SLURM_ARRAY_TASK_ID": ""}, "7"),
+        ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "Unknown"}, "7"),
+        ({"SLURM_JOB_ID": ""}, None),
+        ({"SLURM_JOB_ID": "Unknown"}, None),
+    ],
+)
+def test_an_element_is_known_by_numbers_alone(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], element: str | None
+) -> None:
+    in_job(monkeypatch, **variables)
+    assert slurm_element.this_element() == element
 
 
 def test_the_time_limit_raises_the_flag() -> None:
