@@ -7,6 +7,7 @@ from hpo.study.paths import study_folder, trial_folder
 from hpo.study.pick import pick_trial
 from hpo.study.reader import StudyReader
 from hpo.worker.checkpoint import TORCH_WEIGHTS
+from hpo.worker.keeping import rule_of, trials_that_keep_weights
 
 
 def weights_of(study: StudyReader, trial: str, which: str) -> Path:
@@ -22,6 +23,12 @@ def weights_of(study: StudyReader, trial: str, which: str) -> Path:
         raise StudyError(
             f"study {study.name}: trial {record.number} is {record.state}; "
             f"only complete trials keep weights"
+        )
+    if not path.is_file() and record.number not in trials_that_keep_weights(study, study.records()):
+        raise StudyError(
+            f"study {study.name}: the weights of trial {record.number} were removed: it keeps "
+            f"those {rule_of(study.spec)}. To keep those of later trials, too, set weights: "
+            f"{{keep: null}} in the study file and launch it again"
         )
     if not path.is_file():
         raise StudyError(

@@ -175,7 +175,7 @@ def launch(
 
     click.echo(f"study      {study.name}: {path}, budget {study.budget}")
     click.echo(f"kept in    {opened}")
-    for line in [*tracker_lines, *dataset.lines]:
+    for line in [*tracker_lines, *dataset.lines, *_weights_lines(study)]:
         click.echo(line)
     click.echo(f"workers    {plan}")
     if halt:
@@ -216,6 +216,13 @@ def _track(study: "Study", names: list[str] | None) -> list[str]:
     if not trackers:
         return []
     return [f"tracked    {', '.join(trackers)} in {study_folder(study) / FOLDER}"]
+
+
+def _weights_lines(study: "Study") -> list[str]:
+    from hpo.worker.keeping import rule_of
+
+    rule = rule_of(study.spec)
+    return [f"weights    {rule}"] if rule else []
 
 
 def _announce_neighbours(launcher: "Launcher") -> None:

@@ -82,7 +82,7 @@ def _environment_of(pid: int) -> dict[str, str]:
 
 
 def _has_our_devices(device: str, environment: Mapping[str, str]) -> bool:
-    names = SURROUNDINGS
+    names: tuple[str, ...] = SURROUNDINGS
     if device.startswith("cuda"):
         names = (*names, "CUDA_VISIBLE_DEVICES")
     return all(environment.get(name) == os.environ.get(name) for name in names)

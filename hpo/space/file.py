@@ -38,6 +38,7 @@ class SpaceFile(Settings):
     starts: dict[str, dict[str, Any]] = {}
     budget: dict[str, Any] = {}
     attempts: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
     policy: Policy = DEFAULT_POLICY
     sampler: dict[str, Any] = {}
     validation: dict[str, Any] = {}
@@ -73,6 +74,7 @@ class SpaceFile(Settings):
         return {
             "budget": self.budget | overlay.budget,
             "attempts": self.attempts,
+            "weights": self.weights,
             "sampler": self.sampler | overlay.sampler,
             "validation": self.validation | overlay.validation,
         }

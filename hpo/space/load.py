@@ -20,7 +20,7 @@ from hpo.space.parameter import Parameter
 
 # Other rooms import DEFAULT_POLICY and Policy from here.
 from hpo.space.sections import DEFAULT_POLICY as DEFAULT_POLICY
-from hpo.space.sections import Attempts, Contrast, SamplerSettings, Validation
+from hpo.space.sections import Attempts, Contrast, KeptWeights, SamplerSettings, Validation
 from hpo.space.sections import Policy as Policy
 from hpo.space.spec import StudySpec, trainer_of
 from hpo.space.upgrade import REMOVED_POLICIES
@@ -47,7 +47,7 @@ def _bundled_spaces() -> Path:
 
 BUNDLED = _bundled_spaces()
 
-Section = TypeVar("Section", Attempts, Budget, SamplerSettings, Validation)
+Section = TypeVar("Section", Attempts, Budget, KeptWeights, SamplerSettings, Validation)
 
 
 def find_space(space: str) -> Path:
@@ -135,6 +135,7 @@ def _spec_of(path: Path, file: SpaceFile, overrides: _Overrides) -> StudySpec:
         starts=file.starts | overlay.starts,
         budget=_section(path, Budget, "budget", sections),
         attempts=_section(path, Attempts, "attempts", sections),
+        weights=_section(path, KeptWeights, "weights", sections),
         policy=file.policy if overrides.policy is None else _policy(overrides.policy),
         sampler=_section(path, SamplerSettings, "sampler", sections),
         validation=_section(path, Validation, "validation", sections),

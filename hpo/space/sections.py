@@ -1,4 +1,4 @@
-"""The smaller sections of a study: attempts, policy, sampler, validation and questions."""
+"""The smaller sections of a study: attempts, weights, policy, sampler, validation and questions."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -20,6 +20,14 @@ class Attempts(Settings):
     checkpoint_seconds: NotNegative = Field(
         default=30.0,
         description="the most work that a killed worker loses, rounded up to an evaluation",
+    )
+
+
+class KeptWeights(Settings):
+    keep: Count | None = Field(
+        default=10,
+        description="the weights of so many best trials are kept, beside those of starts and of "
+        "trials that confirm, ablate and ensemble have used; null: those of all trials",
     )
 
 

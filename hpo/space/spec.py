@@ -15,7 +15,7 @@ from hpo.space.parameter import Parameter
 
 # Other rooms import DEFAULT_POLICY and Policy from here.
 from hpo.space.sections import DEFAULT_POLICY as DEFAULT_POLICY
-from hpo.space.sections import Attempts, Question, SamplerSettings, Validation
+from hpo.space.sections import Attempts, KeptWeights, Question, SamplerSettings, Validation
 from hpo.space.sections import Policy as Policy
 from hpo.space.stopping import OwnPast
 from hpo.trainer import (
@@ -80,6 +80,10 @@ class StudySpec(Settings):
     starts: dict[str, dict[str, Any]]
     budget: Budget
     attempts: Attempts = Attempts()
+    weights: KeptWeights | None = Field(
+        default=None,
+        description="null in studies of earlier versions, which kept the weights of all trials",
+    )
     policy: Policy = DEFAULT_POLICY
     sampler: SamplerSettings
     validation: Validation
@@ -122,7 +126,8 @@ class StudySpec(Settings):
         Of a trainer's path only the file's name counts: the file may have moved, and its code has
         a version of its own.
         """
-        values = self.model_dump(mode="json", exclude={"question", "questions", "written"})
+        no_results = {"question", "questions", "weights", "written"}
+        values = self.model_dump(mode="json", exclude=no_results)
         values["trainer"] = self.trainer.rpartition("/")[2]
         if self.script is not None:
             values["script"] = {
@@ -200,7 +205,10 @@ class StudySpec(Settings):
 
         It takes over only what may change without changing the study.
         """
-        may_change = ("question", "questions", "trainer", "script", "written")
+        may_change = ["question", "questions", "trainer", "script", "written"]
+        # What an earlier version has kept goes only if the user asks for it.
+        if stored.weights is not None or "weights.keep" in (self.written or ()):
+            may_change.append("weights")
         return stored.model_copy(update={name: getattr(self, name) for name in may_change})
 
     def extended(self, stored: "StudySpec") -> "StudySpec":

@@ -6,9 +6,12 @@ A thread writes them, while the training continues.
 """
 
 import hashlib
+import os
 import pickle
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +103,29 @@ def write_atomically(
     # suffix, because some writers add it where it is missing.
     draft = path.with_name(f"{path.stem}.{uuid4().hex}.tmp{path.suffix}")
     try:
+        draft.touch(0o666, exist_ok=False)
+        mode = draft.stat().st_mode
         write(draft)
+        _share(draft, mode)
         if not may_replace():
             return False
         draft.replace(path)
         return True
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _share(path: Path, mode: int) -> None:
+    """Let those read the file who may read its folder: some writers make it private.
+
+    mode: what the umask gives to a new file.
+    """
+    group = path.parent.stat().st_gid
+    # Others, such as the file systems of Windows, have no owners and no modes.
+    with suppress(OSError):
+        path.chmod(stat.S_IMODE(mode))
+    with suppress(OSError):
+        os.chown(path, -1, group)
 
 
 def _state_of(training: Training) -> dict[str, Any]:

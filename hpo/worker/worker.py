@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from hpo.trainer import TrainingFailedError, TrainingHangsError
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import device_name, first_line, is_memory_short, place_of
+from hpo.worker.keeping import Tidying
 from hpo.worker.reporter import ask_until_answered
 
 # The average time between looks at a paused study.
@@ -56,6 +58,9 @@ class Worker(Place):
 
     process: Process = field(default_factory=Process.this)
 
+    def __post_init__(self) -> None:
+        self._tidying = Tidying(self.study, self.folder)
+
     def run(self) -> int:
         """Run trials until the budget is spent or the stop flag is set.
 
@@ -63,6 +68,7 @@ class Worker(Place):
         handed back, and DatabaseAwayError after the database has been away for an hour.
         """
         ended = 0
+        self._tidy()
         while not self.stop():
             trial = self._claim()
             if trial is None:
@@ -71,6 +77,7 @@ class Worker(Place):
                 outcome = self._run_logged(trial)
             if isinstance(outcome, (Completed, Stopped, Failed)):
                 ended += 1
+                self._tidy()
             if isinstance(outcome, Failed) and self._is_bad_host():
                 raise BadNodeError(
                     f"the last trials failed on this host ({outcome.reason}), while other hosts "
@@ -78,6 +85,12 @@ class Worker(Place):
                     f"machine"
                 )
         return ended
+
+    def _tidy(self) -> None:
+        """Remove files that nobody needs any more, unless the database is away."""
+        with suppress(DatabaseError, OSError):
+            # It is not worth waiting for: the next worker tidies, too.
+            ask_until_answered(self._tidying.tidy, lambda: True, log.warning)
 
     def _run_logged(self, trial: Trial) -> Outcome | None:
         """Run the trial, with its beginning and its outcome in the log."""

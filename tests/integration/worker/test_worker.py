@@ -1,5 +1,6 @@
 """One worker in this process, with a real study and real training that goes wrong."""
 
+import os
 import resource
 import signal
 from collections.abc import Callable
@@ -10,20 +11,31 @@ import pytest
 import torch
 from helpers.commands import until
 from helpers.data import recordings
-from helpers.studies import RECORD, TINY, decoder_config, worker_for
+from helpers.studies import (
+    DIVERGED,
+    RECORD,
+    TINY,
+    claim,
+    completed,
+    decoder_config,
+    worker_for,
+)
 from sqlalchemy import select, text
 
+from hpo.analysis.weights import weights_of as analysis_weights_of
 from hpo.decoder.artifact import load_decoder, save_decoder
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.training import GruTraining, Recordings
-from hpo.errors import MemoryShortError
+from hpo.errors import MemoryShortError, StudyError
 from hpo.process import Process
 from hpo.space.load import load_spec
 from hpo.store.tables import trial_table
+from hpo.study.pick import best_first
 from hpo.study.study import Study
-from hpo.study.trial import Completed, Stopped, Trial
+from hpo.study.trial import Cause, Completed, Failed, Stopped, Trial
 from hpo.worker.attempt import Attempt
 from hpo.worker.checkpoint import begin, checkpoints
+from hpo.worker.keeping import rule_of
 from hpo.worker.signals import STOP_SIGNALS, StopFlag
 
 Make = Callable[..., Study]
@@ -273,3 +285,103 @@ def test_a_signal_raises_the_flag() -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+# ---- what stays on the disk
+
+
+def files_of(folder: Path) -> dict[int, list[str]]:
+    """The names of the files by trial, of trials that have any."""
+    found: dict[int, list[str]] = {}
+    for file in sorted(folder.glob("trial-*/*")):
+        found.setdefault(int(file.parent.name.removeprefix("trial-")), []).append(file.name)
+    return found
+
+
+def test_weights_that_drop_out_are_removed(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    tiny_space.write_text(TINY.replace("trials: 4", "trials: 7") + "weights: {keep: 2}\n")
+    study = make_study(load_spec(tiny_space))
+    study.keep_result("ensemble", {"single": {"trial": 3}, "ensemble": {"members": []}})
+    worker_for(study, data, tmp_path).run()
+    records = study.records()
+    best = best_first(records, study.spec.metric)[:2]
+    starts = [record for record in records if record.start]
+    kept = {record.number for record in (*best, *starts)} | {3}
+    assert len(kept) < len(records)
+    both = ["best.safetensors", "last.safetensors"]
+    assert files_of(tmp_path) == dict.fromkeys(kept, both)
+    dropped = next(record for record in records if record.number not in kept)
+    with pytest.raises(StudyError, match=r"were removed: it keeps those of the best 2 trials"):
+        analysis_weights_of(study, str(dropped.number), "last")
+
+
+@pytest.mark.parametrize("keep", ["null", "100"])
+def test_all_weights_are_kept_if_the_study_says_so(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, keep: str
+) -> None:
+    tiny_space.write_text(TINY + f"weights: {{keep: {keep}}}\n")
+    study = make_study(load_spec(tiny_space))
+    worker_for(study, data, tmp_path).run()
+    assert sorted(files_of(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_study_of_an_earlier_version_keeps_all_weights_unless_its_user_asks(
+    make_study: Make, tiny_space: Path
+) -> None:
+    earlier = load_spec(tiny_space).model_copy(update={"weights": None})
+    study = make_study(earlier)
+    assert rule_of(study.spec) is None
+    assert rule_of(make_study(load_spec(tiny_space)).spec) is None
+    tiny_space.write_text(TINY + "weights: {keep: 1}\n")
+    assert "best trial" in str(rule_of(make_study(load_spec(tiny_space)).spec))
+
+
+def test_what_killed_workers_left_of_ended_trials_goes(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path
+) -> None:
+    """The deaths: after the outcome was stored, at the last attempt, and of a trial that waited."""
+    study = make_study(load_spec(tiny_space))
+    complete, failed, stopped, running = (claim(study) for _ in range(4))
+    assert study.finish(complete, completed(0.5))
+    assert study.finish(failed, Failed("an error", Cause.BAD_CONFIGURATION))
+    assert study.finish(stopped, DIVERGED)
+    weights = ["best.safetensors", "last.safetensors"]
+    left = [*weights, "checkpoint-00000004-x.pt", "checkpoint.abc.tmp"]
+    for trial in (complete, failed, stopped, running):
+        folder = tmp_path / f"trial-{trial.number}"
+        folder.mkdir()
+        for name in left:
+            (folder / name).touch()
+    study.set_attribute("halt", {"state": "stopped", "by": "x@y", "since": "2026-01-01T00:00:00"})
+    assert worker_for(study, data, tmp_path).run() == 0
+    assert files_of(tmp_path) == {
+        complete.number: weights,
+        running.number: sorted(left),
+    }
+    # Without weights, the checkpoint stands for them.
+    (tmp_path / "trial-0" / "last.safetensors").unlink()
+    (tmp_path / "trial-0" / left[2]).touch()
+    worker_for(study, data, tmp_path).run()
+    assert left[2] in files_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_weights_have_the_mode_of_the_umask_and_the_group_of_their_folder(
+    make_study: Make, tiny_space: Path, data: Recordings, tmp_path: Path, umask: int
+) -> None:
+    if os.getuid() == 0:
+        os.chown(tmp_path, -1, 4321)
+        tmp_path.chmod(0o2775)
+    study = make_study(load_spec(tiny_space))
+    before = os.umask(umask)
+    try:
+        worker_for(study, data, tmp_path).run()
+    finally:
+        os.umask(before)
+    files = list(tmp_path.glob("trial-*/*.safetensors"))
+    assert len(files) == 8
+    for file in files:
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+        assert file.stat().st_gid == file.parent.stat().st_gid == tmp_path.stat().st_gid
