@@ -1,6 +1,7 @@
 """All the studies of a database: studies, delete."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option(
+    "--disk", is_flag=True, help="What the files of each study take on this machine, and where."
+)
 @database_option
 @json_option
-def studies(database: str | None, as_json: bool) -> None:
+def studies(disk: bool, database: str | None, as_json: bool) -> None:
     """List the studies with their state, best PER and last activity."""
+    if disk:
+        _show_disk(database, as_json)
+        return
     from rich.console import Console
 
     from hpo.store.database import open_database
@@ -36,6 +43,39 @@ def studies(database: str | None, as_json: bool) -> None:
         Console(highlight=False).print(_table(listed))
     else:
         click.echo("There is no study yet. hpo launch creates one")
+
+
+def _show_disk(database: str | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from hpo.store.database import home, open_database
+    from hpo.study.paths import study_folder
+    from hpo.study.reader import open_reader
+    from hpo.study.study_list import all_studies
+    from hpo.worker.disk import disk_use, size
+
+    opened = open_database(database)
+    folders: dict[Path, str] = {}
+    for line in all_studies(opened):
+        if line.state != "foreign":
+            folders[study_folder(open_reader(opened, line.name))] = line.name
+    for path in sorted((home() / "studies").glob("*-*")):
+        if path.is_dir():
+            folders.setdefault(path, "")
+    found = [(name, path, disk_use(path)) for path, name in folders.items()]
+    found.sort(key=lambda line: line[2].total, reverse=True)
+    if as_json:
+        echo_json(
+            [
+                {"study": name or None, "folder": str(path), "bytes": asdict(use)}
+                for name, path, use in found
+            ]
+        )
+        return
+    for name, path, use in found:
+        click.echo(f"{name or '(no study of this database)'}  {use}\n    {path}")
+    total = sum(use.total for _, _, use in found)
+    click.echo(f"{size(total)} in all on this machine; hpo delete removes a study with its files")
 
 
 def _as_json(line: "StudySummary") -> dict[str, Any]:

@@ -26,7 +26,9 @@ from hpo.store.url import check_version, has_password
 from hpo.study.study import Study
 from hpo.study.trial import Record
 from hpo.study.version import code_version, same_results
+from hpo.text import plural
 from hpo.worker.dataset import load_dataset
+from hpo.worker.disk import DiskUse, disk_use, largest, size
 
 # Seconds between the clock of this machine and that of the database server.
 SKEW_WARN = 2.0
@@ -305,7 +307,22 @@ def folder(given: Path | None) -> list[Finding]:
         )
     else:
         artifacts = Finding("artifacts", "ok", space)
-    return [artifacts, Finding("shared", "ok", judge_probes(others, datetime.now(UTC)))]
+    disk = Finding("disk", "ok", judge_disk(place))
+    return [artifacts, disk, Finding("shared", "ok", judge_probes(others, datetime.now(UTC)))]
+
+
+def judge_disk(place: Path) -> str:
+    """What the studies' files in a folder of artifacts take."""
+    uses = [(path, disk_use(path)) for path in sorted(place.glob("*-*")) if path.is_dir()]
+    most = largest(uses)
+    if most is None:
+        return f"no study has files in {place}"
+    total = sum((use for _, use in uses), DiskUse())
+    path, use = most
+    return (
+        f"{plural(len(uses), 'folder')} of studies take {total}. The largest: {path.name}, "
+        f"{size(use.total)}. hpo studies --disk lists them"
+    )
 
 
 def _artifacts(given: Path | None) -> Path:

@@ -15,6 +15,7 @@ from helpers.studies import HERE, RECORD, claim, completed
 
 from hpo.cli import main
 from hpo.errors import StudyError
+from hpo.launch.doctor import judge_disk
 from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.store.storage import open_storage
@@ -130,3 +131,43 @@ def test_a_shell_completes_names_of_studies(
     # An embedded server that does not run is not started.
     monkeypatch.delenv("HPO_DATABASE_URL")
     assert completions("lr") == []
+
+
+def test_studies_tells_what_the_files_of_each_study_take(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
+    study = make_study(tiny_spec, "small")
+    make_study(tiny_spec, "no-files")
+    folder = study_folder(study)
+    sizes = {
+        "trial-0/best.safetensors": 1_000_000,
+        "trial-0/last.safetensors": 2_000_000,
+        "trial-1/checkpoint-00000002-x.pt": 4_000_000,
+        "trial-2/attempt-1/checkpoints/best.ckpt": 8_000_000,
+        "logs/trial-0.log": 16_000_000,
+        "slurm.sh": 32_000_000,
+    }
+    for name, count in sizes.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as content:
+            content.truncate(count)
+    (folder / "trial-0" / "gone").symlink_to("nowhere")
+    deleted = folder.parent / "deleted-12345678"
+    deleted.mkdir()
+    listed = json.loads(invoke("studies", "--disk", "--json").stdout)
+    by_name = {line["study"]: line for line in listed}
+    assert set(by_name) == {"small", "no-files", None}
+    assert by_name["small"]["bytes"] == {
+        "weights": 3_000_000,
+        "checkpoints": 12_000_000,
+        "logs": 16_000_000,
+        "other": 32_000_000 + len("nowhere"),
+    }
+    assert by_name[None]["folder"] == str(deleted)
+    text = invoke("studies", "--disk").stdout
+    assert "small  63.0 MB: weights 3.0 MB, checkpoints 12.0 MB" in text
+    assert "(no study of this database)" in text
+    said = judge_disk(folder.parent)
+    assert "2 folders of studies take 63.0 MB" in said
+    assert f"The largest: {folder.name}, 63.0 MB" in said
