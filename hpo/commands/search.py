@@ -448,6 +448,7 @@ def worker(
     )
     chosen_device = choose_device(device)
     check_gpus(device, chosen_device, opened_study.spec.load_trainer().gpus)
+    notes: list[str] = []
     trials_run = run_worker(
         opened_study,
         data,
@@ -457,12 +458,13 @@ def worker(
         ensure_folder(artifacts),
         allow_different_code,
         held_gpus(device, chosen_device),
+        notes,
     )
     if flag():
         why = "stopped by a signal or the wall limit"
     else:
         why = str(opened_study.halt or "nothing is left to do")
-    click.echo(f"{trials_run} trials ended here; {why}")
+    click.echo("; ".join([f"{trials_run} trials ended here", why, *notes]))
 
 
 @click.command()

@@ -2,8 +2,9 @@
 
 import logging
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def log_path(folder: Path, number: int) -> Path:
     return folder / "logs" / f"trial-{number}.log"
 
 
+class _TrialLogHandler(logging.FileHandler):
+    # The name is logging's.
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing about a line that cannot be written: the worker's output has it, too."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Append what this process logs meanwhile to the file.
@@ -29,7 +38,7 @@ def logged(path: Path) -> Iterator[None]:
     root = logging.getLogger()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _TrialLogHandler(path, encoding="utf-8")
     except OSError as error:
         root.warning(
             "%s: cannot be written (%s); the log of this attempt is in the worker's output",
@@ -44,7 +53,9 @@ def logged(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        # What is still in memory goes to the disk, which may be full.
+        with suppress(OSError):
+            handler.close()
 
 
 @dataclass

@@ -30,6 +30,7 @@ from hpo.worker.checkpoint import (
     write_atomically,
 )
 from hpo.worker.device import CPU, first_line, peak_memory, visible_devices
+from hpo.worker.disk import is_disk_full
 from hpo.worker.reporter import Reporter, ask_until_answered
 from hpo.worker.trackers import FOLDER, RunInfo, Tracker, Trackers, chosen
 
@@ -137,6 +138,8 @@ class Attempt:
         self.trackers = Trackers()
         self.curve: list[Point] = []
         self.short_of_memory = False
+        # What could not be written to a full disk.
+        self.unwritten: list[str] = []
         self._since = Stretch(0)
         self._last_score: Score | None = None
         # By value, if the trainer takes the best score of the curve.
@@ -399,4 +402,6 @@ class Attempt:
 
     def _warn_of_write(self, what: str, error: Exception) -> None:
         """A full disk costs the file, not the training."""
+        if is_disk_full(error, self.folder):
+            self.unwritten.append(f"{what} of trial {self.trial.number}")
         log.warning("trial %d: cannot write %s: %s", self.trial.number, what, first_line(error))

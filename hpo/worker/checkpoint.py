@@ -8,6 +8,7 @@ A thread writes them, while the training continues.
 import hashlib
 import os
 import pickle
+import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,13 +83,16 @@ def _copied(value: Any) -> Any:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove half-written files of processes that were killed.
+    """Remove half-written files and folders of processes that were killed.
 
     No other process may be writing in the folder.
     """
     for pattern in ("*.tmp", "*.tmp.*"):
         for draft in folder.glob(pattern):
-            draft.unlink(missing_ok=True)
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
 
 
 def write_atomically(

@@ -1,10 +1,30 @@
 """What the files of a study take on the disk."""
 
+import errno
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
+
+# In bytes. PyTorch does not say why it could not write; with less than this, the disk is full.
+NO_SPACE = 1_000_000
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error in writing to the folder comes from a full disk or a spent quota."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    text = str(error)
+    if "No space left on device" in text or "Disk quota exceeded" in text:
+        return True
+    if not isinstance(error, (OSError, RuntimeError)) or "write" not in text.lower():
+        return False
+    with suppress(OSError):
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        return shutil.disk_usage(existing).free < NO_SPACE
+    return False
 
 
 @dataclass(frozen=True)

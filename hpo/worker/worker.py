@@ -42,6 +42,7 @@ from hpo.trainer import TrainingFailedError, TrainingHangsError
 from hpo.worker.attempt import Attempt, Place
 from hpo.worker.dataset import load_dataset, load_study_data
 from hpo.worker.device import device_name, first_line, is_memory_short, place_of
+from hpo.worker.disk import is_disk_full
 from hpo.worker.keeping import Tidying
 from hpo.worker.reporter import ask_until_answered
 
@@ -57,6 +58,8 @@ class Worker(Place):
     """One process that trains, and that provides the place for its attempts."""
 
     process: Process = field(default_factory=Process.this)
+    # What could not be written, because the disk was full.
+    unwritten: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._tidying = Tidying(self.study, self.folder)
@@ -157,6 +160,7 @@ class Worker(Place):
         finally:
             attempt.writer.close()
             seconds = attempt.reporter.close(self.stop)
+            self.unwritten += attempt.unwritten
         if outcome is None or not self._finish(attempt, outcome, seconds):
             self._let_go(attempt)
             return None
@@ -196,6 +200,14 @@ class Worker(Place):
             if is_memory_short(error):
                 attempt.short_of_memory = True
                 return self._out_of_memory(attempt.trial)
+            if is_disk_full(error, self.folder):
+                full = StudyError(
+                    f"the disk of {self.folder} is full ({first_line(error)}). The trial waits. "
+                    f"Free some space (hpo studies --disk says what lies where), then run the same "
+                    f"command"
+                )
+                self._hand_back(attempt, full)
+                raise WorkerError(f"trial {number}: {full}") from None
             log.exception("trial %d", number)
             self._check_device()
             return Failed(f"{type(error).__name__}: {first_line(error)} ({place_of(error)})")
@@ -295,12 +307,14 @@ def run_worker(  # noqa: PLR0913
     artifacts: Path | None = None,
     allow_different_code: bool = False,
     gpus: tuple[int, ...] = (),
+    notes: list[str] | None = None,
 ) -> int:
     """Join a study: load its data, check that data and code are the study's, run trials.
 
     Returns how many trials ended here. data_path: the place of the data on this machine; None: the
     path that the study was made with. artifacts: likewise for the study's shared folder. gpus: the
-    indices of the GPUs that this worker holds; empty: that of `device`.
+    indices of the GPUs that this worker holds; empty: that of `device`. notes: is given a line
+    about files that could not be written.
 
     Raises DataError or StudyError if the data or the code differ from the study's.
     """
@@ -325,7 +339,13 @@ def run_worker(  # noqa: PLR0913
         gpus=gpus,
         held_out=held_out,
     )
-    return worker.run()
+    trials_run = worker.run()
+    if worker.unwritten and notes is not None:
+        notes.append(
+            f"the disk of {folder} was full: {len(worker.unwritten)} files were not written, the "
+            f"last one {worker.unwritten[-1]}. hpo studies --disk says what lies where"
+        )
+    return trials_run
 
 
 def _load_held_out(study: Study, path: Path | None, device: torch.device) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 import os
 import resource
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import until
+from helpers.commands import run_hpo, until
 from helpers.data import recordings
+from helpers.script_studies import create_study, study_file
 from helpers.studies import (
     DIVERGED,
     RECORD,
@@ -26,17 +29,20 @@ from hpo.analysis.weights import weights_of as analysis_weights_of
 from hpo.decoder.artifact import load_decoder, save_decoder
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.training import GruTraining, Recordings
-from hpo.errors import MemoryShortError, StudyError
+from hpo.errors import MemoryShortError, StudyError, WorkerError
 from hpo.process import Process
 from hpo.space.load import load_spec
+from hpo.store.database import Database
 from hpo.store.tables import trial_table
 from hpo.study.pick import best_first
 from hpo.study.study import Study
 from hpo.study.trial import Cause, Completed, Failed, Stopped, Trial
 from hpo.worker.attempt import Attempt
 from hpo.worker.checkpoint import begin, checkpoints
+from hpo.worker.dataset import look_at_data
 from hpo.worker.keeping import rule_of
 from hpo.worker.signals import STOP_SIGNALS, StopFlag
+from hpo.worker.worker import run_worker
 
 Make = Callable[..., Study]
 
@@ -385,3 +391,50 @@ def test_weights_have_the_mode_of_the_umask_and_the_group_of_their_folder(
     for file in files:
         assert file.stat().st_mode & 0o777 == 0o666 & ~umask
         assert file.stat().st_gid == file.parent.stat().st_gid == tmp_path.stat().st_gid
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB, which is full."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("nothing can be mounted here")
+    try:
+        with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_in_the_last_line_of_a_worker_and_costs_no_trial(
+    database: Database, small_disk: Path, tiny_space: Path, tiny_data: Path
+) -> None:
+    spec = load_spec(tiny_space)
+    study = Study.create_or_open(database, "s", spec, look_at_data(tiny_data, spec).facts)
+    done = run_hpo("worker", "--study", "s", "--device", "cpu", "--artifacts", small_disk)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 trials ended here; nothing is left to do; the disk of ")
+    assert "was full" in done.stdout
+    assert {record.state for record in study.records()} == {"complete"}
+
+
+def test_a_training_that_needs_the_full_disk_is_handed_back(
+    database: Database, small_disk: Path, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path)
+    study = create_study(database, path)
+    with pytest.raises(WorkerError, match=r"the disk of .* is full"):
+        run_worker(study, None, torch.device("cpu"), 1, lambda: False, small_disk)
+    record = study.records()[0]
+    assert (record.state, record.cause) == ("waiting", "interrupted")
+    (next(small_disk.glob("filler"))).unlink()
+    run_worker(study, None, torch.device("cpu"), 1, lambda: False, small_disk)
+    assert study.records()[0].state == "complete"

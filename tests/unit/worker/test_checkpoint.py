@@ -27,6 +27,7 @@ from hpo.worker.checkpoint import (
     begin,
     check_state,
     checkpoints,
+    remove_drafts,
     save_checkpoint,
     write_atomically,
 )
@@ -340,3 +341,12 @@ def test_a_stale_checkpoint_of_a_later_step_does_not_push_out_new_ones(tmp_path:
     for step in (25, 5, 10):
         save_checkpoint(step, {}, [], tmp_path)
     assert [path.name.split("-")[1] for path in checkpoints(tmp_path)] == ["00000010", "00000005"]
+
+
+def test_half_made_folders_are_drafts_too(tmp_path: Path) -> None:
+    """As of a script's attempt whose worker was killed before it began."""
+    (tmp_path / "attempt-1.tmp" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "attempt-1").mkdir()
+    (tmp_path / "best.0.tmp.pt").touch()
+    remove_drafts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["attempt-1"]
