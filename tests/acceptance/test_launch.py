@@ -254,6 +254,7 @@ def test_a_killed_worker_is_replaced_and_workers_outlive_a_killed_launcher(
     assert not start_time(workers[1])
 
 
+@pytest.mark.slow
 def test_a_second_launch_follows_the_workers_of_the_first_and_leaves_them_alone(
     running: Running,
 ) -> None:
