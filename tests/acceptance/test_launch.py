@@ -105,6 +105,7 @@ def test_files_of_the_working_folder_shadow_nothing_in_workers(
     assert "1/1 trials done" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("database")
 def test_a_worker_joins_by_hand(tiny_space: Path, tiny_data: Path, tmp_path: Path) -> None:
     data = ("--study", tiny_space, "--data", tiny_data)
