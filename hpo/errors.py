@@ -19,10 +19,20 @@ HpoError
 """
 
 import errno
+import reprlib
+from typing import Any
+
+# How much of what a person or a file gave is repeated in a message, in characters.
+MOST_SHOWN = 200
+# The longest message: lists of what is valid are longer than what was given.
+LONGEST_MESSAGE = 4000
 
 
 class HpoError(Exception):
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shortened(super().__str__(), LONGEST_MESSAGE)
 
 
 class CallerError(HpoError):
@@ -71,6 +81,47 @@ class MemoryShortError(WorkerError):
 
 class BadNodeError(WorkerError):
     exit_code = 4
+
+
+class _Shown(reprlib.Repr):
+    """Writes values as Python does, but not more of them than fits into a message.
+
+    A few lines of YAML can stand for a list of millions, which must not be written out first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 20
+        self.maxstring = self.maxother = self.maxlong = MOST_SHOWN
+
+    def repr_int(self, value: int, level: int) -> str:
+        try:
+            return super().repr_int(value, level)
+        # Python writes no number of more than 4,300 digits.
+        except ValueError:
+            return f"a whole number of {value.bit_length():,} bits"
+
+
+_WRITER = _Shown()
+
+
+def shown(value: Any) -> str:
+    """A value that a person or a file gave, for a message: at most MOST_SHOWN characters.
+
+    Text is in quotes.
+    """
+    return shortened(_WRITER.repr(value))
+
+
+def shortened(text: object, most: int = MOST_SHOWN) -> str:
+    """A text of others on one line, with "..." for its middle if it has more characters."""
+    line = " ".join(str(text).splitlines())
+    if len(line) <= most:
+        return line
+    end = (most - 5) // 3
+    start = most - 5 - end
+    return f"{line[:start]} ... {line[-end:]}"
 
 
 # What to do about an error of the operating system.

@@ -5,13 +5,13 @@ in reports.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from hpo.errors import SpecError, UnknownFieldError
+from hpo.errors import SpecError, UnknownFieldError, shortened, shown
 
 
 def number_in_text(value: Any) -> Any:
@@ -82,7 +82,7 @@ class Config(Settings):
         except Exception as error:
             raise SpecError(
                 f"{place}{type(self).__name__}: its check ended with "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {shortened(error)}"
             ) from error
 
     def flat(self) -> dict[str, Any]:
@@ -113,9 +113,59 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+MAX_BYTES = 1_000_000
+MAX_VALUES = 10_000
+MAX_DEPTH = 50
+# No float is larger, and no setting needs to be.
+MAX_BITS = 1024
+
+
+def check_size(root: Any, children_of: Callable[[Any], Sequence[Any]], place: str) -> None:
+    """Raises SpecError for a tree with more values or more levels than a configuration has.
+
+    Each value counts as often as the tree contains it: a few lines of YAML can repeat one a million
+    times. children_of: the values inside a value.
+    """
+    leaves = 0
+    pending = [(root, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise SpecError(too_deep(place))
+        children = children_of(value)
+        if not children:
+            leaves += 1
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise SpecError(
+                f"{place}: has a whole number of {value.bit_length():,} bits. "
+                f"Valid: at most {MAX_BITS}"
+            )
+        if leaves > MAX_VALUES:
+            raise SpecError(
+                f"{place}: has more than {MAX_VALUES} values. Give a configuration, not data"
+            )
+        pending += [(child, depth + 1) for child in children]
+
+
+def children(value: Any) -> list[Any]:
+    """The values inside a group or a list. A single value has none."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list) else []
+
+
+def too_deep(place: str) -> str:
+    """The message for a file that is nested too deeply."""
+    return (
+        f"{place}: is nested deeper than {MAX_DEPTH} groups. "
+        f"Valid: fewer levels, and no alias that contains itself"
+    )
+
+
 def unknown(name: str, valid: tuple[str, ...], place: str) -> str:
     """The message for a name that does not exist."""
-    return f"{place}: there is no {name!r}.{guess(name, valid)} Valid: {', '.join(valid)}"
+    place = shortened(place)
+    return f"{place}: there is no {shown(name)}.{guess(name, valid)} Valid: {', '.join(valid)}"
 
 
 def guess(name: str, valid: Sequence[str]) -> str:
@@ -131,10 +181,11 @@ def explain(error: ValidationError, place: str = "") -> str:
     # pydantic names the validators of a field in its location.
     name = ".".join(part for part in parts if not part.startswith("function-"))
     message = fault["msg"].removeprefix("Value error, ")
-    line = f"{place}{name}".rstrip(".") + f": {message[:1].lower()}{message[1:]}"
+    line = shortened(f"{place}{name}".rstrip("."))
+    line += f": {message[:1].lower()}{message[1:]}"
     given = fault["input"]
     if not isinstance(given, (dict, BaseModel)):
-        line += f" (given: {given!r})"
+        line += f" (given: {shown(given)})"
     others = error.error_count() - 1
     if others:
         line += f" (and {others} more)"

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, ValidationError
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, shown
 from hpo.settings import Config, Flag, Settings, explain
 
 DEFAULT_TRAINER = "hpo.decoder.trainer:gru_ctc"
@@ -583,7 +583,7 @@ def load_trainer(reference: str) -> Trainer:
     place, _, name = reference.rpartition(":")
     if not place or not name:
         raise SpecError(
-            f"trainer {reference!r}: not a reference. "
+            f"trainer {shown(reference)}: not a reference. "
             f"Valid: FILE.py:NAME or PACKAGE.MODULE:NAME, such as {DEFAULT_TRAINER}"
         )
     module = _module(reference, place)

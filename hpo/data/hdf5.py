@@ -5,6 +5,7 @@ Each file has a group per trial, with ready-made features and labels. `val` serv
 sorted sessions that have a data_train.hdf5.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import h5py
 import numpy as np
 
 from hpo.data.folders import without_stray
+from hpo.data.kinds import HDF5_STARTS, unreadable
 from hpo.data.sentences import Partition, Row, Stream
-from hpo.errors import DataError
+from hpo.errors import DataError, shown
 
 FILES: dict[Partition, str] = {"train": "data_train.hdf5", "test": "data_val.hdf5"}
+# Bytes of one trial in memory: half a million bins of 256 features.
+LARGEST_TRIAL = 2**30
+# Deflate, the strongest of HDF5's own compressions, gives at most 1,032 bytes for one.
+HIGHEST_COMPRESSION = 1032
 NEEDED = "datasets input_features and seq_class_ids, attributes n_time_steps and seq_len"
 
 
@@ -59,10 +65,7 @@ def _sentences(path: Path, day: int) -> Iterator[Row]:
         ) from None
     # h5py raises these for a damaged file, when it is opened and later.
     except (OSError, RuntimeError) as error:
-        size = path.stat().st_size
-        raise DataError(
-            f"{path}: cannot be read as HDF5 ({size:,} bytes; {error}). Copy it again"
-        ) from None
+        raise unreadable(path, "file of HDF5", error, HDF5_STARTS) from None
 
 
 def _number_order(name: str) -> tuple[int, str]:
@@ -90,29 +93,66 @@ def _member(group: h5py.Group, name: str, place: str) -> Any:
     return member
 
 
+def _whole_number(trial: h5py.Group, name: str) -> int:
+    """The attribute of that name, a single number."""
+    if trial.attrs.get_id(name).shape not in ((), (1,)):
+        raise TypeError(f"{name} is no single number")
+    return int(trial.attrs[name])
+
+
+def _check_stored(values: h5py.Dataset, rows: int, place: str) -> None:
+    """Raises DataError if reading these rows would take far more memory than the file can fill.
+
+    A file of a few kilobytes may declare a data set of any size.
+    """
+    row_bytes = math.prod(values.shape[1:]) * values.dtype.itemsize
+    # What is computed with is no wider than eight bytes a number.
+    needed = rows * math.prod(values.shape[1:]) * max(8, values.dtype.itemsize)
+    # HDF5 unpacks whole chunks, which may be larger than the data set.
+    chunk = math.prod(values.chunks or ()) * values.dtype.itemsize
+    if max(needed, chunk) > LARGEST_TRIAL:
+        raise DataError(
+            f"{place} is {values.dtype} {values.shape} in chunks of {values.chunks}, more than "
+            f"{LARGEST_TRIAL // 2**30} GiB. Valid: one sentence a trial"
+        )
+    stored = values.id.get_storage_size()
+    is_packed = values.id.get_create_plist().get_nfilters() > 0
+    if rows * row_bytes > stored * (HIGHEST_COMPRESSION if is_packed else 1):
+        raise DataError(
+            f"{place} is {values.dtype} {values.shape}, but the file has only {stored:,} bytes of "
+            f"it. Write the file again"
+        )
+
+
 def _row(file: h5py.File, name: str, day: int, place: str) -> Row:
     try:
         trial = _member(file, name, place)
         x_TC = _member(trial, "input_features", place)
         labels_L = _member(trial, "seq_class_ids", place)
-        bins = int(trial.attrs["n_time_steps"])
-        count = int(trial.attrs["seq_len"])
+        bins = _whole_number(trial, "n_time_steps")
+        count = _whole_number(trial, "seq_len")
         x_shape = x_TC.shape
         x_kind = x_TC.dtype.kind
         labels_shape = labels_L.shape
         labels_kind = labels_L.dtype.kind
-    except (KeyError, AttributeError, TypeError, ValueError):
+    # int() raises OverflowError for an infinite number.
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
         raise DataError(f"{place} is no labelled trial. Needed: {NEEDED}") from None
+    # HDF5 knows data sets without a shape, h5py.Empty.
+    if x_shape is None or labels_shape is None:
+        raise DataError(f"{place} has a data set that is empty. Needed: {NEEDED}")
     if len(x_shape) != 2 or x_kind not in "fiu" or not 0 <= bins <= x_shape[0]:
         raise DataError(
-            f"{place}: input_features is {x_TC.dtype} {x_shape}, n_time_steps {bins}. "
+            f"{place}: input_features is {x_TC.dtype} {x_shape}, n_time_steps {shown(bins)}. "
             f"Valid: numbers, at least n_time_steps bins x features"
         )
     if len(labels_shape) != 1 or labels_kind not in "iu" or not 0 <= count <= labels_shape[0]:
         raise DataError(
-            f"{place}: seq_class_ids is {labels_L.dtype} {labels_shape}, seq_len {count}. "
+            f"{place}: seq_class_ids is {labels_L.dtype} {labels_shape}, seq_len {shown(count)}. "
             f"Valid: whole numbers, at least seq_len of them"
         )
+    _check_stored(x_TC, bins, f"{place}: input_features")
+    _check_stored(labels_L, count, f"{place}: seq_class_ids")
     return Row(
         day=day,
         x_TC=np.asarray(x_TC[:bins], dtype=np.float32),

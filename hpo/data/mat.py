@@ -14,6 +14,7 @@ import scipy.io
 from numpy.typing import NDArray
 
 from hpo.data.folders import without_stray
+from hpo.data.kinds import MAT_STARTS, unreadable
 from hpo.data.phonemes import labels_of
 from hpo.data.sentences import Partition, Row, Stream
 from hpo.errors import DataError
@@ -87,16 +88,14 @@ def _load(file: Path) -> dict[str, NDArray[Any]]:
         ) from None
     # A broken file can raise nearly anything: ValueError, TypeError, zlib.error, ...
     except Exception as error:
-        size = file.stat().st_size
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{file}: not a whole .mat file ({size:,} bytes; {reason}). Copy it again"
+        raise unreadable(
+            file, ".mat file", f"{type(error).__name__}: {error}", MAT_STARTS
         ) from None
     for name in FIELD_KINDS:
         if name not in contents:
             raise DataError(
                 f"{file}: no {name!r}. Needed: {', '.join(FIELD_KINDS)}. "
-                f"If the file should have it, copy it again"
+                f"Save the file again with all of them"
             )
     fields = {name: np.asarray(contents[name]).ravel() for name in FIELD_KINDS}
     _check_fields(file, fields)

@@ -28,6 +28,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo.data.kinds import OLD_TORCH_START, PICKLE_STARTS, TORCH_STARTS, unreadable
 from hpo.errors import DataError
 
 VALID = "Valid: plain containers and numpy arrays; nothing was run"
@@ -51,8 +52,8 @@ LARGEST_SIZE = 2**48
 MOST_DIMENSIONS = 64
 ERROR_CHARACTERS = 200
 
-# A state dict has about three tuples per tensor; Python's stack holds some 50,000 nested ones.
-MOST_TUPLES = 20_000
+# A state dict has tuples in tuples, but no deep ones; Python's stack holds some 50,000.
+DEEPEST_TUPLE = 1000
 # In files of torch before 1.6: magic number, version, system, contents, names of the storages.
 PICKLES_OF_OLD_TORCH = 5
 LARGEST_STATE_DICT_PICKLE = 64 * 2**20
@@ -81,6 +82,8 @@ def unpickle(path: Path) -> Any:
             if not path.stat().st_size:
                 raise ValueError("it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                if mapped[: len(OLD_TORCH_START)] == OLD_TORCH_START:
+                    raise ValueError("it was written by torch.save")
                 return _Machine().run(mapped)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -88,53 +91,74 @@ def unpickle(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     # pickletools and numpy raise nearly anything for broken operations.
     except Exception as error:
-        size = path.stat().st_size
-        reason = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
-        raise DataError(
-            f"{path}: not a whole pickle ({size:,} bytes; {reason}). Copy it again"
+        raise unreadable(
+            path, "pickle", f"{type(error).__name__}: {error}", PICKLE_STARTS
         ) from None
 
 
-def check_torch_file(path: Path) -> None:
+def check_torch_file(path: Path, largest: int = LARGEST_STATE_DICT_PICKLE) -> None:
     """Raises DataError for a file on which torch.load would end the process, weights_only or not.
 
     torch.load takes any value as the key of a dict, and Python follows a nested tuple to its end to
-    hash it.
+    hash it. largest: the most bytes that the description of the weights may have.
     """
-    tuples = 0
     try:
-        for operation in _torch_operations(path):
-            if operation.startswith("TUPLE"):
-                tuples += 1
-            if tuples > MOST_TUPLES:
-                raise ValueError("more nested values than weights have")
+        for pickled in _torch_pickles(path, largest):
+            _check_nesting(pickled)
     # A broken file can raise nearly anything.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
-        raise DataError(f"{path}: not a state dict of torch ({reason}). Copy it again") from None
+        raise unreadable(
+            path, "state dict of torch", f"{type(error).__name__}: {error}", TORCH_STARTS
+        ) from None
 
 
-def _torch_operations(path: Path) -> Iterator[str]:
-    """The names of the operations of all pickles in a file of torch.save, new (a zip) or old."""
+def _check_nesting(pickled: IO[bytes]) -> None:
+    """Raises ValueError if a tuple of this pickle is nested deeper than Python can follow.
+
+    Reads the operations up to STOP and keeps how deeply each value on the stack is nested.
+    """
+    # None stands for a MARK.
+    depths: list[int | None] = []
+    memo: dict[int, int] = {}
+    for operation, argument, _ in pickletools.genops(pickled):
+        name = operation.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            key = len(memo) if argument is None else int(argument)
+            memo[key] = depths[-1] or 0
+            continue
+        if isinstance(argument, int) and name in ("GET", "BINGET", "LONG_BINGET"):
+            depths.append(memo[argument])
+            continue
+        taken: list[int] = []
+        needed = [item.name for item in operation.stack_before]
+        if "mark" in needed:
+            while (depth := depths.pop()) is not None:
+                taken.append(depth)
+            needed = needed[: needed.index("mark")]
+        for _ in needed:
+            taken.append(depths.pop() or 0)
+        made = 1 + max(taken, default=0) if name.startswith("TUPLE") else 0
+        if made > DEEPEST_TUPLE:
+            raise ValueError("more nested values than weights have")
+        depths += [None if item.name == "mark" else made for item in operation.stack_after]
+
+
+def _torch_pickles(path: Path, largest: int) -> Iterator[IO[bytes]]:
+    """All pickles in a file of torch.save, new (a zip) or old (one after the other)."""
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) != ZIP_START:
             file.seek(0)
             for _ in range(PICKLES_OF_OLD_TORCH):
-                yield from _operations(file)
+                yield file
             return
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if not entry.filename.lower().endswith("data.pkl"):
                 continue
-            if entry.file_size > LARGEST_STATE_DICT_PICKLE:
+            if entry.file_size > largest:
                 raise ValueError(f"{entry.filename} has {entry.file_size:,} bytes")
             with archive.open(entry) as packed:
-                yield from _operations(packed)
-
-
-def _operations(file: IO[bytes]) -> Iterator[str]:
-    for operation, _, _ in pickletools.genops(file):
-        yield operation.name
+                yield packed
 
 
 @dataclass(frozen=True)

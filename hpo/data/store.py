@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hpo.data.sentences import Partition, Sentences, Source, Stream
-from hpo.errors import CallerError, DataError, MachineError, os_error_text
+from hpo.errors import CallerError, DataError, MachineError, os_error_text, shortened
 from hpo.settings import explain
 
 STORE_FILE = "store.json"
+# The words whose pronunciation was guessed are in it, a line each.
+LARGEST_MANIFEST = 64 * 2**20
 AGAIN = "Convert the data again"
 # The arrays of Sentences, each in a file of its own, and their dtypes.
 ARRAYS = {
@@ -136,24 +138,33 @@ class Store(Source):
         """
         path = self._folder / name
         _check_size(path, sizes.get(name, -1))
-        mode: Literal["r"] | None = "r" if name.endswith("_features.npy") else None
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read ({error}). {AGAIN}") from None
+            # Mapping takes no memory, whatever size the header declares.
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # numpy reads the header with Python's own parser, which can raise nearly anything.
+        except Exception as error:
+            raise DataError(f"{path}: cannot be read ({shortened(error)}). {AGAIN}") from None
         if array.dtype != np.dtype(dtype):
-            raise DataError(f"{path}: holds {array.dtype}. Valid: {np.dtype(dtype)}. {AGAIN}")
-        return array
+            raise DataError(
+                f"{path}: holds {shortened(array.dtype)}. Valid: {np.dtype(dtype)}. {AGAIN}"
+            )
+        return array if name.endswith("_features.npy") else np.array(array)
 
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        return Manifest.model_validate(json.loads(path.read_bytes()))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_MANIFEST + 1)
+        if len(content) > LARGEST_MANIFEST:
+            raise ValueError(f"more than {LARGEST_MANIFEST // 2**20} MiB")
+        return Manifest.model_validate(json.loads(content))
+    except OSError as error:
+        raise DataError(os_error_text(error)) from None
     except ValidationError as error:
         raise DataError(f"{explain(error, f'{path}: ')}. {AGAIN}") from None
-    # Not JSON, or not even text.
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}). Copy the store again") from None
+    # Not JSON, not even text, or nested without end.
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({shortened(error)}). Copy the store again") from None
 
 
 def _check_size(path: Path, expected: int) -> None:

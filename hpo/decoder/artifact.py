@@ -17,11 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hpo.data.kinds import TORCH_STARTS, unreadable
 from hpo.data.pickles import check_torch_file, unpickle
 from hpo.decoder.config import DecoderConfig
 from hpo.decoder.lab import lab_arguments, plain_arguments, unknown_words
 from hpo.decoder.model import GruDecoder
-from hpo.errors import CallerError, DataError, SpecError
+from hpo.errors import CallerError, DataError, SpecError, shortened
 
 # The key of the JSON in the file's header.
 HEADER = "hpo_decoder"
@@ -86,17 +87,24 @@ def load_decoder(path: Path) -> Decoder:
         )
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            written = (file.metadata() or {}).get(HEADER, "null")
             # The file is no dict: it cannot be iterated over.
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a whole safetensors file ({reason}). Copy it again") from None
-    if not isinstance(header, dict) or "config" not in header:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        raise unreadable(path, "safetensors file", error, ()) from None
+    try:
+        header = json.loads(written)
+    # Not JSON, a number of too many digits, or nested without end.
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise DataError(
             f"{path}: a safetensors file, but not one of hpo (its header has no {HEADER})"
         )
-    config = DecoderConfig().with_values(header.pop("config"), f"{path}: ")
+    try:
+        config = DecoderConfig().with_values(header.pop("config"), f"{path}: ")
+    except SpecError as error:
+        raise DataError(str(error)) from None
     model = _build_model(path, config, weights)
     return Decoder(model, config, header, tuple(_not_finite(weights)))
 
@@ -122,14 +130,36 @@ def _shown(text: str) -> str:
 def _build_model(path: Path, config: DecoderConfig, weights: dict[str, torch.Tensor]) -> GruDecoder:
     try:
         n_days, n_features, _ = weights["day_weights"].shape
+        _check_shapes(config, weights)
         model = GruDecoder(config.model, n_days, n_features)
         model.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: its weights do not fit its configuration ({reason[:200]})"
+            f"{path}: its weights do not fit its configuration ({shortened(reason)})"
         ) from None
     return model.eval()
+
+
+def _outline(config: DecoderConfig, n_days: int, n_features: int, n_weights: int) -> GruDecoder:
+    """The model without memory for its weights: only their names and shapes.
+
+    n_weights: how many the file has. Raises ValueError if it has too few for the layers.
+    """
+    if config.model.layers > n_weights:
+        raise ValueError(f"{config.model.layers:,} layers, but {n_weights} weights")
+    with torch.device("meta"):
+        return GruDecoder(config.model, n_days, n_features)
+
+
+def _check_shapes(config: DecoderConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError before memory is taken for weights that the file does not have."""
+    n_days, n_features, _ = weights["day_weights"].shape
+    expected = _outline(config, n_days, n_features, len(weights)).state_dict()
+    for name, outline in expected.items():
+        if weights[name].shape != outline.shape:
+            shapes = f"{tuple(weights[name].shape)}, not {tuple(outline.shape)}"
+            raise ValueError(f"{name} has the shape {shapes}")
 
 
 # ---- the folder of neural_seq_decoder
@@ -249,7 +279,7 @@ def _config_of(
     except (LookupError, AttributeError, ValueError, TypeError, ArithmeticError) as error:
         raise DataError(
             f"{folder / 'modelWeights'}: not the weights of neural_seq_decoder's model "
-            f"(missing or odd: {error}). It has {_some(list(reference))}"
+            f"(missing or odd: {shortened(error)}). It has {_some(list(reference))}"
         ) from None
 
 
@@ -331,11 +361,12 @@ def _read_state_dict(path: Path) -> dict[str, Any]:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     # A broken file can raise nearly anything.
     except Exception as error:
-        raise DataError(
-            f"{path}: not a state dict of torch ({type(error).__name__}). Copy it again"
-        ) from None
+        raise unreadable(path, "state dict of torch", type(error).__name__, TORCH_STARTS) from None
     if not isinstance(state_dict, dict):
-        raise DataError(f"{path}: a {type(state_dict).__name__}, not a state dict. Copy it again")
+        raise DataError(
+            f"{path}: a {type(state_dict).__name__}, not a state dict. "
+            f"Save it with torch.save(model.state_dict(), ...)"
+        )
     return _unwrapped(path, state_dict)
 
 

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from pathlib import Path
@@ -20,12 +20,9 @@ from typing import Any
 import tomli_w
 import yaml
 
-from hpo.errors import SpecError, os_error_text
-from hpo.settings import guess
+from hpo.errors import SpecError, os_error_text, shortened, shown
+from hpo.settings import MAX_BYTES, check_size, children, guess, too_deep
 
-MAX_BYTES = 1_000_000
-MAX_VALUES = 10_000
-MAX_DEPTH = 50
 SHOWN_NAMES = 30
 _VALID_VALUES = "numbers, true, false, null, text, lists and groups"
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
@@ -102,7 +99,9 @@ class Base:
         more = len(self.fields) - SHOWN_NAMES
         if more > 0:
             valid += f" and {more} more"
-        return f"{self.place}: there is no {name!r}.{suggestion} Valid: {valid}; +{name} adds it"
+        return (
+            f"{self.place}: there is no {shown(name)}.{suggestion} Valid: {valid}; +{name} adds it"
+        )
 
     def _depth(self, name: str) -> int:
         return len(self.paths[name])
@@ -163,7 +162,7 @@ def parse_base(text: str, kind: str, place: str) -> Base:
         raise SpecError(f"{place}: is empty. Valid: names with their values")
     if not isinstance(tree, dict):
         raise SpecError(f"{place}: holds {_shown(tree)}. Valid: names with their values")
-    _check_size(tree, _children, place)
+    check_size(tree, children, place)
     tree = _plain(tree, place)
     names = _Names(place)
     names.collect(tree)
@@ -251,7 +250,7 @@ def _parsed(text: str, kind: str, place: str) -> Any:
             return tomllib.loads(text)
         return _parsed_yaml(text, place)
     except RecursionError:
-        raise SpecError(_too_deep(place)) from None
+        raise SpecError(too_deep(place)) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -270,41 +269,12 @@ def _parsed_yaml(text: str, place: str) -> Any:
     loader = _Loader(text)
     node = loader.get_single_node()
     # Check before constructing: aliases can expand to far more values than the text has.
-    _check_size(node, _child_nodes, place)
+    check_size(node, _child_nodes, place)
     return loader.construct_document(node) if node else None
 
 
-def _too_deep(place: str) -> str:
-    return (
-        f"{place}: is nested deeper than {MAX_DEPTH} groups. "
-        f"Valid: fewer levels, and no alias that contains itself"
-    )
-
-
 def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())
-
-
-def _check_size(root: Any, children_of: Callable[[Any], list[Any]], place: str) -> None:
-    """Raises SpecError for a tree with more values or more levels than a configuration has."""
-    leaves = 0
-    pending = [(root, 0)]
-    while pending:
-        value, depth = pending.pop()
-        if depth > MAX_DEPTH:
-            raise SpecError(_too_deep(place))
-        children = children_of(value)
-        if not children:
-            leaves += 1
-        if leaves > MAX_VALUES:
-            raise SpecError(
-                f"{place}: has more than {MAX_VALUES} values. Give a configuration, not data"
-            )
-        pending += [(child, depth + 1) for child in children]
-
-
-def _children(value: Any) -> list[Any]:
-    return [item for _, item in _items(value)]
+    return shortened(" ".join(str(value).split()))
 
 
 def _child_nodes(node: yaml.Node | None) -> list[yaml.Node]:

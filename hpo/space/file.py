@@ -1,5 +1,6 @@
 """A study file: YAML, read with care and checked as far as that needs no trainer."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -7,8 +8,16 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hpo.errors import SpecError
-from hpo.settings import Settings, explain, unknown
+from hpo.errors import SpecError, shortened, shown
+from hpo.settings import (
+    MAX_BYTES,
+    Settings,
+    check_size,
+    children,
+    explain,
+    too_deep,
+    unknown,
+)
 from hpo.space.parameter import Parameter
 from hpo.space.sections import DEFAULT_POLICY, Contrast, Policy, Question
 from hpo.space.stopping import OwnPast
@@ -98,23 +107,25 @@ def read_file(path: Path) -> SpaceFile:
 def value_in_text(text: str, place: str) -> Any:
     """A value as a study file would have it. Raises SpecError."""
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     # PyYAML raises ValueError for a date that does not exist.
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise SpecError(
-            f"{place}: {text!r} is not a value. Valid: a number, true, false, null or a name"
+            f"{place}: {shown(text)} is not a value. Valid: a number, true, false, null or a name"
         ) from None
+    check_size(value, children, place)
+    return value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses equal keys, which are a mistake in a study file; PyYAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        names = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+        for key, count in names.items():
+            if count > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} appears twice", node.start_mark
+                    None, None, f"{shown(key)} appears twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return, unused-ignore]
 
@@ -122,7 +133,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _tree(path: Path) -> Any:
     try:
         # The loader is a SafeLoader.
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
+        tree = yaml.load(_text(path), _UniqueKeyLoader)  # noqa: S506
+    except RecursionError:
+        raise SpecError(too_deep(str(path))) from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -132,7 +145,20 @@ def _tree(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
-        raise SpecError(f"{path}: not valid YAML{line}: {problem}") from None
+        raise SpecError(f"{path}: not valid YAML{line}: {shortened(problem)}") from None
+    check_size(tree, children, str(path))
+    return tree
+
+
+def _text(path: Path) -> str:
+    """Raises SpecError for a file that is too large to be a study file."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise SpecError(
+            f"{path}: is larger than {MAX_BYTES // 1_000_000} MB. Give a study file, not data"
+        )
+    return content.decode("utf-8")
 
 
 def _unknown_field(path: Path, location: Sequence[int | str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from hpo.errors import SpecError, UnknownFieldError
+from hpo.errors import SpecError, UnknownFieldError, shown
 from hpo.settings import Config, explain, unknown
 from hpo.space.budget import Budget
 from hpo.space.file import Profile, SpaceFile, read_file, value_in_text
@@ -295,7 +295,7 @@ def _checked(path: Path, file: SpaceFile, base: Config, name: str) -> Parameter:
         return base.with_values(parents | {name: value}, f"{place} {what}: ").flat()[name]
 
     if parameter.choices is not None:
-        choices = [as_field(choice, f"choice {choice}") for choice in parameter.choices]
+        choices = [as_field(choice, f"choice {shown(choice)}") for choice in parameter.choices]
         return parameter.model_copy(update={"choices": choices, "when": conditions})
     low, high = parameter.ends
     for end, what in ((low, "low"), (high, "high")):
@@ -326,8 +326,9 @@ def _checked_conditions(
             raise SpecError(f"{place}.when.{parent}: no choice is listed. Valid: {choices}")
         foreign = [value for value in conditions[parent] if value not in choices]
         if foreign:
+            given = shown(foreign)
             raise SpecError(
-                f"{place}.when.{parent}: {foreign} is not among its choices. Valid: {choices}"
+                f"{place}.when.{parent}: {given} is not among its choices. Valid: {choices}"
             )
     return conditions
 
@@ -354,11 +355,13 @@ def _checked_start(path: Path, spec: StudySpec, start: str) -> dict[str, Any]:
         else:
             why = "is not searched"
         raise SpecError(
-            f"{place}.{name}: {config[name]!r}, but {name} {why}. "
-            f"Valid: the base's {spec.base[name]!r}, or put it under `parameters`"
+            f"{place}.{name}: {shown(config[name])}, but {name} {why}. "
+            f"Valid: the base's {shown(spec.base[name])}, or put it under `parameters`"
         )
     for name, value in values.items():
         parameter = spec.parameters[name]
         if not parameter.contains(value):
-            raise SpecError(f"{place}: {name} = {value!r} is outside the space. Valid: {parameter}")
+            raise SpecError(
+                f"{place}: {name} = {shown(value)} is outside the space. Valid: {parameter}"
+            )
     return {name: config[name] for name in written}

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from hpo.errors import shown
 from hpo.settings import Flag, Real, Settings
 
 
@@ -40,7 +41,7 @@ class Parameter(Settings):
             )
         if len(choices) < 2:
             raise ValueError(
-                f"needs 2 choices or more, has {choices}. To fix a value, put it into base"
+                f"needs 2 choices or more, has {shown(choices)}. To fix a value, put it into base"
             )
 
     def _check_range(self) -> None:

@@ -9,6 +9,7 @@ The seed is printed before its pickle is read, so that it is known when a signal
 import faulthandler
 import gc
 import random
+import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -53,6 +54,7 @@ DTYPES = [
 ]
 FLAGS = [0, 1, 2, 4, 8, 16, 27, 63, 64, 255, -1, 2**31]
 POINTERS = struct.pack("<Q", 0x4141414141414141)
+LONGEST_READING = 10
 NONE = b"N"
 TRUE = b"\x88"
 FALSE = b"\x89"
@@ -242,6 +244,8 @@ def main(first: int, count: int, folder: Path) -> None:
     for seed in range(first, first + count):
         print(seed, file=sys.stderr, flush=True)
         path.write_bytes(Writer(seed).pickle())
+        # Seconds of the processor, after which a signal ends this process.
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_READING)
         try:
             use(unpickle(path))
             read += 1

@@ -389,6 +389,27 @@ def set_attribute(name: str, value: Any) -> Callable[[Any], None]:
     return lambda trial: trial.attrs.__setitem__(name, value)
 
 
+def declare(shape: tuple[int, ...], bins: int, **options: Any) -> Callable[[Any], None]:
+    """Declare features of this shape, of which nothing is stored."""
+
+    def replace(trial: Any) -> None:
+        del trial["input_features"]
+        trial.create_dataset("input_features", shape, "f4", **options)
+        trial.attrs["n_time_steps"] = bins
+
+    return replace
+
+
+def pack_zeros(trial: Any) -> None:
+    """A gigabyte of zeros in a megabyte."""
+    del trial["input_features"]
+    features = trial.create_dataset(
+        "input_features", (2**20, 256), "f4", compression="gzip", chunks=(2**18, 256)
+    )
+    features[: 2**18] = 0
+    trial.attrs["n_time_steps"] = 2**20
+
+
 def remove_length(trial: Any) -> None:
     del trial.attrs["seq_len"]
 
@@ -424,6 +445,36 @@ def set_dataset(name: str, value: Any) -> Callable[[Any], None]:
             r"trial_0002 is no labelled trial. Needed: datasets input_features",
         ),
         (remove_length, r"trial_0002 is no labelled trial"),
+        (set_attribute("n_time_steps", np.inf), r"trial_0002 is no labelled trial"),
+        (set_attribute("n_time_steps", h5py.Empty("i4")), r"trial_0002 is no labelled trial"),
+        (set_attribute("seq_len", np.arange(3)), r"trial_0002 is no labelled trial"),
+        (set_attribute("seq_len", 1e300), r"seq_len 1000[0-9.]{150,200}\. Valid"),
+        (
+            set_dataset("input_features", h5py.Empty("f4")),
+            r"trial_0002 has a data set that is empty. Needed: datasets",
+        ),
+        (
+            set_dataset("seq_class_ids", h5py.Empty("i4")),
+            r"trial_0002 has a data set that is empty",
+        ),
+        (
+            declare((10**10, 512), 10**10, chunks=(1000, 512)),
+            r"input_features is float32 \(10000000000, 512\) in chunks of \(1000, 512\), more "
+            r"than 1 GiB. Valid: one sentence a trial",
+        ),
+        (
+            declare((10**10, 512), 10**10),
+            r"\(10000000000, 512\) in chunks of None, more",
+        ),
+        (
+            declare((50, 4), 40, maxshape=(None, 4), chunks=(10**8, 4)),
+            r"in chunks of \(100000000, 4\), more than 1 GiB",
+        ),
+        (
+            declare((50, 4), 40, chunks=(10, 4)),
+            r"input_features is float32 \(50, 4\), but the file has only 0 bytes of it",
+        ),
+        (pack_zeros, r"input_features is float32 \(1048576, 256\) in chunks of .* more than 1 GiB"),
         (set_dataset("seq_class_ids", None), r"trial_0002 is no labelled trial"),
         (set_dataset("seq_class_ids", [1.5, 2.0]), r"seq_class_ids is float64 \(2,\), seq_len 4"),
         (set_dataset("input_features", np.zeros(50)), r"input_features is float64 \(50,\)"),
@@ -454,7 +505,7 @@ def test_a_truncated_hdf5_file_is_refused(hdf5_folder: Path, share: float) -> No
     path = hdf5_folder / "t15.2023.08.13" / "data_train.hdf5"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    message = r"data_train.hdf5: cannot be read as HDF5 \([\d,]+ bytes; .*\)\. Copy it again"
+    message = r"data_train.hdf5: not a whole file of HDF5 \([\d,]+ bytes; .*\)\. Copy it again"
     assert_refused(hdf5_folder, message)
 
 
@@ -471,6 +522,17 @@ def test_an_hdf5_file_with_lost_bytes_is_read_or_refused_in_one_line(hdf5_folder
             refusals.append(str(error))
     assert refusals
     assert not [line for line in refusals if "\n" in line]
+
+
+def test_compressed_hdf5_is_read(hdf5_folder: Path) -> None:
+    """Also features that are all alike, which take few bytes."""
+    with h5py.File(hdf5_folder / "t15.2023.08.13" / "data_train.hdf5", "a") as file:
+        trial = file["trial_0002"]
+        del trial["input_features"]
+        zeros = np.zeros((5000, 4), np.float64)
+        trial.create_dataset("input_features", data=zeros, compression="gzip", shuffle=True)
+        trial.attrs["n_time_steps"] = 5000
+    assert read_sentences(hdf5_folder, "train").lengths_S.max() == 5000
 
 
 def test_hdf5_without_trials_is_refused(hdf5_folder: Path) -> None:

@@ -191,6 +191,20 @@ def move_a_label_to_the_sentence_before(lengths: Any) -> Any:
     return np.append(lengths[:-2], [lengths[-2:].sum() + 1, -1])
 
 
+def with_header(name: str, header: str) -> Callable[[Path], None]:
+    """Replace the header of an .npy file; nothing else of it changes."""
+
+    def write(store: Path) -> None:
+        path = store / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:10] + header.encode().ljust(117)[:117] + b"\n" + whole[128:])
+        update_size(store, name)
+
+    return write
+
+
+DAYS = "train_days.npy"
+HUGE = "{'descr': '<i8', 'fortran_order': False, 'shape': (%s,)}"
 DO_NOT_FIT = r"lengths, label_lengths or days of train do not fit"
 
 
@@ -212,6 +226,17 @@ DO_NOT_FIT = r"lengths, label_lengths or days of train do not fit"
         (
             replace("train_features.npy", lambda x: x[:-1]),
             r"train_features.npy is \(\d+, 3\), store.json says \(\d+, 3\)",
+        ),
+        (with_header(DAYS, "{'descr': '<i8"), r"train_days.npy: cannot be read \(.*\)\. Convert"),
+        (with_header(DAYS, "((((((((("), r"train_days.npy: cannot be read"),
+        (with_header(DAYS, HUGE % 10**12), r"train_days.npy: cannot be read"),
+        (with_header(DAYS, HUGE % 10**50), r"train_days.npy: cannot be read"),
+        (with_header("train_features.npy", HUGE % 10**15), r"train_features.npy: cannot be read"),
+        (write_manifest("[" * 100_000), r"store.json: not JSON \(.*\)\. Copy the store again"),
+        (write_manifest('{"format": "' + "x" * 10**6), r"store.json: not JSON \(.{,210}\)\. Copy"),
+        (
+            write_manifest('{"format": "' + "x" * 10**6 + '"}'),
+            r"store.json: format: input should be 1 \(given: .{,200}\)",
         ),
         (replace("train_days.npy", lambda x: x + 1), DO_NOT_FIT),
         (replace("train_lengths.npy", lambda x: x + 1), DO_NOT_FIT),

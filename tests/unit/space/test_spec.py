@@ -8,6 +8,7 @@ from helpers.studies import TINY, decoder_config
 
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import SpecError
+from hpo.space.file import value_in_text
 from hpo.space.load import BUNDLED, find_space, load_spec, parse_settings
 from hpo.space.sections import Question
 from hpo.space.spec import StudySpec
@@ -104,6 +105,54 @@ def test_every_mistake_gives_one_line_with_the_place_and_what_is_valid(
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+LR = "parameters: {optimizer.lr: {low: %s, high: 1e-2}}"
+LONG = "x" * 50_000
+BOMB = "\n".join(
+    ["base:", "  a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+    + [f"  a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 8)]
+)
+CHOICES = "parameters: {optimizer.lr: {choices: [*a7]}}"
+MANY_KEYS = "base:\n" + "".join(f"  k{number}: 1\n" for number in range(40_000))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 5000 + "]" * 5000, r"is nested deeper than 50 groups. Valid: fewer levels"),
+        ("{a: " * 3000 + "1" + "}" * 3000, r"is nested deeper than 50 groups"),
+        ("base: &a {x: *a}", r"is nested deeper than 50 groups"),
+        (f"{BOMB}\n{CHOICES}", r"has more than 10000 values. Give a configuration, not data"),
+        (MANY_KEYS, r"has more than 10000 values"),
+        (
+            LR % f'"{LONG}"',
+            r"optimizer.lr.low: input should be a valid number \(given: 'x+\.\.\.x+'",
+        ),
+        (LR % ("0x" + "f" * 9000), r"has a whole number of 36,000 bits"),
+        (
+            f"policy: {LONG}\n{LR % '1e-4'}",
+            r"policy: input should be 'gp', 'tpe' or 'random' \(given: 'x+",
+        ),
+        (f"trainer: {LONG}\n{LR % '1e-4'}", r"trainer 'x+\.\.\.x+': not a reference"),
+        (f"? {LONG[:900]}\n: 1", r"there is no 'x+\.\.\.x+'"),
+        (f"a: !{LONG} 1", r"not valid YAML in line 1: could not determine"),
+        (f"a: *{LONG}", r"not valid YAML in line 1: found undefined alias"),
+        ("x" * 1_000_001, r"is larger than 1 MB. Give a study file, not data"),
+    ],
+)
+def test_a_hostile_file_gives_one_short_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        load(tmp_path, text)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[" * 60 + "]" * 60, "*" + "y" * 9000])
+def test_a_hostile_value_gives_one_short_line(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        value_in_text(text, "--set x")
+    assert len(str(caught.value)) < 350
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Checkpoints: a resumed training is exact, a damaged file is not used, writing is concurrent."""
 
 import hashlib
+import io
 import re
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,54 @@ def test_a_checkpoint_of_the_first_version_is_read(data: Recordings, tmp_path: P
     assert beginning.curve == [
         Point(2, 0.9, 1.5, 1.6, {"grad_norm": 2.0, "lr": 0.1, "step_seconds": 0.5})
     ]
+
+
+def zip_with_deep_key(state: bytes) -> bytes:
+    """A state dict with a key on which torch.load would end the process."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(state)) as given, zipfile.ZipFile(made, "w") as changed:
+        for name in given.namelist():
+            deep = b"\x80\x02}N" + b"\x85" * 1_000_000 + b"K\x01s."
+            changed.writestr(name, deep if name.endswith("data.pkl") else given.read(name))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda whole: b"hello",
+        lambda whole: b"\x80\x02X\x04\x00\x00\x00\xff\xff\xff\xff.",
+        lambda whole: b"\x80\x02R.",
+        lambda whole: whole[:300],
+        lambda whole: whole[:-300],
+        lambda whole: b"PK\x03\x04" + bytes(100),
+        lambda whole: b"\x80\x02}N" + b"\x85" * 1_000_000 + b"K\x01s.",
+        zip_with_deep_key,
+    ],
+)
+def test_a_checkpoint_with_a_right_digest_of_wrong_contents_is_not_used(
+    data: Recordings, tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    saved_at(data, tmp_path, (3, 7))
+    newest = checkpoints(tmp_path)[0]
+    contents = spoil(newest.read_bytes())
+    digest = hashlib.sha256(contents).hexdigest()[:16]
+    (tmp_path / f"checkpoint-00000007-{digest}.pt").write_bytes(contents)
+    newest.unlink()
+    beginning = begun(tmp_path, data)
+    assert step_of(beginning) == 3
+    (fault,) = beginning.faults
+    assert digest in fault
+    assert "\n" not in fault
+
+
+def test_a_checkpoint_may_hold_many_tuples(data: Recordings, tmp_path: Path) -> None:
+    state = TrainState(config(), data.data).state_dict()
+    seen = [(step, (0.5, 0.25)) for step in range(30_000)]
+    save_checkpoint(5, state | {"seen": seen}, CURVE, tmp_path)
+    faults = begun(tmp_path, data).faults
+    # It was read, and then belongs to another training.
+    assert "another version" in faults[0]
 
 
 class StepOnly:
