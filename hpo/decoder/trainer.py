@@ -116,6 +116,12 @@ def _weight_faults(folder: Path, warnings: list[str]) -> list[str]:
     return weight_faults(folder, warnings)
 
 
+def _data_warnings(path: Path | None, fraction: float, seed: int) -> list[str]:
+    from hpo.decoder.repeated import warn_of_repeated
+
+    return warn_of_repeated(path, fraction, seed)
+
+
 def _lr_factor(config: DecoderConfig, step: int) -> float:
     from hpo.decoder.train import lr_factor
 
@@ -174,6 +180,7 @@ gru_ctc = Trainer(
     offers={
         "arguments": Arguments(ABOUT_ARGUMENTS, _lab_arguments),
         "ensemble": Ensembles(MATCHING, MEANS, _outputs, _select, _scores_along),
+        "data_warnings": _data_warnings,
         "evaluate": True,
         "past_runs": PastRuns(_read_pickle, _translate, _lr_factor, _weight_faults),
         "reference folder": True,

@@ -40,6 +40,19 @@ def look_at_data(path: Path | None, spec: StudySpec) -> DataSummary:
     # To describe a configuration checks it too.
     for config in extremes:
         call_trainer(spec, "describe", partial(dataset.describe, config))
+    facts = {
+        "path": str(path.absolute()) if path else None,
+        "fingerprint": dataset.fingerprint,
+        **dataset.facts,
+    }
+    # The warnings read the data once more: both copies need not be in memory.
+    del dataset
+    warn = trainer.offers.get("data_warnings")
+    if warn is not None:
+        cut = spec.validation
+        described += call_trainer(
+            spec, "data_warnings", partial(warn, path, cut.fraction, cut.seed)
+        )
     chosen = f"profile {spec.profile} of the space" if spec.profile else "the space's base"
     if spec.profile == DEMO_PROFILE and not path:
         chosen += ": a small training, because no data are given"
@@ -48,11 +61,6 @@ def look_at_data(path: Path | None, spec: StudySpec) -> DataSummary:
         *_titled("data", [source, *described]),
         *_titled("training", [chosen, trainer.summary(base)]),
     ]
-    facts = {
-        "path": str(path.absolute()) if path else None,
-        "fingerprint": dataset.fingerprint,
-        **dataset.facts,
-    }
     return DataSummary(facts, lines)
 
 

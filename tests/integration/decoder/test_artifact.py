@@ -113,6 +113,23 @@ def foreign(path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path)
 
 
+def with_header(text: str) -> Callable[[Path], None]:
+    return lambda path: save_file({"x": torch.zeros(1)}, path, metadata={"hpo_decoder": text})
+
+
+def enormous(path: Path) -> None:
+    """A configuration whose weights would take terabytes."""
+    decoder = load_decoder(path)
+    larger = decoder.config.with_values({"model.units": 10**6})
+    save_decoder(path, decoder.model.state_dict(), larger, {})
+
+
+def endless(path: Path) -> None:
+    decoder = load_decoder(path)
+    deeper = decoder.config.with_values({"model.layers": 10**9})
+    save_decoder(path, decoder.model.state_dict(), deeper, {})
+
+
 def misfit(path: Path) -> None:
     decoder = load_decoder(path)
     wider = decoder.config.with_values({"model.units": 9})
@@ -130,6 +147,14 @@ NO_FILE = "no such file. Valid: a .safetensors file of hpo, or a folder with arg
         (lambda path: path.write_bytes(b""), "not a whole safetensors file"),
         (foreign, "not one of hpo"),
         (misfit, "its weights do not fit its configuration"),
+        (enormous, "its weights do not fit its configuration"),
+        (endless, "1,000,000,000 layers, but"),
+        (with_header("[" * 100_000), "not one of hpo"),
+        (with_header('{"config": "x"}'), "not one of hpo"),
+        (with_header('{"config": null}'), "not one of hpo"),
+        (with_header('{"config": {"steps": ' + "9" * 5000 + "}}"), "not one of hpo"),
+        (with_header('{"config": {"' + "x" * 9000 + '": 1}}'), r"there is no 'x+\.\.\.x+'"),
+        (with_header('{"config": {"steps": "x"}}'), "steps: input should be a valid integer"),
     ],
 )
 def test_a_file_that_is_no_decoder_is_refused(
@@ -157,6 +182,11 @@ ODD = {
     "gru_decoder.weight_hh_l0": torch.zeros(3),
     "gaussianSmoother.weight": torch.zeros(3),
 }
+# 43 GB in a file of a kilobyte: one number that is repeated.
+REPEATED = {
+    "dayWeights": torch.zeros(2, 3, 3),
+    "gru_decoder.weight_hh_l0": torch.zeros(1).expand(180_000, 60_000),
+}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +203,7 @@ ODD = {
         ),
         ("modelWeights", torch_bytes([1]), "modelWeights: a list, not a state dict"),
         ("modelWeights", torch_bytes(torch.zeros(3)), "modelWeights: a Tensor, not a state dict"),
+        ("modelWeights", torch_bytes(REPEATED), "more numbers than the file holds. Save a copy"),
         ("modelWeights", torch_bytes(ODD), "not the weights of neural_seq_decoder's model"),
     ],
 )
