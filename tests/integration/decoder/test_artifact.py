@@ -203,7 +203,7 @@ REPEATED = {
         ),
         ("modelWeights", torch_bytes([1]), "modelWeights: a list, not a state dict"),
         ("modelWeights", torch_bytes(torch.zeros(3)), "modelWeights: a Tensor, not a state dict"),
-        ("modelWeights", torch_bytes(REPEATED), "more numbers than the file holds. Save a copy"),
+        ("modelWeights", torch_bytes(REPEATED), "is a Tensor, not plain weights"),
         ("modelWeights", torch_bytes(ODD), "not the weights of neural_seq_decoder's model"),
     ],
 )
