@@ -95,7 +95,11 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, kind: str) -> None:
     assert "Copy it again" not in str(caught.value) or kind in ("safetensors", "text")
 
 
-@pytest.mark.parametrize("contents", [WHOLE[:-9], b"", bytes(5000), pickle.dumps([1], 0)[:-2]])
+@pytest.mark.parametrize(
+    "contents",
+    [WHOLE[:-9], b"", bytes(5000), pickle.dumps([1], 0)[:-2]],
+    ids=["cut", "empty", "zeros", "cut text"],
+)
 def test_only_a_file_that_was_cut_is_to_be_copied_again(tmp_path: Path, contents: bytes) -> None:
     path = tmp_path / "data.pickle"
     path.write_bytes(contents)
@@ -103,7 +107,9 @@ def test_only_a_file_that_was_cut_is_to_be_copied_again(tmp_path: Path, contents
 
 
 @pytest.mark.parametrize(
-    ("contents", "what"), [(LFS, "Git LFS pointer"), (gzip.compress(b"x"), "gzip file")]
+    ("contents", "what"),
+    [(LFS, "Git LFS pointer"), (gzip.compress(b"x"), "gzip file")],
+    ids=["pointer", "gzip"],
 )
 @pytest.mark.parametrize(
     ("place", "wanted"),
