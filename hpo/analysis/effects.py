@@ -176,7 +176,9 @@ def ended_trials(records: Sequence[Record], metric: Metric) -> list[EndedTrial]:
     The outcome of a stopped one is its last value, or the worst possible one if it has none.
     """
     ended = [
-        record for record in records if record.state in ("complete", "stopped") and record.params
+        record
+        for record in records
+        if (record.state == "complete" or record.stopped_by_rule) and record.params
     ]
     worst = metric.worst([record.value for record in ended if record.value is not None])
     return [

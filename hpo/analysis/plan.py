@@ -36,7 +36,7 @@ class Plan(BaseModel, frozen=True):
     gpus: int
     hours: float
     gpu_hours: float
-    # GPU-seconds of a trial on average, over complete and stopped ones.
+    # GPU-seconds of a trial on average, over those that are complete or that a rule stopped.
     trial_seconds: float
     states: dict[str, Cost]
     # From the first step to the last, on average over complete trials.
@@ -48,7 +48,12 @@ class Plan(BaseModel, frozen=True):
 
 def build_plan(study: StudyReader, gpus: int, hours: float) -> Plan:
     """Raises StudyError if no trial is complete yet."""
-    records = [record for record in study.records() if record.state in DONE and record.step]
+    # How long a trial took that someone stopped says nothing about the others.
+    records = [
+        record
+        for record in study.records()
+        if record.step and (record.state == "complete" or record.stopped_by_rule)
+    ]
     best = best_of(records, study.spec.metric)
     if best is None or best.value is None:
         raise StudyError(

@@ -26,6 +26,7 @@ from optuna_dashboard._serializer import serialize_frozen_trial, serialize_study
 
 from hpo.dashboard.content import Reference, files_of, study_note, trial_note
 from hpo.dashboard.plots import figures
+from hpo.space.upgrade import made_by_hpo
 from hpo.store.database import Database
 from hpo.store.optuna_rows import TrialRow
 from hpo.store.storage import open_storage
@@ -110,7 +111,7 @@ class Pages:
             attributes = self._backend.get_study_user_attrs(study_id)
         except KeyError:
             return None
-        if "spec" not in attributes:
+        if not made_by_hpo(attributes):
             return None
         study = Study(optuna.load_study(study_name=name, storage=self.storage), self._backend)
         address = f"{self.base_path}/dashboard/studies/{study_id}"

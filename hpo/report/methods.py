@@ -158,10 +158,11 @@ def _counts(report: dict[str, Any], records: list[Record]) -> str:
     devices = sorted({_device_model(record.device) for record in records if record.device})
     unit = "worker-hours" if devices == ["cpu"] else "GPU-hours"
     hours = report["gpu_seconds"]["spent"] / 3600
-    counts = (
-        f"{trials['complete']} completed, {trials['stopped']} were stopped early and "
-        f"{trials['failed']} failed"
-    )
+    by_hand = report["stopped_by_hand"]
+    counts = f"{trials['complete']} completed, {trials['stopped'] - by_hand} were stopped early"
+    if by_hand:
+        counts += f", {by_hand} were stopped by hand"
+    counts += f" and {trials['failed']} failed"
     unfinished = trials["running"] + trials["waiting"]
     if unfinished:
         counts += f"; {unfinished} had not ended yet"

@@ -12,7 +12,7 @@ from typing import Any
 from hpo.analysis.stats import score_interval
 from hpo.study.pick import best_of
 from hpo.study.reader import StudyReader
-from hpo.study.trial import Record, State
+from hpo.study.trial import BY_HAND, Record, State
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, Trainer
 
@@ -45,13 +45,14 @@ def build_report(study: StudyReader) -> dict[str, Any]:
         "trials": {state: states[state] for state in STATES},
         "imported": [_imported(record) for record in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
+        "stopped_by_hand": sum(not record.stopped_by_rule for record in stopped),
         "stopped_by": dict(Counter(record.rule for record in stopped)),
         "stopped_because": dict(Counter(record.cause for record in stopped)),
         "failed_because": dict(Counter(record.reason for record in failed)),
         "gpu_seconds": {
             "spent": sum(record.gpu_seconds for record in records),
-            "saved": sum(_seconds_saved(record) for record in stopped),
-            "lost": sum(record.lost_seconds for record in records),
+            "saved": sum(_seconds_saved(record) for record in stopped if record.stopped_by_rule),
+            "lost": sum(record.lost_seconds * record.gpu_share for record in records),
         },
         "cautions": cautions(trainer),
         "findings": study.results(),
@@ -129,10 +130,20 @@ def _interval(study: StudyReader, record: Record) -> tuple[float, float] | None:
 
 
 def _seconds_saved(record: Record) -> float:
-    """The seconds that the rest of a stopped trial would have taken at its own pace."""
+    """The GPU-seconds that the rest of a stopped trial would have taken at its own pace.
+
+    Attempts after which the training began again do not count: their steps were done twice.
+    """
     if not record.step:
         return 0.0
-    return record.seconds / record.step * (record.steps - record.step)
+    pace = (record.seconds - record.lost_seconds) * record.gpu_share / record.step
+    return pace * max(0, record.steps - record.step)
+
+
+def stopped_by_rule(report: Mapping[str, Any]) -> dict[str, int]:
+    """How many trials a rule stopped, by cause."""
+    causes: dict[str, int] = report["stopped_because"]
+    return {cause: count for cause, count in causes.items() if cause != BY_HAND}
 
 
 def as_text(report: dict[str, Any], metric: Metric) -> str:
@@ -271,14 +282,16 @@ def unfinished(report: Mapping[str, Any]) -> list[str]:
 
 def _trials_line(report: dict[str, Any]) -> str:
     trials = report["trials"]
-    stopped = f"{trials['stopped']} stopped"
-    causes = ", ".join(f"{count} {cause}" for cause, count in report["stopped_because"].items())
+    by_hand = report["stopped_by_hand"]
+    stopped = f"{trials['stopped'] - by_hand} stopped"
+    causes = ", ".join(f"{count} {cause}" for cause, count in stopped_by_rule(report).items())
     if causes:
-        rules = " and ".join(report["stopped_by"])
+        rules = " and ".join(rule for rule in report["stopped_by"] if rule != BY_HAND)
         stopped += f" (rule {rules}: {causes})"
     counts = [
         f"{trials['complete']} complete",
         stopped,
+        *([f"{by_hand} stopped by hand"] if by_hand else []),
         f"{trials['failed']} failed",
         *unfinished(report),
     ]

@@ -7,6 +7,7 @@ import numpy as np
 from hpo.report import report_pictures as pictures
 from hpo.report.blocks import see_status
 from hpo.report.page import Block, Picture, Table, Text
+from hpo.report.report import stopped_by_rule
 from hpo.report.report_data import ReportData
 from hpo.study.trial import Record
 from hpo.text import duration, value_text
@@ -22,8 +23,7 @@ def trials_over_time(data: ReportData) -> list[Block]:
     if not curves:
         return [see_status(data, "No trial has been evaluated yet.")]
     caption = (
-        f"Validation {metric.name} of all {len(curves)} trials; "
-        "marks show where the rule stopped one."
+        f"Validation {metric.name} of all {len(curves)} trials; marks show where one was stopped."
     )
     blocks: list[Block] = [Picture(pictures.curves(curves, metric), caption)]
     blocks += _histories(data)
@@ -107,16 +107,20 @@ def _histories(data: ReportData) -> list[Block]:
 def _stopped_and_failed(data: ReportData) -> list[str]:
     report = data.report
     lines = []
-    if report["stopped_because"]:
+    by_cause = stopped_by_rule(report)
+    by_hand = report["stopped_by_hand"]
+    if by_cause:
         causes = ", ".join(
             f"{count} {pictures.cause_text(cause, data.metric)}"
-            for cause, count in report["stopped_because"].items()
+            for cause, count in by_cause.items()
         )
         saved = duration(report["gpu_seconds"]["saved"])
         lines.append(
-            f"Stopped early: {report['trials']['stopped']} ({causes}), "
+            f"Stopped early: {report['trials']['stopped'] - by_hand} ({causes}), "
             f"which saved {saved} of worker time."
         )
+    if by_hand:
+        lines.append(f"Stopped by hand: {by_hand}.")
     lines += [f"Failed: {count} x {reason}" for reason, count in report["failed_because"].items()]
     return lines
 

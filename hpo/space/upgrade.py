@@ -35,6 +35,12 @@ def upgraded_budget(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name != "min_gain"}
 
 
+def made_by_hpo(attributes: Mapping[str, Any]) -> bool:
+    """Whether hpo made the study with these attributes, and not another program with Optuna."""
+    spec = attributes.get("spec")
+    return isinstance(spec, dict) and "parameters" in spec and "unique" in attributes
+
+
 def metric_of(attributes: Mapping[str, Any]) -> Metric:
     """A study's metric, from its attributes.
 

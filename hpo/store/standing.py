@@ -6,12 +6,14 @@ from typing import Any
 from sqlalchemy import String, cast, exists, func, select
 from sqlalchemy.engine import Connection, Row
 
+from hpo.store.findings import VALIDATION
 from hpo.store.tables import (
     IMPORTED,
     LAST_ATTEMPT,
     attempt_table,
     optuna_attributes,
     optuna_trials,
+    score_table,
     trial_table,
 )
 
@@ -26,6 +28,13 @@ def not_imported() -> Any:
         attributes.key == IMPORTED, attributes.trial_id == optuna_trials.c.trial_id
     )
     return ~imported.exists()
+
+
+def scored() -> Any:
+    """The condition that a training has scored the trial: its value was not typed in by hand."""
+    score = score_table.c
+    of_trial = score.trial_id == optuna_trials.c.trial_id
+    return exists().where(of_trial, score.partition == VALIDATION)
 
 
 def own_trials(study_id: int) -> Any:
@@ -52,7 +61,7 @@ def gpu_time(connection: Connection, study_id: int) -> tuple[float, float, float
     own = own_trials(study_id)
 
     total = func.coalesce(func.sum(table.gpu_seconds), 0)
-    mean_complete = func.avg(table.gpu_seconds).filter(state == "COMPLETE")
+    mean_complete = func.avg(table.gpu_seconds).filter((state == "COMPLETE") & scored())
     statement = select(total, mean_complete).select_from(joined).where(own)
     spent, typical = connection.execute(statement).one()
 

@@ -19,7 +19,7 @@ from hpo.errors import SpecError, StudyError
 from hpo.settings import explain, guess
 from hpo.space.budget import Budget, Spent, refusal, spent_limit
 from hpo.space.spec import StudySpec
-from hpo.space.upgrade import upgrade_notes, upgraded_budget, upgraded_spec
+from hpo.space.upgrade import made_by_hpo, upgrade_notes, upgraded_budget, upgraded_spec
 from hpo.store import curves, findings, leases, locks, optuna_rows, standing
 from hpo.store.database import Database, open_database
 from hpo.store.storage import ready_engine
@@ -284,7 +284,7 @@ def existing_reader(database: Database, name: str) -> StudyReader | None:
         study_id = optuna_rows.study_id_of(connection, name)
     if study_id is not None:
         study = StudyReader(engine, study_id, name)
-        if "spec" in study.attributes:
+        if made_by_hpo(study.attributes):
             return study
     engine.dispose()
     return None
@@ -303,7 +303,7 @@ def open_reader(database: Database, name: str) -> StudyReader:
         )
     study = StudyReader(engine, study_id, name)
     attributes = study.attributes
-    if "spec" not in attributes:
+    if not made_by_hpo(attributes):
         raise StudyError(f"study {name!r} was not made by hpo launch. Take another name")
     study.warn_of_removed(attributes)
     return study

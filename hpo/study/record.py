@@ -19,6 +19,7 @@ STATES: dict[str, State] = {
     "PRUNED": "stopped",
     "FAIL": "failed",
 }
+ENDED_BY_HAND = "ended by hand"
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 
 
@@ -60,7 +61,9 @@ def record_of(trial: TrialRow, work: WorkRow | None, metric: Metric) -> Record:
 
 
 def _was_ended_by_hand(trial: TrialRow, work: WorkRow | None) -> bool:
-    """Whether someone typed a value into optuna-dashboard: no attempt has scored the trial."""
+    """Whether someone ended the trial with Optuna's own means: no attempt and no rule did."""
+    if trial.state == "PRUNED":
+        return "rule" not in trial.attributes
     if trial.state != "COMPLETE":
         return False
     if work is None:
@@ -90,7 +93,9 @@ def _ending(trial: TrialRow, work: WorkRow, ended_by_hand: bool) -> tuple[str, s
     """Cause and reason: those of the last attempt, or those that were stored with the trial."""
     cause = trial.attributes.get("cause", "")
     reason = trial.attributes.get("reason", "")
-    if ended_by_hand or trial.state in ("WAITING", "FAIL"):
+    if ended_by_hand:
+        return BY_HAND, work.reason or ENDED_BY_HAND
+    if trial.state in ("WAITING", "FAIL"):
         return work.outcome or cause, work.reason or reason
     return cause, reason
 

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from hpo.errors import StudyError
 from hpo.settings import Config
 from hpo.space.spec import StudySpec
+from hpo.space.upgrade import made_by_hpo
 from hpo.store import locks
 from hpo.store.database import Database, open_database
 from hpo.store.storage import open_storage
@@ -51,7 +52,7 @@ class Study(Claims):
         with locks.locked(storage.engine, locks.LIST_OF_STUDIES):
             study = cls(_create_or_load(storage, name, spec.metric.direction), storage)
             # A study without a spec is new, or the process that created it died before the end.
-            if "spec" not in study.attributes:
+            if not made_by_hpo(study.attributes):
                 study._make(spec, data)
             else:
                 study._reopen(spec, data, extend)

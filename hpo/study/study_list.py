@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import String, cast, func, select
 from sqlalchemy.engine import Connection
 
-from hpo.space.upgrade import metric_of
+from hpo.space.upgrade import made_by_hpo, metric_of
 from hpo.store import standing
 from hpo.store.database import Database
 from hpo.store.storage import ready_engine
@@ -78,10 +78,15 @@ class _Facts:
     # By Optuna's name of the trials' state.
     trials: Counter[str]
     running: int
-    # The lowest and the highest value of complete trials.
+    # The lowest and the highest value of scored trials.
     value_range: tuple[float, float] | None
     attributes: Mapping[str, Any]
     last_activity: datetime | None
+
+    @property
+    def budget(self) -> Mapping[str, Any] | None:
+        """None in a study that hpo did not make, whatever attributes it has."""
+        return self.attributes["budget"] if made_by_hpo(self.attributes) else None
 
 
 def _trials_by_state(connection: Connection) -> dict[int, Counter[str]]:
@@ -98,13 +103,13 @@ def _trials_by_state(connection: Connection) -> dict[int, Counter[str]]:
 
 
 def _value_ranges(connection: Connection) -> dict[int, tuple[float, float]]:
-    """The lowest and the highest value of each study's complete trials."""
+    """The lowest and the highest value that a training of each study has scored."""
     trials = optuna_trials.c
     value = optuna_values.c.value
     statement = (
         select(trials.study_id, func.min(value), func.max(value))
         .join(optuna_values, optuna_values.c.trial_id == trials.trial_id)
-        .where(cast(trials.state, String) == "COMPLETE", standing.not_imported())
+        .where(cast(trials.state, String) == "COMPLETE", standing.not_imported(), standing.scored())
         .group_by(trials.study_id)
     )
     rows = connection.execute(statement)
@@ -125,7 +130,7 @@ def _last_activity(connection: Connection) -> dict[int, datetime]:
 
 def _attributes(connection: Connection) -> dict[int, dict[str, Any]]:
     """The attributes of each study that the list shows."""
-    shown = optuna_study_attributes.c.key.in_(["budget", "halt", "metric"])
+    shown = optuna_study_attributes.c.key.in_(["budget", "halt", "metric", "spec", "unique"])
     statement = select(optuna_study_attributes).where(shown)
     attributes: dict[int, dict[str, Any]] = defaultdict(dict)
     for row in connection.execute(statement):
@@ -146,7 +151,7 @@ def _running_trials(connection: Connection) -> dict[int, int]:
 
 
 def _summary(name: str, facts: _Facts, now: datetime) -> StudySummary:
-    budget = facts.attributes.get("budget")
+    budget = facts.budget
     ended = facts.trials["COMPLETE"] + facts.trials["PRUNED"]
     metric = metric_of(facts.attributes) if budget else None
     best = None
@@ -166,7 +171,7 @@ def _summary(name: str, facts: _Facts, now: datetime) -> StudySummary:
 
 
 def _state(facts: _Facts, ended: int) -> str:
-    budget = facts.attributes.get("budget")
+    budget = facts.budget
     if budget is None:
         return "foreign"
     halt = facts.attributes.get("halt")
@@ -174,7 +179,7 @@ def _state(facts: _Facts, ended: int) -> str:
         return str(halt["state"])
     if facts.running:
         return "running"
-    if budget and ended >= budget["trials"]:
+    if ended >= budget["trials"]:
         return "done"
     return "idle"
 

@@ -201,3 +201,13 @@ class Record:
     def steps(self) -> int:
         """The steps of a whole training; 0 before a worker has claimed the trial."""
         return int(self.config.get("steps", 0))
+
+    @property
+    def stopped_by_rule(self) -> bool:
+        """Whether a rule stopped the trial, and not a person."""
+        return self.state == "stopped" and self.rule != BY_HAND
+
+    @property
+    def gpu_share(self) -> float:
+        """The part of its GPU that the training had, on average."""
+        return self.gpu_seconds / self.seconds if self.seconds else 1.0

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, Select, String, and_, cast, func, sel
 from sqlalchemy.engine import Connection
 
 from hpo.space.budget import Budget, Pace, Spent, seconds_left
-from hpo.store.standing import own_trials
+from hpo.store.standing import own_trials, scored
 from hpo.store.tables import (
     curve_table,
     optuna_attributes,
@@ -22,7 +22,7 @@ from hpo.store.tables import (
     trial_table,
 )
 from hpo.study.reader import StudyReader
-from hpo.study.record import FINISHED, STATES
+from hpo.study.record import ENDED_BY_HAND, FINISHED, STATES
 from hpo.study.trial import Halt, State
 from hpo.trainer import Metric
 
@@ -124,7 +124,7 @@ def _best(connection: Connection, study: StudyReader) -> tuple[int, float] | Non
     statement = (
         select(optuna_trials.c.number, optuna_values.c.value)
         .select_from(optuna_trials.join(optuna_values, same_trial))
-        .where(own_trials(study.id), _state() == "COMPLETE")
+        .where(own_trials(study.id), _state() == "COMPLETE", scored())
         .order_by(best_first, optuna_trials.c.number)
         .limit(1)
     )
@@ -232,6 +232,7 @@ def _outcomes(study: StudyReader) -> Select[Any]:
             REASON.c.value_json.label("reason"),
             START.c.value_json.label("start"),
             LABEL.c.value_json.label("label"),
+            scored().label("scored"),
         )
         .select_from(joined)
         .where(own_trials(study.id))
@@ -239,12 +240,14 @@ def _outcomes(study: StudyReader) -> Select[Any]:
 
 
 def _outcome(row: Row[Any]) -> Ended:
+    ended_by_hand = row.state == "COMPLETE" and not row.scored
+    state = "stopped" if ended_by_hand else STATES[row.state]
     return Ended(
         number=row.number,
         name=_plain_text(row.start or row.label),
-        state=STATES[row.state],
-        value=row.value if row.state == "COMPLETE" else None,
-        reason=_plain_text(row.reason),
+        state=state,
+        value=row.value if state == "complete" else None,
+        reason=_plain_text(row.reason) or (ENDED_BY_HAND if ended_by_hand else ""),
     )
 
 

@@ -22,6 +22,7 @@ from hpo.store.storage import open_storage
 from hpo.study import control
 from hpo.study.paths import study_folder
 from hpo.study.study import Study
+from hpo.terminal.snapshot import snapshot
 
 Make = Callable[..., Study]
 
@@ -57,6 +58,33 @@ def test_the_list_shows_names_of_foreign_studies_as_they_are(database: Database)
     lines = done.stdout.splitlines()[1:]
     names = [line.rstrip().rpartition(" foreign")[0].rstrip() for line in lines]
     assert names == ['[/b] "x"', "[red]y"]
+
+
+def test_values_that_no_training_scored_are_in_no_list(
+    make_study: Make, tiny_spec: StudySpec, database: Database
+) -> None:
+    """Those of another project's study, and those that were typed in."""
+    foreign = optuna.create_study(storage=open_storage(database), study_name="theirs")
+    foreign.set_user_attr("budget", 3)
+    foreign.set_user_attr("metric", "loss")
+    foreign.set_user_attr("spec", "v2")
+    foreign.set_user_attr("halt", True)
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1) * 0 + 0.028, n_trials=2)
+    study = make_study(tiny_spec, "ours")
+    assert study.finish(claim(study), completed(0.4))
+    study.optuna.tell(claim(study).number, 0.001)
+
+    lines = {line["name"]: line for line in json.loads(invoke("studies", "--json").stdout)}
+    theirs = lines["theirs"]
+    assert (theirs["state"], theirs["metric"], theirs["best_value"]) == ("foreign", None, None)
+    assert (theirs["ended"], theirs["budget"]) == (2, None)
+    assert lines["ours"]["best_value"] == 0.4
+    assert "2.80 %" not in invoke("studies").stdout
+    assert "study 'theirs' was not made by hpo" in refusal("report", "--study", "theirs")
+    seen = snapshot(study)
+    assert seen.best == (0, 0.4)
+    states = {ended.number: (ended.state, ended.value, ended.reason) for ended in seen.ended}
+    assert states[1] == ("stopped", None, "ended by hand")
 
 
 @pytest.mark.slow

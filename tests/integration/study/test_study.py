@@ -25,16 +25,21 @@ from optuna.trial import TrialState
 from sqlalchemy import select, text
 from sqlalchemy.engine import Connection
 
+from hpo.analysis.effects import ended_trials
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import DatabaseAwayError, StudyError
 from hpo.process import Process
-from hpo.report.report import build_report
+from hpo.report.page import as_markdown
+from hpo.report.report import as_text, build_report
+from hpo.report.report_data import read_report_data
+from hpo.report.report_page import page_of
 from hpo.space.load import load_spec
 from hpo.space.spec import StudySpec
 from hpo.store import leases, trials
 from hpo.store.database import Database
 from hpo.store.tables import curve_table
 from hpo.store.trials import WorkRow
+from hpo.study import control
 from hpo.study.pick import best_of
 from hpo.study.record import in_thin_curve
 from hpo.study.study import Study
@@ -439,6 +444,41 @@ def test_a_claim_whose_answer_was_lost_is_answered_again(
         again = study.claim(HERE, RECORD, idle=True)
         assert again is not None
         assert again.number == 0
+
+
+def test_what_was_stopped_by_hand_saves_nothing_and_says_nothing_of_the_space(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
+    study = make_study(tiny_spec)
+    # Two trainings share a GPU.
+    on_gpu = RECORD | {"device": "cuda:0"}
+    done, diverged = study.claim(HERE, on_gpu), study.claim(HERE, on_gpu)
+    assert done and diverged
+    killed, typed = claim(study), claim(study)
+    assert report(study, diverged, 2, 0.9, 4.0)
+    assert study.finish(diverged, DIVERGED)
+    assert report(study, killed, 2, 0.9, 100.0)
+    assert control.kill(study, killed.number)
+    assert report(study, typed, 2, 0.9, 100.0)
+    # Another program ends a trial with Optuna's own means.
+    study.optuna.tell(typed.number, state=TrialState.PRUNED)
+    assert report(study, done, 6, 0.5, 12.0)
+    assert study.finish(done, completed(0.5))
+
+    built = build_report(study)
+    # The rule stopped one at 2 of 6 steps, after 4 s with half of the GPU.
+    assert built["gpu_seconds"]["saved"] == 4.0
+    assert built["stopped_by"] == {"own-past": 1, "by hand": 2}
+    text = as_text(built, study.spec.metric)
+    counts = "1 complete, 1 stopped (rule own-past: 1 per), 2 stopped by hand, 0 failed"
+    assert f"Trials: {counts}; budget 4" in text
+    page = as_markdown(*page_of(read_report_data(study)))
+    assert "Stopped early: 1 (1 PER rose), which saved 4 s of worker time." in page
+    assert "Stopped by hand: 2." in page
+    assert "1 completed, 1 were stopped early, 2 were stopped by hand and 0 failed" in page
+    records = study.records()
+    metric = study.spec.metric
+    assert [trial.number for trial in ended_trials(records, metric)] == [0, 1]
 
 
 def test_a_halted_worker_cannot_finish_its_write(make_study: Make, tiny_spec: StudySpec) -> None:
