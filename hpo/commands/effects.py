@@ -99,6 +99,16 @@ def ensemble(
         click.echo(ensemble_text(finding, metric))
 
 
+def _hours(_context: click.Context, _option: click.Parameter, text: str) -> float:
+    from hpo.errors import CallerError
+    from hpo.space.times import hours_in
+
+    try:
+        return hours_in(text)
+    except ValueError as error:
+        raise CallerError(f"--hours {text}: {error}") from None
+
+
 @click.command()
 @study_option
 @click.option(
@@ -110,10 +120,10 @@ def ensemble(
 )
 @click.option(
     "--hours",
-    type=click.FloatRange(min=0, min_open=True),
+    callback=_hours,
     required=True,
     metavar="H",
-    help="Hours that they are used.",
+    help="How long they are used, such as 8 or 2h30m.",
 )
 @database_option
 @json_option

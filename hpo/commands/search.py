@@ -474,10 +474,14 @@ def worker(
 @click.option(
     "--gpu-hours",
     metavar="H|+H|none",
-    help="GPU-hours of all workers; trainings that share a GPU share its hours.",
+    help="GPU-hours of all workers, such as 8 or 2h30m; trainings that share a GPU share its "
+    "hours, and on CPUs they are worker-hours.",
 )
 @click.option(
-    "--deadline", metavar="TIME|none", help="Such as 2027-01-31T08:00, in this machine's time zone."
+    "--deadline",
+    metavar="TIME|+TIME|none",
+    help="Such as 2027-01-31T08:00, tomorrow 8:00 or 18:30, in this machine's time zone; 8h is 8 "
+    "hours from now, +8h moves the deadline by 8 hours.",
 )
 @database_option
 def budget(
@@ -497,11 +501,12 @@ def budget(
     opened = read_study(study, database)
     options = {"trials": trials, "failures": failures, "gpu_hours": gpu_hours, "deadline": deadline}
     changes = {name: value for name, value in options.items() if value is not None}
+    unit = opened.standing().unit
     if not changes:
-        click.echo(f"budget {opened.budget}")
+        click.echo(f"budget {opened.budget.in_words(unit)}")
     else:
         before, after = opened.change_budget(changes)
-        click.echo(f"was {before}\nnow {after}")
+        click.echo(f"was {before.in_words(unit)}\nnow {after.in_words(unit)}")
         why_over = opened.why_over()
         if why_over:
             click.echo(f"Nothing new starts: {why_over}.{_fate_of_running(opened)}")

@@ -11,8 +11,10 @@ from hpo.analysis.effects import stands_out
 from hpo.report.page import Block, Text
 from hpo.report.report import confirmed, fresh_seeds, interval_sources
 from hpo.report.report_data import ReportData
+from hpo.space.budget import hours_unit
 from hpo.space.spec import Policy, StudySpec
 from hpo.space.stopping import OwnPast
+from hpo.study.record import ran_on_cpus
 from hpo.study.trial import Record
 from hpo.text import plural
 from hpo.trainer import Metric
@@ -156,7 +158,7 @@ def _outcome(report: dict[str, Any], records: list[Record], metric: Metric) -> l
 def _counts(report: dict[str, Any], records: list[Record]) -> str:
     trials = report["trials"]
     devices = sorted({_device_model(record.device) for record in records if record.device})
-    unit = "worker-hours" if devices == ["cpu"] else "GPU-hours"
+    unit = hours_unit(ran_on_cpus(records))
     hours = report["gpu_seconds"]["spent"] / 3600
     by_hand = report["stopped_by_hand"]
     counts = f"{trials['complete']} completed, {trials['stopped'] - by_hand} were stopped early"

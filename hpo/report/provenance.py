@@ -7,7 +7,9 @@ from typing import Any
 
 from hpo.report.page import Block, Table
 from hpo.report.report_data import ReportData
+from hpo.space.budget import hours_unit
 from hpo.space.spec import StudySpec
+from hpo.study.record import ran_on_cpus
 from hpo.study.trial import Record
 from hpo.text import duration, value_text
 
@@ -40,8 +42,9 @@ def _origins(data: ReportData, ran: list[Record]) -> list[tuple[str, str]]:
         if value is not None
     ]
     spent = report["gpu_seconds"]["spent"]
+    unit = hours_unit(ran_on_cpus(data.records))
     worker_time = (
-        f"{duration(spent)} ({spent / 3600:.3g} GPU-hours; on CPUs, worker-hours), about "
+        f"{duration(spent)} ({spent / 3600:.3g} {unit}), about "
         f"{duration(report['gpu_seconds']['saved'])} saved by stopping"
     )
     return [

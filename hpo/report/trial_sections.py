@@ -9,6 +9,8 @@ from hpo.report.blocks import see_status
 from hpo.report.page import Block, Picture, Table, Text
 from hpo.report.report import stopped_by_rule
 from hpo.report.report_data import ReportData
+from hpo.space.budget import hours_unit
+from hpo.study.record import ran_on_cpus
 from hpo.study.trial import Record
 from hpo.text import duration, value_text
 from hpo.trainer import Metric
@@ -75,7 +77,7 @@ def _labels(data: ReportData) -> dict[int, str]:
 
 
 def _histories(data: ReportData) -> list[Block]:
-    """The final values by trial number and by GPU-hours; empty until a trial is complete."""
+    """The final values by trial number and by time; empty until a trial is complete."""
     metric = data.metric
     numbers: list[int] = []
     values: list[float] = []
@@ -93,14 +95,15 @@ def _histories(data: ReportData) -> list[Block]:
     if not numbers:
         return []
     by_number = pictures.history(numbers, values, starts, "trial", metric)
-    by_hours = pictures.history(hours, values, starts, "GPU-hours of all workers", metric)
+    unit = hours_unit(ran_on_cpus(data.records))
+    by_hours = pictures.history(hours, values, starts, f"{unit} of all workers", metric)
     caption = (
         f"Final {metric.name} of each complete trial, in the order of trial numbers, "
         "and the best so far."
     )
     return [
         Picture(by_number, caption),
-        Picture(by_hours, f"{caption} On CPUs, hours are worker-hours."),
+        Picture(by_hours, caption),
     ]
 
 

@@ -8,20 +8,23 @@ with a checkpoint.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
-from hpo.settings import Positive, Settings, Whole
+from hpo.errors import SpecError
+from hpo.settings import Settings, Whole
+from hpo.space.times import hours_in, later, length, moment_from, moment_in
 from hpo.text import local, plural
 
 HOUR = 3600.0
+GPU_HOURS = "GPU-hours"
 
 
-def _with_zone(moment: datetime) -> datetime:
-    """A moment without a time zone is in the zone of this machine."""
-    return moment.astimezone(UTC)
+def hours_unit(on_cpus: bool) -> str:
+    """The unit of the time that trials took: where no GPU worked, it is no GPU-hours."""
+    return "worker-hours" if on_cpus else GPU_HOURS
 
 
 class Budget(Settings):
@@ -29,10 +32,10 @@ class Budget(Settings):
     failures: Whole = Field(
         default=10, ge=0, description="failed trials that are replaced, at most"
     )
-    gpu_hours: Positive | None = Field(
+    gpu_hours: Annotated[float, BeforeValidator(hours_in)] | None = Field(
         default=None, description="of all workers; trainings that share a GPU share its hours"
     )
-    deadline: Annotated[datetime, AfterValidator(_with_zone)] | None = None
+    deadline: Annotated[datetime, BeforeValidator(moment_in)] | None = None
 
     def covers(self, other: "Budget") -> bool:
         """Whether no limit of this budget is below the other's."""
@@ -43,28 +46,57 @@ class Budget(Settings):
             and _at_least(self.deadline, other.deadline)
         )
 
-    def changed(self, changes: Mapping[str, str]) -> "Budget":
+    def changed(self, changes: Mapping[str, str], now: datetime) -> "Budget":
         """A copy with some fields changed.
 
         changes: field -> what the user typed: a value, +5 or -5 for a change, or none.
-        Raises pydantic's ValidationError.
+        now: with its time zone. Raises pydantic's ValidationError, and SpecError for a deadline
+        that cannot be.
         """
-        values = {name: self._changed_value(name, text) for name, text in changes.items()}
-        return Budget.model_validate(self.model_dump() | values)
+        values = {name: self._changed_value(name, text, now) for name, text in changes.items()}
+        budget = Budget.model_validate(self.model_dump() | values)
+        if "deadline" in changes:
+            budget.check_deadline(now)
+        return budget
 
-    def _changed_value(self, name: str, text: str) -> Any:
+    def check_deadline(self, now: datetime) -> None:
+        """Raises SpecError if the deadline is not ahead."""
+        if self.deadline is not None and self.deadline <= now:
+            raise SpecError(
+                f"the deadline {local(self.deadline)} has passed: it is {local(now)}. "
+                "Valid: a moment that is still to come"
+            )
+
+    def _changed_value(self, name: str, text: str, now: datetime) -> Any:
+        text = text.strip()
         if text.lower() == "none":
             return None
+        if name == "deadline":
+            return self._changed_deadline(text, now)
         if text.startswith(("+", "-")):
-            change = _number(text)
+            change = _change(name, text)
             if change is not None:
                 return (getattr(self, name) or 0) + change
         return text
 
+    def _changed_deadline(self, text: str, now: datetime) -> datetime:
+        """+12h moves the deadline, or is 12 hours from now if there is none."""
+        change = length(text[1:]) if text.startswith(("+", "-")) else None
+        try:
+            if change is None:
+                return moment_from(text, now)
+            return later(self.deadline or now, -change if text.startswith("-") else change)
+        except ValueError as error:
+            raise SpecError(f"deadline: {error} (given: {text!r})") from None
+
     def __str__(self) -> str:
+        return self.in_words()
+
+    def in_words(self, unit: str = GPU_HOURS) -> str:
+        """The limits, for people. unit: of the GPU-hours."""
         parts = [plural(self.trials, "trial")]
         if self.gpu_hours is not None:
-            parts.append(f"{self.gpu_hours:g} GPU-hours")
+            parts.append(f"{self.gpu_hours:g} {unit}")
         if self.deadline is not None:
             parts.append(f"until {local(self.deadline)}")
         return ", ".join(parts)
@@ -77,7 +109,13 @@ def _at_least(limit: Any, other: Any) -> bool:
     return other is not None and bool(limit >= other)
 
 
-def _number(text: str) -> float | None:
+def _change(name: str, text: str) -> float | None:
+    """The number in a change such as +5, in hours also +2h30m; None if there is none."""
+    if name == "gpu_hours":
+        change = length(text[1:])
+        if change is not None:
+            hours = change / timedelta(hours=1)
+            return -hours if text.startswith("-") else hours
     try:
         return float(text)
     except ValueError:
@@ -99,11 +137,18 @@ class Spent:
     promised: float
     # Mean GPU-seconds of a complete trial; None before the first one is complete.
     typical: float | None
+    # Whether all trials so far ran on CPUs, so that GPU-hours are hours of workers.
+    on_cpus: bool = False
+
+    @property
+    def unit(self) -> str:
+        """Of the hours that were spent: GPU-hours or worker-hours."""
+        return hours_unit(self.on_cpus)
 
     def __str__(self) -> str:
         text = (
             f"{plural(self.ended, 'trial')} done, {self.running} running; "
-            f"{self.gpu_seconds / HOUR:.3g} GPU-hours"
+            f"{self.gpu_seconds / HOUR:.3g} {self.unit}"
         )
         if self.typical is None:
             return text
@@ -113,7 +158,7 @@ class Spent:
 def spent_limit(budget: Budget, spent: Spent) -> str | None:
     """Why the study is over, so that running trials are handed back; None if it is not over."""
     if budget.gpu_hours is not None and spent.gpu_seconds >= budget.gpu_hours * HOUR:
-        return f"{spent.gpu_seconds / HOUR:.3g} of {budget.gpu_hours:g} GPU-hours are spent"
+        return f"{spent.gpu_seconds / HOUR:.3g} of {budget.gpu_hours:g} {spent.unit} are spent"
     if budget.deadline is not None and spent.now >= budget.deadline:
         return f"the deadline {local(budget.deadline)} has passed"
     return None
@@ -140,7 +185,7 @@ def refusal(budget: Budget, spent: Spent, done: float = 0.0) -> str | None:
     if budget.gpu_hours is not None and planned > budget.gpu_hours * HOUR:
         left = budget.gpu_hours * HOUR - spent.gpu_seconds - spent.promised
         return (
-            f"{max(0.0, left) / HOUR:.3g} of {budget.gpu_hours:g} GPU-hours are left, "
+            f"{max(0.0, left) / HOUR:.3g} of {budget.gpu_hours:g} {spent.unit} are left, "
             f"and a trial takes {cost / HOUR:.3g}"
         )
     if budget.deadline is not None and spent.now + timedelta(seconds=cost) > budget.deadline:

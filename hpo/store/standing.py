@@ -17,6 +17,8 @@ from hpo.store.tables import (
     trial_table,
 )
 
+# The device of a worker without a GPU.
+CPU = "cpu"
 # The attribute of a trial that someone put into the queue. Its value is who did.
 ENQUEUED = "enqueued"
 
@@ -69,6 +71,17 @@ def gpu_time(connection: Connection, study_id: int) -> tuple[float, float, float
     statement = select(func.coalesce(left, 0)).select_from(joined).where(own, state == "RUNNING")
     promised = connection.execute(statement).scalar_one()
     return spent, promised, typical
+
+
+def on_cpus(connection: Connection, study_id: int) -> bool:
+    """Whether workers have claimed trials of the study, and none of them with a GPU."""
+    devices = (
+        select(trial_table.c.device)
+        .join(optuna_trials, optuna_trials.c.trial_id == trial_table.c.trial_id)
+        .where(own_trials(study_id), trial_table.c.device.is_not(None))
+        .distinct()
+    )
+    return set(connection.execute(devices).scalars()) == {CPU}
 
 
 def now(connection: Connection) -> datetime:

@@ -136,10 +136,14 @@ class StudyReader:
         """
         with locks.locked(self.engine, self.id):
             before = self.budget
+            with self.engine.begin() as connection:
+                now = standing.now(connection)
             try:
-                budget = before.changed(changes)
+                budget = before.changed(changes, now)
             except ValidationError as error:
                 raise StudyError(explain(error, "budget ")) from None
+            except SpecError as error:
+                raise StudyError(f"budget {error}") from None
             self.set_attribute("budget", budget.model_dump(mode="json"))
         return before, budget
 
@@ -160,6 +164,7 @@ class StudyReader:
             gpu_seconds=gpu_seconds,
             promised=promised,
             typical=typical,
+            on_cpus=standing.on_cpus(connection, self.id),
         )
 
     def budget_spent(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from hpo.settings import Config
 from hpo.store.optuna_rows import TrialRow
+from hpo.store.standing import CPU
 from hpo.store.tables import IMPORTED
 from hpo.store.trials import WorkRow
 from hpo.study.trial import BY_HAND, Record, State
@@ -58,6 +59,11 @@ def record_of(trial: TrialRow, work: WorkRow | None, metric: Metric) -> Record:
         imported=attributes.get(IMPORTED, ""),
         lost_seconds=_lost_seconds(work),
     )
+
+
+def ran_on_cpus(records: Iterable[Record]) -> bool:
+    """Whether trials ran, and none of them on a GPU."""
+    return {record.device for record in records if record.device} == {CPU}
 
 
 def _was_ended_by_hand(trial: TrialRow, work: WorkRow | None) -> bool:

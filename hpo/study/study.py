@@ -11,13 +11,14 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from hpo.errors import StudyError
+from hpo.errors import SpecError, StudyError
 from hpo.settings import Config
 from hpo.space.spec import StudySpec
 from hpo.space.upgrade import made_by_hpo
-from hpo.store import locks
+from hpo.store import locks, optuna_rows, standing
 from hpo.store.database import Database, open_database
 from hpo.store.storage import open_storage
 from hpo.study import optuna_internals
@@ -50,6 +51,7 @@ class Study(Claims):
         check_name(name)
         storage = open_storage(database)
         with locks.locked(storage.engine, locks.LIST_OF_STUDIES):
+            _check_new_deadline(storage, name, spec)
             study = cls(_create_or_load(storage, name, spec.metric.direction), storage)
             # A study without a spec is new, or the process that created it died before the end.
             if not made_by_hpo(study.attributes):
@@ -157,8 +159,20 @@ class Study(Claims):
         }
 
 
+def _check_new_deadline(storage: RDBStorage, name: str, spec: StudySpec) -> None:
+    """Raises StudyError if the study would be over before it exists."""
+    with storage.engine.begin() as connection:
+        if optuna_rows.study_id_of(connection, name) is not None:
+            return
+        now = standing.now(connection)
+    try:
+        spec.budget.check_deadline(now)
+    except SpecError as error:
+        raise StudyError(f"study {name}: {error}") from None
+
+
 def _create_or_load(
-    storage: optuna.storages.RDBStorage, name: str, direction: Literal["minimize", "maximize"]
+    storage: RDBStorage, name: str, direction: Literal["minimize", "maximize"]
 ) -> optuna.Study:
     """Optuna's study of this name. Raises StudyError if it exists with another direction."""
     study = optuna.create_study(

@@ -141,11 +141,11 @@ def watch_picture(seen: Snapshot, height: int, away_since: datetime | None) -> G
 
 
 def _head_lines(seen: Snapshot, away_since: datetime | None) -> list[Text]:
-    spent = "; ".join([f"{seen.spent.gpu_seconds / 3600:.3g} GPU-hours", *_time_left(seen)])
+    spent = "; ".join([f"{seen.spent.gpu_seconds / 3600:.3g} {seen.spent.unit}", *_time_left(seen)])
     starts = ", ".join(_start_text(name, start, seen) for name, start in seen.starts.items())
     lines = [
         Text(f"{seen.name}: {', '.join(_counts(seen))}"),
-        Text(f"budget {seen.budget}; spent {spent}", style="dim"),
+        Text(f"budget {seen.budget.in_words(seen.spent.unit)}; spent {spent}", style="dim"),
         Text(f"starts: {starts or 'none'}", style="dim"),
     ]
     if seen.halt:

@@ -1,5 +1,7 @@
 """Budgets: decisions from figures, and limits of a real study while it runs."""
 
+import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -7,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from helpers.commands import invoke
 from helpers.studies import RECORD, TINY, claim, completed
 from pydantic import ValidationError
 
 from hpo.errors import SpecError, StudyError
 from hpo.process import Process
+from hpo.settings import explain
 from hpo.space.budget import Budget, Pace, Spent, refusal, seconds_left, spent_limit
 from hpo.space.load import load_spec
 from hpo.space.spec import StudySpec
@@ -90,20 +94,117 @@ def test_a_deadline_leaves_time_for_a_whole_trial() -> None:
 
 def test_changes_are_absolute_or_relative() -> None:
     budget = Budget(trials=100, gpu_hours=10)
-    assert budget.changed({"trials": "400"}).trials == 400
-    both = budget.changed({"trials": "+50", "gpu_hours": "-2.5"})
-    assert both == Budget(trials=150, gpu_hours=7.5)
-    assert budget.changed({"gpu_hours": "none"}).gpu_hours is None
-    assert budget.changed({"deadline": "2027-01-31T08:00+00:00"}).deadline == NOW
+
+    def changed(**changes: str) -> Budget:
+        return budget.changed(changes, NOW - timedelta(days=1))
+
+    assert changed(trials="400").trials == 400
+    assert changed(trials="+50", gpu_hours="-2.5") == Budget(trials=150, gpu_hours=7.5)
+    assert changed(gpu_hours="none").gpu_hours is None
+    assert changed(gpu_hours="+1h30m").gpu_hours == 11.5
+    assert changed(gpu_hours="-30m").gpu_hours == 9.5
+    assert changed(gpu_hours="2d 12h").gpu_hours == 60
+    assert changed(deadline="2027-01-31T08:00+00:00").deadline == NOW
     for wrong in (
         {"trials": "many"},
         {"trials": "-101"},
-        {"gpu_hours": "0"},
-        {"deadline": "tomorrow"},
         {"trials": "none"},
+        {"gpu_hours": "0"},
+        {"gpu_hours": "1:30"},
+        {"gpu_hours": "-10h"},
+        {"gpu_hours": "h"},
+        {"gpu_hours": "1e400"},
     ):
-        with pytest.raises(ValidationError):
-            budget.changed(wrong)
+        with pytest.raises(ValidationError) as caught:
+            changed(**wrong)
+        if "gpu_hours" in wrong:
+            line = explain(caught.value)
+            assert line.startswith("gpu_hours: not a number of hours. Valid: a number"), line
+
+
+def test_a_deadline_is_typed_as_people_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    # 23:30 there, in the night in which summer time begins.
+    now = datetime(2027, 3, 27, 22, 30, tzinfo=UTC)
+    expected = {
+        "8h": (28, 6, 30),
+        "in 2h30m": (28, 1, 0),
+        "+12 hours": (28, 10, 30),
+        "1d": (28, 22, 30),
+        "1.5 h": (28, 0, 0),
+        "today 23:45": (27, 22, 45),
+        "tomorrow 8:00": (28, 6, 0),
+        "Tomorrow at 08:00": (28, 6, 0),
+        "18:30": (28, 16, 30),
+        "2027-03-28 08:00": (28, 6, 0),
+        "2027-03-28T08:00:00Z": (28, 8, 0),
+        " 2027-03-29 ": (28, 22, 0),
+    }
+    typed = {text: Budget().changed({"deadline": text}, now).deadline for text in expected}
+    monkeypatch.undo()
+    time.tzset()
+    moments = {
+        text: datetime(2027, 3, day, hour, minute, tzinfo=UTC)
+        for text, (day, hour, minute) in expected.items()
+    }
+    assert typed == moments
+
+
+def test_a_deadline_is_moved() -> None:
+    budget = Budget(deadline=NOW)
+    before = NOW - timedelta(days=2)
+    assert budget.changed({"deadline": "+12h"}, before).deadline == NOW + timedelta(hours=12)
+    assert budget.changed({"deadline": "-1d"}, before).deadline == NOW - timedelta(days=1)
+    assert budget.changed({"deadline": "none"}, before).deadline is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8",
+        "+12",
+        "1:30:00",
+        "tomorrow",
+        "soon",
+        "",
+        "25:00",
+        "2027-02-30",
+        "2027-13-01T08:00",
+        "20270131",
+        "2027",
+        "1900000000",
+        "2027-01-31T8",
+        "9999-12-31T23:59",
+        "99999999999h",
+        "0001-01-01",
+        "-8h",
+        "today 0:00",
+        "2020-01-01",
+    ],
+)
+def test_a_deadline_that_cannot_be_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Budget().changed({"deadline": text}, NOW)
+    line = str(caught.value)
+    assert "Valid: " in line
+    assert "2027-01-31T08:00" in line or "has passed: it is 2027-01-31" in line
+
+
+@pytest.mark.parametrize("text", ["8h", "tomorrow 8:00", "8:00", "480", "yes"])
+def test_a_study_file_names_the_day_of_its_deadline(tiny_space: Path, text: str) -> None:
+    """It is read again at every launch."""
+    tiny_space.write_text(TINY.replace("trials: 4", f"trials: 4, deadline: '{text}'"))
+    with pytest.raises(SpecError, match=r"budget.deadline: not a date and a time. Valid: such as"):
+        load_spec(tiny_space)
+
+
+def test_a_study_does_not_begin_after_its_deadline(make_study: Make, tiny_space: Path) -> None:
+    tiny_space.write_text(TINY.replace("trials: 4", "trials: 4, deadline: 2020-01-01T08:00Z"))
+    spec = load_spec(tiny_space)
+    with pytest.raises(StudyError, match=r"study s: the deadline 2020-01-01 .* has passed: it is"):
+        make_study(spec)
+    assert json.loads(invoke("studies", "--json").stdout) == []
 
 
 def test_a_study_file_holds_a_budget(tiny_space: Path) -> None:
@@ -161,10 +262,10 @@ def test_a_worker_learns_that_the_gpu_hours_are_spent(make_study: Make, tiny_spa
     assert study.deliver(trial, [], 1, 359.0)
     assert study.why_hand_back() is None
     assert study.deliver(trial, [], 2, 361.0)
-    assert study.why_hand_back() == "0.1 of 0.1 GPU-hours are spent"
+    assert study.why_hand_back() == "0.1 of 0.1 worker-hours are spent"
     assert study.finish(trial, Interrupted(str(study.why_hand_back())), 361.0)
     assert study.claim(Process.this(), RECORD) is None
-    assert "GPU-hours are spent" in str(study.why_over())
+    assert "worker-hours are spent" in str(study.why_over())
     assert study.budget_spent()
     study.change_budget({"gpu_hours": "+1"})
     assert claim(study).number == 0

@@ -265,9 +265,13 @@ def test_a_lowered_budget_says_why_nothing_starts(make_study: Make, tiny_spec: S
     assert f"It is one of the budget's 1 trials: {spent}" in enqueued
     invoke("budget", "--study", "s", "--trials", "+2")
     claim(study)
-    late = invoke("budget", "--study", "s", "--deadline", "2020-01-01").stdout
-    assert "Nothing new starts: the deadline" in late
-    assert "Running trials are handed back." in late
+    late = refusal("budget", "--study", "s", "--deadline", "2020-01-01")
+    assert "budget the deadline 2020-01-01" in late
+    assert "Valid: a moment that is still to come" in late
+    assert (
+        "now 3 trials, 2 worker-hours, until"
+        in invoke("budget", "--study", "s", "--deadline", "1m", "--gpu-hours", "120m").stdout
+    )
 
 
 def test_notes_are_text_with_a_name(make_study: Make, tiny_spec: StudySpec) -> None:

@@ -310,7 +310,7 @@ def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
     assert trial is not None
     outcome = worker.run_trial(trial)
     assert isinstance(outcome, Interrupted)
-    assert "GPU-hours are spent" in outcome.reason
+    assert "worker-hours are spent" in outcome.reason
     assert study.records()[0].state == "waiting"
     assert checkpoints(parts.folder / "trial-0")
     assert worker.run() == 0
