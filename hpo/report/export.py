@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from hpo.space.yaml_text import YamlFault, parse_yaml
 from hpo.study.pick import pick_trial
 from hpo.study.reader import StudyReader
 from hpo.trainer import DEFAULT_TRAINER, SCRIPT_TRAINER
@@ -82,7 +83,13 @@ def export_text(study: StudyReader, trial: str) -> str:
         head.append("# base: goes into a study file.")
         if render:
             head.append("# command, files: how the trial's script was started, and what it read.")
-    return "\n".join(head) + "\n" + yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+    return "\n".join(head) + "\n" + as_yaml_text(content)
+
+
+def as_yaml_text(content: Mapping[str, Any]) -> str:
+    """YAML that study files and PyYAML read alike."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def _files_to_show(files: Mapping[str, str]) -> dict[str, str]:
@@ -97,7 +104,18 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
+    # PyYAML writes YAML 1.1, in which some numbers of YAML 1.2 are text.
+    if style is None and not _is_read_as_text(text):
+        style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _is_read_as_text(text: str) -> bool:
+    """Whether a study file that has it as plain text means this text."""
+    try:
+        return bool(parse_yaml(text) == text)
+    except YamlFault:
+        return False
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -1,11 +1,9 @@
 """A study file: YAML, read with care and checked as far as that needs no trainer."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hpo.errors import SpecError, shortened, shown
@@ -15,14 +13,17 @@ from hpo.settings import (
     check_size,
     children,
     explain,
-    too_deep,
     unknown,
 )
 from hpo.space.parameter import Parameter
 from hpo.space.sections import DEFAULT_POLICY, Contrast, Policy, Question
 from hpo.space.stopping import OwnPast
 from hpo.space.upgrade import REMOVED_POLICIES
+from hpo.space.yaml_text import YamlFault, is_null, parse_yaml
 from hpo.trainer import DEFAULT_TRAINER
+
+# With these begins a text in YAML that stands for another one.
+NOT_PLAIN = ('"', "'", "|", ">", "!", "&")
 
 
 class Profile(Settings):
@@ -107,45 +108,31 @@ def read_file(path: Path) -> SpaceFile:
 def value_in_text(text: str, place: str) -> Any:
     """A value as a study file would have it. Raises SpecError."""
     try:
-        value = yaml.safe_load(text)
-    # PyYAML raises ValueError for a date that does not exist.
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = parse_yaml(text)
+    except YamlFault:
         raise SpecError(
-            f"{place}: {shown(text)} is not a value. Valid: a number, true, false, null or a name"
+            f"{shortened(place)}: {shown(text)} is not a value. "
+            "Valid: a number, true, false, null or a name"
         ) from None
     check_size(value, children, place)
-    return value
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses equal keys, which are a mistake in a study file; PyYAML silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
-        for key, count in names.items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{shown(key)} appears twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return, unused-ignore]
+    is_plain_text = isinstance(value, str) and not text.lstrip().startswith(NOT_PLAIN)
+    is_comment = value is None and not is_null(text)
+    # A person who types `#fff` means no comment.
+    return text.strip() if is_plain_text or is_comment else value
 
 
 def _tree(path: Path) -> Any:
     try:
-        # The loader is a SafeLoader.
-        tree = yaml.load(_text(path), _UniqueKeyLoader)  # noqa: S506
-    except RecursionError:
-        raise SpecError(too_deep(str(path))) from None
+        text = _text(path)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise SpecError(f"{path}: not a text file in UTF-8") from None
-    # PyYAML raises ValueError for a date that does not exist.
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise SpecError(f"{path}: not valid YAML{line}: {shortened(problem)}") from None
+    try:
+        tree = parse_yaml(text)
+    except YamlFault as fault:
+        line = f" in line {fault.line}" if fault.line else ""
+        raise SpecError(f"{path}: not valid YAML{line}: {shortened(str(fault))}") from None
     check_size(tree, children, str(path))
     return tree
 
@@ -158,7 +145,7 @@ def _text(path: Path) -> str:
         raise SpecError(
             f"{path}: is larger than {MAX_BYTES // 1_000_000} MB. Give a study file, not data"
         )
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def _unknown_field(path: Path, location: Sequence[int | str]) -> str:

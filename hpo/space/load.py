@@ -296,6 +296,7 @@ def _checked(path: Path, file: SpaceFile, base: Config, name: str) -> Parameter:
 
     if parameter.choices is not None:
         choices = [as_field(choice, f"choice {shown(choice)}") for choice in parameter.choices]
+        _check_distinct(place, choices)
         return parameter.model_copy(update={"choices": choices, "when": conditions})
     low, high = parameter.ends
     for end, what in ((low, "low"), (high, "high")):
@@ -303,6 +304,17 @@ def _checked(path: Path, file: SpaceFile, base: Config, name: str) -> Parameter:
         if value is None or isinstance(value, (bool, str)):
             raise SpecError(f"{place}: a range for a field that is not a number. Valid: choices")
     return parameter.model_copy(update={"when": conditions})
+
+
+def _check_distinct(place: str, choices: list[Any]) -> None:
+    """Raises SpecError for choices that the search cannot tell apart, such as 1 and true."""
+    for index, choice in enumerate(choices):
+        earlier = choices[:index]
+        if choice in earlier:
+            same = earlier[earlier.index(choice)]
+            raise SpecError(
+                f"{place}: choice {choice!r} is the same as {same!r}. Valid: each choice once"
+            )
 
 
 def _checked_conditions(

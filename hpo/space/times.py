@@ -98,7 +98,7 @@ def moment_from(text: str, now: datetime) -> datetime:
     if after is not None:
         return later(now, after)
     clock = _CLOCK.fullmatch(text)
-    moment = _dated(text) if clock is None else _on_the_clock(*clock.groups(), now)
+    moment = _dated(text) if clock is None else _on_the_clock(clock, now)
     if moment is None:
         raise ValueError(f"not a moment. {TYPED_MOMENT}")
     return _in_utc(moment)
@@ -112,8 +112,9 @@ def later(moment: datetime, after: timedelta) -> datetime:
         raise ValueError(f"beyond the calendar. {TYPED_MOMENT}") from None
 
 
-def _on_the_clock(day: str | None, hour: str, minute: str, now: datetime) -> datetime | None:
+def _on_the_clock(clock: re.Match[str], now: datetime) -> datetime | None:
     """The time of day in this machine's zone; without a day, the next such time."""
+    day, hour, minute = clock.groups()
     try:
         at = time(int(hour), int(minute))
     except ValueError:

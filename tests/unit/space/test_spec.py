@@ -156,7 +156,7 @@ def test_a_hostile_value_gives_one_short_line(text: str) -> None:
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
-    """PyYAML reads 1e-4 as text."""
+    """YAML 1.1 reads 1e-4 as text."""
     spec = load(tmp_path, TINY)
     assert spec.parameters["optimizer.lr"].low == 1e-4
     assert spec.parameters["optimizer.eps"].low == 1e-8
@@ -176,14 +176,14 @@ parameters:
     assert not spec.active("optimizer.lr", {"optimizer.eps": 0.001})
 
 
-@pytest.mark.parametrize("text", ["a: \x07", "a: 2024-13-01", "a: [", "\xff"])
+@pytest.mark.parametrize("text", ["a: \x07", "a: [", "\xff"])
 def test_text_that_is_not_yaml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(SpecError, match=r"space.yaml: not "):
         load_spec(path)
     with pytest.raises(SpecError, match="is not a value"):
-        parse_settings(("optimizer.lr=2024-13-01",))
+        parse_settings(("optimizer.lr=[",))
 
 
 def test_the_extremes_of_a_space_have_its_smallest_and_largest_kernel(tmp_path: Path) -> None:
