@@ -11,7 +11,7 @@ from hpo.dashboard.plots import BEST, GREY
 from hpo.store.standing import ENQUEUED
 from hpo.study.pick import best_of
 from hpo.study.study import Study
-from hpo.study.trial import DONE, Record
+from hpo.study.trial import DONE, LEARNED_NOTHING, Record
 from hpo.text import PICTURE_STYLE, duration, value_text
 from hpo.trainer import Metric
 
@@ -50,7 +50,8 @@ def trial_note(
 
     Nothing in it changes at every step, because the page would reload it each time.
     """
-    lines = [f"**{record.state}**{_reason(record)}"]
+    mark = f", {LEARNED_NOTHING}" if record.learned_nothing else ""
+    lines = [f"**{record.state}**{mark}{_reason(record)}"]
     if record.value is not None and record.best_value is not None:
         lines.append(
             f"{metric.name} {metric.text(record.value)} at the end; "

@@ -12,7 +12,7 @@ from typing import Any
 from hpo.analysis.stats import score_interval
 from hpo.study.pick import best_of
 from hpo.study.reader import StudyReader
-from hpo.study.trial import BY_HAND, Record, State
+from hpo.study.trial import BY_HAND, LEARNED_NOTHING, Record, State
 from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric, Trainer
 
@@ -43,6 +43,7 @@ def build_report(study: StudyReader) -> dict[str, Any]:
         "best": None if best is None else _best(study, trainer, best),
         "starts": {name: _start(study, records, name, best) for name in study.spec.starts},
         "trials": {state: states[state] for state in STATES},
+        "learned_nothing": sum(record.learned_nothing for record in records),
         "imported": [_imported(record) for record in study.imported()],
         "budget": study.budget.model_dump(mode="json"),
         "stopped_by_hand": sum(not record.stopped_by_rule for record in stopped),
@@ -288,8 +289,11 @@ def _trials_line(report: dict[str, Any]) -> str:
     if causes:
         rules = " and ".join(rule for rule in report["stopped_by"] if rule != BY_HAND)
         stopped += f" (rule {rules}: {causes})"
+    complete = f"{trials['complete']} complete"
+    if report["learned_nothing"]:
+        complete += f" ({report['learned_nothing']} {LEARNED_NOTHING})"
     counts = [
-        f"{trials['complete']} complete",
+        complete,
         stopped,
         *([f"{by_hand} stopped by hand"] if by_hand else []),
         f"{trials['failed']} failed",

@@ -11,7 +11,7 @@ from hpo.report.report import stopped_by_rule
 from hpo.report.report_data import ReportData
 from hpo.space.budget import hours_unit
 from hpo.study.record import ran_on_cpus
-from hpo.study.trial import Record
+from hpo.study.trial import LEARNED_NOTHING, Record
 from hpo.text import duration, value_text
 from hpo.trainer import Metric
 
@@ -158,6 +158,8 @@ def _trial_row(record: Record, data: ReportData) -> tuple[str, ...]:
     if best is not None and best["trial"] == record.number:
         number += ", best"
     state: str = record.state
+    if record.learned_nothing:
+        state += f", {LEARNED_NOTHING}"
     if record.state != "complete" and record.steps:
         state += f", {record.step} of {record.steps}"
     return (

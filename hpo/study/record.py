@@ -7,7 +7,7 @@ from hpo.store.optuna_rows import TrialRow
 from hpo.store.standing import CPU
 from hpo.store.tables import IMPORTED
 from hpo.store.trials import WorkRow
-from hpo.study.trial import BY_HAND, Record, State
+from hpo.study.trial import BY_HAND, Record, State, learned_nothing
 from hpo.trainer import Metric
 
 # Optuna gets at most this many values of a trial's curve.
@@ -32,6 +32,7 @@ def record_of(trial: TrialRow, work: WorkRow | None, metric: Metric) -> Record:
     curve = _known_values(trial, work)
     best_step = _best_step(curve, metric)
     cause, reason = _ending(trial, work, ended_by_hand)
+    value = trial.value if trial.state == "COMPLETE" and not ended_by_hand else None
     return Record(
         id=trial.id,
         number=trial.number,
@@ -40,7 +41,7 @@ def record_of(trial: TrialRow, work: WorkRow | None, metric: Metric) -> Record:
         label=attributes.get("label", ""),
         params=dict(trial.params),
         config=work.config or {},
-        value=trial.value if trial.state == "COMPLETE" and not ended_by_hand else None,
+        value=value,
         last_value=curve[max(curve)] if curve else None,
         best_value=curve[best_step] if best_step is not None else None,
         best_step=best_step,
@@ -58,6 +59,7 @@ def record_of(trial: TrialRow, work: WorkRow | None, metric: Metric) -> Record:
         data=work.data or "",
         imported=attributes.get(IMPORTED, ""),
         lost_seconds=_lost_seconds(work),
+        learned_nothing=learned_nothing(value, metric),
     )
 
 

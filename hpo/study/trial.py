@@ -11,13 +11,17 @@ from typing import Any, Literal
 
 from hpo.settings import Config
 from hpo.space.stopping import Stop
-from hpo.trainer import Score
+from hpo.trainer import Metric, Score
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
 # These count against a budget of trials, in addition to running ones.
 DONE: tuple[State, ...] = ("complete", "stopped")
 # The rule of a trial that someone has stopped.
 BY_HAND = "by hand"
+# A final value this far from perfect, of a metric between 0 and 1, is that of a training which
+# learned nothing.
+NOTHING_LEARNED = 0.95
+LEARNED_NOTHING = "learned nothing"
 
 
 class Cause(StrEnum):
@@ -155,6 +159,17 @@ class Halt:
         return text
 
 
+def learned_nothing(value: float | None, metric: Metric) -> bool:
+    """Whether the final value of a bounded metric is about the worst one, such as a PER of 97 %.
+
+    The trial counts as complete; this is a mark for people.
+    """
+    if value is None or not metric.bounded:
+        return False
+    from_perfect = value if metric.direction == "minimize" else 1 - value
+    return from_perfect >= NOTHING_LEARNED
+
+
 @dataclass(frozen=True)
 class Record:
     """All that is known about a trial, for displays and reports."""
@@ -196,6 +211,8 @@ class Record:
     imported: str = ""
     # Time of attempts after which the training began again at step 0.
     lost_seconds: float = 0.0
+    # Whether the training ended where it began: see `learned_nothing`.
+    learned_nothing: bool = False
 
     @property
     def steps(self) -> int:

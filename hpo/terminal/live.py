@@ -16,8 +16,9 @@ from rich.text import Text
 
 from hpo.errors import DatabaseError
 from hpo.study.reader import StudyReader
+from hpo.study.trial import LEARNED_NOTHING, learned_nothing
 from hpo.terminal.snapshot import Ended, Running, Snapshot, snapshot
-from hpo.terminal.status import STYLES, shown_value, trials_done
+from hpo.terminal.status import shown_value, style_of, trials_done
 from hpo.text import duration
 from hpo.trainer import Metric
 
@@ -136,7 +137,8 @@ def watch_picture(seen: Snapshot, height: int, away_since: datetime | None) -> G
     parts.append(Text())
     for trial in seen.ended[: max(0, room)]:
         line = f"{trial.number:>5} {outcome(trial, seen.metric)}"
-        parts.append(Text(line, style=STYLES[trial.state], no_wrap=True, overflow="ellipsis"))
+        style = style_of(trial.state, learned_nothing(trial.value, seen.metric))
+        parts.append(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
     return Group(*parts)
 
 
@@ -228,6 +230,8 @@ def outcome(trial: Ended, metric: Metric) -> str:
     text: str = trial.state
     if trial.value is not None:
         text += f" {metric.name} {metric.text(trial.value)}"
+    if learned_nothing(trial.value, metric):
+        text += f", {LEARNED_NOTHING}"
     if trial.reason:
         text += f": {trial.reason}"
     return text

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hpo.space.budget import Budget, Pace, seconds_left
 from hpo.study.pick import best_of
-from hpo.study.trial import DONE, Record
+from hpo.study.trial import DONE, LEARNED_NOTHING, Record, State
 from hpo.text import duration
 from hpo.trainer import Metric
 
@@ -24,6 +24,11 @@ STYLES = {
 }
 
 
+def style_of(state: State, nothing: bool) -> str:
+    """The style of a state. nothing: whether the training learned nothing."""
+    return STYLES["stopped"] if nothing else STYLES[state]
+
+
 def trial_table(records: Sequence[Record], budget: Budget, metric: Metric) -> Group:
     """A study's trials, one per row, and a line of totals."""
     table = Table(box=None, pad_edge=False)
@@ -35,7 +40,7 @@ def trial_table(records: Sequence[Record], budget: Budget, metric: Metric) -> Gr
     for record in _shown(records):
         table.add_row(
             str(record.number),
-            Text(record.state, style=STYLES[record.state]),
+            Text(record.state, style=style_of(record.state, record.learned_nothing)),
             f"{record.step} of {record.steps}" if record.steps else "",
             shown_value(record.last_value, metric),
             shown_value(record.best_value, metric),
@@ -94,4 +99,5 @@ def shown_value(value: float | None, metric: Metric) -> str:
 
 def _remark(record: Record) -> str:
     start = f"start {record.start}" if record.start else ""
-    return ": ".join(part for part in (start, record.label, record.reason) if part)
+    mark = LEARNED_NOTHING if record.learned_nothing else ""
+    return ": ".join(part for part in (start, record.label, record.reason, mark) if part)

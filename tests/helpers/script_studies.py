@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import hpo.script
 from helpers.paths import STAND_INS
 from hpo.curve import Point
+from hpo.report.export import as_yaml_text
 from hpo.space.load import load_spec
 from hpo.store.database import Database
 from hpo.study.study import Study
@@ -47,7 +47,7 @@ def study_file(folder: Path, section: dict[str, Any] | None = None, **changes: A
         "budget": {"trials": 1},
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(_with_changes(content, changes)))
+    path.write_text(as_yaml_text(_with_changes(content, changes)))
     return path
 
 

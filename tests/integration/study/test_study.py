@@ -26,6 +26,7 @@ from sqlalchemy import select, text
 from sqlalchemy.engine import Connection
 
 from hpo.analysis.effects import ended_trials
+from hpo.dashboard.content import trial_note
 from hpo.decoder.config import DecoderConfig
 from hpo.errors import DatabaseAwayError, StudyError
 from hpo.process import Process
@@ -43,7 +44,16 @@ from hpo.study import control
 from hpo.study.pick import best_of
 from hpo.study.record import in_thin_curve
 from hpo.study.study import Study
-from hpo.study.trial import Cause, Completed, Failed, Interrupted, Outcome, Stopped, is_over
+from hpo.study.trial import (
+    Cause,
+    Completed,
+    Failed,
+    Interrupted,
+    Outcome,
+    Stopped,
+    is_over,
+    learned_nothing,
+)
 from hpo.trainer import Score
 
 Make = Callable[..., Study]
@@ -479,6 +489,25 @@ def test_what_was_stopped_by_hand_saves_nothing_and_says_nothing_of_the_space(
     records = study.records()
     metric = study.spec.metric
     assert [trial.number for trial in ended_trials(records, metric)] == [0, 1]
+
+
+def test_a_training_that_ends_where_it_began_has_a_mark(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
+    study = make_study(tiny_spec)
+    for per in (0.949, 0.95, 1.02):
+        assert study.finish(claim(study), completed(per))
+    records = study.records()
+    assert [record.learned_nothing for record in records] == [False, True, True]
+    assert [record.state for record in records[:3]] == ["complete"] * 3
+    built = build_report(study)
+    text = as_text(built, study.spec.metric)
+    assert "Trials: 3 complete (2 learned nothing), 0 stopped" in text
+    assert as_markdown(*page_of(read_report_data(study))).count("complete, learned nothing") == 2
+    assert "**complete**, learned nothing" in trial_note(records[1], {}, None, study.spec.metric)
+    accuracy = study.spec.metric.model_copy(update={"direction": "maximize"})
+    assert learned_nothing(0.05, accuracy) and not learned_nothing(0.06, accuracy)
+    assert not learned_nothing(5.0, accuracy.model_copy(update={"bounded": False}))
 
 
 def test_a_halted_worker_cannot_finish_its_write(make_study: Make, tiny_spec: StudySpec) -> None:
