@@ -13,6 +13,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from hpo.trainer import Metric, named
 SEND_SECONDS = 10.0
 # How long the end of a launch waits for messages that are not sent yet.
 LAST_SECONDS = 15.0
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class Notifier:
@@ -33,6 +35,7 @@ class Notifier:
 
     def __init__(self, url: str, study: str, metric: Metric, warn: Callable[[str], None]):
         self._url = url
+        self._host = urlsplit(url).hostname
         self._study = study
         self._metric = metric
         self._warn = warn
@@ -80,17 +83,18 @@ class Notifier:
         self._queue.put(named(message, self._metric))
 
     def close(self) -> None:
-        """Wait, for a limited time, until all messages are sent."""
+        """Wait, for a limited time, until all messages are sent. Warns if some are not."""
         self._queue.put(None)
         self._thread.join(LAST_SECONDS)
+        if self._thread.is_alive():
+            self._warn(f"--notify: {self._host} did not answer; the last messages are not sent")
 
     def _work(self) -> None:
         last_problem = None
         while (message := self._queue.get()) is not None:
             problem = send(self._url, message)
             if problem and problem != last_problem:
-                host = urlsplit(self._url).hostname
-                self._warn(f"--notify: {host} {problem}; the study continues")
+                self._warn(f"--notify: {self._host} {problem}; the study continues")
             last_problem = problem
 
 
@@ -132,28 +136,51 @@ def _tell_end(notifier: Notifier, study: Study) -> None:
     notifier.tell("end", text, value=best, trials=states)
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would be a GET without the message, to any address."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirects)
+
+
 def send(url: str, message: dict[str, Any]) -> str | None:
-    """POST the message as JSON. Returns what went wrong, or None if it arrived."""
+    """POST the message as JSON. Returns what went wrong, or None if it arrived.
+
+    Redirects are not followed.
+    """
     body = json.dumps(message).encode()
     headers = {"Content-Type": "application/json"}
     # check_url has checked the scheme.
     request = urllib.request.Request(url, body, headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=SEND_SECONDS):  # noqa: S310
+        with _opener.open(request, timeout=SEND_SECONDS):
             return None
     except urllib.error.HTTPError as error:
-        return f"answered {error.code}"
-    except (OSError, ValueError) as error:
+        return _refusal(error)
+    except (OSError, ValueError, HTTPException) as error:
+        # The text of an HTTPException can hold the URL.
         cause = getattr(error, "reason", error)
         return f"did not take the message ({type(cause).__name__})"
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    if error.code not in REDIRECTS:
+        return f"answered {error.code}"
+    return (
+        f"answered {error.code}, a redirect, which is not followed. "
+        "Give the address that takes the POST itself"
+    )
 
 
 def check_url(url: str) -> str:
     """Return the URL. Raises CallerError, without showing it, if it cannot take a POST."""
     if not _is_valid(url):
         raise CallerError(
-            "--notify: not a URL that takes a POST. Valid: https://HOST/PATH, such as an incoming "
-            "webhook of Slack"
+            "--notify: not a URL that takes a POST. Valid: https://HOST/PATH without user and "
+            "password, such as an incoming webhook of Slack"
         )
     return url
 
@@ -167,4 +194,7 @@ def _is_valid(url: str) -> bool:
         return False
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
         return False
-    return url.isascii() and " " not in url
+    if "@" in parsed.netloc:
+        # urllib would take them as a part of the host's name.
+        return False
+    return url.isascii() and url.isprintable() and " " not in url

@@ -29,6 +29,9 @@ class Hook:
     def __init__(self) -> None:
         self.mood = "takes"
         self.messages: list[dict[str, Any]] = []
+        # Where a redirect leads, and whether somebody went there.
+        self.elsewhere = "/login"
+        self.followed = False
         self.let_go = threading.Event()
         hook = self
 
@@ -39,7 +42,19 @@ class Hook:
                 if hook.mood == "hangs":
                     hook.let_go.wait(60)
                     return
-                self.send_response(500 if hook.mood == "refuses" else 200)
+                if hook.mood == "talks nonsense":
+                    self.wfile.write(b"no HTTP\r\n\r\n")
+                    return
+                if hook.mood.isdigit():
+                    self.send_response(int(hook.mood))
+                    self.send_header("Location", hook.elsewhere)
+                else:
+                    self.send_response(200)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                hook.followed = True
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
@@ -109,7 +124,8 @@ def test_an_error_that_ends_the_launch_is_trouble(study: Study, hook: Hook) -> N
     ("mood", "problem"),
     [
         ("hangs", "did not take the message (TimeoutError)"),
-        ("refuses", "answered 500"),
+        ("500", "answered 500"),
+        ("talks nonsense", "did not take the message (BadStatusLine)"),
         ("is away", "did not take the message (ConnectionRefusedError)"),
     ],
 )
@@ -133,6 +149,29 @@ def test_a_bad_server_holds_nothing_up(
     assert "secret-token" not in warnings[0]
 
 
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("elsewhere", ["/login", "file:///etc/passwd", ""])
+def test_a_redirect_is_said_and_not_followed(hook: Hook, code: int, elsewhere: str) -> None:
+    hook.mood = str(code)
+    hook.elsewhere = elsewhere
+    problem = notify.send(hook.url, {"text": "x"})
+    assert problem
+    assert problem.startswith(f"answered {code}, a redirect, which is not followed")
+    assert not hook.followed
+    assert len(hook.messages) == 1
+
+
+def test_messages_that_are_not_sent_in_time_are_said(
+    study: Study, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "LAST_SECONDS", 0.1)
+    warnings: list[str] = []
+    hook.mood = "hangs"
+    with notifying(hook.url, study, warnings.append):
+        pass
+    assert warnings == ["--notify: 127.0.0.1 did not answer; the last messages are not sent"]
+
+
 @pytest.mark.slow
 def test_a_launch_sends_its_end(
     database: Database, tiny_space: Path, tiny_data: Path, hook: Hook
@@ -150,6 +189,8 @@ def test_a_bad_url_is_refused_and_not_shown() -> None:
         "http://",
         "http://host:99999/",
         "https://a b",
+        "https://host/secret-token\n",
+        "https://user:secret-token@host/",
     ):
         with pytest.raises(CallerError, match="--notify: not a URL") as caught:
             check_url(url)
