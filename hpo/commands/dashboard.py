@@ -35,6 +35,12 @@ from hpo.commands.shared import complete_study, database_option
     metavar="/PATH",
     help="Set it if a reverse proxy serves the dashboard under this path.",
 )
+@click.option(
+    "--proxy",
+    metavar="ADDRESS",
+    help="The IP address of your reverse proxy. Only what it says about the browser's address and "
+    "https is believed. Default: nobody is.",
+)
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @database_option
 def dashboard(
@@ -43,6 +49,7 @@ def dashboard(
     host: str,
     read_only: bool,
     base_path: str,
+    proxy: str | None,
     no_browser: bool,
     database: str | None,
 ) -> None:
@@ -50,5 +57,5 @@ def dashboard(
     from hpo.dashboard.server import Options, serve
     from hpo.store.database import open_database
 
-    options = Options(study, host, port, base_path, read_only, browser=not no_browser)
+    options = Options(study, host, port, base_path, read_only, not no_browser, proxy)
     serve(open_database(database), options, click.echo)

@@ -24,6 +24,11 @@ Route = tuple[str, str]
 
 # Larger answers are compressed.
 COMPRESSED_FROM_BYTES = 2000
+# Beside the page's own buttons. It works without a script.
+LOGOUT_BUTTON = """<form method="post" action="{base}/logout"
+ style="position: fixed; right: 12px; bottom: 12px; z-index: 2000; margin: 0">
+<button style="font: 14px system-ui, sans-serif; padding: 0.3em 0.8em">Log out</button>
+</form>"""
 NO_RENAME = (
     "hpo names the folder with a study's weights and checkpoints after the study, so it cannot be "
     "renamed. Start a new study with hpo launch --name"
@@ -36,9 +41,10 @@ NO_ATTRIBUTES = "a trial's attributes are hpo's record of it. Write a note inste
 NO_UPLOAD = "files cannot be uploaded here: hpo makes the files of a trial from its record"
 
 
-def build_app(pages: Pages) -> Bottle:
+def build_app(pages: Pages, with_logout: bool = False) -> Bottle:
     """The WSGI application.
 
+    with_logout: every page has a button that ends the session.
     Raises MachineError if the installed optuna-dashboard lacks a view that hpo replaces.
     """
     app = wsgi(pages.storage)
@@ -54,6 +60,8 @@ def build_app(pages: Pages) -> Bottle:
     replacements = StudyViews(pages).replacements()
     if pages.base_path:
         replacements |= MovedPages(pages.base_path).replacements()
+    more = LOGOUT_BUTTON.format(base=pages.base_path) if with_logout else ""
+    replacements["GET", "/dashboard<:re:(/.*)?>"] = partial(send_page, pages.base_path, more)
     for (method, rule), view in replacements.items():
         original = originals.get((method, rule))
         if original is None:
@@ -84,6 +92,8 @@ def with_errors_as_answers(view: View) -> View:
         except KeyError:
             # Raised by Optuna's storage.
             return refusal(404, "it does not exist, or no longer exists")
+        except RecursionError:
+            return refusal(400, "the JSON of this request is nested too deeply")
 
     return answer
 
@@ -209,8 +219,40 @@ class StudyViews:
         return HTTPResponse(status=204)
 
 
+def send_page(base: str, more: str, original: View) -> HTTPResponse:
+    """optuna-dashboard's one page, in which its script shows everything.
+
+    It contains absolute addresses, which need the base path. more: added at the end of its HTML.
+    """
+    answer = whole_file(original)
+    html = answer.body.read().decode()
+    html = html.replace('"/static/', f'"{base}/static/').replace("</body>", f"{more}</body>")
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": answer.get_header("Content-Security-Policy"),
+        # After a logout, the browser's button "back" must ask again.
+        "Cache-Control": "no-store",
+    }
+    return HTTPResponse(html.encode(), headers=headers)
+
+
+def whole_file(original: View, **arguments: str) -> HTTPResponse:
+    """The view's answer with the whole file, uncompressed, so that it can be changed.
+
+    It does not matter which part or version of the file the browser asked for.
+    """
+    asked = dict(request.environ)
+    for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
+        request.environ.pop(name, None)
+    request.environ.update(REQUEST_METHOD="GET", HTTP_ACCEPT_ENCODING="")
+    try:
+        return original(**arguments)
+    finally:
+        request.environ.update(asked)
+
+
 class MovedPages:
-    """optuna-dashboard's page and script under a base path: both contain absolute addresses."""
+    """optuna-dashboard's script under a base path: it contains absolute addresses."""
 
     # Addresses in the script that need the base path in front of their first slash.
     _QUOTED_ADDRESSES = ('"/dashboard"', "`/csv/", "`/artifacts/")
@@ -224,31 +266,15 @@ class MovedPages:
     def replacements(self) -> dict[Route, View]:
         return {
             ("GET", "/static/<filename:path>"): self.static,
-            ("GET", "/dashboard<:re:(/.*)?>"): self.page,
             ("GET", "/"): self.root,
         }
 
     def static(self, original: View, filename: str) -> Any:
         if filename != "bundle.js":
             return original(filename=filename)
-        # The original view must send the whole file, uncompressed, so that it can be changed.
-        request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
-        accepted = request.get_header("Accept-Encoding", "")
-        request.environ["HTTP_ACCEPT_ENCODING"] = ""
         if self._script is None:
-            self._script = self._moved(original(filename=filename).body.read())
-        request.environ["HTTP_ACCEPT_ENCODING"] = accepted
+            self._script = self._moved(whole_file(original, filename=filename).body.read())
         return compressed(self._script, {"Content-Type": "text/javascript"})
-
-    def page(self, original: View) -> Any:
-        request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
-        answer = original()
-        html = answer.body.read().replace(b'"/static/', f'"{self._base}/static/'.encode())
-        headers = {
-            "Content-Type": "text/html",
-            "Content-Security-Policy": answer.get_header("Content-Security-Policy"),
-        }
-        return HTTPResponse(html, headers=headers)
 
     def root(self, _original: View) -> Any:
         return HTTPResponse(status=302, Location=f"{self._base}/dashboard")

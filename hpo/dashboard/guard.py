@@ -10,32 +10,38 @@ dashboard's own pages.
 import hashlib
 import hmac
 import json
+import math
+import re
 import secrets
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from bottle import BaseRequest
-from itsdangerous import BadSignature, TimestampSigner
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SESSION_SECONDS = 12 * 3600
-# Wrong passwords that are allowed within WAIT_SECONDS: from one address (of IPv6: one network),
-# and from all together, because an attacker may have many addresses.
+# The oldest session ends when there are more.
+SESSIONS = 1000
+# Wrong passwords that are allowed within WAIT_SECONDS from one address (of IPv6: one network).
+# There is no limit for all together: with one, anybody could keep everybody out.
 WRONG = 10
-WRONG_OF_ALL = 10 * WRONG
 WAIT_SECONDS = 300.0
 # How many addresses are remembered.
-ADDRESSES = 1000
+ADDRESSES = 10_000
+LOGOUT = "/logout"
 FORM_BYTES = 4096
 FORM = "application/x-www-form-urlencoded"
+# A name, an address or an address of IPv6, and perhaps a port: nothing that can hide another host.
+HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 READING = ("GET", "HEAD")
 HEADERS = [
     ("X-Frame-Options", "DENY"),
@@ -62,14 +68,44 @@ p {{ color: #b00020; margin: 0; }}
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
 
+class Sessions:
+    """The sessions of those who have logged in. Each ends at its logout, or in SESSION_SECONDS."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        """now: the time in seconds."""
+        self._now = now
+        self._lock = threading.Lock()
+        # When each session ends, by the digest of its key. The oldest is first.
+        self._ends: OrderedDict[bytes, float] = OrderedDict()
+
+    def begin(self) -> str:
+        """A new session. Returns its key, which only the browser keeps."""
+        key = secrets.token_urlsafe(32)
+        with self._lock:
+            self._ends[_digest(key)] = self._now() + SESSION_SECONDS
+            if len(self._ends) > SESSIONS:
+                self._ends.popitem(last=False)
+        return key
+
+    def has(self, key: str) -> bool:
+        """Whether the session of this key goes on."""
+        with self._lock:
+            return self._ends.get(_digest(key), -math.inf) > self._now()
+
+    def end(self, key: str) -> None:
+        """End the session of this key, if there is one."""
+        with self._lock:
+            self._ends.pop(_digest(key), None)
+
+
 class Attempts:
     """Wrong passwords of the last WAIT_SECONDS, by address, in bounded memory."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         """now: the time in seconds."""
         self._now = now
+        self._lock = threading.Lock()
         self._times_of: OrderedDict[str, deque[float]] = OrderedDict()
-        self._times_of_all: deque[float] = deque(maxlen=WRONG_OF_ALL)
 
     def __len__(self) -> int:
         """How many addresses are remembered."""
@@ -77,34 +113,44 @@ class Attempts:
 
     def wait(self, address: str) -> float:
         """Seconds until this address may try again; 0 if it may try now."""
-        times = self._times_of.get(_network(address), deque())
-        seconds = 0.0
-        if len(times) == WRONG:
-            seconds = max(seconds, times[0] + WAIT_SECONDS - self._now())
-        if len(self._times_of_all) == WRONG_OF_ALL:
-            seconds = max(seconds, self._times_of_all[0] + WAIT_SECONDS - self._now())
-        return seconds
+        with self._lock:
+            times = self._times_of.get(_network(address), deque())
+            if len(times) < WRONG:
+                return 0.0
+            return max(0.0, times[0] + WAIT_SECONDS - self._now())
 
     def wrong(self, address: str) -> None:
         """Count a wrong password."""
         network = _network(address)
-        times = self._times_of.setdefault(network, deque(maxlen=WRONG))
-        self._times_of.move_to_end(network)
-        times.append(self._now())
-        self._times_of_all.append(self._now())
-        if len(self._times_of) > ADDRESSES:
-            self._times_of.popitem(last=False)
+        with self._lock:
+            times = self._times_of.setdefault(network, deque(maxlen=WRONG))
+            self._times_of.move_to_end(network)
+            times.append(self._now())
+            if len(self._times_of) > ADDRESSES:
+                self._times_of.popitem(last=False)
+
+
+def plain_address(address: str) -> str:
+    """The IP address in the one form that waitress has it in: IPv4 is not written as IPv6.
+
+    Raises ValueError if it is none.
+    """
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(parsed)
 
 
 def _network(address: str) -> str:
     """The address itself, or for IPv6 its /64 network, all of which belongs to one machine."""
     try:
-        if ip_address(address).version == 6:
-            return str(ip_network(f"{address}/64", strict=False))
+        plain = plain_address(address)
+        if ip_address(plain).version == 6:
+            return str(ip_network(f"{plain}/64", strict=False))
     except ValueError:
-        # Not an IP address, such as "" for a Unix socket.
-        pass
-    return address
+        # Not an IP address, such as "" for a Unix socket, or one with the name of a device.
+        return address
+    return plain
 
 
 @dataclass
@@ -122,8 +168,8 @@ class Guard:
 
     def __post_init__(self) -> None:
         self.attempts = Attempts()
-        # The key is new in each process, so sessions end with it.
-        self._signer = TimestampSigner(secrets.token_bytes(32))
+        # They end with this process.
+        self.sessions = Sessions()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -157,8 +203,10 @@ class Guard:
         if self.password is not None:
             if request.path == "/login":
                 return self._login(request, self.password)
-            if request.path != "/favicon.ico" and not self._has_session(request):
+            if request.path != "/favicon.ico" and not self.sessions.has(_session_key(request)):
                 return self._without_session(request)
+            if request.path == LOGOUT:
+                return self._logout(request)
         if not reading and self.read_only:
             return _refusal("403 Forbidden", "this dashboard was started with --read-only")
         if not reading and _content_type(request) != "application/json":
@@ -181,10 +229,11 @@ class Guard:
         is_form = _content_type(request) == FORM and request.content_length <= FORM_BYTES
         if request.method != "POST" or not is_form:
             return _refusal("400 Bad Request", "send the form")
-        address = request.environ.get("REMOTE_ADDR", "")
+        address = _address_of(request)
         wait = self.attempts.wait(address)
         if wait > 0:
-            message = f"Too many wrong passwords. Wait {wait / 60:.0f} minutes."
+            minutes = math.ceil(wait / 60)
+            message = f"Too many wrong passwords from your address. Wait {minutes} min."
             status, headers, body = self._form("429 Too Many Requests", "", message)
             return status, [*headers, ("Retry-After", str(int(wait) + 1))], body
         next_page = request.forms.getunicode("next", "")
@@ -195,30 +244,31 @@ class Guard:
             next_page = "/dashboard"
         headers = [
             ("Location", self.base + quote(next_page)),
-            ("Set-Cookie", self._session_cookie(request)),
+            ("Set-Cookie", self._cookie(request, self.sessions.begin(), SESSION_SECONDS)),
         ]
         return "303 See Other", headers, b""
 
-    def _session_cookie(self, request: BaseRequest) -> str:
-        session = self._signer.sign("in").decode()
+    def _logout(self, request: BaseRequest) -> Answer:
+        if request.method != "POST":
+            return _refusal("405 Method Not Allowed", "POST it: a link must not end a session")
+        self.sessions.end(_session_key(request))
+        headers = [
+            ("Location", f"{self.base}/login"),
+            ("Set-Cookie", self._cookie(request, "", 0)),
+        ]
+        return "303 See Other", headers, b""
+
+    def _cookie(self, request: BaseRequest, key: str, seconds: int) -> str:
         parts = [
-            f"{_cookie_name(request)}={session}",
+            f"{_cookie_name(request)}={key}",
             f"Path={self.base or '/'}",
-            f"Max-Age={SESSION_SECONDS}",
+            f"Max-Age={seconds}",
             "HttpOnly",
             "SameSite=Strict",
         ]
         if request.environ["wsgi.url_scheme"] == "https":
             parts.append("Secure")
         return "; ".join(parts)
-
-    def _has_session(self, request: BaseRequest) -> bool:
-        session = request.get_cookie(_cookie_name(request), "")
-        try:
-            self._signer.unsign(session, max_age=SESSION_SECONDS)
-        except BadSignature:
-            return False
-        return True
 
     def _form(self, status: str, next_page: str, message: str) -> Answer:
         body = PAGE.format(
@@ -240,10 +290,25 @@ def _refusal(status: str, reason: str) -> Answer:
     return status, [("Content-Type", "application/json")], json.dumps({"reason": reason}).encode()
 
 
+def _address_of(request: BaseRequest) -> str:
+    """The browser's address.
+
+    waitress has removed what anyone but the named proxy says. It writes what the proxy says into
+    REMOTE_ADDR, but cuts an IPv4 address that is written as IPv6, such as ::ffff:192.0.2.1.
+    """
+    try:
+        return plain_address(request.environ.get("HTTP_X_FORWARDED_FOR", ""))
+    except ValueError:
+        return str(request.environ.get("REMOTE_ADDR", ""))
+
+
 def _host_of(request: BaseRequest) -> str:
     """The host name that the request names; empty if it is not valid."""
+    host = request.environ.get("HTTP_HOST", "")
+    if not HOST.fullmatch(host):
+        return ""
     try:
-        return urlsplit(f"//{request.environ.get('HTTP_HOST', '')}").hostname or ""
+        return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
 
@@ -280,8 +345,14 @@ def _cookie_name(request: BaseRequest) -> str:
     return f"hpo_session_{request.environ.get('SERVER_PORT', '')}"
 
 
+def _session_key(request: BaseRequest) -> str:
+    return str(request.get_cookie(_cookie_name(request), ""))
+
+
 def _equal(password: str, expected: str) -> bool:
     """Compare in constant time, whatever the lengths."""
-    digest = hashlib.sha256(password.encode(errors="replace")).digest()
-    expected_digest = hashlib.sha256(expected.encode(errors="replace")).digest()
-    return hmac.compare_digest(digest, expected_digest)
+    return hmac.compare_digest(_digest(password), _digest(expected))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="replace")).digest()

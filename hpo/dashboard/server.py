@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import waitress
+from waitress.server import BaseWSGIServer, TcpWSGIServer
 
 from hpo.dashboard.app import build_app
-from hpo.dashboard.guard import Guard, is_loopback
+from hpo.dashboard.connections import Connection
+from hpo.dashboard.guard import Guard, is_loopback, plain_address
 from hpo.dashboard.pages import Pages
 from hpo.errors import CallerError
 from hpo.store.database import Database
@@ -24,13 +26,17 @@ SHORTEST_PASSWORD = 8
 THREADS = 4
 # The largest request: more than any note, and small enough to be kept before the login.
 BODY_BYTES = 2**20
-# A reverse proxy at this address may say that the browser used https, and what its address is.
-PROXY = "127.0.0.1"
+# waitress stops accepting at so many connections; Connection makes room long before.
+NEVER_REACHED = 10_000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `hpo dashboard` was asked for. port 0: a free one."""
+    """What `hpo dashboard` was asked for.
+
+    port: 0 takes a free one. proxy: the IP address of a reverse proxy. It may say what the
+    browser's address is, and whether that used https; nobody else is believed.
+    """
 
     study: str | None = None
     host: str = "127.0.0.1"
@@ -38,19 +44,22 @@ class Options:
     base_path: str = ""
     read_only: bool = False
     browser: bool = False
+    proxy: str | None = None
 
 
 def serve(database: Database, options: Options, say: Callable[[str], None]) -> None:
     """Serve until a signal arrives. Raises CallerError or StudyError before it begins."""
     base = _checked_base_path(options.base_path)
+    proxy = _checked_proxy(options.proxy)
     given_password = os.environ.get(PASSWORD)
     made_password = _check_password(given_password, options.host)
     page = "/dashboard"
     if options.study:
         page = f"/dashboard/studies/{Study.open(database, options.study).id}"
-    app = build_app(Pages(database, base))
-    guard = Guard(app, given_password or made_password, options.read_only, base)
-    server = bind(guard, options.host, options.port, base)
+    password = given_password or made_password
+    app = build_app(Pages(database, base), with_logout=password is not None)
+    guard = Guard(app, password, options.read_only, base)
+    server = bind(guard, options.host, options.port, proxy)
     port = _bound_port(server)
     url = f"http://{_name_for_browser(options.host)}:{port}{base}{page}"
 
@@ -62,8 +71,8 @@ def serve(database: Database, options: Options, say: Callable[[str], None]) -> N
         tunnel = f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
         say(
             "no TLS     passwords and pages cross the network unencrypted. Put a reverse proxy "
-            "with TLS on this machine in front of it, or keep --host 127.0.0.1 and connect "
-            f"through a tunnel: {tunnel}"
+            "with TLS on this machine in front of it (--proxy), or keep --host 127.0.0.1 and "
+            f"connect through a tunnel: {tunnel}"
         )
     say("Ctrl-C stops the dashboard; the study continues.")
     if options.browser and _has_display():
@@ -85,6 +94,19 @@ def _checked_base_path(base_path: str) -> str:
     return "/" + "/".join(parts)
 
 
+def _checked_proxy(proxy: str | None) -> str | None:
+    """The address as waitress writes it. Raises CallerError."""
+    if proxy is None:
+        return None
+    try:
+        return plain_address(proxy)
+    except ValueError:
+        raise CallerError(
+            f"--proxy {proxy}: not an IP address. "
+            "Valid: the address that the reverse proxy connects from, such as 127.0.0.1"
+        ) from None
+
+
 def _check_password(password: str | None, host: str) -> str | None:
     """A new password where one is needed and none was given. Raises CallerError."""
     if password is not None:
@@ -104,21 +126,33 @@ def _check_password(password: str | None, host: str) -> str | None:
     return secrets.token_urlsafe(16)
 
 
-def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.BaseWSGIServer":
-    """The server, listening. Raises CallerError if the address cannot be used."""
+def bind(guard: Guard, host: str, port: int, proxy: str | None = None) -> BaseWSGIServer:
+    """The server, listening. Raises CallerError if the address cannot be used.
+
+    proxy: the IP address of a reverse proxy; None if there is none.
+    """
+    of_proxy = {}
+    if proxy is not None:
+        of_proxy = {
+            "trusted_proxy": proxy,
+            "trusted_proxy_count": 1,
+            "trusted_proxy_headers": {"x-forwarded-for", "x-forwarded-proto"},
+        }
+    # waitress puts here what it listens on: a host name can have several addresses.
+    sockets: dict[int, object] = {}
     try:
-        return waitress.create_server(
+        server = waitress.create_server(
             guard,
+            map=sockets,
             host=host,
             port=port,
             threads=THREADS,
             ident="hpo",
-            url_prefix=base,
+            url_prefix=guard.base,
+            connection_limit=NEVER_REACHED,
             max_request_body_size=BODY_BYTES,
             clear_untrusted_proxy_headers=True,
-            trusted_proxy=PROXY,
-            trusted_proxy_count=1,
-            trusted_proxy_headers={"x-forwarded-for", "x-forwarded-proto"},
+            **of_proxy,
         )
     except ValueError:
         # Raised by waitress for a host name that does not exist.
@@ -131,9 +165,13 @@ def bind(guard: Guard, host: str, port: int, base: str) -> "waitress.server.Base
             f"--host {host} --port {port}: {error.strerror}. "
             "Another dashboard may be running there; --port 0 takes a free port"
         ) from None
+    for listener in sockets.values():
+        if isinstance(listener, TcpWSGIServer):
+            listener.channel_class = Connection
+    return server
 
 
-def _bound_port(server: "waitress.server.BaseWSGIServer") -> int:
+def _bound_port(server: BaseWSGIServer) -> int:
     if hasattr(server, "effective_port"):
         return int(server.effective_port)
     # A host name with several addresses gives a server that listens on all of them.

@@ -60,10 +60,15 @@ class Client:
 
 @contextmanager
 def dashboard(
-    database: Database, password: str | None = None, read_only: bool = False, base: str = ""
+    database: Database,
+    password: str | None = None,
+    read_only: bool = False,
+    base: str = "",
+    proxy: str | None = None,
 ) -> Iterator[Client]:
-    guard = Guard(build_app(Pages(database, base)), password, read_only, base)
-    server = bind(guard, "127.0.0.1", 0, base)
+    app = build_app(Pages(database, base), with_logout=password is not None)
+    guard = Guard(app, password, read_only, base)
+    server = bind(guard, "127.0.0.1", 0, proxy)
     thread = threading.Thread(target=server.run)
     thread.start()
 

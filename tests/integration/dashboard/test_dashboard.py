@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -16,12 +17,21 @@ import pytest
 import yaml
 from bottle import Bottle
 from helpers.commands import one_line, run_hpo, start, until
-from helpers.dashboards import JSON, dashboard
+from helpers.dashboards import FORM, JSON, dashboard
 from helpers.servers import execute
 from helpers.studies import RECORD, long, point
 from sqlalchemy import make_url, text
 
-from hpo.dashboard.guard import ADDRESSES, WAIT_SECONDS, WRONG, Attempts
+from hpo.dashboard.connections import MOST_CONNECTIONS
+from hpo.dashboard.guard import (
+    ADDRESSES,
+    SESSION_SECONDS,
+    SESSIONS,
+    WAIT_SECONDS,
+    WRONG,
+    Attempts,
+    Sessions,
+)
 from hpo.dashboard.pages import OURS, Pages
 from hpo.dashboard.server import Options, serve
 from hpo.errors import CallerError, HpoError, StudyError
@@ -39,6 +49,11 @@ from hpo.trainer import Score
 from hpo.worker.dataset import look_at_data
 
 PASSWORD = "correct horse"
+# A form whose body does not come.
+LONG_BODY = (
+    b"POST /login HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 4000\r\n\r\npassword="
+)
 HOSTILE = (
     "**bold** <img src=x onerror=\"document.title='hacked'\">"
     "<script>document.title='hacked'</script>"
@@ -258,6 +273,8 @@ def test_bad_requests_and_database_errors_are_answered_with_their_reason(
         for body in bodies:
             assert client.status("PUT", note, body) == 400
         assert client.status("PUT", "/api/studies/999999/note", {"version": 1, "body": "x"}) == 404
+        deep = client.ask("PUT", note, 500_000 * "[", JSON)
+        assert (deep.status, "nested too deeply" in reason_of(deep)) == (400, True)
         broken = client.ask("PUT", note, "{", JSON)
         assert broken.status == 400
         assert json.loads(broken.text) == {"reason": "Invalid JSON"}  # type: ignore[attr-defined]
@@ -334,7 +351,14 @@ def test_without_a_login_only_this_machines_names_are_answered(
         # --host may be 127.0.0.2.
         for host in ("localhost:9", "127.0.0.2:8080"):
             assert client.status("GET", "/api/studies", headers={"Host": host}) == 200
-        for host in ("rebound.example", "rebound.example:8080", "", "[", "127.0.0.1.example"):
+        for host in (
+            "rebound.example",
+            "rebound.example:8080",
+            "",
+            "[",
+            "127.0.0.1.example",
+            "evil\\@localhost",
+        ):
             headers = {"Host": host, "X-Forwarded-Host": "localhost"}
             assert client.status("GET", "/api/studies", headers=headers) == 403
         framed = client.ask("GET", "/dashboard")
@@ -415,11 +439,9 @@ def test_the_login_guards_every_path(study: Study, database: Database, base: str
         assert "Secure" not in cookie
         assert client.status("GET", "/api/studies") == 200
         assert client.status("GET", "/api/studies", headers={"Host": "lab.example"}) == 200
-        client.cookie = client.cookie.replace("=in.", "=inn.")
+        client.cookie += "x"
         assert client.status("GET", "/api/studies") == 401
 
-        through_tls = client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"})
-        assert "Secure" in attributes_of_cookie(through_tls)
         assert client.log_in(PASSWORD, {"Sec-Fetch-Site": "cross-site"}).status == 403
         for place in (
             "//evil.example",
@@ -459,14 +481,51 @@ def test_requests_that_no_browser_sends_are_refused_before_the_login(
 
 
 def test_after_ten_wrong_passwords_an_address_must_wait(database: Database) -> None:
-    with dashboard(database, PASSWORD) as client:
+    with dashboard(database, PASSWORD, proxy="127.0.0.1") as client:
         for number in range(WRONG):
             assert client.log_in(f"wrong {number}").status == 403
         late = client.log_in(PASSWORD)
         assert late.status == 429
         assert 0 < int(late.getheader("Retry-After") or 0) <= WAIT_SECONDS + 1
-        # Another address, through a proxy on this machine.
+        assert "Wait 5 min" in late.text  # type: ignore[attr-defined]
         assert client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.9"}).status == 303
+
+
+def test_wrong_passwords_from_elsewhere_lock_nobody_else_out(database: Database) -> None:
+    with dashboard(database, PASSWORD, proxy="127.0.0.1") as client:
+        for network in range(20):
+            # As a proxy that listens on IPv6 writes an address of IPv4.
+            elsewhere = {"X-Forwarded-For": f"::ffff:203.0.113.{network}"}
+            for number in range(WRONG):
+                assert client.log_in(f"wrong {number}", elsewhere).status == 403
+            assert client.log_in(PASSWORD, elsewhere).status == 429
+        assert client.log_in(PASSWORD, {"X-Forwarded-For": "::ffff:192.0.2.1"}).status == 303
+        assert client.log_in(PASSWORD).status == 303
+
+
+@pytest.mark.parametrize("proxy", [None, "10.1.2.3"])
+def test_nobody_but_the_named_proxy_says_where_a_browser_is(
+    database: Database, proxy: str | None
+) -> None:
+    with dashboard(database, PASSWORD, proxy=proxy) as client:
+        said = {"X-Forwarded-Proto": "https", "Forwarded": "for=10.1.2.3;proto=https"}
+        assert "Secure" not in attributes_of_cookie(client.log_in(PASSWORD, said))
+        for number in range(WRONG):
+            elsewhere = {"X-Forwarded-For": f"10.1.2.{number}", "X-Real-IP": f"10.1.2.{number}"}
+            assert client.log_in("wrong", elsewhere).status == 403
+        assert client.log_in(PASSWORD, {"X-Forwarded-For": "10.9.9.9"}).status == 429
+
+
+def test_a_named_proxy_is_believed_and_what_the_browser_forged_is_not(database: Database) -> None:
+    with dashboard(database, PASSWORD, proxy="127.0.0.1") as client:
+        entered = client.log_in(PASSWORD, {"X-Forwarded-Proto": "https"})
+        assert "Secure" in attributes_of_cookie(entered)
+        for number in range(WRONG):
+            # A proxy adds the address that it saw to what the browser sent.
+            forged = {"X-Forwarded-For": f"10.0.0.{number}, 203.0.113.1"}
+            assert client.log_in("wrong", forged).status == 403
+        assert client.log_in(PASSWORD, {"X-Forwarded-For": "203.0.113.1"}).status == 429
+        assert client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.1"}).status == 303
 
 
 def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> None:
@@ -480,11 +539,120 @@ def test_wrong_passwords_are_forgotten_in_time_and_kept_in_bounded_memory() -> N
     assert attempts.wait("10.0.0.1") == 0
     now[0] = WAIT_SECONDS
     assert attempts.wait("2001:db8::1") == 0
-    for number in range(3 * ADDRESSES):
-        attempts.wrong(f"10.0.{number // 256}.{number % 256}")
+    for number in range(ADDRESSES + 100):
+        attempts.wrong(f"10.{number // 65536}.{number // 256 % 256}.{number % 256}")
     assert len(attempts) == ADDRESSES
-    # So many addresses are one guesser.
-    assert attempts.wait("192.0.2.1") == WAIT_SECONDS
+    assert attempts.wait("192.0.2.1") == 0
+    for odd in ("", "fe80::1%eth0", "localhost", "unknown"):
+        for _ in range(WRONG):
+            attempts.wrong(odd)
+        assert attempts.wait(odd) == WAIT_SECONDS
+
+
+def test_sessions_end_in_time_and_are_kept_in_bounded_memory() -> None:
+    now = [0.0]
+    sessions = Sessions(lambda: now[0])
+    keys = [sessions.begin() for _ in range(SESSIONS + 1)]
+    assert [sessions.has(key) for key in keys] == [False] + SESSIONS * [True]
+    now[0] = SESSION_SECONDS
+    assert not sessions.has(keys[-1])
+    key = sessions.begin()
+    sessions.end(key)
+    sessions.end(key)
+    for odd in (key, "", "in.abc", "\udcff"):
+        assert not sessions.has(odd)
+
+
+@pytest.mark.parametrize("base", ["", "/lab/hpo"])
+def test_a_logout_ends_the_session_also_for_who_kept_its_cookie(
+    database: Database, base: str
+) -> None:
+    with dashboard(database, PASSWORD, read_only=True, base=base) as client:
+        client.log_in(PASSWORD)
+        other = client.cookie
+        client.log_in(PASSWORD)
+        mine = client.cookie
+        page = client.ask("GET", "/dashboard/studies/1")
+        assert f'<form method="post" action="{base}/logout"' in page.text  # type: ignore[attr-defined]
+        assert page.getheader("Cache-Control") == "no-store"
+        # Neither a link nor another page can end a session.
+        assert client.status("GET", "/logout") == 405
+        assert client.ask("POST", "/logout", "", {"Sec-Fetch-Site": "cross-site"}).status == 403
+        assert client.status("GET", "/api/studies") == 200
+
+        left = client.ask("POST", "/logout", "", FORM)
+        assert (left.status, left.getheader("Location")) == (303, f"{base}/login")
+        assert {"Max-Age=0", f"Path={base or '/'}"} <= attributes_of_cookie(left)
+        client.cookie = mine
+        assert client.status("GET", "/api/studies") == 401
+        assert client.status("POST", "/logout") == 401
+        client.cookie = other
+        assert client.status("GET", "/api/studies") == 200
+    with dashboard(database, base=base) as client:
+        assert "Log out" not in client.ask("GET", "/dashboard").text  # type: ignore[attr-defined]
+        assert client.status("POST", "/logout") == 404
+
+
+@pytest.mark.parametrize("base", ["", "/lab/hpo"])
+def test_the_page_and_its_script_are_sent_whole_whatever_is_asked_for(
+    database: Database, base: str
+) -> None:
+    with dashboard(database, base=base) as client:
+        for path in ("/dashboard", "/static/bundle.js"):
+            whole = client.ask("GET", path)
+            assert whole.status == 200
+            tag = whole.getheader("ETag") or '"x"'
+            for headers in ({"Range": "bytes=0-9"}, {"If-None-Match": tag}):
+                assert client.ask("GET", path, headers=headers).status in (200, 206, 304)
+            head = client.ask("HEAD", path)
+            assert (head.status, head.text) == (200, "")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sent", [b"GET /api/studies HTTP/1.1\r\nX: ", b"", LONG_BODY])
+def test_200_requests_that_never_end_keep_nobody_out(database: Database, sent: bytes) -> None:
+    with dashboard(database, PASSWORD) as client, ExitStack() as stack:
+        hanging = []
+        for _ in range(200):
+            connection = socket.create_connection(("127.0.0.1", client.port))
+            stack.callback(connection.close)
+            connection.sendall(sent)
+            hanging.append(connection)
+        for _ in range(3):
+            for connection in hanging:
+                # One that had to make room is closed.
+                with suppress(OSError):
+                    connection.sendall(b"x")
+            assert client.log_in(PASSWORD).status == 303
+            assert client.status("GET", "/api/studies") == 200
+
+
+def test_of_too_many_connections_the_one_that_waits_longest_is_closed(database: Database) -> None:
+    with dashboard(database) as client, ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+            stack.callback(connection.close)
+            return connection
+
+        kept = HTTPConnection("127.0.0.1", client.port, timeout=60)
+        stack.callback(kept.close)
+
+        def ask() -> int:
+            kept.request("GET", "/favicon.ico")
+            answer = kept.getresponse()
+            answer.read()
+            return answer.status
+
+        assert ask() == 200
+        oldest = connect()
+        connections = [connect() for _ in range(MOST_CONNECTIONS - 2)]
+        # Now all are taken. This one has asked more recently than the others.
+        assert ask() == 200
+        connections.append(connect())
+        assert oldest.recv(1) == b""
+        assert ask() == 200
+        connections[-1].sendall(b"GET /favicon.ico HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert connections[-1].recv(12) == b"HTTP/1.0 200"
 
 
 def test_a_dashboard_that_cannot_be_served_is_one_line(
@@ -512,6 +680,10 @@ def test_a_dashboard_that_cannot_be_served_is_one_line(
     # pytest's output is no terminal, so no password is made.
     refused(CallerError, "Set HPO_DASHBOARD_PASSWORD", host="0.0.0.0")
     refused(CallerError, "--base-path /a b: not a path", base="/a b")
+    for proxy in ("*", "nginx", "10.0.0.0/8", "", "127.0.0.1:80"):
+        options = Options(proxy=proxy, port=0)
+        with pytest.raises(CallerError, match="not an IP address"):
+            serve(database, options, print)
     monkeypatch.setenv("HPO_DASHBOARD_PASSWORD", "short")
     refused(CallerError, "HPO_DASHBOARD_PASSWORD: 5 characters. Valid: 8 or more")
     monkeypatch.setenv("HPO_DASHBOARD_PASSWORD", "long enough")
