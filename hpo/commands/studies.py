@@ -17,6 +17,9 @@ from hpo.commands.shared import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hpo.store.database import Database
+    from hpo.study.studies import ForeignStudy
+    from hpo.study.study import Study
     from hpo.study.study_list import StudySummary
 
 
@@ -96,6 +99,7 @@ def _table(lines: "Sequence[StudySummary]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from hpo.study.names import shown_name
     from hpo.text import local
 
     names = {line.metric.name for line in lines if line.metric}
@@ -110,7 +114,7 @@ def _table(lines: "Sequence[StudySummary]") -> "Table":
         if line.budget is not None:
             trials += f" of {line.budget}"
         table.add_row(
-            Text(line.name),
+            Text(shown_name(line.name)),
             line.state,
             trials,
             str(line.running),
@@ -135,30 +139,39 @@ def _best(line: "StudySummary") -> str:
 )
 @database_option
 def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
-    """Delete a study with its trials, results and files. This cannot be undone."""
+    """Delete a study with its trials, results and files. This cannot be undone.
+
+    A study that hpo did not make can be deleted, too, whatever its name is.
+    """
+    from hpo.store.database import open_database
+    from hpo.study.studies import find_foreign
+
+    reached = open_database(database)
+    foreign = find_foreign(reached, study)
+    if foreign is None:
+        _delete_ours(study, database, yes, force)
+    else:
+        _delete_foreign(reached, foreign, yes, force)
+
+
+def _delete_ours(study: str, database: str | None, yes: bool, force: bool) -> None:
     opened = open_study(study, database)
     from hpo.store.database import open_database
+    from hpo.study.names import shown_name
     from hpo.study.paths import study_folder
-    from hpo.study.pick import best_of
     from hpo.study.studies import refuse_if_running, remove
     from hpo.study.study_list import children
 
     if not force:
         refuse_if_running(opened)
-    records = opened.records()
     folder = study_folder(opened)
-    metric = opened.spec.metric
-    best = best_of(records, metric)
     files = "none on this machine"
     if folder.is_dir():
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         files = f"{size / 1e6:.1f} MB of weights, checkpoints and logs"
-    shown = f"study {study}: {len(records)} trials"
-    if best and best.value is not None:
-        shown += f", best {metric.name} {metric.text(best.value)}"
-    click.echo(shown)
+    click.echo(f"study {study}: {_contents(opened)}")
     click.echo(f"files       {folder}: {files}")
-    for child in children(open_database(database), study):
+    for child in map(shown_name, children(open_database(database), study)):
         click.echo(f"kept        {child}, which was made from it: hpo delete --study {child}")
     if not yes:
         click.confirm("Delete all of this for good?", abort=True)
@@ -166,3 +179,37 @@ def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     click.echo(
         f"deleted study {study} and its files on this machine; other hosts may have files, too"
     )
+
+
+def _contents(study: "Study") -> str:
+    from hpo.errors import StudyError
+    from hpo.study.pick import best_of
+
+    try:
+        metric = study.spec.metric
+        records = study.records()
+    except StudyError as error:
+        # It can be deleted, although this version cannot read it.
+        return str(error)
+    text = f"{len(records)} trials"
+    best = best_of(records, metric)
+    if best and best.value is not None:
+        text += f", best {metric.name} {metric.text(best.value)}"
+    return text
+
+
+def _delete_foreign(database: "Database", study: "ForeignStudy", yes: bool, force: bool) -> None:
+    from hpo.errors import StudyError
+    from hpo.study.studies import remove_foreign
+
+    if study.running and not force:
+        raise StudyError(
+            f"study {study.name}: {study.running} trials run in another program. "
+            "Stop that, or take --force"
+        )
+    click.echo(f"study {study.name}: {study.trials} trials, not made by hpo")
+    click.echo("files       none of hpo's; what another program wrote stays")
+    if not yes:
+        click.confirm("Delete all of this for good?", abort=True)
+    remove_foreign(database, study)
+    click.echo(f"deleted study {study.name}")

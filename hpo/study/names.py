@@ -1,4 +1,4 @@
-"""The names that a study may have."""
+"""The names that a study may have, and how those of others are shown."""
 
 from hpo.errors import StudyError
 
@@ -20,3 +20,15 @@ def _is_valid(name: str) -> bool:
     if not name[:1].isalnum():
         return False
     return all(letter.isalnum() or letter in "._-" for letter in name)
+
+
+def shown_name(name: str) -> str:
+    """The name of any study as one line of text, also of one that hpo did not make.
+
+    A terminal could obey what is not printable.
+    """
+    letters = [
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name
+    ]
+    return "".join(letters) or '""'

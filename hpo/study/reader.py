@@ -24,7 +24,7 @@ from hpo.store import curves, findings, leases, locks, optuna_rows, standing
 from hpo.store.database import Database, open_database
 from hpo.store.storage import ready_engine
 from hpo.store.trials import rows_of
-from hpo.study.names import check_name
+from hpo.study.names import check_name, shown_name
 from hpo.study.record import FINISHED, record_of
 from hpo.study.trial import Halt, Record
 from hpo.trainer import Score
@@ -317,7 +317,7 @@ def open_reader(database: Database, name: str) -> StudyReader:
 def _listed(names: Sequence[str]) -> str:
     if not names:
         return "none; hpo launch makes one"
-    shown = ", ".join(names[:NAMES_SHOWN])
+    shown = ", ".join(map(shown_name, names[:NAMES_SHOWN]))
     if len(names) > NAMES_SHOWN:
         shown += ", ..."
     return shown

@@ -21,6 +21,7 @@ from hpo.store.database import Database
 from hpo.store.storage import open_storage
 from hpo.study import control
 from hpo.study.paths import study_folder
+from hpo.study.studies import find_foreign, remove_foreign
 from hpo.study.study import Study
 from hpo.terminal.snapshot import snapshot
 
@@ -120,6 +121,94 @@ def test_deleting_a_study_asks_first_and_removes_its_files(
     assert "There are: s.confirm" in error
     with pytest.raises(StudyError, match="study s was deleted"):
         study.claim(replace(HERE, identity="other"), RECORD)
+
+
+ANY_NAMES = (
+    "plain",
+    "<img src=x onerror=alert(1)>",
+    "a b ",
+    "-x",
+    "--yes",
+    "",
+    "%2F/../é",
+    '"; DROP TABLE studies; --',
+    "$(id)`id`",
+    300 * "x",
+)
+
+
+def foreign(database: Database, name: str) -> optuna.Study:
+    return optuna.create_study(storage=open_storage(database), study_name=name)
+
+
+@pytest.mark.parametrize("name", ANY_NAMES)
+def test_a_study_that_hpo_did_not_make_is_deleted_whatever_its_name(
+    make_study: Make, tiny_spec: StudySpec, database: Database, name: str
+) -> None:
+    make_study(tiny_spec, "ours")
+    study = foreign(database, name)
+    study.add_trial(optuna.create_trial(value=1.0))
+    asked = CliRunner().invoke(main, ["delete", "--study", name], input="n\n")
+    assert asked.exit_code == 1
+    assert ": 1 trials, not made by hpo" in asked.stdout
+    assert len(json.loads(invoke("studies", "--json").stdout)) == 2
+    deleted = invoke("delete", "--study", name, "--yes")
+    assert (deleted.exit_code, "deleted study" in deleted.stdout) == (0, True)
+    assert [line["name"] for line in json.loads(invoke("studies", "--json").stdout)] == ["ours"]
+
+
+def test_names_that_a_terminal_would_obey_are_shown_and_taken_as_text(database: Database) -> None:
+    shown = {
+        "\x1b[2J\x1b[31mred": r"\x1b[2J\x1b[31mred",
+        "two\nlines\r": r"two\nlines\r",
+        "\u202egnp": r"\u202egnp",
+        "": '""',
+    }
+    for name in shown:
+        foreign(database, name)
+    listed = invoke("studies").stdout
+    assert listed.isascii()
+    assert "\x1b" not in listed
+    unknown = refusal("status", "--study", "no")
+    for text in shown.values():
+        assert text in listed
+        assert text in unknown
+        assert f"deleted study {text}\n" in invoke("delete", "--study", text, "--yes").stdout
+    assert json.loads(invoke("studies", "--json").stdout) == []
+
+
+def test_a_foreign_study_that_runs_is_deleted_by_force_only(database: Database) -> None:
+    foreign(database, "s p").ask()
+    error = refusal("delete", "--study", "s p", "--yes")
+    assert "study s p: 1 trials run in another program. Stop that, or take --force" in error
+    assert invoke("delete", "--study", "s p", "--yes", "--force").exit_code == 0
+    assert json.loads(invoke("studies", "--json").stdout) == []
+
+
+def test_a_study_that_is_taken_over_by_a_launch_meanwhile_is_kept(
+    database: Database, tiny_spec: StudySpec
+) -> None:
+    foreign(database, "s")
+    seen = find_foreign(database, "s")
+    assert seen
+    Study.create_or_open(database, "s", tiny_spec, {"path": None, "fingerprint": "f"})
+    with pytest.raises(StudyError, match="study s is now one of hpo launch"):
+        remove_foreign(database, seen)
+    assert find_foreign(database, "s") is None
+    assert invoke("delete", "--study", "s", "--yes").exit_code == 0
+    with pytest.raises(StudyError, match="study s was deleted meanwhile"):
+        remove_foreign(database, seen)
+
+
+def test_a_study_that_this_version_cannot_read_can_be_deleted(
+    make_study: Make, tiny_spec: StudySpec
+) -> None:
+    study = make_study(tiny_spec, "s")
+    study.set_attribute("spec", {**study.attributes["spec"], "of": "another age"})
+    done = invoke("delete", "--study", "s", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "made by another version of hpo" in done.stdout
+    assert "deleted study s" in done.stdout
 
 
 def test_with_force_a_study_is_deleted_under_its_worker(
