@@ -13,7 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 # On a phone, a table with more columns than this becomes a list of cards.
 CARDS = 4
-MARKUP = re.compile(r"([\\\[\]*<>|#])")
+# Text that is shown as code. Other backquotes are letters: an odd one would begin code that hides
+# the end of what is escaped, three of them would make code of all that follows.
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+# Markup of Markdown, and what only at the beginning of a text is markup: lists, rules, titles.
+MARKUP = re.compile(r"([\\\[\]*<>|#`~$]|(?<![^\W_])_|_(?![^\W_]))")
+LEADING_MARKUP = re.compile(r"^(\d{1,9})?([-+=.)])(?=\W|$)")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["pieces"] = pieces
     template = environment.get_template("report.html.j2")
     return template.render(title=title, sections=sections)
 
@@ -116,8 +122,8 @@ def _markdown(block: Block) -> str:
         case Number(title, number, text):
             return f"**{_escaped(title)}: {_escaped(number)}** {_escaped(text)}"
         case Table(head, rows):
-            rule = ["---"] * len(head)
-            return "\n".join(_markdown_row(cells) for cells in [head, rule, *rows])
+            rule = f"|{' --- |' * len(head)}"
+            return "\n".join([_markdown_row(head), rule, *map(_markdown_row, rows)])
         case Code(text, language):
             fence = _fence(text)
             return f"{fence}{language}\n{text.rstrip()}\n{fence}"
@@ -136,15 +142,20 @@ def _fence(text: str) -> str:
     return "`" * max(3, longest + 1)
 
 
+def pieces(text: str) -> list[str]:
+    """The text in pieces: plain text, code, plain text, and so on."""
+    return CODE.split(text)
+
+
 def _escaped(text: str) -> str:
     """The text in one line, with Markdown and HTML markup escaped outside of `backquotes`."""
-    pieces = " ".join(text.split()).split("`")
+    one_line = " ".join(text.split())
     escaped = []
-    for place, piece in enumerate(pieces):
+    for place, piece in enumerate(pieces(one_line)):
         is_code = place % 2 == 1
         if is_code:
             # A table's row would end its cell here, even within code.
-            escaped.append(piece.replace("|", "\\|"))
+            escaped.append("`" + piece.replace("|", "\\|") + "`")
         else:
             escaped.append(MARKUP.sub(r"\\\1", piece.replace("&", "&amp;")))
-    return "`".join(escaped)
+    return LEADING_MARKUP.sub(r"\1\\\2", "".join(escaped))
