@@ -24,9 +24,9 @@ Route = tuple[str, str]
 
 # Larger answers are compressed.
 COMPRESSED_FROM_BYTES = 2000
-# Beside the page's own buttons. It works without a script.
+# At the right of the bar on top of each page, which is empty there. It works without a script.
 LOGOUT_BUTTON = """<form method="post" action="{base}/logout"
- style="position: fixed; right: 12px; bottom: 12px; z-index: 2000; margin: 0">
+ style="position: fixed; right: 24px; top: 16px; z-index: 2000; margin: 0">
 <button style="font: 14px system-ui, sans-serif; padding: 0.3em 0.8em">Log out</button>
 </form>"""
 NO_RENAME = (

@@ -12,6 +12,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import optuna
 import optuna_dashboard
 import pytest
 import yaml
@@ -260,6 +261,20 @@ def test_actions_that_would_harm_a_study_are_refused_with_a_reason(
         assert client.status("POST", tell_running, {"state": "Fail"}) == 204
         assert client.status("DELETE", of_study, {}) == 204
         assert client.status("GET", of_study) == 404
+
+
+def test_a_study_that_hpo_did_not_make_can_be_deleted(study: Study, database: Database) -> None:
+    for name in ("plain", HOSTILE, ""):
+        optuna.create_study(storage=open_storage(database), study_name=name).ask()
+    with dashboard(database) as client:
+        for listed in client.json("/api/studies")["study_summaries"]:
+            if listed["study_id"] != study.id:
+                place = f"/api/studies/{listed['study_id']}"
+                assert client.json(place)["name"] == listed["study_name"]
+                assert client.status("DELETE", place, {}) == 204
+                assert client.status("DELETE", place, {}) == 404
+        left = client.json("/api/studies")["study_summaries"]
+        assert [listed["study_id"] for listed in left] == [study.id]
 
 
 @pytest.mark.slow
@@ -722,7 +737,7 @@ def browser() -> Iterator[Any]:
 def test_the_pages_work_in_a_browser(
     study: Study, database: Database, browser: Any, base: str
 ) -> None:
-    """Login refused and granted, the list, plots, a trial's note and files; notes are text."""
+    """Login, list, plots, a trial's note and files, logout. Notes, logs and names are text."""
 
     def see(script: str) -> Any:
         return browser.execute_script(f"return {script}")
@@ -733,8 +748,15 @@ def test_the_pages_work_in_a_browser(
     def log_in(password: str) -> None:
         browser.find_element("id", "password").send_keys(password + "\n")
 
+    def is_text() -> bool:
+        return see("document.title") != "hacked" and not see("document.querySelector('img[src=x]')")
+
     trial = study.records()[0].id
     note = json.dumps({"version": 1, "body": HOSTILE})
+    optuna.create_study(storage=open_storage(database), study_name=HOSTILE)
+    logs = study_folder(study) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "trial-0.log").write_text(f"d t trial 0: begins\n{HOSTILE}\n")
     with dashboard(database, PASSWORD, base=base) as client:
         pages = f"http://127.0.0.1:{client.port}{base}/dashboard"
         client.log_in(PASSWORD)
@@ -744,6 +766,8 @@ def test_the_pages_work_in_a_browser(
         until(lambda: "Wrong password" in words())
         log_in(PASSWORD)
         until(lambda: f"{study.id}. s\n" in words(), 60)
+        until(lambda: "<script>" in words())
+        assert is_text()
 
         browser.get(f"{pages}/studies/{study.id}")
         for plot in (
@@ -761,10 +785,17 @@ def test_the_pages_work_in_a_browser(
         until(lambda: see(f"[...document.images].some({is_curve})"), 60)
         for part in ("configuration.yaml", "log.txt", "PER 30.00 % at the end", "<script>"):
             assert part in words()
-        assert see("document.title") != "hacked"
-        assert not see("document.querySelector('img[src=x]')")
+        assert is_text()
         lines = browser.get_log("browser")
         errors = [line["message"] for line in lines if line["level"] == "SEVERE"]
         assert [error for error in errors if "/login" not in error] == []
-        # The page would go on asking.
+        browser.get(f"{pages.removesuffix('/dashboard')}/artifacts/{study.id}/{trial}/log.txt")
+        assert "<script>" in words()
+        assert is_text()
+
+        browser.get(pages)
+        browser.find_element("css selector", "form[action$='/logout'] button").click()
+        until(lambda: "Password of this dashboard" in words())
+        browser.back()
+        until(lambda: "Password of this dashboard" in words())
         browser.get("about:blank")
