@@ -458,8 +458,8 @@ def with_texts(content: Any, text: str) -> Any:
     return content
 
 
-FREE = ("name", "ask", "answer", "in_words", "label", "outcome", "why_not", "path", "reason")
-FREE += ("start", "from", "to", "a", "b")
+FREE = {"name", "ask", "answer", "in_words", "label", "outcome", "why_not", "path", "reason"}
+FREE |= {"start", "from", "to", "a", "b"}
 TAGS_OF_PICTURES = {"svg", "g", "path", "text", "defs", "use", "clippath", "rect", "figure"}
 TAGS_OF_PICTURES |= {"figcaption", "pre", "image", "lineargradient", "stop"}
 ATTRIBUTES_OF_PICTURES = {"role", "aria-label", "viewbox", "d", "style", "transform", "id", "href"}

@@ -42,7 +42,7 @@ def test_text_is_text_in_markdown(text: str) -> None:
 
 
 def test_text_between_single_backquotes_is_code() -> None:
-    blocks = [Text("of `a|b` and `<c>`"), Table(["x"], [["`a|b`"]])]
+    blocks: list[Block] = [Text("of `a|b` and `<c>`"), Table(["x"], [["`a|b`"]])]
     html = as_html("t", [Section("", blocks)])
     assert "of <code>a|b</code> and <code>&lt;c&gt;</code>" in html
     markdown = as_markdown("t", [Section("", blocks)])
