@@ -84,14 +84,14 @@ def trials_by_key(study: Study) -> dict[str, int]:
 def add_trial(study: Study, comparable: ComparableRun) -> int:
     """Adds the run as a trial, unless it has been imported before. Returns the trial's number."""
     config = study.spec.config(comparable.values).flat()
-    with locks.locked(study.engine, study.id) as connection:
+    with locks.locked(study.engine, study.id) as lock:
         number = trials_by_key(study).get(comparable.run.key)
         if number is None:
             trial_id = study.storage.create_new_trial(study.id, _optuna_trial(study, comparable))
             number = study.storage.get_trial_number_from_id(trial_id)
         else:
             trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.id, number)
-        curves.add_imported(connection, trial_id, config, comparable.curve)
+        curves.add_imported(lock.last_write(), trial_id, config, comparable.curve)
     return number
 
 

@@ -15,10 +15,11 @@ from hpo.store.url import CONNECT_ARGUMENTS
 if TYPE_CHECKING:
     import optuna
 
-# A process has two connections at most.
+# A process keeps two connections, one of them for the lock of a study. It opens a third for a
+# moment if another thread works meanwhile.
 ENGINE_OPTIONS: dict[str, Any] = {
     "pool_size": 2,
-    "max_overflow": 0,
+    "max_overflow": 1,
     "pool_pre_ping": True,
     "connect_args": CONNECT_ARGUMENTS,
 }

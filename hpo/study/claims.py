@@ -8,6 +8,7 @@ Trials are claimed under a lock of the study, so a budget is exact over any numb
 Whatever a worker writes about its trial is fenced by its lease.
 """
 
+import threading
 from collections.abc import Mapping
 from functools import partial
 from uuid import uuid4
@@ -43,6 +44,8 @@ from hpo.trainer import Score
 
 # A host is bad after this many errors in a row, while trials succeed on others.
 BAD_NODE_ERRORS = 2
+# Why a trial goes back that a live process holds without knowing it.
+LOST_DATABASE = "its worker lost the database"
 
 
 class Claims(StudyReader):
@@ -55,6 +58,9 @@ class Claims(StudyReader):
         # The same database as `storage`, behind Optuna's cache.
         self.storage = optuna_internals.cached_storage(optuna_study)
         self._thin_curves: dict[int, set[int]] = {}
+        # Of the threads of this process, one claims at a time.
+        self._claiming = threading.Lock()
+        self._is_over_here = False
 
     # ---- claiming
 
@@ -82,16 +88,26 @@ class Claims(StudyReader):
     ) -> tuple[Lease, int] | None:
         """Take a trial under the study's lock. Returns its lease and the number of the attempt."""
         token = uuid4().hex
-        with locks.locked(self.engine, self.id) as connection:
-            self._sweep(connection, process if idle else None)
-            if self.halt:
+        with self._claiming, locks.locked(self.engine, self.id) as lock:
+            self._sweep(process if idle else None)
+            if self.halt or self._is_over_here:
                 return None
-            trial_id = self._take(connection, process.host)
+            trial_id = self._take(process.host)
             if trial_id is None:
                 return None
             lease = Lease(trial_id, token, self._lease_seconds)
-            attempt = leases.take_lease(connection, lease, process, dict(provenance))
+            # If the lock is lost, so is the lease, and the trial is handed back by the next claim.
+            attempt = leases.take_lease(lock.last_write(), lease, process, dict(provenance))
         return lease, attempt
+
+    def withdraw(self, process: Process) -> None:
+        """Claim no more in this process, and hand back the trial of a claim that is not over.
+
+        For a worker that must leave while another thread still claims.
+        """
+        self._is_over_here = True
+        with self._claiming, locks.locked(self.engine, self.id):
+            self._sweep(process, "its worker was stopped before it began")
 
     def _configured(self, lease: Lease, attempt: int) -> Trial | None:
         """The trial with its configuration; None if it was lost, ended by hand or has failed.
@@ -136,19 +152,24 @@ class Claims(StudyReader):
         """
         return optuna.Trial(optuna.Study(self.name, self.storage, sampler), trial_id)
 
-    def _take(self, connection: Connection, host: str) -> int | None:
+    def _take(self, host: str) -> int | None:
         """Set a trial to RUNNING. Returns its id, or None. The caller holds the study's lock.
 
         A trial whose last attempt ended with an error on this host is left to other hosts, as long
         as one of them works.
         """
         budget = self.budget
-        spent = self.spent_in(connection)
-        waiting = standing.waiting(connection, self.id)
-        failed_here = {
-            row.trial_id for row in waiting if row.outcome == Cause.CODE_ERROR and row.host == host
-        }
-        leave_to_others = bool(failed_here) and standing.works_elsewhere(connection, self.id, host)
+        with self.engine.begin() as connection:
+            spent = self.spent_in(connection)
+            waiting = standing.waiting(connection, self.id)
+            failed_here = {
+                row.trial_id
+                for row in waiting
+                if row.outcome == Cause.CODE_ERROR and row.host == host
+            }
+            leave_to_others = bool(failed_here) and standing.works_elsewhere(
+                connection, self.id, host
+            )
         for row in waiting:
             if leave_to_others and row.trial_id in failed_here:
                 continue
@@ -342,38 +363,39 @@ class Claims(StudyReader):
 
     def sweep(self) -> None:
         """Hand back the trials that nobody works on."""
-        with locks.locked(self.engine, self.id) as connection:
-            self._sweep(connection)
+        with locks.locked(self.engine, self.id):
+            self._sweep()
 
-    def _sweep(self, connection: Connection, idle: Process | None = None) -> None:
+    def _sweep(self, idle: Process | None = None, why: str = LOST_DATABASE) -> None:
         """Set trials that nobody works on to WAITING, or to FAIL if that happened too often.
 
         A trial that kills its workers would kill all of them if it always came back as the first
-        in the queue. The caller holds the study's lock.
+        in the queue. The caller holds the study's lock. why: the reason for trials of `idle`.
         """
-        for orphan in leases.orphans(connection, self.id, idle):
-            self._hand_back(connection, orphan)
+        with self.engine.begin() as connection:
+            orphans = leases.orphans(connection, self.id, idle)
+        for orphan in orphans:
+            if orphan.is_holder_alive:
+                self._hand_back(orphan, Cause.INTERRUPTED, why)
+            else:
+                self._hand_back(orphan, Cause.LOST, "its worker died or fell silent")
 
-    def _hand_back(self, connection: Connection, orphan: Orphan) -> None:
+    def _hand_back(self, orphan: Orphan, cause: Cause, reason: str) -> None:
         trial_id = orphan.trial_id
         if orphan.token is None:
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
             return
-        attempt = leases.drop_lease(connection, trial_id, orphan.token, orphan.lease_until)
+        with self.engine.begin() as connection:
+            attempt = leases.drop_lease(connection, trial_id, orphan.token, orphan.lease_until)
         if not attempt:
             # The holder was only late, and has renewed its lease.
             return
         if self.storage.get_trial(trial_id).state != TrialState.RUNNING:
             # The holder ended the trial before the lease was dropped.
             return
-        if orphan.is_holder_alive:
-            cause = Cause.INTERRUPTED
-            reason = "its worker lost the database"
-        else:
-            cause = Cause.LOST
-            reason = "its worker died or fell silent"
-        leases.end_attempt(connection, trial_id, attempt, cause, reason)
-        state = self._state_after_failure(connection, trial_id)
+        with self.engine.begin() as connection:
+            leases.end_attempt(connection, trial_id, attempt, cause, reason)
+            state = self._state_after_failure(connection, trial_id)
         attributes = {"reason": reason} if state == TrialState.FAIL else {}
         self.end_trial(trial_id, state, attributes)
 

@@ -122,8 +122,21 @@ class Worker(Place):
                     return trial
         except DatabaseAwayError:
             if self.stop():
+                self._withdraw()
                 return None
             raise
+
+    def _withdraw(self) -> None:
+        """Hand back the trial of a claim that has not been answered when the signal came."""
+        began_at = time.monotonic()
+
+        def given_up() -> bool:
+            return time.monotonic() - began_at > HAND_BACK_SECONDS
+
+        withdraw = partial(self.study.withdraw, self.process)
+        # Without the database, the trial is handed back when this process is seen to be dead.
+        with suppress(DatabaseAwayError):
+            ask_until_answered(withdraw, given_up, log.warning)
 
     def _wait_while_paused(self) -> bool:
         """Wait, with the data loaded, while the study is paused. Returns whether it was paused."""

@@ -29,6 +29,7 @@ from hpo.launch.launcher import Launcher, Plan
 from hpo.launch.slurm_element import run_node
 from hpo.process import Process
 from hpo.space.load import load_spec
+from hpo.store import locks
 from hpo.store.database import Database
 from hpo.store.embedded import EmbeddedServer
 from hpo.store.tables import trial_table
@@ -218,6 +219,71 @@ def test_a_failed_delivery_does_not_forget_how_far_the_training_went_back(
     assert len(failures) == 1
     reporter.deliver()
     assert curve(study, trial) == [(2, 0.9, 1), (4, 0.5, 1)]
+
+
+def hands_back(study: Study, worker: Worker, is_claimed: Callable[[], bool]) -> None:
+    """A worker that got a signal while it claims leaves a trial that nobody lost."""
+    claimed: list[bool] = []
+
+    def stop() -> bool:
+        if is_claimed():
+            claimed.append(True)
+        return bool(claimed)
+
+    worker.stop = stop
+    assert worker.run() == 0
+    record = study.records()[0]
+    assert (record.state, record.cause) == ("waiting", "interrupted")
+    assert record.reason == "its worker was stopped before it began"
+    # The next one gets it at once, as another attempt.
+    assert claim(study).number == 0
+
+
+def test_a_signal_while_a_configuration_is_drawn_hands_the_trial_back(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.worker.reporter.ANSWER_SECONDS", 0.1)
+    study = parts.study()
+    worker = parts.worker(study, lambda: False)
+    answer = threading.Event()
+    configure = worker.study.configure
+
+    def slow(trial_id: int) -> Any:
+        answer.wait()
+        return configure(trial_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.study, "configure", slow)
+        hands_back(parts.study(), worker, lambda: study.standing().running > 0)
+    threads = [thread for thread in threading.enumerate() if thread.name == "ask"]
+    answer.set()
+    for thread in threads:
+        thread.join()
+    # The late answer wrote nothing.
+    assert [record.attempts for record in study.records()] == [2, 0]
+
+
+def test_a_signal_while_another_holds_the_lock_claims_nothing(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim that waits for the lock must not get a trial after its worker has left."""
+    monkeypatch.setattr("hpo.worker.reporter.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("hpo.worker.worker.HAND_BACK_SECONDS", 0.5)
+    study = parts.study()
+    other = parts.study()
+    worker = parts.worker(study, lambda: False)
+
+    def is_asking() -> bool:
+        return any(thread.name == "ask" for thread in threading.enumerate())
+
+    worker.stop = is_asking
+    with locks.locked(other.engine, other.id):
+        assert worker.run() == 0
+        threads = [thread for thread in threading.enumerate() if thread.name == "ask"]
+    for thread in threads:
+        thread.join()
+    assert [record.state for record in other.records()] == ["waiting", "waiting"]
+    assert [record.attempts for record in other.records()] == [0, 0]
 
 
 @pytest.mark.slow
