@@ -1,15 +1,16 @@
 """Where studies are kept: a Postgres server given by URL, or the embedded one of this machine."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import platformdirs
-import psycopg2
-from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import Engine, create_engine, event, func, make_url, select
+from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -21,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from hpo.errors import DatabaseAwayError, DatabaseError
 from hpo.store.embedded import EmbeddedServer
-from hpo.store.url import CONNECT_ARGUMENTS, connection_problem, normal_url
+from hpo.store.url import SERVER_LIMITS, connect, look_at, normal_url
 
 COMPLETION_SECONDS = 2
 AWAY = (
@@ -36,12 +37,23 @@ AWAY = (
 TRANSLATED = (*AWAY, ProgrammingError)
 
 
-def translate_errors(engine: Engine) -> None:
+def prepare(engine: Engine, database: "Database") -> Engine:
     """Turn the server's refusals on this engine into DatabaseErrors of one line, from now on.
 
-    Other engines of the process, such as those of a tracker or a trainer, stay as they are.
+    Other engines of the process, such as those of a tracker or a trainer, stay as they are. Returns
+    the engine.
     """
     event.listen(engine, "handle_error", _translate)
+    if database.is_pooled:
+        # Before other listeners, which may already wait for something.
+        event.listen(engine, "begin", _limit, insert=True)
+    return engine
+
+
+def _limit(connection: Connection) -> None:
+    """Limit this transaction. The pooler has dropped what was asked for the whole session."""
+    for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(select(func.set_config(name, SERVER_LIMITS[name], True)))
 
 
 def _translate(context: ExceptionContext) -> None:
@@ -71,9 +83,9 @@ def _database_error(error: DBAPIError) -> DatabaseError:
 
 def open_engine(database: "Database") -> Engine:
     """An engine without a pool: it closes each connection after its use."""
-    engine = create_engine(database.url, poolclass=NullPool, connect_args=CONNECT_ARGUMENTS)
-    translate_errors(engine)
-    return engine
+    creator = partial(connect, database.url)
+    engine = create_engine(database.url, poolclass=NullPool, creator=creator)
+    return prepare(engine, database)
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ class Database:
     embedded_in: Path | None
     # The data folder as text, with the reason if it is not in HPO_HOME.
     where: str = ""
+    # Whether a pooler stands before the server, which drops the options of connections.
+    is_pooled: bool = False
 
     def revive(self) -> None:
         """Restart the embedded server if it crashed. After `hpo database stop` it stays down."""
@@ -96,8 +110,10 @@ class Database:
     def __str__(self) -> str:
         if self.embedded_in:
             return f"embedded Postgres in {self.where or self.embedded_in}"
-        # The query may hold sslpassword.
-        url = make_url(self.url).set(drivername="postgresql", query={})
+        url = make_url(self.url)
+        # Other parts of the query may be secret, such as sslpassword.
+        query = {name: url.query[name] for name in ("host", "port") if name in url.query}
+        url = url.set(drivername="postgresql", query=query)
         return url.render_as_string(hide_password=True)
 
 
@@ -107,6 +123,9 @@ def home() -> Path:
     Raises DatabaseError if the folder cannot be written.
     """
     wanted = Path(os.environ.get("HPO_HOME") or platformdirs.user_data_path("hpo"))
+    if any(unicodedata.category(letter) == "Cc" for letter in str(wanted)):
+        # Postgres writes the folder into a file of lines.
+        raise DatabaseError(f"HPO_HOME {str(wanted)!r}: has a line break or a control character")
     try:
         folder = wanted.expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -135,19 +154,19 @@ def open_database(url: str | None = None) -> Database:
     """
     source = "--database"
     if not url:
-        url = os.environ.get("HPO_DATABASE_URL")
+        url = os.environ.get("HPO_DATABASE_URL", "").strip()
         source = "HPO_DATABASE_URL"
     if not url:
         server = EmbeddedServer(home())
         return Database(server.start(), server.data, server.where())
     database = Database(normal_url(url, source), None)
-    problem = connection_problem(database.url)
-    if problem:
+    look = look_at(database.url)
+    if look.problem:
         raise DatabaseAwayError(
-            f"{source} {database}: {problem}. Is the server running? "
+            f"{source} {database}: {look.problem}. Is the server running? "
             f"Are host, port, user, database and sslmode right?"
         )
-    return database
+    return replace(database, is_pooled=look.is_pooled)
 
 
 def study_names(url: str | None) -> list[str]:
@@ -155,13 +174,12 @@ def study_names(url: str | None) -> list[str]:
 
     Answers fast, does not start a server, and raises whatever goes wrong.
     """
-    url = url or os.environ.get("HPO_DATABASE_URL") or EmbeddedServer(home()).url()
+    given = url or os.environ.get("HPO_DATABASE_URL", "").strip()
+    url = given or EmbeddedServer(home()).url()
     if not url:
         return []
-    parsed = make_url(normal_url(url)).set(drivername="postgresql")
-    plain = parsed.render_as_string(hide_password=False)
     with (
-        closing(psycopg2.connect(plain, connect_timeout=COMPLETION_SECONDS)) as connection,
+        closing(connect(normal_url(url), connect_timeout=COMPLETION_SECONDS)) as connection,
         connection.cursor() as cursor,
     ):
         cursor.execute("SELECT study_name FROM studies ORDER BY study_name")

@@ -19,22 +19,17 @@ from pathlib import Path
 
 import psycopg2
 from filelock import FileLock, Timeout
-from sqlalchemy import make_url
 
 from hpo.errors import DatabaseError, os_error_text
 from hpo.store import programs
 from hpo.store.filesystem import is_lasting, network_filesystem
 from hpo.store.owner import Owner, read_owner, write_owner
-from hpo.store.url import CONNECT_ARGUMENTS, connection_problem
+from hpo.store.url import EMBEDDED_AUTH, EMBEDDED_HOST, connect, look_at
 
 START_SECONDS = 60
 # How long the last processes of a killed server may take to end.
 LEAVE_SECONDS = 10
 POLL_SECONDS = 0.05
-# After a crash any program may listen on the server's port and ask for the password in clear text.
-# With this option libpq accepts SCRAM only, which reveals nothing of the password and proves that
-# the other side knows it too.
-REQUIRE_AUTH = "require_auth=scram-sha-256"
 # The first version that knows require_auth.
 OLDEST_LIBPQ = 16
 # For a user whose home is on a network file system. Each server gets a folder of a random name.
@@ -145,8 +140,11 @@ class EmbeddedServer:
         except (OSError, IndexError, ValueError):
             return None
         check_libpq(psycopg2.extensions.libpq_version())
-        url = f"postgresql+psycopg2://hpo:{password}@127.0.0.1:{port}/postgres?{REQUIRE_AUTH}"
-        if connection_problem(url) is not None:
+        url = (
+            f"postgresql+psycopg2://hpo:{password}@{EMBEDDED_HOST}:{port}/postgres"
+            f"?require_auth={EMBEDDED_AUTH}"
+        )
+        if look_at(url).problem is not None:
             return None
         return url
 
@@ -180,8 +178,9 @@ class EmbeddedServer:
                 "start",
                 "--wait",
                 f"--timeout={START_SECONDS}",
-                f"--pgdata={self.data}",
-                f"--log={self.log}",
+                # pg_ctl hands both to a shell, which would read a `$` of the home.
+                f"--pgdata={self.data.relative_to(self.root)}",
+                f"--log={self.log.relative_to(self.root)}",
                 f"--options=-p {port}",
                 inherited=(folder,),
             )
@@ -359,9 +358,9 @@ class EmbeddedServer:
         shutil.rmtree(draft, ignore_errors=True)
         done = self._run(
             "initdb",
-            f"--pgdata={draft}",
+            f"--pgdata={draft.relative_to(self.root)}",
             "--username=hpo",
-            f"--pwfile={self._password}",
+            f"--pwfile={self._password.relative_to(self.root)}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--no-locale",
@@ -466,6 +465,7 @@ class EmbeddedServer:
                 stdout=output,
                 stderr=output,
                 cwd=self.root,
+                env={name: value for name, value in os.environ.items() if name[:2] != "PG"},
                 pass_fds=inherited,
                 **programs.as_account(self.account),
             )
@@ -494,9 +494,7 @@ def _try_lock(folder: int) -> bool:
 
 
 def _is_superuser(url: str) -> bool:
-    parsed = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    timeout = CONNECT_ARGUMENTS["connect_timeout"]
-    with closing(psycopg2.connect(parsed, connect_timeout=timeout)) as connection:
+    with closing(connect(url)) as connection:
         # The server reports it when a connection opens, without a query.
         return bool(connection.get_parameter_status("is_superuser") == "on")
 

@@ -1,11 +1,18 @@
-"""URLs of Postgres: how users write them, and whether a server answers at one."""
+"""URLs of Postgres: how users write them, and connections to the server at one."""
 
 import os
+import re
 import socket
-from urllib.parse import quote
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
 
 import psycopg2
-from sqlalchemy import make_url
+from psycopg2.extensions import connection as Connection
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from hpo.errors import CallerError, DatabaseError
@@ -13,18 +20,66 @@ from hpo.errors import CallerError, DatabaseError
 # The first version with idle_session_timeout.
 OLDEST_POSTGRES = 14
 URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+# A setting that nobody uses, but that shows whether `options` reached the server.
+MARK = "hpo.options"
 # Nothing waits forever: not this process when the network is gone, and not the server when this
 # process is.
-CONNECT_ARGUMENTS = {
-    "application_name": f"hpo {socket.gethostname()} {os.getpid()}"[:63],
+SERVER_LIMITS = {
+    "statement_timeout": "120s",
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+CLIENT_LIMITS = {
     "connect_timeout": 10,
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
-    "options": "-c statement_timeout=120s -c idle_in_transaction_session_timeout=30s "
-    "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
 }
+# What a URL may give in another way, and libpq's variables, which a URL may leave it to.
+VARIABLES = {
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+    "application_name": "PGAPPNAME",
+    "options": "PGOPTIONS",
+}
+# Only URLs of the embedded server have it: after a crash any program may listen on the server's
+# port and ask for the password in clear text. With this option libpq accepts SCRAM only, which
+# reveals nothing of the password and proves that the other side knows it too.
+EMBEDDED_HOST = "127.0.0.1"
+EMBEDDED_AUTH = "scram-sha-256"
+# Variables of other servers must not reach the embedded one. They are taken away while a thread
+# connects to it, so only one thread connects at a time.
+_environment = threading.Lock()
+
+
+def parse_url(url: str) -> URL:
+    """The parts of a Postgres URL, in libpq's spellings too: several hosts, a folder of sockets.
+
+    Raises ValueError.
+    """
+    scheme, _, rest = url.strip().partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, hosts = authority.rpartition("@")
+    try:
+        if "," not in hosts and "%2f" not in hosts.lower():
+            return make_url(url.strip())
+        parsed = make_url(f"{scheme}://{user}{at}{rest.removeprefix(authority)}")
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
+    places = [_HOST_AND_PORT.fullmatch(place) for place in hosts.split(",")]
+    if None in places or "host" in parsed.query:
+        raise ValueError("hosts")
+    names = [unquote(place["name"] or place["address"] or "") for place in places if place]
+    query = {"host": ",".join(names)}
+    ports = [place["port"] or "" for place in places if place]
+    if any(ports):
+        query["port"] = ",".join(ports)
+    return parsed.update_query_dict(query)
+
+
+_HOST_AND_PORT = re.compile(r"(\[(?P<address>[^]]+)\]|(?P<name>[^:]*))(:(?P<port>\d*))?")
 
 
 def normal_url(url: str, source: str = "--database") -> str:
@@ -34,9 +89,9 @@ def normal_url(url: str, source: str = "--database") -> str:
     not encoded.
     """
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # ValueError: a port that is not a number.
+        parsed = parse_url(url)
+    except ValueError:
+        # Among others, a port that is not a number.
         raise CallerError(f"{source}: not a URL. Valid: {URL_FORM}") from None
     backend = parsed.get_backend_name()
     if backend not in ("postgresql", "postgres"):
@@ -45,6 +100,8 @@ def normal_url(url: str, source: str = "--database") -> str:
         raise _not_encoded(source, "%00")
     if url.count("@") > 1:
         raise _not_encoded(source, "more than one @")
+    if not url.strip().isprintable():
+        raise _not_encoded(source, "a line break or another control character in its middle")
     if "password" in parsed.query:
         # libpq takes a password there too, but there it would be shown.
         password = str(parsed.query["password"])
@@ -62,8 +119,8 @@ def _not_encoded(source: str, fault: str) -> CallerError:
 def has_password(url: str) -> bool:
     """Whether a URL, as the user typed it, may hold a password."""
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
+        parsed = parse_url(url)
+    except ValueError:
         return "@" in url
     return bool(parsed.password or {"password", "sslpassword"} & set(parsed.query))
 
@@ -74,8 +131,8 @@ def secrets_of(url: str) -> tuple[str, ...]:
     Empty for an empty URL.
     """
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
+        parsed = parse_url(url)
+    except ValueError:
         return (url,) if url else ()
     password = str(parsed.password or parsed.query.get("password") or "")
     spellings = (
@@ -88,17 +145,78 @@ def secrets_of(url: str) -> tuple[str, ...]:
     return tuple(secret for secret in distinct if secret)
 
 
-def connection_problem(url: str) -> str | None:
-    """Why the server at `url` refuses a connection; None if it accepts one.
+def connect(url: str, **arguments: Any) -> Connection:
+    """Open a connection with hpo's limits, beside the options of the URL and of libpq's variables.
 
-    Raises CallerError for an option that libpq does not know, DatabaseError for an old server.
+    Where they name the same limit, theirs holds. arguments: those of psycopg2 that replace all
+    others. Raises psycopg2.Error.
     """
     parsed = make_url(url)
     # psycopg2 gets the URL in pieces, because some of libpq's messages quote a whole URL.
-    _, arguments = parsed.get_dialect()().create_connect_args(parsed)
+    _, given = parsed.get_dialect()().create_connect_args(parsed)
+    # Of an option that is given twice, the last holds, as for libpq.
+    given = {
+        name: value if isinstance(value, str | int) else value[-1] for name, value in given.items()
+    }
+    if is_embedded(parsed):
+        return _connect_to_embedded({**_own_arguments(), **given, **arguments})
+    for name, variable in VARIABLES.items():
+        if variable in os.environ:
+            given.setdefault(name, os.environ[variable])
+    own = _own_arguments()
+    if "options" in given:
+        # The later of two settings of one name holds.
+        given["options"] = f"{own['options']} {given['options']}"
+    return psycopg2.connect(**{**own, **given, **arguments})
+
+
+def _own_arguments() -> dict[str, Any]:
+    settings = {MARK: "yes", **SERVER_LIMITS}
+    return {
+        "application_name": f"hpo {socket.gethostname()} {os.getpid()}"[:63],
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+        **CLIENT_LIMITS,
+    }
+
+
+def is_embedded(url: URL) -> bool:
+    """Whether the URL is that of an embedded server."""
+    return url.host == EMBEDDED_HOST and url.query.get("require_auth") == EMBEDDED_AUTH
+
+
+def _connect_to_embedded(arguments: Mapping[str, Any]) -> Connection:
+    """Connect without libpq's variables, of which some cannot be overridden, such as PGSERVICE."""
+    with _environment:
+        hidden = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+        for name in hidden:
+            del os.environ[name]
+        try:
+            return psycopg2.connect(**arguments)
+        finally:
+            os.environ.update(hidden)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a first connection to a server shows."""
+
+    # Why the server refuses a connection; None if it accepts one.
+    problem: str | None = None
+    # Whether a pooler between here and the server has dropped hpo's options.
+    is_pooled: bool = False
+
+
+def look_at(url: str) -> Look:
+    """Connect to the server at `url` once.
+
+    Raises CallerError for an option that libpq does not know, DatabaseError for an old server, and
+    for a pooler that refuses or drops what was asked for.
+    """
     try:
-        connection = psycopg2.connect(**{**arguments, **CONNECT_ARGUMENTS})
-        connection.close()
+        with closing(connect(url)) as connection, connection.cursor() as cursor:
+            check_version(connection.server_version)
+            cursor.execute("SELECT current_setting(%s, true)", (MARK,))
+            is_pooled = cursor.fetchone() != ("yes",)
     except psycopg2.Error as error:
         problem = _first_line(error)
         if isinstance(error, psycopg2.ProgrammingError):
@@ -106,9 +224,20 @@ def connection_problem(url: str) -> str | None:
                 f"database URL: {problem}. "
                 f"Valid after the '?': libpq's options, such as sslmode=verify-full"
             ) from None
-        return problem
-    check_version(connection.server_version)
-    return None
+        if "unsupported startup parameter" in problem:
+            raise DatabaseError(
+                f"database: {problem}. A pooler such as PgBouncer answers there: give the address "
+                f"of Postgres itself, or add ignore_startup_parameters = options to pgbouncer.ini"
+            ) from None
+        return Look(problem)
+    options = make_url(url).query.get("options") or os.environ.get("PGOPTIONS")
+    if is_pooled and options:
+        raise DatabaseError(
+            f"database: a pooler such as PgBouncer answers there, and drops the options {options}. "
+            f"Give the address of Postgres itself, or set them with ALTER ROLE ... SET, and leave "
+            f"them out of the URL and of PGOPTIONS"
+        )
+    return Look(is_pooled=is_pooled)
 
 
 def _first_line(error: psycopg2.Error) -> str:
