@@ -128,7 +128,7 @@ def data_convert(source: Path, out: Path) -> None:
 
 @click.group()
 def database() -> None:
-    """The embedded Postgres of this HPO_HOME."""
+    """The embedded Postgres of this HPO_HOME, and upgrades of any database."""
 
 
 @database.command(name="status")
@@ -195,3 +195,22 @@ def database_adopt(yes: bool) -> None:
         click.confirm("Adopt it?", abort=True)
     server.adopt()
     click.echo("adopted: the next command starts it here")
+
+
+@database.command(name="upgrade")
+@database_option
+def database_upgrade(database: str | None) -> None:
+    """Dump the database, then upgrade its tables to those of this version of hpo and Optuna.
+
+    Stop all workers first.
+    """
+    from hpo.store.database import home, open_database
+    from hpo.store.upgrade import upgrade
+
+    opened = open_database(database)
+    done = upgrade(opened, home() / "dumps")
+    if done is None:
+        click.echo("nothing to upgrade: its tables are those of this version")
+        return
+    click.echo(f"upgraded from Optuna's tables {done.before}; as it was: {done.dump}")
+    click.echo(f"Back to it: pg_restore --clean --if-exists --dbname=URL {done.dump}")

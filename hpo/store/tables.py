@@ -26,6 +26,8 @@ from hpo.errors import DatabaseError
 # The version of the tables below. hpo/store/migrations has the step to it from the version before.
 VERSION = "2"
 VERSION_TABLE = "hpo_version"
+# The version of Optuna's tables that the code reads without Optuna.
+OPTUNA = "v3.2.0.a"
 # The user attribute of a trial that was trained outside. Its value is the name of the past run.
 IMPORTED = "imported"
 
@@ -195,6 +197,13 @@ def version_of(connection: Connection) -> str | None:
         return None
     # The name is a constant, so nothing can be injected.
     statement = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608
+    version: str | None = connection.execute(statement).scalar()
+    return version
+
+
+def optuna_schema_of(connection: Connection) -> str | None:
+    """The version of Optuna's tables in a database that has hpo's."""
+    statement = text("SELECT version_num FROM alembic_version")
     version: str | None = connection.execute(statement).scalar()
     return version
 

@@ -4,8 +4,8 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -51,7 +51,7 @@ EMBEDDED_HOST = "127.0.0.1"
 EMBEDDED_AUTH = "scram-sha-256"
 # Variables of other servers must not reach the embedded one. They are taken away while a thread
 # connects to it, so only one thread connects at a time.
-_environment = threading.Lock()
+_environment = threading.RLock()
 
 
 def parse_url(url: str) -> URL:
@@ -152,22 +152,27 @@ def connect(url: str, **arguments: Any) -> Connection:
     others. Raises psycopg2.Error.
     """
     parsed = make_url(url)
-    # psycopg2 gets the URL in pieces, because some of libpq's messages quote a whole URL.
-    _, given = parsed.get_dialect()().create_connect_args(parsed)
-    # Of an option that is given twice, the last holds, as for libpq.
-    given = {
-        name: value if isinstance(value, str | int) else value[-1] for name, value in given.items()
-    }
-    if is_embedded(parsed):
-        return _connect_to_embedded({**_own_arguments(), **given, **arguments})
+    with right_variables(parsed):
+        given = given_arguments(parsed)
+        own = _own_arguments()
+        if "options" in given:
+            # The later of two settings of one name holds.
+            given["options"] = f"{own['options']} {given['options']}"
+        return psycopg2.connect(**{**own, **given, **arguments})
+
+
+def given_arguments(url: URL) -> dict[str, Any]:
+    """The arguments for libpq that the URL has, and those of its variables that hpo also sets."""
+    # In pieces, because some of libpq's messages quote a whole URL.
+    _, pieces = url.get_dialect()().create_connect_args(url)
+    given: dict[str, Any] = {}
+    for name, value in pieces.items():
+        # Of an option that is given twice, the last holds, as for libpq.
+        given[name] = value[-1] if isinstance(value, tuple) else value
     for name, variable in VARIABLES.items():
         if variable in os.environ:
             given.setdefault(name, os.environ[variable])
-    own = _own_arguments()
-    if "options" in given:
-        # The later of two settings of one name holds.
-        given["options"] = f"{own['options']} {given['options']}"
-    return psycopg2.connect(**{**own, **given, **arguments})
+    return given
 
 
 def _own_arguments() -> dict[str, Any]:
@@ -184,14 +189,21 @@ def is_embedded(url: URL) -> bool:
     return url.host == EMBEDDED_HOST and url.query.get("require_auth") == EMBEDDED_AUTH
 
 
-def _connect_to_embedded(arguments: Mapping[str, Any]) -> Connection:
-    """Connect without libpq's variables, of which some cannot be overridden, such as PGSERVICE."""
+@contextmanager
+def right_variables(url: URL) -> Iterator[None]:
+    """Hide libpq's variables from connections to the embedded server, for as long as they are made.
+
+    Some of them cannot be overridden by an argument, such as PGSERVICE.
+    """
+    if not is_embedded(url):
+        yield
+        return
     with _environment:
         hidden = {name: value for name, value in os.environ.items() if name.startswith("PG")}
         for name in hidden:
             del os.environ[name]
         try:
-            return psycopg2.connect(**arguments)
+            yield
         finally:
             os.environ.update(hidden)
 
@@ -215,8 +227,11 @@ def look_at(url: str) -> Look:
     try:
         with closing(connect(url)) as connection, connection.cursor() as cursor:
             check_version(connection.server_version)
+            connection.autocommit = True
             cursor.execute("SELECT current_setting(%s, true)", (MARK,))
             is_pooled = cursor.fetchone() != ("yes",)
+            if is_pooled:
+                _check_transactions(connection)
     except psycopg2.Error as error:
         problem = _first_line(error)
         if isinstance(error, psycopg2.ProgrammingError):
@@ -227,7 +242,7 @@ def look_at(url: str) -> Look:
         if "unsupported startup parameter" in problem:
             raise DatabaseError(
                 f"database: {problem}. A pooler such as PgBouncer answers there: give the address "
-                f"of Postgres itself, or add ignore_startup_parameters = options to pgbouncer.ini"
+                f"of Postgres itself, or set ignore_startup_parameters = options in pgbouncer.ini"
             ) from None
         return Look(problem)
     options = make_url(url).query.get("options") or os.environ.get("PGOPTIONS")
@@ -238,6 +253,19 @@ def look_at(url: str) -> Look:
             f"them out of the URL and of PGOPTIONS"
         )
     return Look(is_pooled=is_pooled)
+
+
+def _check_transactions(connection: Connection) -> None:
+    """Raises DatabaseError for a pooler that gives each statement another session."""
+    connection.autocommit = False
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error:
+        raise DatabaseError(
+            "database: a pooler such as PgBouncer answers there, and refuses transactions: give "
+            "the address of Postgres itself, or set pool_mode = transaction in pgbouncer.ini"
+        ) from None
 
 
 def _first_line(error: psycopg2.Error) -> str:
