@@ -49,21 +49,31 @@ def ready_engine(database: Database) -> Engine:
 
 
 def open_storage(database: Database) -> "optuna.storages.RDBStorage":
-    """Optuna's storage on the database, with hpo's tables next to its own."""
-    import optuna
+    """Optuna's storage on the database, with hpo's tables next to its own.
 
+    Raises DatabaseError if the tables are of another Optuna, or of a later hpo.
+    """
     with locks.alone(open_engine(database)):
-        with translated_errors():
-            # Checked below, because Optuna's message names commands that need a URL.
-            storage = optuna.storages.RDBStorage(
-                database.url, engine_kwargs=_options(database), skip_compatibility_check=True
-            )
+        storage = unchecked_storage(database)
         _check_optuna(storage)
         prepare(storage.engine, database)
         leases.fence_transactions(storage.engine)
         with storage.engine.begin() as connection:
             upgrade_tables(connection)
     return storage
+
+
+def unchecked_storage(database: Database) -> "optuna.storages.RDBStorage":
+    """Optuna's storage on the database, whose tables may be of another version.
+
+    Without a check of Optuna's, because its message names commands that need a URL.
+    """
+    import optuna
+
+    with translated_errors():
+        return optuna.storages.RDBStorage(
+            database.url, engine_kwargs=_options(database), skip_compatibility_check=True
+        )
 
 
 @dataclass(frozen=True)

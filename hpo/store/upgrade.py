@@ -6,16 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-from psycopg2.extensions import make_dsn
 from sqlalchemy import make_url
 
 from hpo.errors import DatabaseError, os_error_text
 from hpo.store import locks, programs
 from hpo.store.database import Database, open_engine, translated_errors
-from hpo.store.storage import open_storage, optuna_versions
+from hpo.store.storage import open_storage, optuna_versions, unchecked_storage
 from hpo.store.tables import VERSION, version_of
-from hpo.store.url import given_arguments, is_embedded, right_variables
+from hpo.store.url import is_embedded, place_and_password, right_variables
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,7 @@ def upgrade(database: Database, folder: Path) -> Upgrade | None:
     engine = open_engine(database)
     with engine.connect() as connection:
         own_version = version_of(connection)
-    with right_variables(make_url(database.url)), translated_errors():
-        storage = optuna.storages.RDBStorage(
-            database.url, skip_compatibility_check=True, skip_table_creation=own_version is not None
-        )
+    storage = unchecked_storage(database)
     versions = optuna_versions(storage)
     is_later = versions.stored not in storage.get_all_versions()
     if is_later or (versions.is_current and own_version == VERSION):
@@ -59,17 +54,16 @@ def _dump(database: Database, folder: Path) -> Path:
     """Write the whole database to a file that pg_restore reads. Raises DatabaseError."""
     url = make_url(database.url)
     path = folder / f"{url.database}-{time.strftime('%Y%m%d-%H%M%S')}.dump"
-    arguments = given_arguments(url)
+    place, password = place_and_password(url)
     environment = {
         name: value
         for name, value in os.environ.items()
         if not (is_embedded(url) and name.startswith("PG"))
     }
-    password = arguments.pop("password", None)
     if password:
-        environment["PGPASSWORD"] = str(password)
+        environment["PGPASSWORD"] = password
     program = programs.find_binaries(None, None) / "pg_dump"
-    command = [str(program), "--format=custom", f"--dbname={make_dsn(**arguments)}"]
+    command = [str(program), "--format=custom", f"--dbname={place}"]
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600, exist_ok=False)

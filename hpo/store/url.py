@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -153,7 +154,7 @@ def connect(url: str, **arguments: Any) -> Connection:
     """
     parsed = make_url(url)
     with right_variables(parsed):
-        given = given_arguments(parsed)
+        given = _given_arguments(parsed)
         own = _own_arguments()
         if "options" in given:
             # The later of two settings of one name holds.
@@ -161,7 +162,7 @@ def connect(url: str, **arguments: Any) -> Connection:
         return psycopg2.connect(**{**own, **given, **arguments})
 
 
-def given_arguments(url: URL) -> dict[str, Any]:
+def _given_arguments(url: URL) -> dict[str, Any]:
     """The arguments for libpq that the URL has, and those of its variables that hpo also sets."""
     # In pieces, because some of libpq's messages quote a whole URL.
     _, pieces = url.get_dialect()().create_connect_args(url)
@@ -173,6 +174,13 @@ def given_arguments(url: URL) -> dict[str, Any]:
         if variable in os.environ:
             given.setdefault(name, os.environ[variable])
     return given
+
+
+def place_and_password(url: URL) -> tuple[str, str | None]:
+    """The server in the words of libpq's programs, and the password, which belongs in no line."""
+    given = _given_arguments(url)
+    password = given.pop("password", None)
+    return make_dsn(**given), None if password is None else str(password)
 
 
 def _own_arguments() -> dict[str, Any]:
