@@ -12,7 +12,7 @@ from hpo.report.report_data import ReportData
 from hpo.space.budget import hours_unit
 from hpo.study.record import ran_on_cpus
 from hpo.study.trial import LEARNED_NOTHING, Record
-from hpo.text import duration, value_text
+from hpo.text import duration, plural, value_text
 from hpo.trainer import Metric
 
 # Trials in the table.
@@ -24,9 +24,8 @@ def trials_over_time(data: ReportData) -> list[Block]:
     curves = _curves(data)
     if not curves:
         return [see_status(data, "No trial has been evaluated yet.")]
-    caption = (
-        f"Validation {metric.name} of all {len(curves)} trials; marks show where one was stopped."
-    )
+    count = plural(len(curves), "trial")
+    caption = f"Validation {metric.name} of {count}; marks show where one was stopped."
     blocks: list[Block] = [Picture(pictures.curves(curves, metric), caption)]
     blocks += _histories(data)
     blocks += [Text(line, "note") for line in _stopped_and_failed(data)]

@@ -1,6 +1,7 @@
 """The rules of the house: the direction of imports, the doors of libraries, docstrings, help."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -203,3 +204,12 @@ def test_tests_lie_in_the_folder_of_their_kind_and_import_no_test() -> None:
         assert place.parts[0] in ("unit", "integration", "acceptance"), place
         imported = {name.split(".")[0] for name in imports(file)}
         assert not [name for name in imported if name.startswith(("test_", "conftest"))], place
+
+
+def test_the_tests_that_the_page_on_reliability_names_exist() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`((?:unit|integration|acceptance)/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 30
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert not test or f"def {test}(" in source, f"{file}::{test}"
