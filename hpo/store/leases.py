@@ -83,7 +83,7 @@ def _is_held(trial_id: int, token: str) -> Any:
 
 
 def _from_now(seconds: float) -> Any:
-    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
 def take_lease(
@@ -112,6 +112,8 @@ def take_lease(
     attempt = int(connection.execute(statement).scalar_one())
     connection.execute(
         insert(attempt_table).values(
+            # The lease is taken in the transaction of a lock, which may have begun long ago.
+            begun=func.clock_timestamp(),
             trial_id=lease.trial_id,
             attempt=attempt,
             host=process.host,
