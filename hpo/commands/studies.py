@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hpo.store.database import Database
-    from hpo.study.studies import ForeignStudy
+    from hpo.study.foreign import ForeignStudy
     from hpo.study.study import Study
     from hpo.study.study_list import StudySummary
 
@@ -61,7 +61,10 @@ def _show_disk(database: str | None, as_json: bool) -> None:
     folders: dict[Path, str] = {}
     for line in all_studies(opened):
         if line.state != "foreign":
-            folders[study_folder(open_reader(opened, line.name))] = line.name
+            reader = open_reader(opened, line.name)
+            folders[study_folder(reader)] = line.name
+            # Each has connections of its own, of which a server allows about a hundred.
+            reader.engine.dispose()
     for path in sorted((home() / "studies").glob("*-*")):
         if path.is_dir():
             folders.setdefault(path, "")
@@ -144,7 +147,7 @@ def delete(study: str, yes: bool, force: bool, database: str | None) -> None:
     A study that hpo did not make can be deleted, too, whatever its name is.
     """
     from hpo.store.database import open_database
-    from hpo.study.studies import find_foreign
+    from hpo.study.foreign import find_foreign
 
     reached = open_database(database)
     foreign = find_foreign(reached, study)
@@ -161,14 +164,14 @@ def _delete_ours(study: str, database: str | None, yes: bool, force: bool) -> No
     from hpo.study.paths import study_folder
     from hpo.study.studies import refuse_if_running, remove
     from hpo.study.study_list import children
+    from hpo.worker.disk import disk_use, size
 
     if not force:
         refuse_if_running(opened)
     folder = study_folder(opened)
     files = "none on this machine"
     if folder.is_dir():
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        files = f"{size / 1e6:.1f} MB of weights, checkpoints and logs"
+        files = f"{size(disk_use(folder).total)} of weights, checkpoints and logs"
     click.echo(f"study {study}: {_contents(opened)}")
     click.echo(f"files       {folder}: {files}")
     for child in map(shown_name, children(open_database(database), study)):

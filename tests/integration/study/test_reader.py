@@ -121,6 +121,7 @@ def test_a_study_that_was_deleted_is_one_line(odd: Study, database: Database) ->
         ("report", "--study", "s"),
         ("status", "--study", "missing"),
         ("kill", "--study", "missing", "--trial", "0"),
+        ("delete", "--study", "missing", "--yes"),
     ],
 )
 def test_commands_that_read_do_not_load_optuna(

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import optuna
 import pytest
@@ -20,8 +21,9 @@ from hpo.space.spec import StudySpec
 from hpo.store.database import Database
 from hpo.store.storage import open_storage
 from hpo.study import control
+from hpo.study.foreign import find_foreign
 from hpo.study.paths import study_folder
-from hpo.study.studies import find_foreign, remove_foreign
+from hpo.study.studies import remove_foreign
 from hpo.study.study import Study
 from hpo.terminal.snapshot import snapshot
 
@@ -182,6 +184,13 @@ def test_a_foreign_study_that_runs_is_deleted_by_force_only(database: Database) 
     error = refusal("delete", "--study", "s p", "--yes")
     assert "study s p: 1 trials run in another program. Stop that, or take --force" in error
     assert invoke("delete", "--study", "s p", "--yes", "--force").exit_code == 0
+    assert json.loads(invoke("studies", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("spec", ["v2", {"layers": 2}, None, {"parameters": {}}])
+def test_a_foreign_study_with_a_spec_of_its_own_is_deleted(database: Database, spec: Any) -> None:
+    foreign(database, "theirs").set_user_attr("spec", spec)
+    assert invoke("delete", "--study", "theirs", "--yes").exit_code == 0
     assert json.loads(invoke("studies", "--json").stdout) == []
 
 
