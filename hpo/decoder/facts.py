@@ -3,7 +3,6 @@
 Reads the features one sentence at a time, so that it can check a store larger than memory.
 """
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hpo.data.formats import open_source
 from hpo.data.sentences import Sentences
 from hpo.decoder.config import ModelConfig
 from hpo.decoder.data import check, check_days, split, too_short
+from hpo.decoder.repeated import features_digest
 from hpo.errors import DataError
 
 BIN_SECONDS = 0.02
@@ -127,8 +127,7 @@ def _scan(sentences: Sentences) -> _Scan:
         if bins:
             low_DC[day] = np.minimum(low_DC[day], x_TC.min(axis=0))
             high_DC[day] = np.maximum(high_DC[day], x_TC.max(axis=0))
-        digest = hashlib.blake2b(np.ascontiguousarray(x_TC).data, digest_size=16).digest()
-        digests[digest] += 1
+        digests[features_digest(x_TC)] += 1
     return _Scan(low_DC, high_DC, digests)
 
 

@@ -60,12 +60,12 @@ class _Trained:
         for number in numbers.tolist():
             x_TC = _features(others, starts_S, number)
             alike = self._by_ends.get(_ends(x_TC), [])
-            digest = _digest(x_TC) if alike else b""
+            digest = features_digest(x_TC) if alike else b""
             found += any(digest == self._digest_of(candidate) for candidate in alike)
         return found
 
     def _digest_of(self, number: int) -> bytes:
-        return _digest(_features(self._sentences, self._starts_S, number))
+        return features_digest(_features(self._sentences, self._starts_S, number))
 
 
 def _starts(sentences: Sentences) -> NDArray[np.int64]:
@@ -84,5 +84,6 @@ def _ends(x_TC: NDArray[np.float32]) -> bytes:
     return b"%d:" % len(x_TC) + x_TC[:1].tobytes() + x_TC[-1:].tobytes()
 
 
-def _digest(x_TC: NDArray[np.float32]) -> bytes:
+def features_digest(x_TC: NDArray[np.float32]) -> bytes:
+    """Equal for sentences with identical features."""
     return hashlib.blake2b(np.ascontiguousarray(x_TC).data, digest_size=16).digest()

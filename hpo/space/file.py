@@ -132,7 +132,7 @@ def _tree(path: Path) -> Any:
         tree = parse_yaml(text)
     except YamlFault as fault:
         line = f" in line {fault.line}" if fault.line else ""
-        raise SpecError(f"{path}: not valid YAML{line}: {shortened(str(fault))}") from None
+        raise SpecError(f"{path}: not valid YAML{line}: {fault}") from None
     check_size(tree, children, str(path))
     return tree
 

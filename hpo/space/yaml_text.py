@@ -14,13 +14,13 @@ from ruamel.yaml.nodes import Node, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
+from hpo.errors import shortened
+from hpo.settings import MAX_DEPTH
+
 # A study file is smaller by far.
 MAX_LETTERS = 1_000_000
 # Of a file with its aliases written out.
 MAX_VALUES = 100_000
-MAX_DEPTH = 50
-# Of what a message shows of a file.
-SHOWN = 200
 
 _PREFIX = "tag:yaml.org,2002:"
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -40,8 +40,7 @@ class YamlFault(ValueError):
     """Why a text is no YAML. line: counts from 1; None if it is not known."""
 
     def __init__(self, problem: str, line: int | None = None):
-        short = problem if len(problem) <= SHOWN else f"{problem[:SHOWN]}..."
-        super().__init__(short)
+        super().__init__(shortened(problem))
         self.line = line
 
 
