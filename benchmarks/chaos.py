@@ -102,7 +102,8 @@ class Chaos:
         if what.startswith("restart"):
             _, mode = what.split()
             # The server's own stop() is always a fast one.
-            self.server._run("pg_ctl", "-D", self.server.data, "-m", mode, "-w", "stop")  # noqa: SLF001
+            stop = ("-D", self.server.data, "-m", mode, "-w", "stop")
+            self.server._run("pg_ctl", *stop)  # noqa: SLF001
             self.server.start()
             return
         process = self.random.choice(self.processes)

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hpo"
@@ -64,26 +65,24 @@ def text_of(node: ast.AST) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if is_text(part) else "{...}" for part in node.values)  # type: ignore[attr-defined]
+        return "".join(text_of(part) or "{...}" for part in node.values)
     return None
-
-
-def is_text(part: ast.AST) -> bool:
-    return isinstance(part, ast.Constant)
 
 
 def silent_docstrings(tree: ast.Module) -> Iterator[ast.AST]:
     """Docstrings that no command prints: of modules, classes, functions and fields."""
-    help_texts = {id(node.body[0]) for node in ast.walk(tree) if is_command(node)}  # type: ignore[attr-defined]
+    commands = [node for node in ast.walk(tree) if is_command(node)]
+    help_texts = {id(command.body[0]) for command in commands}
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and id(node) not in help_texts:
             yield node.value
 
 
-def is_command(node: ast.AST) -> bool:
+def is_command(node: ast.AST) -> TypeGuard[ast.FunctionDef]:
     """Whether click shows this function's docstring: it is decorated with `command` or `group`."""
-    decorators = getattr(node, "decorator_list", [])
-    names = [ast.unparse(decorator) for decorator in decorators]
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    names = [ast.unparse(decorator) for decorator in node.decorator_list]
     return any(re.search(r"\.(command|group)\b", name) for name in names)
 
 

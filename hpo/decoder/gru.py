@@ -33,7 +33,9 @@ def run_layer(layer: nn.GRU, x_WBI: torch.Tensor, reversed_rows: torch.Tensor) -
         x_DWBG = torch.stack(gates)
         weight_DGH = torch.stack([getattr(layer, f"weight_hh_{name}") for name in names])
         bias_DG = torch.stack([getattr(layer, f"bias_hh_{name}") for name in names])
-        h_DWBH = _Recurrence.apply(x_DWBG, weight_DGH, bias_DG, reversed_rows)  # type: ignore[no-untyped-call]
+        h_DWBH = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            x_DWBG, weight_DGH, bias_DG, reversed_rows
+        )
     return torch.cat(h_DWBH.unbind(), dim=2)
 
 

@@ -4,7 +4,9 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPResponse
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +22,18 @@ JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An answer that has been read whole."""
+
+    status: int
+    text: str
+    headers: Message
+
+    def getheader(self, name: str) -> str | None:
+        return self.headers.get(name)
+
+
 class Client:
     """Sends requests to a dashboard and keeps the cookie."""
 
@@ -30,13 +44,13 @@ class Client:
 
     def ask(
         self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
-    ) -> HTTPResponse:
+    ) -> Answer:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         cookie = {"Cookie": self.cookie} if self.cookie else {}
         connection.request(method, self.base + path, body, {**cookie, **(headers or {})})
-        answer = connection.getresponse()
-        answer.text = answer.read().decode(errors="replace")  # type: ignore[attr-defined]
-        return answer
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+        return Answer(response.status, text, response.headers)
 
     def status(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -46,12 +60,12 @@ class Client:
 
     def json(self, path: str) -> Any:
         answer = self.ask("GET", path)
-        assert answer.status == 200, answer.text  # type: ignore[attr-defined]
-        return json.loads(answer.text)  # type: ignore[attr-defined]
+        assert answer.status == 200, answer.text
+        return json.loads(answer.text)
 
     def log_in(
         self, password: str, headers: dict[str, str] | None = None, where: str = "/dashboard"
-    ) -> HTTPResponse:
+    ) -> Answer:
         fields = urlencode({"password": password, "next": where})
         answer = self.ask("POST", "/login", fields, {**FORM, **(headers or {})})
         self.cookie = (answer.getheader("Set-Cookie") or "").partition(";")[0]

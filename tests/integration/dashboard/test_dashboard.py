@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import yaml
 from bottle import Bottle
 from helpers.commands import one_line, run_hpo, start, until
-from helpers.dashboards import FORM, JSON, dashboard
+from helpers.dashboards import FORM, JSON, Answer, dashboard
 from helpers.servers import execute
 from helpers.studies import RECORD, long, point
 from sqlalchemy import make_url, text
@@ -92,8 +92,8 @@ def study(make_study: Callable[..., Study], tiny_spec: StudySpec) -> Study:
     return study
 
 
-def reason_of(answer: HTTPResponse) -> str:
-    return str(json.loads(answer.text)["reason"])  # type: ignore[attr-defined]
+def reason_of(answer: Answer) -> str:
+    return str(json.loads(answer.text)["reason"])
 
 
 def answer_of_optuna_dashboard(database: Database, path: str) -> Any:
@@ -199,12 +199,12 @@ def test_files_of_a_trial_are_made_on_request(study: Study, database: Database) 
         place = f"/artifacts/{study.id}/{record.id}"
         picture = client.ask("GET", f"{place}/curve.png")
         assert (picture.status, picture.getheader("Content-Type")) == (200, "image/png")
-        assert picture.text[1:4] == "PNG"  # type: ignore[attr-defined]
+        assert picture.text[1:4] == "PNG"
         configuration = client.ask("GET", f"{place}/configuration.yaml")
-        content = yaml.safe_load(configuration.text)  # type: ignore[attr-defined]
+        content = yaml.safe_load(configuration.text)
         assert content["base"] == record.config
         log = client.ask("GET", f"{place}/log.txt")
-        assert log.text == "d t trial 0: begins\nTraceback\n  deep\n"  # type: ignore[attr-defined]
+        assert log.text == "d t trial 0: begins\nTraceback\n  deep\n"
         assert "sandbox" in (log.getheader("Content-Security-Policy") or "")
         assert client.status("GET", f"{place}/other.txt") == 404
         assert client.status("GET", f"/artifacts/{study.id}/999999/log.txt") == 404
@@ -292,7 +292,7 @@ def test_bad_requests_and_database_errors_are_answered_with_their_reason(
         assert (deep.status, "nested too deeply" in reason_of(deep)) == (400, True)
         broken = client.ask("PUT", note, "{", JSON)
         assert broken.status == 400
-        assert json.loads(broken.text) == {"reason": "Invalid JSON"}  # type: ignore[attr-defined]
+        assert json.loads(broken.text) == {"reason": "Invalid JSON"}
         assert client.status("GET", f"/api/studies/{study.id}?after=x") == 400
         assert client.json(f"/api/studies/{study.id}?after=-1")["trials"]
         with study.engine.begin() as connection:
@@ -420,7 +420,7 @@ def test_read_only_refuses_every_change(study: Study, database: Database) -> Non
         for method, path in changes:
             answer = client.ask(method, path, "{}", JSON)
             assert answer.status == 403
-            assert "--read-only" in answer.text  # type: ignore[attr-defined]
+            assert "--read-only" in answer.text
         assert client.json(f"/api/studies/{study.id}")["trials"][-1]["state"] == "Running"
 
 
@@ -466,10 +466,10 @@ def test_the_login_guards_every_path(study: Study, database: Database, base: str
         ):
             location = client.log_in(PASSWORD, where=place).getheader("Location") or ""
             assert location.startswith(f"{base}/dashboard")
-        assert "<script>" not in client.ask("GET", '/login?next="><script>').text  # type: ignore[attr-defined]
+        assert "<script>" not in client.ask("GET", '/login?next="><script>').text
 
 
-def attributes_of_cookie(answer: HTTPResponse) -> set[str]:
+def attributes_of_cookie(answer: Answer) -> set[str]:
     return set((answer.getheader("Set-Cookie") or "").split("; "))
 
 
@@ -502,7 +502,7 @@ def test_after_ten_wrong_passwords_an_address_must_wait(database: Database) -> N
         late = client.log_in(PASSWORD)
         assert late.status == 429
         assert 0 < int(late.getheader("Retry-After") or 0) <= WAIT_SECONDS + 1
-        assert "Wait 5 min" in late.text  # type: ignore[attr-defined]
+        assert "Wait 5 min" in late.text
         assert client.log_in(PASSWORD, {"X-Forwarded-For": "10.0.0.9"}).status == 303
 
 
@@ -588,7 +588,7 @@ def test_a_logout_ends_the_session_also_for_who_kept_its_cookie(
         client.log_in(PASSWORD)
         mine = client.cookie
         page = client.ask("GET", "/dashboard/studies/1")
-        assert f'<form method="post" action="{base}/logout"' in page.text  # type: ignore[attr-defined]
+        assert f'<form method="post" action="{base}/logout"' in page.text
         assert page.getheader("Cache-Control") == "no-store"
         # Neither a link nor another page can end a session.
         assert client.status("GET", "/logout") == 405
@@ -604,7 +604,7 @@ def test_a_logout_ends_the_session_also_for_who_kept_its_cookie(
         client.cookie = other
         assert client.status("GET", "/api/studies") == 200
     with dashboard(database, base=base) as client:
-        assert "Log out" not in client.ask("GET", "/dashboard").text  # type: ignore[attr-defined]
+        assert "Log out" not in client.ask("GET", "/dashboard").text
         assert client.status("POST", "/logout") == 404
 
 
@@ -620,7 +620,7 @@ def test_the_page_and_its_script_are_sent_whole_whatever_is_asked_for(
             for headers in ({"Range": "bytes=0-9"}, {"If-None-Match": tag}):
                 assert client.ask("GET", path, headers=headers).status in (200, 206, 304)
             head = client.ask("HEAD", path)
-            assert (head.status, head.text) == (200, "")  # type: ignore[attr-defined]
+            assert (head.status, head.text) == (200, "")
 
 
 @pytest.mark.parametrize("sent", [b"GET /api/studies HTTP/1.1\r\nX: ", b"", LONG_BODY])

@@ -257,13 +257,13 @@ def test_a_home_of_an_earlier_version_gets_a_role_without_rights(fresh: Embedded
     assert rows(fresh.start(), "SELECT id, kind FROM t ORDER BY 1") == [(1, "a"), (2, "b")]
 
 
-def python_as_nobody() -> tuple[list[str], dict[str, object]]:
+def python_as_nobody() -> tuple[list[str], dict[str, Any]]:
     """A Python that an unprivileged account may run: (command, options).
 
     It has this one's version and packages.
     """
     paths = os.pathsep.join([str(Path(hpo.__file__).parents[1]), sysconfig.get_path("purelib")])
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "user": 65534,
         "group": 65534,
         "extra_groups": [],
@@ -273,7 +273,7 @@ def python_as_nobody() -> tuple[list[str], dict[str, object]]:
     for python in (sys.executable, "/usr/bin/python3"):
         try:
             code = "import hpo.store.database, sys; print(sys.version_info[:2])"
-            done = subprocess.run([python, "-c", code], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+            done = subprocess.run([python, "-c", code], capture_output=True, text=True, **options)
         except OSError:
             continue
         if done.stdout.strip() == str(sys.version_info[:2]):
@@ -291,7 +291,7 @@ def test_the_embedded_server_works_as_a_normal_user(private_folder: Path) -> Non
     folder.mkdir()
     os.chown(folder, 65534, 65534)
     line = [*command, "-c", STARTER + "server.stop()", str(folder)]
-    done = subprocess.run(line, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    done = subprocess.run(line, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
     assert (folder / "postgres" / "data").stat().st_uid == 65534
 

@@ -133,8 +133,7 @@ def test_a_worker_trains_on_without_its_database_and_reports_everything_afterwar
         outage.end()
 
     worker = parts.worker(study, stop)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     with meanwhile(end_when_trained), caplog.at_level("WARNING"):
         outcome = worker.run_trial(trial)
     assert reached == [6]
@@ -176,8 +175,7 @@ def test_a_worker_cut_off_beyond_its_lease_writes_no_weights_until_it_may(
         outage.end()
 
     worker = parts.worker(study, stop)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     with meanwhile(end_when_trained), caplog.at_level("WARNING"):
         assert isinstance(worker.run_trial(trial), Completed)
     assert written_while_away == []
@@ -335,8 +333,7 @@ def test_a_training_that_hangs_loses_its_lease_and_writes_nothing_afterwards(
         return False
 
     worker = Worker(study, data, tmp_path, RECORD, stop)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     assert worker.run_trial(trial) is None
     assert taken == [0]
     assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path / "trial-0")] == [2]
@@ -372,8 +369,7 @@ def test_a_budget_that_is_spent_ends_trials_with_a_checkpoint(
     parts.space.write_text(long(100_000, 2).replace("trials: 4", budget))
     study = parts.study()
     worker = parts.worker(study, lambda: False)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     outcome = worker.run_trial(trial)
     assert isinstance(outcome, Interrupted)
     assert "worker-hours are spent" in outcome.reason

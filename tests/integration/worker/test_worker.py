@@ -16,7 +16,6 @@ from helpers.data import recordings
 from helpers.script_studies import create_study, study_file
 from helpers.studies import (
     DIVERGED,
-    RECORD,
     TINY,
     claim,
     completed,
@@ -86,8 +85,7 @@ def test_training_that_is_not_finite_stops_at_its_step(
     tiny_space.write_text(space.replace("baseline: {}", wild))
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     outcome = worker.run_trial(trial)
     assert isinstance(outcome, Stopped)
     assert outcome.stop.cause == "non-finite"
@@ -213,8 +211,7 @@ def test_a_worker_halted_beyond_its_lease_keeps_off_the_best_weights_of_the_next
 ) -> None:
     study = make_study(load_spec(tiny_space))
     best = tmp_path / "trial-0" / "best.safetensors"
-    trial = study.claim(Process.this(), RECORD)
-    assert trial is not None
+    trial = claim(study, Process.this())
 
     def stop() -> bool:
         """After step 2 the lease has run out, on this side too. Nobody else has the trial yet."""
@@ -240,8 +237,7 @@ def test_an_outcome_that_was_not_stored_leaves_the_last_checkpoint(
     """The trial is taken at its last step: the next attempt has nothing to train any more."""
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     attempt = Attempt(worker, trial, tmp_path / "trial-0")
     assert isinstance(attempt.run(), Completed)
     config = decoder_config(study.spec, trial.config.flat())
@@ -261,8 +257,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_the_checkpoint_not_the_trial(
     tiny_space.write_text(TINY + "attempts: {checkpoint_seconds: 0}")
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     assert isinstance(worker.run_trial(trial), Completed)
 
 
@@ -271,8 +266,7 @@ def test_a_worker_whose_trial_was_taken_writes_nothing(
 ) -> None:
     study = make_study(load_spec(tiny_space))
     worker = worker_for(study, data, tmp_path)
-    trial = study.claim(worker.process, RECORD)
-    assert trial is not None
+    trial = claim(study, worker.process)
     with study.engine.begin() as connection:
         connection.execute(text("UPDATE hpo_trial SET lease = 'another'"))
     assert worker.run_trial(trial) is None

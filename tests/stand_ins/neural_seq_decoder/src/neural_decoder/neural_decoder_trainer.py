@@ -46,7 +46,8 @@ def configured(overrides: list[str]) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         config = yaml.safe_load(file)
     for override in overrides:
-        plus, name, text = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", override, re.DOTALL)
+        plus, name, text = match.groups()
         if not plus and name not in config:
             sys.exit(f"Could not override '{name}'. To append to your config use +{override}")
         if plus == "+" and name in config:
