@@ -1,7 +1,11 @@
 """The version of the code that shapes results: which changes of the code change it."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from helpers.script_studies import study_file
+
+from hpo.space.load import load_spec
 from hpo.study.version import (
     PACKAGE,
     SAME_RESULTS,
@@ -75,3 +79,13 @@ def test_earlier_versions_with_the_same_results_are_known() -> None:
     for version, earlier in SAME_RESULTS.items():
         assert same_results(version, earlier[0])
         assert not same_results("0.1.0 00000000", earlier[0])
+
+
+def test_studies_of_scripts_of_earlier_versions_fit_as_long_as_nothing_changed(
+    tmp_path: Path,
+) -> None:
+    version, _, _ = code_version(load_spec(study_file(tmp_path))).partition(" script ")
+    assert same_results(version, "0.1.0 2422ad43"), (
+        "compare the trials of a study of tests/stand_ins/many_ways with commit 43de254, "
+        "then enter the version"
+    )
